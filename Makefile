@@ -1,0 +1,27 @@
+# The commands of everyday work. `make` alone lists them. The work itself is done by scripts/.
+
+# Built things are kept outside the source tree, shared by all clones of one user.
+cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/wye
+export CARGO_TARGET_DIR ?= $(cache)/target
+
+.PHONY: help demo build test check fmt
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: build ## install what is missing, build, and run Wye with a simulated plant and city
+	$(CARGO_TARGET_DIR)/release/wye demo
+
+# All of the workspace is selected so that the tests find the same dependencies built.
+build: ## install what is missing and build the program
+	scripts/install-deps.sh run
+	cargo build --locked --release --workspace --bins
+
+test: ## install what is missing and run everything that CI runs
+	scripts/gate.sh
+
+check: ## the part of the tests that runs no program: format, spelling, dependencies, lints, docs
+	scripts/gate.sh check
+
+fmt: ## format the code
+	cargo fmt --all

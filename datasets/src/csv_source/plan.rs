@@ -1,0 +1,168 @@
+//! A mapping laid on one file's header: column names become column numbers. It must not know any row.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow::array::StringArray;
+use csv::ByteRecord;
+
+use crate::csv_source::device_from_file_name;
+use crate::error::DatasetError;
+use crate::mapping::time::{Parts, TextFormat, TimeRule, Zone};
+use crate::mapping::{DeviceRule, Mapping, Missing, Origin};
+
+/// What to take from each row.
+pub(super) struct Plan {
+    pub(super) columns: usize,
+    pub(super) names: Vec<String>,
+    pub(super) decimal_mark: u8,
+    pub(super) missing: Missing,
+    pub(super) time: TimePlan,
+    pub(super) device: DevicePlan,
+    pub(super) tags: Vec<(String, TagValue)>,
+    pub(super) metrics: Vec<MetricPlan>,
+    pub(super) metric_names: Arc<StringArray>,
+    pub(super) units: Arc<StringArray>,
+}
+
+pub(super) enum TimePlan {
+    Text {
+        columns: Vec<usize>,
+        format: TextFormat,
+    },
+    /// Year, month, day, hour, minute, second; one that is not there is 0.
+    Parts {
+        columns: [Option<usize>; 6],
+        zone: Zone,
+    },
+}
+
+pub(super) enum DevicePlan {
+    Constant(String),
+    Column { column: usize, prefix: String },
+}
+
+pub(super) enum TagValue {
+    Constant(String),
+    Column(usize),
+}
+
+pub(super) struct MetricPlan {
+    pub(super) column: usize,
+    pub(super) scale: f64,
+    pub(super) offset: f64,
+    /// Index of the unit among `units`, or -1.
+    pub(super) unit: i32,
+}
+
+impl Plan {
+    pub(super) fn new(mapping: &Mapping, header: &ByteRecord, path: &Path) -> Result<Self, DatasetError> {
+        let header = Header { mapping, path, names: header };
+        let mut units = Vec::<&str>::new();
+        let mut metrics = Vec::new();
+        for (index, metric) in mapping.metrics.iter().enumerate() {
+            let unit = metric.unit.as_deref().map_or(-1, |unit| {
+                let known = units.iter().position(|other| *other == unit);
+                known.unwrap_or_else(|| {
+                    units.push(unit);
+                    units.len() - 1
+                }) as i32
+            });
+            let column = header.find(&format!("metric[{index}].column"), &metric.column)?;
+            metrics.push(MetricPlan { column, scale: metric.scale, offset: metric.offset, unit });
+        }
+        Ok(Self {
+            columns: header.names.len(),
+            names: header.names.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect(),
+            decimal_mark: mapping.decimal_mark,
+            missing: mapping.missing.clone(),
+            time: header.time()?,
+            device: header.device()?,
+            tags: header.tags()?,
+            metrics,
+            metric_names: Arc::new(StringArray::from_iter_values(
+                mapping.metrics.iter().map(|m| m.name.as_str()),
+            )),
+            units: Arc::new(StringArray::from(units)),
+        })
+    }
+}
+
+struct Header<'a> {
+    mapping: &'a Mapping,
+    path: &'a Path,
+    names: &'a ByteRecord,
+}
+
+impl Header<'_> {
+    fn find(&self, key: &str, column: &str) -> Result<usize, DatasetError> {
+        let mut places =
+            self.names.iter().enumerate().filter(|(_, name)| name.trim_ascii() == column.as_bytes());
+        let fail = |problem| DatasetError::Mapping {
+            path: self.mapping.source.clone(),
+            key: key.to_owned(),
+            problem,
+        };
+        match (places.next(), places.next()) {
+            (Some((place, _)), None) => Ok(place),
+            (Some(_), Some(_)) => {
+                let file = self.path.display();
+                Err(fail(format!(
+                    "`{column}` stands twice in the header of {file}; rename one of the two there"
+                )))
+            }
+            (None, _) => {
+                let there: Vec<_> = self.names.iter().map(String::from_utf8_lossy).collect();
+                let (file, there) = (self.path.display(), there.join(", "));
+                Err(fail(format!("`{column}` is no column of {file}; write one of: {there}")))
+            }
+        }
+    }
+
+    fn time(&self) -> Result<TimePlan, DatasetError> {
+        match &self.mapping.time {
+            TimeRule::Text { columns, format } => {
+                let columns: Result<_, _> =
+                    columns.iter().map(|column| self.find("time.columns", column)).collect();
+                Ok(TimePlan::Text { columns: columns?, format: format.clone() })
+            }
+            TimeRule::Parts { parts: Parts { year, month, day, hour, minute, second }, zone } => {
+                let find = |part: &str, column: &str| self.find(&format!("time.parts.{part}"), column);
+                let find_some = |part, column: &Option<String>| {
+                    column.as_ref().map(|column| find(part, column)).transpose()
+                };
+                let columns = [
+                    Some(find("year", year)?),
+                    Some(find("month", month)?),
+                    Some(find("day", day)?),
+                    find_some("hour", hour)?,
+                    find_some("minute", minute)?,
+                    find_some("second", second)?,
+                ];
+                Ok(TimePlan::Parts { columns, zone: *zone })
+            }
+        }
+    }
+
+    fn device(&self) -> Result<DevicePlan, DatasetError> {
+        Ok(match &self.mapping.device {
+            DeviceRule::Constant(device) => DevicePlan::Constant(device.clone()),
+            DeviceRule::FileName => DevicePlan::Constant(device_from_file_name(self.path)),
+            DeviceRule::Column { column, prefix } => {
+                DevicePlan::Column { column: self.find("device.column", column)?, prefix: prefix.clone() }
+            }
+        })
+    }
+
+    fn tags(&self) -> Result<Vec<(String, TagValue)>, DatasetError> {
+        let mut tags = Vec::new();
+        for (key, origin) in &self.mapping.tags {
+            let value = match origin {
+                Origin::Constant(value) => TagValue::Constant(value.clone()),
+                Origin::Column(column) => TagValue::Column(self.find(&format!("tags.{key}.column"), column)?),
+            };
+            tags.push((key.clone(), value));
+        }
+        Ok(tags)
+    }
+}

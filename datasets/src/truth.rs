@@ -1,0 +1,75 @@
+//! What a simulation knows to be right: count, sum, min and max of the distinct readings that it has handed out, by
+//! device, metric and 1-minute window. It must not know how they got out of order on their way.
+
+use std::collections::BTreeMap;
+
+use wye_domain::time::{SECOND, WindowSize};
+
+/// One series in one minute.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TruthRow<'a> {
+    /// Who measured.
+    pub device_id: &'a str,
+    /// What was measured.
+    pub metric: &'a str,
+    /// Start of the minute, UTC microseconds.
+    pub window_start: i64,
+    /// The readings of this minute, each counted once.
+    pub summary: TruthSummary,
+}
+
+/// The readings of one window, each counted once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct TruthSummary {
+    /// How many.
+    pub count: u64,
+    /// Their sum. It is exact where every value is a multiple of one power of two, as a simulation's values are.
+    pub sum: f64,
+    /// The least.
+    pub min: f64,
+    /// The greatest.
+    pub max: f64,
+}
+
+/// Summaries by window and series; series are numbers here.
+#[derive(Debug)]
+pub(crate) struct Truth {
+    series: usize,
+    windows: BTreeMap<i64, Vec<Option<TruthSummary>>>,
+}
+
+impl Truth {
+    pub(crate) fn new(series: usize) -> Self {
+        Self { series, windows: BTreeMap::new() }
+    }
+
+    pub(crate) fn add(&mut self, series: usize, event_time: i64, value: f64) {
+        let window =
+            self.windows.entry(minute().start_of(event_time)).or_insert_with(|| vec![None; self.series]);
+        match &mut window[series] {
+            Some(summary) => {
+                summary.count += 1;
+                summary.sum += value;
+                summary.min = summary.min.min(value);
+                summary.max = summary.max.max(value);
+            }
+            empty => *empty = Some(TruthSummary { count: 1, sum: value, min: value, max: value }),
+        }
+    }
+
+    /// Window start, series and summary, in this order of sorting.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (i64, usize, TruthSummary)> {
+        self.windows.iter().flat_map(|(&start, window)| {
+            let known = window.iter().enumerate();
+            known.filter_map(move |(series, summary)| summary.map(|summary| (start, series, summary)))
+        })
+    }
+
+    pub(crate) fn forget_before(&mut self, window_start: i64) {
+        self.windows = self.windows.split_off(&window_start);
+    }
+}
+
+fn minute() -> WindowSize {
+    WindowSize::from_micros(60 * SECOND).expect("a minute is longer than nothing")
+}

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# The gate: everything that must hold before a change goes in. `make test` and the CI run exactly this.
+#
+#   scripts/gate.sh          all of it
+#   scripts/gate.sh check    only what needs no running program: format, spelling, dependencies, lints, docs
+#
+# Two build directories, both shared with everyday work and never for the same thing: `check` (development profile) for
+# lints and documentation, `target` (release profile) for the program and its tests. Every cargo command selects the whole
+# workspace, so that features unify alike in all of them and no dependency is built a second time.
+set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$wye_root"
+
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$wye_cache/target}"
+check_dir="${WYE_CHECK_DIR:-$wye_cache/check}"
+kafka_dir=
+summary=()
+current=
+
+# step NAME COMMAND...: runs it, and says how long it took. The first failure ends the gate.
+step() {
+    local started=$SECONDS
+    current="$1"
+    shift
+    say "== $current"
+    "$@" </dev/null
+    summary+=("$(printf '%5d s  %s' $((SECONDS - started)) "$current")")
+    current=
+}
+
+finish() {
+    local status=$?
+    if [ -n "$kafka_dir" ]; then
+        scripts/kafka.sh stop "$kafka_dir" || true
+        rm -rf "$kafka_dir"
+    fi
+    say
+    if [ ${#summary[@]} -gt 0 ]; then printf '%s\n' "${summary[@]}" >&2; fi
+    if [ "$status" -eq 0 ]; then
+        say "gate passed in $SECONDS s"
+    else
+        say "gate FAILED${current:+ at: $current}"
+    fi
+    exit "$status"
+}
+trap finish EXIT
+# An interrupt ends the gate by way of `finish` as well.
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+in_check_dir() { CARGO_TARGET_DIR="$check_dir" "$@"; }
+
+prepare() {
+    scripts/install-deps.sh test
+    python="$(scripts/venv.sh)"
+    tools="$(scripts/tools.sh)"
+}
+
+documentation() { RUSTDOCFLAGS="-D warnings" in_check_dir cargo doc --locked --workspace --no-deps; }
+
+start_kafka() {
+    kafka_dir="$(mktemp -d "${TMPDIR:-/tmp}/wye-kafka.XXXXXX")"
+    scripts/kafka.sh start "$kafka_dir"
+}
+
+static_checks() {
+    step "prepare: system packages, Python environment, cargo tools" prepare
+    step "format" cargo fmt --all --check
+    step "spelling" "$(dirname "$python")/typos"
+    step "dependencies: versions, licences, sources" "$tools/cargo-deny" --locked check bans licenses sources
+    step "dependencies: unused" "$tools/cargo-machete" --skip-target-dir
+    step "lints" in_check_dir cargo clippy --locked --workspace --all-targets -- -D warnings
+    step "documentation" documentation
+}
+
+tests() {
+    step "build" cargo build --locked --release --workspace --bins --tests
+    step "start Apache Kafka" start_kafka
+    WYE_TEST_KAFKA="$(cat "$kafka_dir/bootstrap")"
+    export WYE_TEST_KAFKA
+    export WYE_TEST_PYTHON="$python"
+    step "tests" cargo test --locked --release --workspace --tests
+    step "documentation tests" cargo test --locked --release --workspace --doc
+}
+
+case "${1:-all}" in
+    check) static_checks ;;
+    all)
+        static_checks
+        tests
+        ;;
+    *) fail "usage: gate.sh [check]" ;;
+esac

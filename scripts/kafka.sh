@@ -1,0 +1,183 @@
+#!/usr/bin/env bash
+# A real Apache Kafka 4.1 on this machine: one KRaft node for tests, from Maven Central, without a container.
+#
+#   scripts/kafka.sh start DIR     start it with its data in DIR; returns once it answers; DIR/bootstrap holds its address
+#   scripts/kafka.sh stop DIR      stop it
+#   scripts/kafka.sh status DIR    say whether it runs; exit 0 if so, 1 if not
+#   scripts/kafka.sh fetch         only fetch the jars
+#
+# Needs java and mvn (scripts/install-deps.sh test).
+set -euo pipefail
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+version=4.1.0
+libs="$wye_cache/kafka-$version"
+ready_seconds=90
+stop_seconds=30
+mib=$((1024 * 1024))
+
+usage() {
+    say "usage: kafka.sh start|stop|status DIR, or kafka.sh fetch"
+    exit 2
+}
+
+fetch() {
+    [ -e "$libs/.complete" ] && return
+    have mvn || fail "maven is missing: run scripts/install-deps.sh test"
+    say "fetching Apache Kafka $version from Maven Central ..."
+    mkdir -p "$libs"
+    mvn -q -B -f "$wye_root/scripts/kafka/pom.xml" dependency:copy-dependencies \
+        -DoutputDirectory="$libs" -DincludeScope=runtime </dev/null >&2
+    touch "$libs/.complete"
+}
+
+# Two different free ports: both stay bound until both are known.
+free_ports() {
+    python3 -c '
+import socket
+held = [socket.socket() for _ in range(2)]
+for s in held:
+    s.bind(("127.0.0.1", 0))
+print(*(s.getsockname()[1] for s in held))'
+}
+
+# The process id if the broker of this directory is alive. A recycled process id does not count.
+alive() {
+    local pid
+    pid="$(cat "$dir/pid" 2>/dev/null)" || return 1
+    tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "$dir/server.properties" || return 1
+    echo "$pid"
+}
+
+# Whether the broker answers the Kafka protocol: an ApiVersions request, version 0, correlation id 7, must come back
+# with that id and error code 0. Brokers refuse to process requests until they have joined the cluster.
+answers() {
+    local port="$1" answer
+    # length 13, api key 18, api version 0, correlation id 7, client id "wye"
+    # shellcheck disable=SC2016 # the inner shell expands it
+    answer="$(timeout 5 bash -c '
+        exec 3<>"/dev/tcp/127.0.0.1/$1" || exit 1
+        printf "\x00\x00\x00\x0d\x00\x12\x00\x00\x00\x00\x00\x07\x00\x03wye" >&3
+        head -c 10 <&3 | od -An -tx1 | tr -d " \n"' ask "$port" 2>/dev/null)" || return 1
+    [ "${answer:8}" = "000000070000" ]
+}
+
+write_properties() {
+    local broker_port="$1" controller_port="$2"
+    cat >"$dir/server.properties" <<EOF
+process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:$controller_port
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:$broker_port,CONTROLLER://127.0.0.1:$controller_port
+advertised.listeners=PLAINTEXT://127.0.0.1:$broker_port
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs=$dir/data
+# One node: nothing to replicate to, and a consumer group need not wait for members that do not exist.
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=4
+transaction.state.log.replication.factor=1
+transaction.state.log.num.partitions=4
+transaction.state.log.min.isr=1
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+group.initial.rebalance.delay.ms=0
+# Topics are created on purpose, with their settings, or not at all.
+auto.create.topics.enable=false
+# Columnar batches are large messages.
+message.max.bytes=$((16 * mib))
+replica.fetch.max.bytes=$((16 * mib))
+socket.request.max.bytes=$((100 * mib))
+EOF
+}
+
+launch() {
+    local ports pid deadline
+    ports="$(free_ports)"
+    # shellcheck disable=SC2086 # two words on purpose
+    write_properties $ports
+    local port="${ports%% *}"
+    if [ ! -e "$dir/data/meta.properties" ]; then
+        local id
+        id="$(java -cp "$libs/*" kafka.tools.StorageTool random-uuid 2>/dev/null)"
+        java -cp "$libs/*" kafka.tools.StorageTool format -t "$id" -c "$dir/server.properties" >"$dir/kafka.log" 2>&1 \
+            || fail "cannot format $dir/data: see $dir/kafka.log"
+    fi
+    # A session of its own, so that an interrupt at the terminal reaches the tests and not the broker below them.
+    setsid java -Xms256m -Xmx512m -XX:+UseG1GC \
+        "-Dlog4j2.configurationFile=$wye_root/scripts/kafka/log4j2.properties" \
+        -cp "$libs/*" kafka.Kafka "$dir/server.properties" </dev/null >>"$dir/kafka.log" 2>&1 &
+    pid=$!
+    echo "$pid" >"$dir/pid"
+    deadline=$((SECONDS + ready_seconds))
+    until answers "$port"; do
+        kill -0 "$pid" 2>/dev/null || return 1
+        if [ "$SECONDS" -ge "$deadline" ]; then
+            kill -KILL "$pid" 2>/dev/null || true
+            fail "Kafka did not answer within $ready_seconds s: see $dir/kafka.log"
+        fi
+        sleep 0.2
+    done
+    echo "127.0.0.1:$port" >"$dir/bootstrap.new"
+    mv "$dir/bootstrap.new" "$dir/bootstrap"
+}
+
+start() {
+    have java || fail "java is missing: run scripts/install-deps.sh test"
+    mkdir -p "$dir"
+    if alive >/dev/null; then
+        say "Kafka already runs at $(cat "$dir/bootstrap")"
+        return
+    fi
+    rm -f "$dir/bootstrap"
+    once "kafka-$version" fetch
+    # Somebody else may take a port between the choice and the start.
+    for _ in 1 2 3; do
+        if launch; then
+            say "Kafka $version at $(cat "$dir/bootstrap")"
+            return
+        fi
+        grep -q 'Address already in use\|BindException' "$dir/kafka.log" || break
+    done
+    tail -n 20 "$dir/kafka.log" >&2
+    fail "Kafka did not start: see $dir/kafka.log"
+}
+
+stop() {
+    local pid deadline
+    if ! pid="$(alive)"; then
+        say "no Kafka runs in $dir"
+        return
+    fi
+    kill -TERM "$pid"
+    deadline=$((SECONDS + stop_seconds))
+    while alive >/dev/null; do
+        if [ "$SECONDS" -ge "$deadline" ]; then
+            say "Kafka did not stop within $stop_seconds s: killed"
+            kill -KILL "$pid"
+            break
+        fi
+        sleep 0.2
+    done
+    rm -f "$dir/pid" "$dir/bootstrap"
+}
+
+status() {
+    if alive >/dev/null; then
+        say "running at $(cat "$dir/bootstrap" 2>/dev/null || echo 'an address not known yet')"
+    else
+        say "not running"
+        return 1
+    fi
+}
+
+case "${1:-}" in
+    fetch) once "kafka-$version" fetch ;;
+    start | stop | status)
+        [ $# -eq 2 ] || usage
+        dir="$(realpath -m "$2")"
+        "$1"
+        ;;
+    *) usage ;;
+esac

@@ -1,0 +1,65 @@
+//! The error of this crate, and the closed set of kinds that every crate of Wye sorts its errors into.
+
+/// What a caller can do about an error. Only [`ErrorKind::Conflict`] and [`ErrorKind::Unavailable`] are worth a retry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request or the input is wrong; it stays wrong when repeated.
+    Invalid,
+    /// The named thing does not exist.
+    NotFound,
+    /// Somebody else was first; look again and decide anew.
+    Conflict,
+    /// A part that is needed is away; later may go well.
+    Unavailable,
+    /// Stored bytes are not what they must be.
+    Corrupt,
+    /// A fault of the program.
+    Internal,
+}
+
+/// What can go wrong with pure values, by operation.
+#[derive(Debug, thiserror::Error)]
+pub enum DomainError {
+    /// A duration, time or window text cannot be read.
+    #[error("cannot read {text:?} as {expected}")]
+    Parse {
+        /// What was given.
+        text: String,
+        /// What would have been understood.
+        expected: &'static str,
+    },
+    /// A metric definition or a registry entry breaks a rule.
+    #[error("{place}: {problem}; {remedy}")]
+    Define {
+        /// Which entry, by name.
+        place: String,
+        /// What is wrong with it.
+        problem: String,
+        /// What to write instead.
+        remedy: String,
+    },
+    /// Stored or received bytes do not decode.
+    #[error("cannot decode {what}: {reason}")]
+    Decode {
+        /// The kind of thing.
+        what: &'static str,
+        /// Why it does not decode.
+        reason: String,
+    },
+    /// A record batch does not have the columns that it must have.
+    #[error("record batch has no usable column {column:?}")]
+    Shape {
+        /// The name of the missing or mistyped column.
+        column: &'static str,
+    },
+}
+
+impl DomainError {
+    /// What the caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Parse { .. } | Self::Define { .. } => ErrorKind::Invalid,
+            Self::Decode { .. } | Self::Shape { .. } => ErrorKind::Corrupt,
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Records of the realtime-views topic: the beginning of an epoch, and flushes of changed rows.
+//!
+//! A record is `WYR\x01`, the length of a JSON header (u32, little endian), the header, and for rows an Arrow IPC
+//! stream with the columns `series` (see [`crate::series::SeriesKey::encode`]), `window_start` and those of
+//! [`crate::summary_columns`]. A row is an absolute upsert: it holds the summary of all readings of its epoch below
+//! `through` for its series and window.
+//!
+//! Stability contract: a change of these bytes needs a new digit in the prefix.
+
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray};
+use arrow::datatypes::{Field, Schema, SchemaRef, TimestampMicrosecondType};
+use arrow::ipc::reader::StreamReader;
+use arrow::ipc::writer::StreamWriter;
+use serde::{Deserialize, Serialize};
+
+use crate::DomainError;
+use crate::reading::{TextBuilder, TextColumn, text_type, time_type};
+use crate::summary::Summary;
+use crate::summary_columns::{SummaryColumns, SummaryColumnsBuilder, schema_fields};
+
+const PREFIX: &[u8; 4] = b"WYR\x01";
+
+/// What a record is about.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Header {
+    /// A new owner: what older generations write after this is void.
+    Claim {
+        /// Who writes.
+        generation: i64,
+    },
+    /// The first record of an epoch by a generation.
+    Begin {
+        /// Who writes.
+        generation: i64,
+        /// The epoch's first readings offset.
+        epoch: i64,
+        /// The fingerprint of the metric definitions in force.
+        definitions: u64,
+        /// Whether everything known of this and later epochs is void.
+        reset: bool,
+    },
+    /// Changed rows of an epoch.
+    Rows {
+        /// Who writes.
+        generation: i64,
+        /// The epoch's first readings offset.
+        epoch: i64,
+        /// All readings of the epoch below this offset are in the rows.
+        through: i64,
+        /// Whether this is the last record of a flush: a checkpoint.
+        complete: bool,
+        /// The newest event time (µs) seen by the owner.
+        newest_event_time: i64,
+    },
+}
+
+impl Header {
+    /// Who writes.
+    pub fn generation(&self) -> i64 {
+        match self {
+            Self::Claim { generation } | Self::Begin { generation, .. } | Self::Rows { generation, .. } => {
+                *generation
+            }
+        }
+    }
+}
+
+/// A decoded record.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// What it is about.
+    pub header: Header,
+    /// The rows, if any.
+    pub rows: Option<RecordBatch>,
+}
+
+fn schema() -> SchemaRef {
+    let mut fields =
+        vec![Field::new("series", text_type(), false), Field::new("window_start", time_type(), false)];
+    fields.extend(schema_fields());
+    Arc::new(Schema::new(fields))
+}
+
+/// Collects rows into a batch.
+#[derive(Debug, Default)]
+pub struct RowsBuilder {
+    series: TextBuilder,
+    window_start: Vec<i64>,
+    summaries: SummaryColumnsBuilder,
+}
+
+impl RowsBuilder {
+    /// Appends a row: the stored form of its series, the window start (µs), the summary.
+    pub fn append(&mut self, series: &str, window_start: i64, summary: &Summary) {
+        self.series.append(Some(series));
+        self.window_start.push(window_start);
+        self.summaries.append(summary);
+    }
+
+    /// How many rows were appended.
+    pub fn len(&self) -> usize {
+        self.window_start.len()
+    }
+
+    /// Whether none was appended.
+    pub fn is_empty(&self) -> bool {
+        self.window_start.is_empty()
+    }
+
+    /// The rows; the builder is empty again.
+    pub fn finish(&mut self) -> RecordBatch {
+        let windows =
+            TimestampMicrosecondArray::from(std::mem::take(&mut self.window_start)).with_timezone("UTC");
+        let mut columns: Vec<ArrayRef> = vec![self.series.finish(), Arc::new(windows)];
+        columns.extend(self.summaries.finish());
+        RecordBatch::try_new(schema(), columns)
+            .expect("the builder's columns have the schema's types and one length")
+    }
+}
+
+/// Writes a record.
+pub fn encode(header: &Header, rows: Option<&RecordBatch>) -> Vec<u8> {
+    let header = serde_json::to_vec(header).expect("headers are always JSON");
+    let mut bytes =
+        Vec::with_capacity(header.len() + 64 + rows.map_or(0, RecordBatch::get_array_memory_size));
+    bytes.extend_from_slice(PREFIX);
+    bytes.extend_from_slice(&u32::try_from(header.len()).expect("a header is short").to_le_bytes());
+    bytes.extend_from_slice(&header);
+    if let Some(rows) = rows {
+        let mut writer =
+            StreamWriter::try_new(&mut bytes, &rows.schema()).expect("writing to memory cannot fail");
+        writer.write(rows).expect("writing to memory cannot fail");
+        writer.finish().expect("writing to memory cannot fail");
+    }
+    bytes
+}
+
+/// Reads a record.
+///
+/// # Errors
+/// [`DomainError::Decode`] when the bytes are something else.
+pub fn decode(bytes: &[u8]) -> Result<Record, DomainError> {
+    let corrupt = |reason: String| DomainError::Decode { what: "realtime record", reason };
+    let rest = bytes.strip_prefix(PREFIX).ok_or_else(|| corrupt("unknown prefix".to_owned()))?;
+    let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(|| corrupt("cut off".to_owned()))?;
+    let length = u32::from_le_bytes(*length) as usize;
+    let (header, rest) = rest.split_at_checked(length).ok_or_else(|| corrupt("cut off".to_owned()))?;
+    let header = serde_json::from_slice(header).map_err(|error| corrupt(error.to_string()))?;
+    let rows = if rest.is_empty() {
+        None
+    } else {
+        let mut reader = StreamReader::try_new(rest, None).map_err(|error| corrupt(error.to_string()))?;
+        let batch = reader.next().ok_or_else(|| corrupt("no batch".to_owned()))?;
+        Some(batch.map_err(|error| corrupt(error.to_string()))?)
+    };
+    Ok(Record { header, rows })
+}
+
+/// Typed access to a batch of rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Rows<'a> {
+    /// Stored forms of series.
+    pub series: TextColumn<'a>,
+    /// Window starts in µs.
+    pub window_start: &'a [i64],
+    /// The summaries.
+    pub summaries: SummaryColumns<'a>,
+}
+
+impl<'a> Rows<'a> {
+    /// Resolves the columns by name.
+    ///
+    /// # Errors
+    /// [`DomainError::Shape`] naming the first column that is absent or of another type.
+    pub fn of(batch: &'a RecordBatch) -> Result<Self, DomainError> {
+        let windows = batch
+            .column_by_name("window_start")
+            .and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>())
+            .ok_or(DomainError::Shape { column: "window_start" })?;
+        Ok(Self {
+            series: TextColumn::of(batch, "series")?,
+            window_start: windows.values(),
+            summaries: SummaryColumns::of(batch)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_back() {
+        let begin = Header::Begin { generation: 3, epoch: 7, definitions: u64::MAX, reset: true };
+        assert_eq!(decode(&encode(&begin, None)).unwrap().header, begin);
+        let header =
+            Header::Rows { generation: 3, epoch: 7, through: 9, complete: true, newest_event_time: -1 };
+        let mut builder = RowsBuilder::default();
+        let mut summary = Summary::EMPTY;
+        summary.add(2.5, 10);
+        builder.append("s", -60, &summary);
+        let record = decode(&encode(&header, Some(&builder.finish()))).unwrap();
+        assert_eq!(record.header, header);
+        let batch = record.rows.unwrap();
+        let rows = Rows::of(&batch).unwrap();
+        assert_eq!((rows.series.text(0), rows.window_start[0]), (Some("s"), -60));
+        assert_eq!(rows.summaries.summary(0).unwrap(), summary);
+    }
+
+    #[test]
+    fn other_bytes_are_refused() {
+        for bytes in [&b""[..], b"WYR\x02....", b"WYR\x01\xff\xff\xff\xff", b"WYR\x01\x02\0\0\0{}"] {
+            assert!(decode(bytes).is_err());
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! The device registry: which devices there are, how often they report, what they are part of, and which values of a
+//! reading name are plausible.
+
+use std::collections::BTreeMap;
+
+use hashbrown::HashMap;
+use serde::Deserialize;
+
+use crate::DomainError;
+
+/// A registry file as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegistryConfig {
+    /// `[[device]]` tables.
+    #[serde(default)]
+    pub device: Vec<DeviceConfig>,
+    /// `[[metric_limits]]` tables.
+    #[serde(default)]
+    pub metric_limits: Vec<LimitsConfig>,
+}
+
+/// One `[[device]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceConfig {
+    /// The device's name in its readings.
+    pub device_id: String,
+    /// How often it reports each of its metrics, such as `"1s"` or `"1h"`.
+    #[serde(default)]
+    pub reporting_interval: Option<String>,
+    /// The reading names that it reports; needed for expectations of groups that span devices.
+    #[serde(default)]
+    pub metrics: Vec<String>,
+    /// Further facts, usable in metric definitions by name.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// One `[[metric_limits]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsConfig {
+    /// The reading name.
+    pub metric: String,
+    /// The only unit that is right, where readings carry one.
+    #[serde(default)]
+    pub unit: Option<String>,
+    /// Smallest plausible value.
+    #[serde(default)]
+    pub min: Option<f64>,
+    /// Largest plausible value.
+    #[serde(default)]
+    pub max: Option<f64>,
+}
+
+/// What is known of one device.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Device {
+    /// Reporting interval in µs.
+    pub interval: Option<i64>,
+    /// Reported reading names.
+    pub metrics: Vec<String>,
+    /// Further facts.
+    pub attributes: BTreeMap<String, String>,
+}
+
+/// Plausible readings of one name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Limits {
+    /// The right unit.
+    pub unit: Option<String>,
+    /// Smallest plausible value.
+    pub min: Option<f64>,
+    /// Largest plausible value.
+    pub max: Option<f64>,
+}
+
+impl Limits {
+    /// Whether a value in a unit is plausible.
+    #[inline]
+    pub fn allow(&self, value: f64, unit: Option<&str>) -> bool {
+        self.min.is_none_or(|min| value >= min)
+            && self.max.is_none_or(|max| value <= max)
+            && match (&self.unit, unit) {
+                (Some(right), Some(given)) => right == given,
+                _ => true,
+            }
+    }
+}
+
+/// The checked registry.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    devices: HashMap<String, Device>,
+    limits: HashMap<String, Limits>,
+}
+
+/// How far (µs) an event time may lie after the ingest time before the device's clock is taken to be wrong.
+pub const CLOCK_TOLERANCE: i64 = 60 * crate::time::SECOND;
+
+impl Registry {
+    /// Checks a registry as written.
+    ///
+    /// # Errors
+    /// [`DomainError::Define`] naming the device or the reading name, the problem and what to write instead.
+    pub fn check(config: RegistryConfig) -> Result<Self, DomainError> {
+        let mut registry = Self::default();
+        for device in config.device {
+            let fail = |problem: String, remedy: &str| DomainError::Define {
+                place: format!("device {:?}", device.device_id),
+                problem,
+                remedy: remedy.to_owned(),
+            };
+            let interval = match &device.reporting_interval {
+                None => None,
+                Some(text) => Some(
+                    crate::time::WindowSize::parse(text)
+                        .map_err(|_| {
+                            fail(
+                                format!("reporting_interval {text:?} is no duration"),
+                                "write for example \"1s\" or \"1h\"",
+                            )
+                        })?
+                        .micros(),
+                ),
+            };
+            let facts =
+                Device { interval, metrics: device.metrics.clone(), attributes: device.attributes.clone() };
+            if registry.devices.insert(device.device_id.clone(), facts).is_some() {
+                return Err(fail("stands twice in the registry".to_owned(), "keep one entry"));
+            }
+        }
+        for limits in config.metric_limits {
+            let facts = Limits { unit: limits.unit, min: limits.min, max: limits.max };
+            if registry.limits.insert(limits.metric.clone(), facts).is_some() {
+                return Err(DomainError::Define {
+                    place: format!("metric_limits of {:?}", limits.metric),
+                    problem: "stands twice in the registry".to_owned(),
+                    remedy: "keep one entry".to_owned(),
+                });
+            }
+        }
+        Ok(registry)
+    }
+
+    /// What is known of a device.
+    pub fn device(&self, device_id: &str) -> Option<&Device> {
+        self.devices.get(device_id)
+    }
+
+    /// All devices, in no order.
+    pub fn devices(&self) -> impl Iterator<Item = (&str, &Device)> {
+        self.devices.iter().map(|(name, device)| (name.as_str(), device))
+    }
+
+    /// What is plausible for a reading name.
+    pub fn limits(&self, metric: &str) -> Option<&Limits> {
+        self.limits.get(metric)
+    }
+
+    /// A further fact of a device.
+    pub fn attribute(&self, device_id: &str, name: &str) -> Option<&str> {
+        self.devices.get(device_id)?.attributes.get(name).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_refuse_what_is_implausible() {
+        let limits = Limits { unit: Some("Cel".into()), min: Some(-50.0), max: Some(60.0) };
+        assert!(limits.allow(20.0, None));
+        assert!(limits.allow(20.0, Some("Cel")));
+        assert!(!limits.allow(20.0, Some("K")));
+        assert!(!limits.allow(61.0, None));
+    }
+}

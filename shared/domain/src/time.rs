@@ -1,0 +1,101 @@
+//! Times and windows in microseconds since the Unix epoch, the unit of every stored time in Wye.
+
+use crate::DomainError;
+
+/// Microseconds in a second.
+pub const SECOND: i64 = 1_000_000;
+
+/// The length of a tumbling window in microseconds; always positive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WindowSize(i64);
+
+impl WindowSize {
+    /// A window of `micros` microseconds; `None` unless positive.
+    pub fn from_micros(micros: i64) -> Option<Self> {
+        (micros > 0).then_some(Self(micros))
+    }
+
+    /// Reads a duration such as `"1m"`, `"15s"`, `"1h"` or `"1d"`.
+    ///
+    /// # Errors
+    /// [`DomainError::Parse`] when the text is no duration, is zero, or is finer than a microsecond.
+    pub fn parse(text: &str) -> Result<Self, DomainError> {
+        let refuse = || DomainError::Parse {
+            text: text.to_owned(),
+            expected: "a window length such as \"1m\" or \"1h\"",
+        };
+        let duration = humantime::parse_duration(text).map_err(|_| refuse())?;
+        i64::try_from(duration.as_micros()).ok().and_then(Self::from_micros).ok_or_else(refuse)
+    }
+
+    /// The length in microseconds.
+    pub fn micros(self) -> i64 {
+        self.0
+    }
+
+    /// The start of the window that holds `event_time` (µs): aligned to the epoch, right before 1970 too.
+    #[inline]
+    pub fn start_of(self, event_time: i64) -> i64 {
+        event_time.saturating_sub(event_time.rem_euclid(self.0))
+    }
+
+    /// Whether every window of `self` is made of whole windows of `finer`.
+    pub fn is_multiple_of(self, finer: Self) -> bool {
+        self.0 % finer.0 == 0
+    }
+}
+
+impl std::fmt::Display for WindowSize {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (day, hour, minute) = (86_400 * SECOND, 3_600 * SECOND, 60 * SECOND);
+        for (unit, name) in [(day, "d"), (hour, "h"), (minute, "m"), (SECOND, "s"), (1_000, "ms")] {
+            if self.0 % unit == 0 {
+                return write!(f, "{}{name}", self.0 / unit);
+            }
+        }
+        write!(f, "{}us", self.0)
+    }
+}
+
+/// Reads an RFC 3339 time into microseconds.
+///
+/// # Errors
+/// [`DomainError::Parse`] when the text is not RFC 3339.
+pub fn parse_rfc3339(text: &str) -> Result<i64, DomainError> {
+    chrono::DateTime::parse_from_rfc3339(text).map(|time| time.timestamp_micros()).map_err(|_| {
+        DomainError::Parse {
+            text: text.to_owned(),
+            expected: "an RFC 3339 time such as 2026-01-31T12:00:00Z",
+        }
+    })
+}
+
+/// Writes microseconds as RFC 3339 in UTC, with as many fraction digits as are needed (none, 3 or 6).
+pub fn format_rfc3339(micros: i64) -> String {
+    match chrono::DateTime::from_timestamp_micros(micros) {
+        Some(time) => time.to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true),
+        None => format!("{micros}us"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_are_aligned_before_1970_too() {
+        let minute = WindowSize::parse("1m").unwrap();
+        assert_eq!(minute.start_of(61 * SECOND), 60 * SECOND);
+        assert_eq!(minute.start_of(-1), -60 * SECOND);
+        assert_eq!(minute.start_of(-60 * SECOND), -60 * SECOND);
+    }
+
+    #[test]
+    fn sizes_print_as_they_are_written() {
+        for text in ["1m", "90s", "1h", "1d", "250ms"] {
+            assert_eq!(WindowSize::parse(text).unwrap().to_string(), text);
+        }
+        assert!(WindowSize::parse("0s").is_err());
+        assert!(WindowSize::parse("soon").is_err());
+    }
+}

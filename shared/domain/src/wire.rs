@@ -1,0 +1,177 @@
+//! The wire format of the `readings` topic, and the rules by which a reading is accepted.
+//!
+//! A message is either **JSON** (one object or an array of them) or, for bulk, **Arrow**: `WYE\x01` and an Arrow IPC
+//! stream with the columns of [`crate::reading`] (texts may be plain, times in any unit, optional columns absent).
+//! What is not accepted becomes a [`Rejected`] with its bytes and a reason; it never stops the rest.
+//!
+//! Acceptance depends only on the message and the ingest time that the log gave it, so that every reader of the log
+//! comes to the same decision.
+//!
+//! Stability contract: version 1 is the prefix above and the JSON fields below; new fields are optional.
+
+mod arrow_form;
+mod json_form;
+
+pub use arrow_form::encode;
+pub use json_form::encode as encode_json;
+
+use arrow::array::RecordBatch;
+
+use crate::reading::ReadingBatchBuilder;
+
+/// The prefix of an Arrow message: three letters and the version of the wire format.
+pub const ARROW_PREFIX: &[u8; 4] = b"WYE\x01";
+
+/// The longest device, metric or unit name in bytes.
+pub const LONGEST_NAME: usize = 512;
+
+/// Why something was not accepted. The name goes into dead letters and telemetry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// The payload has no bytes.
+    Empty,
+    /// The text is not UTF-8.
+    NotUtf8,
+    /// The text is not JSON.
+    NotJson,
+    /// A required field is absent or null.
+    MissingField,
+    /// A field is of the wrong type.
+    WrongType,
+    /// A name is empty or too long.
+    BadName,
+    /// The value is NaN or infinite.
+    NotFinite,
+    /// The event time is before the earliest plausible time or too far after the ingest time.
+    EventTimeOutOfRange,
+    /// The prefix announces an unknown version of the wire format.
+    UnknownVersion,
+    /// The Arrow stream does not decode or lacks columns.
+    BadArrow,
+    /// The payload is larger than a message may be.
+    TooLarge,
+}
+
+impl Reason {
+    /// The name in dead letters, answers and telemetry.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Empty => "empty",
+            Self::NotUtf8 => "not_utf8",
+            Self::NotJson => "not_json",
+            Self::MissingField => "missing_field",
+            Self::WrongType => "wrong_type",
+            Self::BadName => "bad_name",
+            Self::NotFinite => "not_finite",
+            Self::EventTimeOutOfRange => "event_time_out_of_range",
+            Self::UnknownVersion => "unknown_version",
+            Self::BadArrow => "bad_arrow",
+            Self::TooLarge => "too_large",
+        }
+    }
+}
+
+/// Something that was not accepted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rejected {
+    /// Which reading of the message; 0 for the only one or for the message as a whole.
+    pub item_index: u32,
+    /// Why.
+    pub reason: Reason,
+    /// The same for people.
+    pub detail: String,
+    /// The bytes as they came; a row of an Arrow message as JSON.
+    pub payload: Vec<u8>,
+}
+
+/// Which event times are plausible.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acceptance {
+    /// The earliest plausible event time in µs: a device with an unset clock reports 1970.
+    pub earliest: i64,
+    /// How far (µs) an event time may lie after the ingest time.
+    pub max_future: i64,
+}
+
+impl Default for Acceptance {
+    /// From 1990 on, and up to one day ahead.
+    fn default() -> Self {
+        Self { earliest: 631_152_000 * crate::time::SECOND, max_future: 86_400 * crate::time::SECOND }
+    }
+}
+
+impl Acceptance {
+    /// Checks an event time against the ingest time, both in µs.
+    ///
+    /// # Errors
+    /// The detail for people.
+    pub fn event_time(&self, event_time: i64, ingest_time: i64) -> Result<(), String> {
+        use crate::time::format_rfc3339;
+        if event_time < self.earliest {
+            return Err(format!(
+                "event time {} is before {}",
+                format_rfc3339(event_time),
+                format_rfc3339(self.earliest)
+            ));
+        }
+        if event_time > ingest_time.saturating_add(self.max_future) {
+            return Err(format!(
+                "event time {} is too far after its ingest at {}",
+                format_rfc3339(event_time),
+                format_rfc3339(ingest_time)
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Where decoded readings of JSON messages are collected, with the place of each.
+#[derive(Debug, Default)]
+pub struct Collected {
+    /// The readings.
+    pub readings: ReadingBatchBuilder,
+    /// The index in its message of each reading.
+    pub item_index: Vec<i32>,
+    /// What was not accepted.
+    pub rejected: Vec<Rejected>,
+}
+
+/// A decoded message.
+#[derive(Debug)]
+pub enum Decoded {
+    /// The readings were appended to the [`Collected`]; so many.
+    Collected(usize),
+    /// The message was an Arrow stream: these batches, rows in message order, with the index of each row.
+    Batches(Vec<(RecordBatch, Vec<i32>)>),
+}
+
+/// Decodes a message, appending to `into` what comes row by row. `ingest_time` in µs.
+#[inline]
+pub fn decode(payload: &[u8], ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) -> Decoded {
+    match payload.first() {
+        Some(b'W') if payload.starts_with(&ARROW_PREFIX[..3]) => {
+            if payload.starts_with(ARROW_PREFIX) {
+                Decoded::Batches(arrow_form::decode(
+                    &payload[4..],
+                    ingest_time,
+                    acceptance,
+                    &mut into.rejected,
+                ))
+            } else {
+                let detail = format!("wire version {:?}; this program knows version 1", payload.get(3));
+                into.reject(0, Reason::UnknownVersion, detail, payload);
+                Decoded::Collected(0)
+            }
+        }
+        _ => Decoded::Collected(json_form::decode(payload, ingest_time, acceptance, into)),
+    }
+}
+
+impl Collected {
+    fn reject(&mut self, item_index: u32, reason: Reason, detail: String, payload: &[u8]) {
+        self.rejected.push(Rejected { item_index, reason, detail, payload: payload.to_vec() });
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! JSON messages: `{"device_id", "metric", "value", "event_time", "sequence"?, "unit"?, "tags"?}`, or an array of such.
+//!
+//! `event_time` is RFC 3339 text or integer milliseconds. The typed parse is the fast path; only what it refuses is
+//! looked at again to say what is wrong.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, Visitor};
+use sonic_rs::LazyValue;
+
+use super::{Acceptance, Collected, LONGEST_NAME, Reason};
+use crate::reading::Reading;
+use crate::{tags, time};
+
+#[derive(Deserialize)]
+struct JsonReading<'a> {
+    #[serde(borrow)]
+    device_id: Cow<'a, str>,
+    #[serde(borrow)]
+    metric: Cow<'a, str>,
+    value: f64,
+    event_time: JsonTime,
+    #[serde(default)]
+    sequence: Option<i64>,
+    #[serde(borrow, default)]
+    unit: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    tags: Option<BTreeMap<Cow<'a, str>, Cow<'a, str>>>,
+}
+
+/// Microseconds, from RFC 3339 text or integer milliseconds.
+struct JsonTime(i64);
+
+impl<'de> Deserialize<'de> for JsonTime {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TimeVisitor;
+        impl Visitor<'_> for TimeVisitor {
+            type Value = JsonTime;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("RFC 3339 text or integer milliseconds")
+            }
+
+            fn visit_i64<E: Error>(self, millis: i64) -> Result<JsonTime, E> {
+                Ok(JsonTime(millis.saturating_mul(1_000)))
+            }
+
+            fn visit_u64<E: Error>(self, millis: u64) -> Result<JsonTime, E> {
+                self.visit_i64(i64::try_from(millis).unwrap_or(i64::MAX))
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<JsonTime, E> {
+                time::parse_rfc3339(text).map(JsonTime).map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(TimeVisitor)
+    }
+}
+
+/// Writes readings as one JSON message: an object for one, else an array.
+pub fn encode(readings: &[Reading<'_>]) -> Vec<u8> {
+    #[derive(serde::Serialize)]
+    struct Written<'a> {
+        device_id: &'a str,
+        metric: &'a str,
+        value: f64,
+        event_time: serde_json::Value,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        sequence: Option<i64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        unit: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        tags: Option<serde_json::Value>,
+    }
+    let written: Vec<Written<'_>> = readings
+        .iter()
+        .map(|reading| Written {
+            device_id: reading.device_id,
+            metric: reading.metric,
+            value: reading.value,
+            // Milliseconds where they are exact, text where they are not.
+            event_time: if reading.event_time % 1_000 == 0 {
+                (reading.event_time / 1_000).into()
+            } else {
+                time::format_rfc3339(reading.event_time).into()
+            },
+            sequence: reading.sequence,
+            unit: reading.unit,
+            tags: reading.tags.and_then(|tags| serde_json::from_str(tags).ok()),
+        })
+        .collect();
+    let bytes = match written.as_slice() {
+        [one] => serde_json::to_vec(one),
+        many => serde_json::to_vec(many),
+    };
+    bytes.expect("readings are always JSON")
+}
+
+pub(super) fn decode(
+    payload: &[u8],
+    ingest_time: i64,
+    acceptance: &Acceptance,
+    into: &mut Collected,
+) -> usize {
+    let before = into.readings.len();
+    match payload.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        None => into.reject(0, Reason::Empty, "the payload is empty".to_owned(), payload),
+        Some(b'[') => decode_array(payload, ingest_time, acceptance, into),
+        Some(_) => decode_one(payload, 0, ingest_time, acceptance, into),
+    }
+    into.readings.len() - before
+}
+
+fn decode_array(payload: &[u8], ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) {
+    // An array is decoded only when it is well-formed to its end: what comes before a break is no more certain
+    // than what comes after it.
+    match sonic_rs::from_slice::<Vec<LazyValue<'_>>>(payload) {
+        Ok(items) => {
+            for (index, item) in items.iter().enumerate() {
+                let index = u32::try_from(index).unwrap_or(u32::MAX);
+                decode_one(item.as_raw_str().as_bytes(), index, ingest_time, acceptance, into);
+            }
+        }
+        Err(_) => {
+            let (reason, detail) = diagnose_text(payload);
+            into.reject(0, reason, detail, payload);
+        }
+    }
+}
+
+#[inline]
+fn decode_one(item: &[u8], index: u32, ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) {
+    let reading = match sonic_rs::from_slice::<JsonReading<'_>>(item) {
+        Ok(reading) => reading,
+        Err(error) => {
+            let (reason, detail) = diagnose(item, &error.to_string());
+            return into.reject(index, reason, detail, item);
+        }
+    };
+    if let Err((reason, detail)) = accept(&reading, ingest_time, acceptance) {
+        return into.reject(index, reason, detail, item);
+    }
+    let tags = reading.tags.as_ref().and_then(|tags| tags::canonical(tags.iter().map(|(k, v)| (&**k, &**v))));
+    into.readings.append(&Reading {
+        device_id: &reading.device_id,
+        metric: &reading.metric,
+        value: reading.value + 0.0,
+        event_time: reading.event_time.0,
+        sequence: reading.sequence,
+        unit: reading.unit.as_deref(),
+        tags: tags.as_deref(),
+    });
+    into.item_index.push(i32::try_from(index).unwrap_or(i32::MAX));
+}
+
+#[inline]
+fn accept(
+    reading: &JsonReading<'_>,
+    ingest_time: i64,
+    acceptance: &Acceptance,
+) -> Result<(), (Reason, String)> {
+    let names = [("device_id", &reading.device_id), ("metric", &reading.metric)];
+    for (field, name) in names {
+        if name.is_empty() || name.len() > LONGEST_NAME {
+            return Err((
+                Reason::BadName,
+                format!("{field} must have 1 to {LONGEST_NAME} bytes, not {}", name.len()),
+            ));
+        }
+    }
+    if !reading.value.is_finite() {
+        return Err((Reason::NotFinite, "value must be finite".to_owned()));
+    }
+    acceptance
+        .event_time(reading.event_time.0, ingest_time)
+        .map_err(|detail| (Reason::EventTimeOutOfRange, detail))
+}
+
+/// Says what is wrong with a text that is not even JSON.
+fn diagnose_text(text: &[u8]) -> (Reason, String) {
+    if let Err(error) = std::str::from_utf8(text) {
+        return (Reason::NotUtf8, format!("invalid UTF-8 after byte {}", error.valid_up_to()));
+    }
+    match serde_json::from_slice::<serde_json::Value>(text) {
+        Err(error) => (Reason::NotJson, error.to_string()),
+        Ok(_) => (Reason::NotJson, "not readable as readings".to_owned()),
+    }
+}
+
+/// Says what is wrong with one item.
+fn diagnose(item: &[u8], error: &str) -> (Reason, String) {
+    let value = match serde_json::from_slice::<serde_json::Value>(item) {
+        Ok(value) => value,
+        Err(error) if error.to_string().contains("number out of range") => {
+            return (Reason::NotFinite, "value must be finite".to_owned());
+        }
+        Err(_) => return diagnose_text(item),
+    };
+    let Some(object) = value.as_object() else {
+        return (Reason::WrongType, "a reading must be a JSON object".to_owned());
+    };
+    for field in ["device_id", "metric", "value", "event_time"] {
+        if object.get(field).is_none_or(serde_json::Value::is_null) {
+            return (Reason::MissingField, format!("field {field:?} is missing"));
+        }
+    }
+    let first_line = error.lines().next().unwrap_or_default().to_owned();
+    type Right = fn(&serde_json::Value) -> bool;
+    let checks: [(&str, Right, &str); 6] = [
+        ("device_id", serde_json::Value::is_string, "text"),
+        ("metric", serde_json::Value::is_string, "text"),
+        ("value", serde_json::Value::is_number, "a number"),
+        (
+            "event_time",
+            |v| v.is_i64() || v.is_u64() || v.is_string(),
+            "RFC 3339 text or integer milliseconds",
+        ),
+        ("sequence", |v| v.is_i64() || v.is_null(), "an integer"),
+        ("unit", |v| v.is_string() || v.is_null(), "text"),
+    ];
+    for (field, right, expected) in checks {
+        if object.get(field).is_some_and(|value| !right(value)) {
+            return (Reason::WrongType, format!("field {field:?} must be {expected}"));
+        }
+    }
+    (Reason::WrongType, first_line)
+}

@@ -1,0 +1,225 @@
+//! What only the embedded broker can be asked: restarts, crashes, its disk, its port.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
+use wye_domain::ErrorKind;
+
+use super::{DEADLINE, beside, new_topic, plain, read_numbers, write_numbers};
+use crate::LogError;
+use crate::client::{Log, LogConfig, OffsetRange};
+use crate::embedded::{EmbeddedBroker, EmbeddedConfig};
+use crate::producer::Producer;
+use crate::reader::{Reader, read_all};
+
+async fn start(directory: &Path, port: Option<u16>) -> (EmbeddedBroker, Log) {
+    let config = EmbeddedConfig { port, ..EmbeddedConfig::new(directory) };
+    let since = Instant::now();
+    loop {
+        match EmbeddedBroker::start(config.clone()).await {
+            Ok(broker) => {
+                let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 3)).unwrap();
+                return (broker, log);
+            }
+            // A broker that was dropped lets go of its directory and its port a moment later.
+            Err(error) if error.kind() == ErrorKind::Conflict && since.elapsed() < DEADLINE => {
+                tokio::task::yield_now().await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn port_of(broker: &EmbeddedBroker) -> u16 {
+    broker.bootstrap_servers().rsplit(':').next().unwrap().parse().unwrap()
+}
+
+fn bytes_on_disk(path: &Path) -> u64 {
+    let metadata = fs::metadata(path).unwrap();
+    if metadata.is_file() {
+        return metadata.len();
+    }
+    fs::read_dir(path).unwrap().map(|entry| bytes_on_disk(&entry.unwrap().path())).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_keeps_everything() {
+    let directory = tempfile::tempdir().unwrap();
+    let (broker, log) = start(directory.path(), None).await;
+    log.ensure_topics().await.unwrap();
+    let topic = new_topic(&log, 1).await;
+    write_numbers(&log, topic, 0, 1000).await;
+    log.delete_records(topic, 0, 123).await.unwrap();
+    broker.stop().await.unwrap();
+
+    let (broker, log) = start(directory.path(), None).await;
+    log.ensure_topics().await.unwrap();
+    assert_eq!(log.offsets(topic, 0).await.unwrap(), OffsetRange { low: 123, high: 1000 });
+    write_numbers(&log, topic, 1000, 10).await;
+    let reading = log.clone();
+    beside(move || {
+        assert_eq!(read_numbers(&reading, topic, 123, 1009).unwrap(), (123..1010).collect::<Vec<_>>());
+    })
+    .await;
+    // As in a crash: nothing is flushed or closed.
+    drop(broker);
+
+    let (broker, log) = start(directory.path(), None).await;
+    assert_eq!(log.offsets(topic, 0).await.unwrap(), OffsetRange { low: 123, high: 1010 });
+    broker.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_and_a_reader_outlast_restarts_with_each_message_once() {
+    const MESSAGES: i64 = 20_000;
+    let directory = tempfile::tempdir().unwrap();
+    let (mut broker, log) = start(directory.path(), None).await;
+    let port = port_of(&broker);
+    let topic = new_topic(&log, 1).await;
+
+    let reading_log = log.clone();
+    let reading = tokio::task::spawn_blocking(move || read_numbers(&reading_log, topic, 0, MESSAGES - 1));
+    let producer = Producer::new(&log, Duration::from_millis(1)).unwrap();
+    let mut deliveries = Vec::new();
+    for number in 0..MESSAGES {
+        deliveries.push(producer.enqueue(plain(topic, number.to_string().as_bytes())).unwrap());
+        if number % 500 == 0 {
+            // Lets batches form and be on their way while the broker goes and comes.
+            tokio::task::yield_now().await;
+        }
+        if number % 5000 == 4999 {
+            // Some of what is in flight is written and not acknowledged: the client repeats it.
+            drop(broker);
+            broker = start(directory.path(), Some(port)).await.0;
+        }
+    }
+    for (number, delivery) in (0..).zip(deliveries) {
+        let offset = tokio::time::timeout(DEADLINE, delivery).await.unwrap().unwrap();
+        assert_eq!(offset, number, "each message once, in order");
+    }
+    assert_eq!(log.offsets(topic, 0).await.unwrap().high, MESSAGES);
+    let read = tokio::time::timeout(DEADLINE, reading).await.unwrap().unwrap().unwrap();
+    assert_eq!(read, (0..MESSAGES).collect::<Vec<_>>());
+    broker.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_records_gives_the_disk_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = EmbeddedConfig { segment_bytes: 4 << 20, ..EmbeddedConfig::new(directory.path()) };
+    let broker = EmbeddedBroker::start(config).await.unwrap();
+    let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
+    let topic = new_topic(&log, 1).await;
+    let producer = Producer::new(&log, Duration::ZERO).unwrap();
+    // Bytes that do not compress: 50 MB stay 50 MB.
+    let mut noise = 1_u64;
+    for _ in 0..50 {
+        let payload: Vec<u8> = std::iter::repeat_with(|| {
+            noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (noise >> 56) as u8
+        })
+        .take(1_000_000)
+        .collect();
+        producer.send(plain(topic, &payload)).await.unwrap();
+    }
+    assert!(bytes_on_disk(directory.path()) > 50_000_000);
+    log.delete_records(topic, 0, 40).await.unwrap();
+    assert!(bytes_on_disk(directory.path()) < 15_000_000, "in whole segments");
+    log.delete_records(topic, 0, 50).await.unwrap();
+    assert!(bytes_on_disk(directory.path()) < 100_000, "all of it");
+    broker.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_or_a_directory_in_use_is_said_clearly() {
+    let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (broker, _log) = start(first.path(), None).await;
+    let taken = EmbeddedConfig { port: Some(port_of(&broker)), ..EmbeddedConfig::new(second.path()) };
+    let error = EmbeddedBroker::start(taken).await.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.to_string().contains(broker.bootstrap_servers()), "{error}");
+
+    let error = EmbeddedBroker::start(EmbeddedConfig::new(first.path())).await.err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.to_string().contains("another process"), "{error}");
+    broker.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_is_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let (broker, log) = start(directory.path(), None).await;
+    let port = port_of(&broker);
+    broker.stop().await.unwrap();
+
+    let cancel = CancellationToken::new();
+    let (called_off, ()) = tokio::join!(log.wait_ready(&cancel), async { cancel.cancel() });
+    assert!(matches!(called_off, Err(LogError::Cancelled)));
+
+    let cancel = CancellationToken::new();
+    let waiting = tokio::time::timeout(DEADLINE, log.wait_ready(&cancel));
+    let (waited, (broker, _log)) = tokio::join!(waiting, start(directory.path(), Some(port)));
+    waited.unwrap().unwrap();
+    broker.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_producers_and_readers_do_not_disturb_each_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let (broker, log) = start(directory.path(), None).await;
+    let topic = new_topic(&log, 4).await;
+    let mut writing = tokio::task::JoinSet::new();
+    for writer in 0..8 {
+        let producer = Producer::new(&log, Duration::from_millis(1)).unwrap();
+        writing.spawn(async move {
+            for number in 0..500 {
+                let payload = format!("{writer} {number}");
+                let message = crate::producer::Outgoing {
+                    kafka_partition: writer % 4,
+                    ..plain(topic, payload.as_bytes())
+                };
+                producer.send(message).await.unwrap();
+            }
+        });
+    }
+    while let Some(written) = writing.join_next().await {
+        written.unwrap();
+    }
+    let reading = (0..4).map(|kafka_partition| {
+        let log = log.clone();
+        beside(move || {
+            let mut next = [0; 8];
+            let end = read_all(&log, (topic, kafka_partition), None, |message| {
+                let text = std::str::from_utf8(message.payload).unwrap();
+                let (writer, number) = text.split_once(' ').unwrap();
+                let writer: usize = writer.parse().unwrap();
+                assert_eq!(number.parse::<i32>().unwrap(), next[writer], "in the order of writing");
+                next[writer] += 1;
+            });
+            assert_eq!(end.unwrap(), 1000);
+            assert_eq!(next.iter().sum::<i32>(), 1000);
+        })
+    });
+    futures::future::join_all(reading).await;
+    broker.stop().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_a_reader_of_a_broker_that_is_gone_does_not_hang() {
+    let directory = tempfile::tempdir().unwrap();
+    let (broker, log) = start(directory.path(), None).await;
+    let topic = new_topic(&log, 1).await;
+    write_numbers(&log, topic, 0, 10).await;
+    let mut reader = Reader::new(&log, topic).unwrap();
+    reader.assign(&[(0, 0)]).unwrap();
+    broker.stop().await.unwrap();
+    let since = Instant::now();
+    beside(move || {
+        reader.poll_batch(10, Duration::from_millis(100), &mut |_| {}).unwrap();
+        drop(reader);
+    })
+    .await;
+    assert!(since.elapsed() < DEADLINE / 4);
+}

@@ -1,0 +1,148 @@
+//! A Kafka-protocol broker within our own process, for one machine on which no Kafka is installed.
+//!
+//! It speaks to clients on loopback only, keeps its log in files of one directory, and does what Wye needs of a
+//! broker and what a foreign producer or a consumer with assigned partitions expects: idempotent writes, fetches that
+//! wait for data, DeleteRecords that give the disk back at once. It has one node, no replicas, no transactions, no
+//! consumer groups, no access control: whoever needs those takes a Kafka.
+//!
+//! It knows neither readings nor views; to it a payload is bytes.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::error::LogError;
+use catalog::Catalog;
+use server::Server;
+
+mod catalog;
+mod fetch;
+mod partition_log;
+mod record_batch;
+mod requests;
+mod segment;
+mod sequences;
+mod server;
+
+/// How long [`EmbeddedBroker::stop`] waits for a write that a client did not wait for.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How the embedded broker runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbeddedConfig {
+    /// Its directory; created if absent. One process at a time.
+    pub data_dir: PathBuf,
+    /// The port on 127.0.0.1; `None` takes a free one.
+    pub port: Option<u16>,
+    /// How often acknowledged records are brought to the disk itself. They survive the end of the process at once,
+    /// in any way; a loss of power may take the last of them within this time.
+    pub flush_interval: Duration,
+    /// At how many bytes a segment file is closed. Deleted records give the disk back in whole segments (and when
+    /// everything was deleted).
+    pub segment_bytes: u64,
+}
+
+impl EmbeddedConfig {
+    /// A broker in `data_dir`, on a free port.
+    pub fn new(data_dir: impl Into<PathBuf>) -> Self {
+        Self {
+            data_dir: data_dir.into(),
+            port: None,
+            flush_interval: Duration::from_secs(1),
+            segment_bytes: 32 * 1024 * 1024,
+        }
+    }
+}
+
+/// A running broker. Dropping it stops it as a crash would; [`Self::stop`] is the orderly way.
+pub struct EmbeddedBroker {
+    bootstrap_servers: String,
+    data_dir: PathBuf,
+    catalog: Arc<Catalog>,
+    cancel: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl EmbeddedBroker {
+    /// Opens the directory, takes the port, and serves until [`Self::stop`].
+    ///
+    /// # Errors
+    /// `Embedded`: of kind `Conflict` when another process has the directory or the port, `Corrupt` when the
+    /// directory holds something else.
+    pub async fn start(config: EmbeddedConfig) -> Result<Self, LogError> {
+        let started = Instant::now();
+        let (directory, segment_bytes) = (config.data_dir.clone(), config.segment_bytes);
+        let opened = tokio::task::spawn_blocking(move || Catalog::open(&directory, segment_bytes)).await;
+        let catalog = match opened {
+            Ok(Ok(catalog)) => Arc::new(catalog),
+            Ok(Err(source)) if source.kind() == io::ErrorKind::WouldBlock => {
+                return Err(failure("open, because another process has it open,", &config.data_dir, source));
+            }
+            Ok(Err(source)) => return Err(failure("open", &config.data_dir, source)),
+            Err(_) => return Err(LogError::Cancelled),
+        };
+        let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, config.port.unwrap_or(0)));
+        let listen = |source| failure("listen on", Path::new(&wanted.to_string()), source);
+        let listener = TcpListener::bind(wanted).await.map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+
+        let cancel = CancellationToken::new();
+        let server = Server::new(Arc::clone(&catalog), address);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(server.accept(listener, cancel.clone()));
+        tasks.spawn(keep_synced(Arc::clone(&catalog), config.flush_interval, cancel.clone()));
+        let milliseconds = started.elapsed().as_millis() as u64;
+        info!(%address, data_dir = %config.data_dir.display(), milliseconds, "embedded broker is up");
+        Ok(Self { bootstrap_servers: address.to_string(), data_dir: config.data_dir, catalog, cancel, tasks })
+    }
+
+    /// `host:port`, for [`crate::client::LogConfig`].
+    pub fn bootstrap_servers(&self) -> &str {
+        &self.bootstrap_servers
+    }
+
+    /// Stops taking requests, brings everything to the disk, and lets go of the directory. Nothing acknowledged is
+    /// lost.
+    ///
+    /// # Errors
+    /// `Embedded` when the disk does not take it.
+    pub async fn stop(mut self) -> Result<(), LogError> {
+        self.cancel.cancel();
+        while self.tasks.join_next().await.is_some() {}
+        let catalog = Arc::clone(&self.catalog);
+        let synced = tokio::task::spawn_blocking(move || catalog.sync()).await;
+        if let Ok(Err(source)) = synced {
+            return Err(failure("write", &self.data_dir, source));
+        }
+        // A write may still run whose client is gone. The directory is free for the next broker only after that.
+        let deadline = Instant::now() + STOP_PATIENCE;
+        while Arc::strong_count(&self.catalog) > 1 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+}
+
+async fn keep_synced(catalog: Arc<Catalog>, every: Duration, cancel: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = cancel.cancelled() => return,
+            () = tokio::time::sleep(every) => {}
+        }
+        let catalog = Arc::clone(&catalog);
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || catalog.sync()).await {
+            error!(%error, "embedded broker: the disk does not take what was acknowledged");
+        }
+    }
+}
+
+fn failure(what: &'static str, path: &Path, source: io::Error) -> LogError {
+    LogError::Embedded { what, path: path.to_owned(), source }
+}

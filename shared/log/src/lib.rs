@@ -1,0 +1,25 @@
+//! The log: the only crate of Wye that knows Kafka.
+//!
+//! Reading order: what topics there are ([`topics`]), the connection ([`client`]), writing ([`producer`],
+//! [`partitioner`]), reading ([`reader`]), and the broker for machines without Kafka ([`embedded`]), which the same
+//! client talks to over loopback, so that there is one code path.
+//!
+//! This crate carries bytes: what a payload means is for others to know.
+
+pub mod client;
+pub mod topics;
+
+pub mod partitioner;
+pub mod producer;
+
+pub mod reader;
+
+pub mod embedded;
+
+mod error;
+mod kafka_logs;
+
+pub use error::LogError;
+
+#[cfg(test)]
+mod conformance;

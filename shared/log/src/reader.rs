@@ -1,0 +1,289 @@
+//! Reading the log: one topic, chosen Kafka partitions, from given offsets on, from a thread of one's own.
+//!
+//! There is no consumer group here and nothing is committed: who reads knows where it stands, because its position
+//! is stored with what it made of the records. This file does not know what a payload means.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Headers, Message as _};
+use rdkafka::{Offset, TopicPartitionList};
+use tracing::{debug, warn};
+
+use crate::client::Log;
+use crate::error::LogError;
+use crate::kafka_logs::{Seldom, TracingContext};
+
+/// How often a broker that is away is reported.
+const AWAY_NOTICE: Duration = Duration::from_secs(5);
+/// How long [`read_all`] waits for the next record before it gives up.
+const STALL: Duration = Duration::from_secs(30);
+
+/// One record, borrowed from the client's buffers.
+#[derive(Clone, Copy)]
+pub struct Message<'a> {
+    /// Which Kafka partition it is from.
+    pub kafka_partition: i32,
+    /// Its offset there.
+    pub offset: i64,
+    /// When the producer or the log says it came: milliseconds since 1970, 0 where nobody says.
+    pub timestamp_ms: i64,
+    /// The key, if any.
+    pub key: Option<&'a [u8]>,
+    /// The payload; empty where it is null.
+    pub payload: &'a [u8],
+    inner: &'a BorrowedMessage<'a>,
+}
+
+impl<'a> Message<'a> {
+    /// The value of the first header called `name`; empty where it is null.
+    pub fn header(&self, name: &str) -> Option<&'a [u8]> {
+        let headers = self.inner.headers()?;
+        headers.iter().find(|header| header.key == name).map(|header| header.value.unwrap_or_default())
+    }
+
+    fn of(inner: &'a BorrowedMessage<'a>) -> Self {
+        Self {
+            kafka_partition: inner.partition(),
+            offset: inner.offset(),
+            timestamp_ms: inner.timestamp().to_millis().unwrap_or(0).max(0),
+            key: inner.key(),
+            payload: inner.payload().unwrap_or_default(),
+            inner,
+        }
+    }
+}
+
+/// Reads records of one topic in offset order per Kafka partition. Blocks; give it a thread.
+pub struct Reader {
+    log: Log,
+    topic: String,
+    consumer: BaseConsumer<TracingContext>,
+    /// By Kafka partition: what is read next, and whether the end was seen; `None` where not assigned.
+    places: Vec<Option<Place>>,
+    away: Seldom,
+}
+
+#[derive(Clone, Copy)]
+struct Place {
+    next: i64,
+    at_end: bool,
+}
+
+impl Reader {
+    /// Prepares a reader of `topic` with nothing assigned: see [`Self::assign`].
+    ///
+    /// # Errors
+    /// `Configure` when librdkafka refuses a property.
+    pub fn new(log: &Log, topic: &str) -> Result<Self, LogError> {
+        let config = log.config().client(&[
+            // librdkafka assigns nothing without a group; nothing is ever committed under this name.
+            ("group.id", "wye-reader"),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("auto.offset.reset", "error"),
+            ("enable.partition.eof", "true"),
+            // TCP has its own checksums, and the broker checks the batch when it takes it.
+            ("check.crcs", "false"),
+            ("queued.min.messages", "1000000"),
+            // The bound of the memory that holds fetched records of this reader.
+            ("queued.max.messages.kbytes", "32768"),
+            // When that bound is reached, look again soon: the default of a second leaves the reader dry.
+            ("fetch.queue.backoff.ms", "5"),
+            ("fetch.message.max.bytes", "4194304"),
+            ("fetch.max.bytes", "16777216"),
+            // A batch larger than the bounds above is still sent whole.
+            ("receive.message.max.bytes", "33554432"),
+            // Both brokers answer as soon as there is anything; this only bounds the wait where there is nothing.
+            ("fetch.wait.max.ms", "100"),
+            ("fetch.error.backoff.ms", "100"),
+        ]);
+        let consumer = config
+            .create_with_context(TracingContext)
+            .map_err(|source| LogError::Configure { source: source.into() })?;
+        let (log, topic) = (log.clone(), topic.to_owned());
+        Ok(Self { log, topic, consumer, places: Vec::new(), away: Seldom::new(AWAY_NOTICE) })
+    }
+
+    /// Reads from now on exactly these: Kafka partition and first offset of each. What was fetched before is dropped.
+    ///
+    /// # Errors
+    /// `Read` when librdkafka refuses.
+    pub fn assign(&mut self, starts: &[(i32, i64)]) -> Result<(), LogError> {
+        let topic_name = self.topic.clone();
+        let refuse = |source: KafkaError| LogError::Read { topic: topic_name.clone(), source: source.into() };
+        let mut list = TopicPartitionList::with_capacity(starts.len());
+        let mut places = Vec::new();
+        for &(kafka_partition, next) in starts {
+            list.add_partition_offset(&self.topic, kafka_partition, Offset::Offset(next)).map_err(refuse)?;
+            let index = kafka_partition.max(0) as usize;
+            if places.len() <= index {
+                places.resize(index + 1, None);
+            }
+            places[index] = Some(Place { next, at_end: false });
+        }
+        self.consumer.assign(&list).map_err(refuse)?;
+        self.places = places;
+        Ok(())
+    }
+
+    /// Goes on at `next` in one Kafka partition, and where it stands in the others.
+    ///
+    /// # Errors
+    /// `Read` when librdkafka refuses.
+    pub fn seek(&mut self, kafka_partition: i32, next: i64) -> Result<(), LogError> {
+        let places = (0_i32..).zip(&self.places);
+        let others = places.filter(|(other, _)| *other != kafka_partition);
+        let others = others.filter_map(|(other, place)| place.map(|place| (other, place.next)));
+        let starts: Vec<_> = others.chain([(kafka_partition, next)]).collect();
+        self.assign(&starts)
+    }
+
+    /// The offset that is read next in a Kafka partition, if it is assigned.
+    pub fn position(&self, kafka_partition: i32) -> Option<i64> {
+        self.place(kafka_partition).map(|place| place.next)
+    }
+
+    /// Hands up to `max_messages` records to `on`: waits up to `timeout` for the first, then takes what is already
+    /// here. Returns how many there were. A broker that is away is waited for and reported from time to time; it
+    /// looks like no records.
+    ///
+    /// # Errors
+    /// `OffsetGone` when the next offset of a Kafka partition has been deleted, `OffsetAhead` when it lies past the
+    /// end; both stop the Kafka partition until [`Self::seek`] or [`Self::assign`]. `Read` when the client cannot go on. Records handed
+    /// over before an error stay handed over: see [`Self::position`].
+    pub fn poll_batch(
+        &mut self,
+        max_messages: usize,
+        timeout: Duration,
+        on: &mut impl FnMut(Message<'_>),
+    ) -> Result<usize, LogError> {
+        let deadline = Instant::now() + timeout;
+        let mut count = 0;
+        while count < max_messages {
+            let wait =
+                if count == 0 { deadline.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
+            let Some(polled) = self.consumer.poll(wait) else { break };
+            match polled {
+                Ok(message) => {
+                    let message = Message::of(&message);
+                    // What was in flight when `assign` was called may still turn up.
+                    let place =
+                        self.places.get_mut(message.kafka_partition as usize).and_then(Option::as_mut);
+                    if let Some(place) = place.filter(|place| message.offset >= place.next) {
+                        place.next = message.offset + 1;
+                        place.at_end = false;
+                        on(message);
+                        count += 1;
+                    }
+                }
+                Err(KafkaError::PartitionEOF(kafka_partition)) => {
+                    if let Some(place) =
+                        self.places.get_mut(kafka_partition as usize).and_then(Option::as_mut)
+                    {
+                        place.at_end = true;
+                    }
+                }
+                Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
+                    self.out_of_range()?;
+                }
+                Err(KafkaError::MessageConsumption(code)) => self.report(code),
+                Err(source) => {
+                    return Err(LogError::Read { topic: self.topic.clone(), source: source.into() });
+                }
+            }
+        }
+        Ok(count)
+    }
+
+    /// Finds out which Kafka partition stands outside of its log. The client does not say.
+    fn out_of_range(&mut self) -> Result<(), LogError> {
+        let mut starts = Vec::new();
+        for (kafka_partition, place) in (0_i32..).zip(&self.places) {
+            let Some(Place { next: wanted, .. }) = *place else { continue };
+            starts.push((kafka_partition, wanted));
+            let topic = self.topic.clone();
+            let range = match self.log.offsets_blocking(&topic, kafka_partition) {
+                Ok(range) => range,
+                Err(error) => {
+                    debug!(%error, "cannot look up the offsets of a stopped Kafka partition; trying again");
+                    continue;
+                }
+            };
+            if wanted < range.low {
+                return Err(LogError::OffsetGone { topic, kafka_partition, wanted, low: range.low });
+            }
+            if wanted > range.high {
+                return Err(LogError::OffsetAhead { topic, kafka_partition, wanted, high: range.high });
+            }
+        }
+        // The broker was asked while it changed: go on where we stand.
+        self.assign(&starts)
+    }
+
+    fn report(&mut self, code: RDKafkaErrorCode) {
+        if self.away.now() {
+            let bootstrap_servers = &self.log.config().bootstrap_servers;
+            warn!(topic = self.topic, error = %code, "cannot read from Kafka at {bootstrap_servers}; waiting");
+        }
+    }
+
+    fn place(&self, kafka_partition: i32) -> Option<Place> {
+        self.places.get(usize::try_from(kafka_partition).ok()?).copied().flatten()
+    }
+}
+
+/// Reads a Kafka partition from `from` (or its low watermark, whichever is higher) to the high watermark that it has
+/// when this is called, and returns that: the place to go on from. For small topics. Blocks; give it a thread.
+///
+/// A head that is deleted meanwhile is skipped.
+///
+/// # Errors
+/// `Ask` when the broker cannot be reached, `Stalled` when it stops answering on the way, `Read` when the client
+/// cannot go on.
+pub fn read_all(
+    log: &Log,
+    (topic, kafka_partition): (&str, i32),
+    from: Option<i64>,
+    mut on: impl FnMut(Message<'_>),
+) -> Result<i64, LogError> {
+    let range = log.offsets_blocking(topic, kafka_partition)?;
+    let mut start = from.map_or(range.low, |from| from.max(range.low));
+    if start >= range.high {
+        return Ok(range.high);
+    }
+    let mut reader = Reader::new(log, topic)?;
+    reader.assign(&[(kafka_partition, start)])?;
+    let mut progress = Instant::now();
+    loop {
+        let polled = reader.poll_batch(10_000, Duration::from_millis(100), &mut |message| {
+            if message.offset < range.high {
+                on(message);
+            }
+        });
+        match polled {
+            Ok(0) => {}
+            Ok(_) => progress = Instant::now(),
+            Err(LogError::OffsetGone { low, .. }) if low < range.high => {
+                start = low;
+                reader.assign(&[(kafka_partition, start)])?;
+            }
+            Err(LogError::OffsetGone { .. }) => return Ok(range.high),
+            Err(error) => return Err(error),
+        }
+        // The last offsets may hold nothing to deliver (transaction markers), so the end counts as well.
+        let done = reader.place(kafka_partition).is_none_or(|place| place.next >= range.high || place.at_end);
+        if done {
+            return Ok(range.high);
+        }
+        if progress.elapsed() >= STALL {
+            return Err(LogError::Stalled {
+                topic: topic.to_owned(),
+                kafka_partition,
+                seconds: STALL.as_secs(),
+                bootstrap_servers: log.config().bootstrap_servers.clone(),
+            });
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! Configuration: what was written, read strictly, with the place of every mistake.
+//!
+//! Order: defaults (`default.toml`, the reference) < file < environment. Flags are applied by the program. Durations
+//! are written `"30s"`, sizes `"64MiB"`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+use wye_domain::definition::{Definition, MetricConfig};
+use wye_domain::registry::{Registry, RegistryConfig};
+
+/// The embedded reference of all settings.
+pub const DEFAULTS: &str = include_str!("default.toml");
+
+/// The prefix of environment variables; the section and the key follow, parted by two underscores.
+pub const ENVIRONMENT_PREFIX: &str = "WYE_";
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file cannot be read.
+    #[error("cannot read {path}: {source}; check the path and its permissions")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file or variable holds something else than settings.
+    #[error("{place}: {problem}")]
+    Parse {
+        /// The file, or the environment variable.
+        place: String,
+        /// What is wrong, with the line for a file.
+        problem: String,
+    },
+}
+
+/// All settings; see `default.toml` for units, defaults and reasons.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Kafka.
+    pub log: LogSection,
+    /// The API's address.
+    pub http: HttpSection,
+    /// Delta tables.
+    pub tables: TablesSection,
+    /// Device registry.
+    pub registry: RegistrySection,
+    /// Accepting readings.
+    pub ingest: IngestSection,
+    /// Speed layer.
+    pub speed: SpeedSection,
+    /// Archiver.
+    pub archive: ArchiveSection,
+    /// Batch layer.
+    pub batch: BatchSection,
+    /// Metric definitions as written.
+    #[serde(default)]
+    pub metric: Vec<MetricConfig>,
+}
+
+/// `[log]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting")]
+pub struct LogSection {
+    pub bootstrap_servers: String,
+    pub kafka_partitions: i32,
+    pub replication_factor: i32,
+    pub embedded_port: u16,
+    pub client: BTreeMap<String, String>,
+}
+
+/// `[http]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting")]
+pub struct HttpSection {
+    pub listen: String,
+    pub allow_remote: bool,
+}
+
+/// `[tables]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting")]
+pub struct TablesSection {
+    pub root: String,
+}
+
+/// `[registry]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting")]
+pub struct RegistrySection {
+    pub file: String,
+}
+
+/// `[ingest]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting")]
+pub struct IngestSection {
+    #[serde(deserialize_with = "byte_size")]
+    pub max_body: usize,
+    #[serde(with = "humantime_serde")]
+    pub linger: Duration,
+    #[serde(deserialize_with = "event_time")]
+    pub earliest_event_time: i64,
+    #[serde(with = "humantime_serde")]
+    pub max_future: Duration,
+}
+
+/// `[speed]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting")]
+pub struct SpeedSection {
+    #[serde(with = "humantime_serde")]
+    pub flush_interval: Duration,
+    #[serde(with = "humantime_serde")]
+    pub epoch_interval: Duration,
+    #[serde(with = "humantime_serde")]
+    pub duplicate_window: Duration,
+    pub duplicate_entries: usize,
+}
+
+/// `[archive]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting")]
+pub struct ArchiveSection {
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    pub max_rows: usize,
+}
+
+/// `[batch]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting")]
+pub struct BatchSection {
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    #[serde(with = "humantime_serde")]
+    pub keep_versions: Duration,
+}
+
+impl Config {
+    /// Reads the defaults, the file if one is given, and the environment's variables (all of them; others than
+    /// Wye's are passed over).
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the file and line, or the variable.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut settings: toml::Table = toml::from_str(DEFAULTS).expect("the embedded defaults are TOML");
+        let mut place = "the defaults".to_owned();
+        if let Some(path) = file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+            place = path.display().to_string();
+            let table: toml::Table =
+                toml::from_str(&text).map_err(|error| parse_error(&place, &text, &error))?;
+            overlay(&mut settings, table);
+            check(&settings, &place).map_err(|error| with_line(error, &text))?;
+        }
+        for (variable, value) in environment {
+            let Some(path) = variable.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
+            let Some((section, key)) = path.split_once("__") else { continue };
+            let (section, key) = (section.to_lowercase(), key.to_lowercase());
+            let value = match settings.get(&section).and_then(|section| section.get(&key)) {
+                Some(toml::Value::Integer(_)) => {
+                    value.parse().map_or(toml::Value::String(value), toml::Value::Integer)
+                }
+                _ => toml::Value::String(value),
+            };
+            let single = toml::Table::from_iter([(
+                section,
+                toml::Value::Table(toml::Table::from_iter([(key, value)])),
+            )]);
+            overlay(&mut settings, single);
+            check(&settings, &format!("environment variable {variable}"))?;
+        }
+        check(&settings, &place)
+    }
+
+    /// Checks the metric definitions; `file` is where they were written.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming file, line, key, problem and what to write instead.
+    pub fn definitions(&self, file: Option<&Path>) -> Result<Vec<Definition>, ConfigError> {
+        self.metric
+            .iter()
+            .enumerate()
+            .map(|(index, metric)| {
+                Definition::check(metric).map_err(|error| {
+                    let key = error
+                        .to_string()
+                        .split("key \"")
+                        .nth(1)
+                        .and_then(|rest| rest.split('"').next())
+                        .unwrap_or("name")
+                        .to_owned();
+                    definition_error(file, index, &key, &error.to_string())
+                })
+            })
+            .collect()
+    }
+
+    /// Reads the device registry that the settings name; relative to the configuration file's folder.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the registry file, the entry and what to write instead.
+    pub fn registry(&self, file: Option<&Path>) -> Result<Registry, ConfigError> {
+        if self.registry.file.is_empty() {
+            return Ok(Registry::default());
+        }
+        let base = file.and_then(Path::parent).unwrap_or(Path::new(""));
+        let path = base.join(&self.registry.file);
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+        let place = path.display().to_string();
+        let written: RegistryConfig =
+            toml::from_str(&text).map_err(|error| parse_error(&place, &text, &error))?;
+        Registry::check(written).map_err(|error| ConfigError::Parse { place, problem: error.to_string() })
+    }
+}
+
+/// An error in the n-th `[[metric]]` of a file, with the line of the key.
+pub fn definition_error(file: Option<&Path>, index: usize, key: &str, problem: &str) -> ConfigError {
+    let text = file.and_then(|path| std::fs::read_to_string(path).ok()).unwrap_or_default();
+    let name = file.map_or_else(|| "metric definitions".to_owned(), |path| path.display().to_string());
+    let place = match line_of_definition(&text, index, key) {
+        Some(line) => format!("{name}, line {line}"),
+        None => name,
+    };
+    ConfigError::Parse { place, problem: problem.to_owned() }
+}
+
+/// The 1-based line of a key in the n-th `[[metric]]`, or of its header where the key is absent.
+fn line_of_definition(text: &str, index: usize, key: &str) -> Option<usize> {
+    let mut headers =
+        text.lines().enumerate().filter(|(_, line)| line.trim_start().starts_with("[[metric]]"));
+    let (start, _) = headers.nth(index)?;
+    let own =
+        text.lines().enumerate().skip(start + 1).take_while(|(_, line)| !line.trim_start().starts_with('['));
+    let key_line = own.into_iter().find(|(_, line)| {
+        line.trim_start().strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with('='))
+    });
+    Some(key_line.map_or(start, |(line, _)| line) + 1)
+}
+
+fn overlay(settings: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (settings.get_mut(&key), value) {
+            (Some(toml::Value::Table(section)), toml::Value::Table(given)) if key != "client" => {
+                overlay(section, given);
+            }
+            (_, value) => {
+                settings.insert(key, value);
+            }
+        }
+    }
+}
+
+fn check(settings: &toml::Table, place: &str) -> Result<Config, ConfigError> {
+    Config::deserialize(settings.clone()).map_err(|error| ConfigError::Parse {
+        place: place.to_owned(),
+        problem: error.to_string().trim().replace('\n', " "),
+    })
+}
+
+/// The line of the first key that the problem names, where the text has it.
+fn with_line(error: ConfigError, text: &str) -> ConfigError {
+    let ConfigError::Parse { place, problem } = error else { return error };
+    let named: Vec<&str> = problem.split(['`', '"']).filter(|word| !word.trim().is_empty()).collect();
+    let line = named.iter().find_map(|word| {
+        let last = word.rsplit('.').next().unwrap_or(word).trim();
+        text.lines().position(|line| {
+            let line = line.trim_start();
+            line.strip_prefix(last).is_some_and(|rest| rest.trim_start().starts_with('='))
+                || line.trim_end() == format!("[{last}]")
+        })
+    });
+    match line {
+        Some(line) => ConfigError::Parse { place: format!("{place}, line {}", line + 1), problem },
+        None => ConfigError::Parse { place, problem },
+    }
+}
+
+fn parse_error(place: &str, text: &str, error: &toml::de::Error) -> ConfigError {
+    let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+    let place = line.map_or_else(|| place.to_owned(), |line| format!("{place}, line {line}"));
+    ConfigError::Parse { place, problem: error.message().replace('\n', " ") }
+}
+
+fn byte_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim();
+    let unit = match text[digits.len()..].trim() {
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        "" | "B" => 1,
+        _ => {
+            return Err(serde::de::Error::custom(format!(
+                "{text:?} is no size; write for example \"64MiB\""
+            )));
+        }
+    };
+    let count: usize = digits
+        .parse()
+        .map_err(|_| serde::de::Error::custom(format!("{text:?} is no size; write for example \"64MiB\"")))?;
+    Ok(count * unit)
+}
+
+fn event_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    wye_domain::time::parse_rfc3339(&text).map_err(serde::de::Error::custom)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        file
+    }
+
+    fn message(text: &str) -> String {
+        let file = file(text);
+        let config = match Config::load(Some(file.path()), []) {
+            Err(error) => return error.to_string(),
+            Ok(config) => config,
+        };
+        config.definitions(Some(file.path())).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_defaults_are_complete() {
+        let config = Config::load(None, []).unwrap();
+        assert_eq!(config.ingest.max_body, 64 << 20);
+        assert_eq!(config.speed.flush_interval, Duration::from_millis(100));
+        assert!(config.definitions(None).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_file_and_the_environment_override() {
+        let file = file("[log]\nkafka_partitions = 2\n[speed]\nflush_interval = \"1s\"\n");
+        let environment =
+            [("WYE_SPEED__FLUSH_INTERVAL".to_owned(), "2s".to_owned()), ("PATH".to_owned(), "x".to_owned())];
+        let config = Config::load(Some(file.path()), environment).unwrap();
+        assert_eq!((config.log.kafka_partitions, config.speed.flush_interval), (2, Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_line() {
+        for (text, words) in [
+            ("[log\n", vec!["line 1"]),
+            ("\n[log]\nkafka_partition = 2\n", vec!["line 3", "kafka_partition"]),
+            ("[speed]\nflush_interval = 5\n", vec!["duration"]),
+            (
+                "[[metric]]\nname = \"a\"\n[[metric]]\nname = \"b\"\nwindow = \"soon\"\n",
+                vec!["line 5", "write for example"],
+            ),
+            ("[[metric]]\nname = \"a b\"\n", vec!["line 2", "letters"]),
+        ] {
+            let message = message(text);
+            for word in words {
+                assert!(message.contains(word), "{message}");
+            }
+        }
+        let bad = [("WYE_LOG__KAFKA_PARTITIONS".to_owned(), "many".to_owned())];
+        assert!(Config::load(None, bad).unwrap_err().to_string().contains("WYE_LOG__KAFKA_PARTITIONS"));
+    }
+}

@@ -1,0 +1,153 @@
+//! What can go wrong with a stored table, by operation, and what the caller can do about it. Must not know what the
+//! tables hold.
+
+use deltalake::DeltaTableError;
+use deltalake::kernel::transaction::TransactionError;
+use wye_domain::ErrorKind;
+
+use crate::store::TableName;
+
+/// A source error whose type is of no use to the caller.
+pub(crate) type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// What can go wrong with a table.
+#[derive(Debug, thiserror::Error)]
+pub enum TablesError {
+    /// The place of the tables cannot be used.
+    #[error("cannot keep tables at {location:?}: {reason}")]
+    Location {
+        /// What was given.
+        location: String,
+        /// Why it cannot be used.
+        reason: String,
+    },
+    /// A batch, column or file does not fit its table.
+    #[error("table {table}: {reason}")]
+    Shape {
+        /// Which table.
+        table: TableName,
+        /// What does not fit.
+        reason: String,
+    },
+    /// Somebody else was first: another writer's commit stands where this one would have gone.
+    #[error("table {table}: {reason}")]
+    Conflict {
+        /// Which table.
+        table: TableName,
+        /// What the other writer did.
+        reason: String,
+    },
+    /// Stored bytes are not what they must be.
+    #[error("table {table} is damaged: {reason}")]
+    Corrupt {
+        /// Which table.
+        table: TableName,
+        /// What was found.
+        reason: String,
+    },
+    /// The transaction log cannot be read.
+    #[error("cannot read the log of table {table}")]
+    ReadLog {
+        /// Which table.
+        table: TableName,
+        /// Why.
+        #[source]
+        source: DeltaTableError,
+    },
+    /// The transaction log cannot be written.
+    #[error("cannot commit to table {table}")]
+    Commit {
+        /// Which table.
+        table: TableName,
+        /// Why.
+        #[source]
+        source: DeltaTableError,
+    },
+    /// Rows cannot be turned into a file.
+    #[error("cannot encode rows for table {table}")]
+    Encode {
+        /// Which table.
+        table: TableName,
+        /// Why.
+        #[source]
+        source: Source,
+    },
+    /// A file cannot be stored, listed or removed.
+    #[error("cannot reach the files of table {table}")]
+    Store {
+        /// Which table.
+        table: TableName,
+        /// Why.
+        #[source]
+        source: object_store::Error,
+    },
+    /// Rows cannot be read back.
+    #[error("cannot scan table {table}")]
+    Scan {
+        /// Which table.
+        table: TableName,
+        /// Why.
+        #[source]
+        source: datafusion::error::DataFusionError,
+    },
+}
+
+impl TablesError {
+    /// What the caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Location { .. } | Self::Shape { .. } => ErrorKind::Invalid,
+            Self::Conflict { .. } => ErrorKind::Conflict,
+            Self::Corrupt { .. } => ErrorKind::Corrupt,
+            Self::ReadLog { source, .. } | Self::Commit { source, .. } => delta_kind(source),
+            Self::Store { source, .. } => store_kind(source),
+            Self::Encode { .. } => ErrorKind::Internal,
+            Self::Scan { source, .. } => match source.find_root() {
+                datafusion::error::DataFusionError::ObjectStore(source) => store_kind(source),
+                _ => ErrorKind::Internal,
+            },
+        }
+    }
+
+    /// A failed commit: a lost race becomes [`TablesError::Conflict`].
+    pub(crate) fn commit(table: TableName, source: DeltaTableError) -> Self {
+        match &source {
+            DeltaTableError::VersionAlreadyExists(_)
+            | DeltaTableError::Transaction {
+                source:
+                    TransactionError::VersionAlreadyExists(_)
+                    | TransactionError::CommitConflict(_)
+                    | TransactionError::MaxCommitAttempts(_),
+            } => Self::Conflict { table, reason: format!("another writer committed first: {source}") },
+            _ => Self::Commit { table, source },
+        }
+    }
+}
+
+fn delta_kind(error: &DeltaTableError) -> ErrorKind {
+    match error {
+        DeltaTableError::NotATable(_) | DeltaTableError::InvalidVersion(_) => ErrorKind::NotFound,
+        DeltaTableError::ObjectStore { source }
+        | DeltaTableError::Transaction { source: TransactionError::ObjectStore { source } } => {
+            store_kind(source)
+        }
+        DeltaTableError::Io { .. } => ErrorKind::Unavailable,
+        DeltaTableError::InvalidJsonLog { .. }
+        | DeltaTableError::InvalidStatsJson { .. }
+        | DeltaTableError::Parquet { .. } => ErrorKind::Corrupt,
+        _ => ErrorKind::Internal,
+    }
+}
+
+fn store_kind(error: &object_store::Error) -> ErrorKind {
+    match error {
+        object_store::Error::NotFound { .. } => ErrorKind::NotFound,
+        object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. } => {
+            ErrorKind::Conflict
+        }
+        object_store::Error::InvalidPath { .. } | object_store::Error::NotSupported { .. } => {
+            ErrorKind::Invalid
+        }
+        _ => ErrorKind::Unavailable,
+    }
+}

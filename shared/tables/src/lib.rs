@@ -1,0 +1,28 @@
+//! The tables of Wye as Delta Lake tables on an object store: what was read (the master dataset), what was refused,
+//! and what the batch layer computed from it; and the planning of metric definitions with DataFusion.
+//!
+//! This is the only crate that knows `deltalake`. It knows no Kafka client, no HTTP and no metric's meaning; offsets
+//! and horizons are numbers that its callers bring.
+
+pub mod store;
+
+pub mod append;
+pub mod columns;
+pub mod dead_letters;
+pub mod readings;
+pub mod scan;
+pub mod views;
+
+pub mod plan;
+
+mod delta;
+mod encode;
+mod error;
+mod parquet_plan;
+mod sort;
+#[cfg(test)]
+mod testing;
+
+pub use delta::cleaning::Cleaned;
+pub use error::TablesError;
+pub use readings::compaction::{Compacted, CompactionPolicy};

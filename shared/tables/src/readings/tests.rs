@@ -1,0 +1,214 @@
+//! Appending exactly once, compacting and cleaning, on a real directory.
+
+use wye_domain::ErrorKind;
+
+use super::*;
+use crate::CompactionPolicy;
+use crate::columns::stored_schema;
+use crate::scan::SortedScan;
+use crate::testing::{Row, archive, archive_batch, number, row, rows_of, run};
+
+async fn all_rows(readings: &Readings) -> Vec<Row> {
+    let schema = stored_schema();
+    let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    let scan = SortedScan { horizon: None, columns: &columns, plan_partitions: 1, batch_size: None };
+    let plan = readings.snapshot().await.unwrap().sorted_scan(&scan).unwrap();
+    run(plan).await.iter().flatten().flat_map(rows_of).collect()
+}
+
+fn fixture() -> (tempfile::TempDir, TableRoot) {
+    let directory = tempfile::tempdir().unwrap();
+    let root = TableRoot::directory(directory.path()).unwrap();
+    (directory, root)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn appends_continue_where_the_last_one_ended() {
+    let (_directory, root) = fixture();
+    let readings = Readings::open(&root).await.unwrap();
+    assert!(readings.archived().await.unwrap().is_empty());
+
+    let first = vec![
+        archive(0, 5, 7, &[row("b", 1, 0, 5), row("a", 2, 0, 6)]),
+        archive(1, 0, 1, &[row("c", 3, 1, 0)]),
+    ];
+    assert_eq!(readings.append(first.clone()).await.unwrap().readings, 3);
+    assert_eq!(readings.archived().await.unwrap(), BTreeMap::from([(0, 7), (1, 1)]));
+
+    // The same again, as after a crash between the commit and its answer.
+    assert_eq!(readings.append(first).await.unwrap_err().kind(), ErrorKind::Conflict);
+    let gap = readings.append(vec![archive(0, 8, 9, &[row("a", 9, 0, 8)])]).await;
+    assert_eq!(gap.unwrap_err().kind(), ErrorKind::Conflict);
+    // One range that does not fit keeps out all.
+    let half = vec![archive(0, 7, 8, &[row("a", 9, 0, 7)]), archive(1, 0, 1, &[row("c", 3, 1, 0)])];
+    assert_eq!(readings.append(half).await.unwrap_err().kind(), ErrorKind::Conflict);
+    let twice = vec![archive(0, 7, 8, &[]), archive(0, 8, 9, &[])];
+    assert_eq!(readings.append(twice).await.unwrap_err().kind(), ErrorKind::Invalid);
+
+    // Offsets without readings advance too, and another handle sees all of it.
+    readings.append(vec![archive(0, 7, 10, &[])]).await.unwrap();
+    let other = Readings::open(&root).await.unwrap();
+    assert_eq!(other.archived().await.unwrap(), BTreeMap::from([(0, 10), (1, 1)]));
+    let mut expected = vec![row("b", 1, 0, 5), row("a", 2, 0, 6), row("c", 3, 1, 0)];
+    expected.sort();
+    assert_eq!(all_rows(&other).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_racing_writers_one_wins() {
+    let (_directory, root) = fixture();
+    let (one, two) = (Readings::open(&root).await.unwrap(), Readings::open(&root).await.unwrap());
+    for round in 0..20 {
+        let batch = || vec![archive(0, round, round + 1, &[row("a", round, 0, round)])];
+        let (first, second) = tokio::join!(one.append(batch()), two.append(batch()));
+        assert_eq!(
+            i32::from(first.is_ok()) + i32::from(second.is_ok()),
+            1,
+            "round {round}: {first:?} {second:?}"
+        );
+        let lost = first.err().or(second.err()).unwrap();
+        assert_eq!(lost.kind(), ErrorKind::Conflict, "{lost}");
+    }
+    // Different Kafka partitions do not disturb each other.
+    let (first, second) = tokio::join!(
+        one.append(vec![archive(1, 0, 1, &[row("b", 0, 1, 0)])]),
+        two.append(vec![archive(2, 0, 1, &[row("c", 0, 2, 0)])]),
+    );
+    first.unwrap();
+    second.unwrap();
+    assert_eq!(one.archived().await.unwrap(), BTreeMap::from([(0, 20), (1, 1), (2, 1)]));
+    assert_eq!(all_rows(&one).await.len(), 22);
+    // The losers' files are gone.
+    assert_eq!(one.log().clean_unnamed(Default::default(), Default::default()).await.unwrap().files, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoints_keep_the_offsets() {
+    let (directory, root) = fixture();
+    let readings = Readings::open(&root).await.unwrap();
+    for offset in 0..45 {
+        readings.append(vec![archive(offset as i32 % 3, offset / 3, offset / 3 + 1, &[])]).await.unwrap();
+    }
+    let log = std::fs::read_dir(directory.path().join("readings/_delta_log")).unwrap();
+    let checkpoints =
+        log.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("checkpoint.p"));
+    assert_eq!(checkpoints.count(), 2);
+    let other = Readings::open(&root).await.unwrap();
+    let expected = BTreeMap::from([(0, 15), (1, 15), (2, 15)]);
+    assert_eq!(other.archived().await.unwrap(), expected);
+    // delta-rs's own way to the same facts.
+    let snapshot = other.snapshot().await.unwrap();
+    let table = snapshot.snapshot.delta_table(other.log());
+    for (kafka_partition, offset) in expected {
+        let name = format!("wye-archive/readings/{kafka_partition}");
+        let known =
+            table.snapshot().unwrap().transaction_version(other.log().log_store(), name).await.unwrap();
+        assert_eq!(known, Some(offset));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compacting_changes_files_and_no_reading() {
+    let (_directory, root) = fixture();
+    let readings = Readings::open(&root).await.unwrap();
+    let mut expected = Vec::new();
+    for append in 0..10 {
+        let rows: Vec<Row> = (0..50)
+            .map(|i| row(&format!("d{}", i % 7), (i * 37 + append) % 23, 0, append * 50 + i))
+            .collect();
+        readings.append(vec![archive(0, append * 50, append * 50 + 50, &rows)]).await.unwrap();
+        expected.extend(rows);
+    }
+    expected.sort();
+    let before = readings.snapshot().await.unwrap();
+    assert_eq!(before.files(), 10);
+    let done = readings.compact(CompactionPolicy::default()).await.unwrap();
+    assert_eq!((done.files_before, done.files_after, done.readings), (10, 1, 500));
+    assert_eq!(readings.snapshot().await.unwrap().files(), 1);
+    assert_eq!(all_rows(&readings).await, expected);
+    assert_eq!(readings.archived().await.unwrap(), BTreeMap::from([(0, 500)]));
+    assert_eq!(readings.compact(CompactionPolicy::default()).await.unwrap().files_before, 0);
+
+    // Who reads the version before goes on until the files are cleaned away.
+    assert_eq!(readings.vacuum(std::time::Duration::from_secs(600)).await.unwrap().files, 0);
+    let sql = "select count(*) from readings";
+    assert_eq!(number("readings", before.provider().await.unwrap(), sql).await, 500);
+    assert_eq!(readings.vacuum(Default::default()).await.unwrap().files, 10);
+    assert_eq!(all_rows(&readings).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_compactions_at_once_do_not_double_readings() {
+    let (_directory, root) = fixture();
+    let (one, two) = (Readings::open(&root).await.unwrap(), Readings::open(&root).await.unwrap());
+    for offset in 0..10 {
+        one.append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])]).await.unwrap();
+    }
+    let policy = CompactionPolicy::default();
+    let appended = one.append(vec![archive(1, 0, 1, &[row("b", 0, 1, 0)])]);
+    let (first, second, appended) = tokio::join!(one.compact(policy), two.compact(policy), appended);
+    assert!(first.is_ok() || second.is_ok(), "{first:?} {second:?}");
+    appended.unwrap();
+    assert_eq!(all_rows(&one).await.len(), 11);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_sees_all_columns_and_days() {
+    let (_directory, root) = fixture();
+    let readings = Readings::open(&root).await.unwrap();
+    let day = 86_400_000_000;
+    let mut first = row("a", 1_700_000_000_123_456, 0, 0);
+    (first.sequence, first.unit, first.tags) =
+        (Some(7), Some("Cel".to_owned()), Some(r#"{"line":"1"}"#.to_owned()));
+    let rows = [first, row("b", 2, 0, 1)];
+    let mut batch = archive(0, 0, 3, &[]);
+    batch.readings =
+        vec![archive_batch(&rows, 20_000 * day), archive_batch(&[row("c", 3, 0, 2)], 20_001 * day)];
+    readings.append(vec![batch]).await.unwrap();
+    let snapshot = readings.snapshot().await.unwrap();
+    assert_eq!((snapshot.files(), snapshot.readings()), (2, 3));
+    for (sql, expected) in [
+        ("select count(*) from readings where ingest_date = date '2024-10-05'", 1),
+        ("select count(*) from readings where ingest_time >= timestamp '2024-10-05T00:00:00Z'", 1),
+        ("select count(*) from readings where device_id = 'a' and unit = 'Cel' and tags like '%line%'", 1),
+        ("select count(*) from readings where event_time = timestamp '2023-11-14T22:13:20.123456Z'", 1),
+        ("select count(*) from readings where event_time > timestamp '2023-11-14T22:13:20.123Z'", 1),
+        ("select kafka_offset from readings where sequence is null and unit is null and device_id > 'b'", 2),
+    ] {
+        assert_eq!(number("readings", snapshot.provider().await.unwrap(), sql).await, expected, "{sql}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hourly_measurements_take_at_most_four_bytes() {
+    let (_directory, root) = fixture();
+    let readings = Readings::open(&root).await.unwrap();
+    let hours = 35_064_i64;
+    let hour = 3_600_000_000_i64;
+    let start = 1_362_096_000_000_000_i64;
+    // A station's columns, one message per thousand rows, values of a random walk with few distinct numbers.
+    let mut rows = Vec::new();
+    for (metric, name) in
+        ["PM2.5", "PM10", "SO2", "NO2", "CO", "O3", "TEMP", "PRES", "DEWP", "RAIN", "WSPM"].iter().enumerate()
+    {
+        let mut level = 50_i64;
+        let mut state = metric as u64 + 1;
+        for i in 0..hours {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            level = (level + (state >> 33) as i64 % 15 - 7).clamp(1, 900);
+            rows.push(Row {
+                device_id: "Aotizhongxin".to_owned(),
+                metric: (*name).to_owned(),
+                event_time: start + i * hour,
+                kafka_offset: i / 1000,
+                kafka_index: (i % 1000) as i32 * 11 + metric as i32,
+                value: (level as f64).to_bits(),
+                ..Row::default()
+            });
+        }
+    }
+    rows.sort_by_key(|row| (row.kafka_offset, row.kafka_index));
+    let done = readings.append(vec![archive(0, 0, 36, &rows)]).await.unwrap();
+    let per_reading = done.bytes as f64 / done.readings as f64;
+    assert!(per_reading <= 4.0, "{per_reading} bytes a reading");
+}

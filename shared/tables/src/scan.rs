@@ -1,0 +1,205 @@
+//! Reading the master dataset in order, below a horizon, in plan partitions that share no device. Must not know what
+//! is computed from it.
+//!
+//! The files of a version are each sorted. Files whose devices do not overlap are read one after the other as one
+//! sorted *chain*; only chains that do overlap are merged, row by row. The devices are dealt out in as many ranges as
+//! plan partitions are wanted, so that partitions need nothing from each other.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+use datafusion::common::Result;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
+use datafusion::physical_plan::union::UnionExec;
+
+use crate::columns::{READING_ORDER, stored_schema};
+use crate::delta::DataFile;
+use crate::error::TablesError;
+use crate::parquet_plan::{FilePlan, ordering, partitioned_file, project};
+use crate::readings::ReadingsSnapshot;
+use crate::scan::devices::DeviceRange;
+use crate::store::TableName;
+
+mod devices;
+mod filters;
+mod statistics;
+
+const TABLE: TableName = TableName::Readings;
+
+/// What to read of the master dataset, and how.
+#[derive(Clone, Debug)]
+pub struct SortedScan<'a> {
+    /// Only readings with an offset below their Kafka partition's; none of a Kafka partition that is not named. All
+    /// readings when absent.
+    pub horizon: Option<&'a BTreeMap<i32, i64>>,
+    /// Which columns of [`stored_schema`], in which order.
+    pub columns: &'a [&'a str],
+    /// How many plan partitions; fewer come out when there are too few devices.
+    pub plan_partitions: usize,
+    /// Rows in a batch; the session's own when absent.
+    pub batch_size: Option<usize>,
+}
+
+/// A file that is to be read, with what is known of it.
+#[derive(Clone)]
+struct Input<'a> {
+    file: &'a DataFile,
+    /// The smallest and the largest device; unknown bounds overlap everything.
+    devices: Option<(&'a str, &'a str)>,
+    /// Whether rows at or above the horizon are among its rows.
+    straddles: bool,
+}
+
+impl ReadingsSnapshot {
+    /// A plan that yields readings sorted by [`READING_ORDER`] in each plan partition; a device is in one plan
+    /// partition only, and plan partitions follow each other in order.
+    ///
+    /// Runs in any session whose runtime knows the store, see [`crate::store::TableRoot::register`].
+    ///
+    /// # Errors
+    /// [`TablesError::Scan`] when a column does not exist.
+    pub fn sorted_scan(&self, scan: &SortedScan<'_>) -> Result<Arc<dyn ExecutionPlan>, TablesError> {
+        self.plan(self.snapshot.files.iter(), scan)
+    }
+
+    /// The same over some of the files.
+    pub(crate) fn plan<'a>(
+        &self,
+        files: impl Iterator<Item = &'a DataFile>,
+        scan: &SortedScan<'_>,
+    ) -> Result<Arc<dyn ExecutionPlan>, TablesError> {
+        let inputs: Vec<Input<'_>> = files.filter_map(|file| input(file, scan.horizon)).collect();
+        let failed = |source| TablesError::Scan { table: TABLE, source };
+        let schema = stored_schema();
+        let mut parts = Vec::new();
+        for range in devices::ranges(&inputs, scan.plan_partitions) {
+            let chains = chains(inputs.iter().filter(|input| range.overlaps(input.devices)));
+            if !chains.is_empty() {
+                parts.push(self.part(&range, chains, scan)?);
+            }
+        }
+        if parts.len() > 1 {
+            return UnionExec::try_new(parts).map_err(failed);
+        }
+        if let Some(part) = parts.pop() {
+            return Ok(part);
+        }
+        let columns = crate::parquet_plan::places(&schema, scan.columns).map_err(failed)?;
+        let schema = schema.project(&columns).map_err(|error| failed(error.into()))?;
+        Ok(Arc::new(EmptyExec::new(Arc::new(schema))))
+    }
+
+    /// The plan for one range of devices: one plan partition.
+    fn part(
+        &self,
+        range: &DeviceRange,
+        chains: Vec<Vec<&Input<'_>>>,
+        scan: &SortedScan<'_>,
+    ) -> Result<Arc<dyn ExecutionPlan>, TablesError> {
+        let failed = |source| TablesError::Scan { table: TABLE, source };
+        let schema = stored_schema();
+        // A merge compares by all sort columns, so it has to see them.
+        let mut columns = scan.columns.to_vec();
+        if chains.len() > 1 {
+            columns.extend(READING_ORDER.iter().filter(|name| !scan.columns.contains(name)));
+        }
+        let mut plans = Vec::with_capacity(chains.len());
+        for chain in chains {
+            plans.push(self.chain(
+                range,
+                &chain,
+                &schema,
+                &SortedScan { columns: &columns, ..scan.clone() },
+            )?);
+        }
+        let merged = |plans: Vec<Arc<dyn ExecutionPlan>>| -> Result<Arc<dyn ExecutionPlan>> {
+            let chains = UnionExec::try_new(plans)?;
+            let order = ordering(&chains.schema(), &READING_ORDER)?.expect("the order has columns");
+            project(Arc::new(SortPreservingMergeExec::new(order, chains)), scan.columns)
+        };
+        match plans.len() {
+            1 => Ok(plans.remove(0)),
+            _ => merged(plans).map_err(failed),
+        }
+    }
+
+    fn chain(
+        &self,
+        range: &DeviceRange,
+        chain: &[&Input<'_>],
+        schema: &SchemaRef,
+        scan: &SortedScan<'_>,
+    ) -> Result<Arc<dyn ExecutionPlan>, TablesError> {
+        let root = self.log.root();
+        let mut files = Vec::with_capacity(chain.len());
+        for input in chain {
+            let file = partitioned_file(root, TABLE, input.file, schema)?;
+            files.push(file.with_statistics(Arc::new(statistics::of(&input.file.stats, schema))));
+        }
+        let within = chain.iter().all(|input| range.contains(input.devices));
+        let below = scan.horizon.filter(|_| chain.iter().any(|input| input.straddles));
+        let failed = |source| TablesError::Scan { table: TABLE, source };
+        let filter = filters::conjunction([
+            if within { None } else { filters::devices_in(range, schema).map_err(failed)? },
+            below.map(|horizon| filters::below(horizon, schema)).transpose().map_err(failed)?,
+        ]);
+        let plan = FilePlan {
+            root,
+            file_schema: Arc::clone(schema),
+            groups: vec![files],
+            sorted_by: &READING_ORDER,
+            filter,
+            columns: scan.columns,
+            batch_size: scan.batch_size,
+        };
+        plan.build().map_err(failed)
+    }
+}
+
+/// What is to be read of a file; `None` when all of it is above the horizon.
+fn input<'a>(file: &'a DataFile, horizon: Option<&BTreeMap<i32, i64>>) -> Option<Input<'a>> {
+    let devices = file.stats.text_bounds("device_id");
+    let Some(horizon) = horizon else { return Some(Input { file, devices, straddles: false }) };
+    let Some(tags) = crate::readings::file_tags::FileTags::of(file) else {
+        return Some(Input { file, devices, straddles: true });
+    };
+    let end = |kafka_partition: &i32| horizon.get(kafka_partition).copied().unwrap_or(i64::MIN);
+    if tags.offsets.iter().all(|(kafka_partition, span)| span.0 >= end(kafka_partition)) {
+        return None;
+    }
+    let straddles = tags.offsets.iter().any(|(kafka_partition, span)| span.1 >= end(kafka_partition));
+    Some(Input { file, devices, straddles })
+}
+
+/// Puts files into as few chains as possible, such that within a chain each file's devices come after the last's.
+fn chains<'a, 'b>(inputs: impl Iterator<Item = &'b Input<'a>>) -> Vec<Vec<&'b Input<'a>>>
+where
+    'a: 'b,
+{
+    let (mut known, mut chains): (Vec<_>, Vec<Vec<&Input<'a>>>) = (Vec::new(), Vec::new());
+    for input in inputs {
+        match input.devices {
+            Some(devices) => known.push((devices, input)),
+            None => chains.push(vec![input]),
+        }
+    }
+    known.sort_by(|a, b| a.0.cmp(&b.0));
+    let mut open: Vec<(&str, Vec<&Input<'a>>)> = Vec::new();
+    for ((min, max), input) in known {
+        match open.iter_mut().find(|(end, _)| *end < min) {
+            Some((end, chain)) => {
+                *end = max;
+                chain.push(input);
+            }
+            None => open.push((max, vec![input])),
+        }
+    }
+    chains.extend(open.into_iter().map(|(_, chain)| chain));
+    chains
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,58 @@
+//! Deals devices out in ranges of about equal numbers of rows. Must not know plans.
+
+use crate::readings::file_tags::FileTags;
+use crate::scan::Input;
+
+/// Devices `[from, until)` in the order of their names; open where absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct DeviceRange {
+    pub(super) from: Option<String>,
+    pub(super) until: Option<String>,
+}
+
+impl DeviceRange {
+    /// Whether some device within `bounds` (both included) may be in the range.
+    pub(super) fn overlaps(&self, bounds: Option<(&str, &str)>) -> bool {
+        let Some((min, max)) = bounds else { return true };
+        self.from.as_deref().is_none_or(|from| from <= max)
+            && self.until.as_deref().is_none_or(|until| min < until)
+    }
+
+    /// Whether all devices within `bounds` (both included) are in the range.
+    pub(super) fn contains(&self, bounds: Option<(&str, &str)>) -> bool {
+        let Some((min, max)) = bounds else { return self.from.is_none() && self.until.is_none() };
+        self.from.as_deref().is_none_or(|from| from <= min)
+            && self.until.as_deref().is_none_or(|until| max < until)
+    }
+}
+
+/// At most `count` ranges that cover all devices, with about equal numbers of rows by what is noted of the files.
+pub(super) fn ranges(inputs: &[Input<'_>], count: usize) -> Vec<DeviceRange> {
+    let mut samples: Vec<(String, f64)> = Vec::new();
+    for input in inputs {
+        let rows = input.file.stats.num_records as f64;
+        let devices = FileTags::of(input.file).map(|tags| tags.devices).unwrap_or_default();
+        let share = rows / devices.len().max(1) as f64;
+        samples.extend(devices.into_iter().map(|device| (device, share)));
+    }
+    samples.sort_by(|a, b| a.0.cmp(&b.0));
+    let total: f64 = samples.iter().map(|(_, share)| share).sum();
+    let mut cuts: Vec<String> = Vec::new();
+    let mut before = 0.0;
+    for (index, (device, share)) in samples.iter().enumerate() {
+        let wanted = total * (cuts.len() + 1) as f64 / count.max(1) as f64;
+        // The half share rounds to the nearest sample instead of always cutting late.
+        let due = cuts.len() + 1 < count && before + share / 2.0 >= wanted;
+        if due && index > 0 && samples[0].0 < *device && cuts.last() != Some(device) {
+            cuts.push(device.clone());
+        }
+        before += share;
+    }
+    let mut ranges = Vec::with_capacity(cuts.len() + 1);
+    let mut from = None;
+    for cut in cuts {
+        ranges.push(DeviceRange { from: from.replace(cut.clone()), until: Some(cut) });
+    }
+    ranges.push(DeviceRange { from, until: None });
+    ranges
+}

@@ -1,0 +1,122 @@
+//! Sorted scans below a horizon, against a naive filter.
+
+use std::collections::BTreeSet;
+
+use arrow::array::AsArray;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+use crate::CompactionPolicy;
+use crate::readings::Readings;
+use crate::store::TableRoot;
+use crate::testing::{Row, archive, rows_of, run};
+
+fn random_rows(random: &mut StdRng, kafka_partition: i32, offsets: std::ops::Range<i64>) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for kafka_offset in offsets {
+        for kafka_index in 0..random.random_range(0..3) {
+            rows.push(Row {
+                device_id: format!("d{:02}", random.random_range(0..30)),
+                metric: ["t", "p"][random.random_range(0..2)].to_owned(),
+                event_time: random.random_range(-3..30) * 1_000_001,
+                sequence: random.random_bool(0.3).then(|| random.random_range(0..3)),
+                kafka_partition,
+                kafka_offset,
+                kafka_index,
+                value: f64::from(random.random_range(0..9)).to_bits(),
+                ..Row::default()
+            });
+        }
+    }
+    rows
+}
+
+fn device_of(batch: &arrow::array::RecordBatch) -> Vec<String> {
+    let column = wye_domain::reading::TextColumn::of(batch, "device_id").unwrap();
+    (0..batch.num_rows()).map(|row| column.text(row).unwrap().to_owned()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scans_equal_a_naive_filter_and_are_sorted() {
+    for seed in 0..12 {
+        let directory = tempfile::tempdir().unwrap();
+        let readings = Readings::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut all = Vec::new();
+        for append in 0..6_i64 {
+            let mut batches = Vec::new();
+            for kafka_partition in 0..3 {
+                let mut rows = random_rows(&mut random, kafka_partition, append * 20..append * 20 + 20);
+                if seed % 3 == 0 {
+                    // Files whose devices do not overlap.
+                    rows.iter_mut().for_each(|row| row.device_id = format!("s{append}{}", &row.device_id));
+                }
+                batches.push(archive(kafka_partition, append * 20, append * 20 + 20, &rows));
+                all.extend(rows);
+            }
+            batches.shuffle(&mut random);
+            readings.append(batches).await.unwrap();
+            if seed % 4 == 1 && append == 3 {
+                readings.compact(CompactionPolicy { least_files: 2, ..Default::default() }).await.unwrap();
+            }
+        }
+        all.sort();
+        let horizon = BTreeMap::from([(0, random.random_range(0..130)), (2, random.random_range(0..130))]);
+        let below = |row: &Row| horizon.get(&row.kafka_partition).is_some_and(|end| row.kafka_offset < *end);
+        let schema = stored_schema();
+        let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+        let snapshot = readings.snapshot().await.unwrap();
+        for plan_partitions in [1, 2, 5] {
+            for horizon in [None, Some(&horizon)] {
+                let expected: Vec<Row> =
+                    all.iter().filter(|row| horizon.is_none() || below(row)).cloned().collect();
+                let scan = SortedScan { horizon, columns: &columns, plan_partitions, batch_size: Some(64) };
+                let plan = snapshot.sorted_scan(&scan).unwrap();
+                assert!(plan.properties().output_ordering().is_some(), "{plan:?}");
+                let found: Vec<Vec<Row>> =
+                    run(plan).await.iter().map(|part| part.iter().flat_map(rows_of).collect()).collect();
+                // Sorted within and across plan partitions, and no device in two of them.
+                assert_eq!(
+                    found.concat(),
+                    expected,
+                    "seed {seed}, {plan_partitions} plan partitions, {horizon:?}"
+                );
+                let mut seen = BTreeSet::new();
+                for part in &found {
+                    let devices: BTreeSet<&String> = part.iter().map(|row| &row.device_id).collect();
+                    assert!(devices.into_iter().all(|device| seen.insert(device.clone())), "seed {seed}");
+                }
+                assert!(plan_partitions == 1 || horizon.is_some() || found.len() > 1, "seed {seed}");
+
+                // Fewer columns, in another order, give the same rows.
+                let columns = ["value", "device_id"];
+                let scan = SortedScan { columns: &columns, batch_size: None, ..scan };
+                let found: Vec<(u64, String)> = run(snapshot.sorted_scan(&scan).unwrap())
+                    .await
+                    .iter()
+                    .flatten()
+                    .flat_map(|batch| {
+                        let values =
+                            batch.column(0).as_primitive::<arrow::datatypes::Float64Type>().values().to_vec();
+                        values.into_iter().map(f64::to_bits).zip(device_of(batch))
+                    })
+                    .collect();
+                let expected: Vec<(u64, String)> =
+                    expected.into_iter().map(|row| (row.value, row.device_id)).collect();
+                assert_eq!(found, expected, "seed {seed}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_table_scans_to_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let readings = Readings::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();
+    let scan = SortedScan { horizon: None, columns: &["metric"], plan_partitions: 2, batch_size: None };
+    let plan = readings.snapshot().await.unwrap().sorted_scan(&scan).unwrap();
+    assert_eq!(plan.schema().field(0).name(), "metric");
+    assert_eq!(run(plan).await.concat().len(), 0);
+}

@@ -1,0 +1,273 @@
+//! Puts readings into the order of the master dataset, on word codes instead of words. Must not know files or commits.
+//!
+//! Readings arrive in log order, which within one series is nearly time order. So rows are first dealt out to their
+//! series, in one pass; then each series is sorted only if it is not in order already.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::{
+    Array, ArrayRef, AsArray, DictionaryArray, Float64Array, Int32Array, Int64Array, RecordBatch,
+    StringArray, TimestampMicrosecondArray,
+};
+use arrow::buffer::NullBuffer;
+use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
+use wye_domain::DomainError;
+use wye_domain::reading::{ReadingColumns, TextColumn};
+
+use crate::columns::stored_schema;
+
+const MICROS_PER_DAY: i64 = 86_400_000_000;
+const NO_WORD: u32 = u32::MAX;
+
+/// The readings of one ingest day, in the order of [`crate::columns::READING_ORDER`].
+#[derive(Debug)]
+pub(crate) struct SortedDay {
+    /// Days since 1970-01-01.
+    pub(crate) ingest_date: i32,
+    /// Columns of [`stored_schema`].
+    pub(crate) readings: RecordBatch,
+}
+
+/// Sorts batches of [`crate::columns::archive_schema`], each with the Kafka partition that it comes from.
+///
+/// # Errors
+/// [`DomainError::Shape`] when a batch lacks a column.
+pub(crate) fn sort_by_day(batches: &[(i32, RecordBatch)]) -> Result<Vec<SortedDay>, DomainError> {
+    let mut rows = Rows::default();
+    for (kafka_partition, batch) in batches {
+        rows.append(*kafka_partition, batch)?;
+    }
+    if rows.len() == 0 {
+        return Ok(Vec::new());
+    }
+    let order = rows.order();
+    let mut days: Vec<i64> = rows.ingest_time.iter().map(|time| time.div_euclid(MICROS_PER_DAY)).collect();
+    if days.iter().all(|day| *day == days[0]) {
+        return Ok(vec![rows.gather(days[0], &order)]);
+    }
+    let day_of_row = days.clone();
+    days.sort_unstable();
+    days.dedup();
+    let of_day =
+        |day: i64| order.iter().copied().filter(|row| day_of_row[*row as usize] == day).collect::<Vec<_>>();
+    Ok(days.iter().map(|day| rows.gather(*day, &of_day(*day))).collect())
+}
+
+/// All rows of all batches, column by column, words as codes.
+#[derive(Default)]
+struct Rows<'a> {
+    words: Words<'a>,
+    /// Device and metric of each series, as codes.
+    series: Vec<(u32, u32)>,
+    series_codes: HashMap<(u32, u32), u32, foldhash::fast::FixedState>,
+    series_of_row: Vec<u32>,
+    value: Vec<f64>,
+    event_time: Vec<i64>,
+    sequence: Vec<i64>,
+    has_sequence: Vec<bool>,
+    unit: Vec<u32>,
+    tags: Vec<u32>,
+    ingest_time: Vec<i64>,
+    kafka_partition: Vec<i32>,
+    kafka_offset: Vec<i64>,
+    kafka_index: Vec<i32>,
+}
+
+impl<'a> Rows<'a> {
+    fn len(&self) -> usize {
+        self.value.len()
+    }
+
+    fn append(&mut self, kafka_partition: i32, batch: &'a RecordBatch) -> Result<(), DomainError> {
+        let shape = |column| DomainError::Shape { column };
+        let columns = ReadingColumns::of(batch)?;
+        let column = |name: &'static str| batch.column_by_name(name).ok_or(shape(name));
+        let ingest_time = column("ingest_time")?
+            .as_primitive_opt::<TimestampMicrosecondType>()
+            .ok_or(shape("ingest_time"))?;
+        let kafka_offset =
+            column("kafka_offset")?.as_primitive_opt::<Int64Type>().ok_or(shape("kafka_offset"))?;
+        let kafka_index =
+            column("kafka_index")?.as_primitive_opt::<Int32Type>().ok_or(shape("kafka_index"))?;
+
+        let devices = self.words.codes(columns.device_id);
+        let metrics = self.words.codes(columns.metric);
+        let mut last = None;
+        for row in 0..batch.num_rows() {
+            let device = columns.device_id.code(row).ok_or(shape("device_id"))?;
+            let metric = columns.metric.code(row).ok_or(shape("metric"))?;
+            let series = match last {
+                Some((seen, series)) if seen == (device, metric) => series,
+                _ => {
+                    let next = u32::try_from(self.series.len()).expect("fewer series than rows");
+                    let key = (devices[device], metrics[metric]);
+                    *self.series_codes.entry(key).or_insert_with(|| {
+                        self.series.push(key);
+                        next
+                    })
+                }
+            };
+            last = Some(((device, metric), series));
+            self.series_of_row.push(series);
+        }
+        self.value.extend_from_slice(columns.value);
+        self.event_time.extend_from_slice(columns.event_time);
+        self.sequence.extend_from_slice(columns.sequence.values());
+        self.has_sequence.extend((0..batch.num_rows()).map(|row| columns.sequence.is_valid(row)));
+        for (column, into) in [(columns.unit, &mut self.unit), (columns.tags, &mut self.tags)] {
+            let codes = self.words.codes(column);
+            into.extend(
+                (0..batch.num_rows()).map(|row| column.code(row).map_or(NO_WORD, |code| codes[code])),
+            );
+        }
+        self.ingest_time.extend_from_slice(ingest_time.values());
+        self.kafka_partition.extend(std::iter::repeat_n(kafka_partition, batch.num_rows()));
+        self.kafka_offset.extend_from_slice(kafka_offset.values());
+        self.kafka_index.extend_from_slice(kafka_index.values());
+        Ok(())
+    }
+
+    /// The rows in order.
+    fn order(&self) -> Vec<u32> {
+        let mut by_name: Vec<u32> = (0..self.series.len() as u32).collect();
+        by_name.sort_unstable_by_key(|series| {
+            let (device, metric) = self.series[*series as usize];
+            (self.words.word(device), self.words.word(metric))
+        });
+        let mut counts = vec![0_u32; self.series.len()];
+        for series in &self.series_of_row {
+            counts[*series as usize] += 1;
+        }
+        let mut next = vec![0_u32; self.series.len()];
+        let mut ends = Vec::with_capacity(by_name.len());
+        let mut end = 0;
+        for series in by_name {
+            next[series as usize] = end;
+            end += counts[series as usize];
+            ends.push(end as usize);
+        }
+        let mut order = vec![0_u32; self.len()];
+        for (row, series) in self.series_of_row.iter().enumerate() {
+            let place = &mut next[*series as usize];
+            order[*place as usize] = row as u32;
+            *place += 1;
+        }
+        let mut start = 0;
+        for end in ends {
+            let rows = &mut order[start..end];
+            if !rows.is_sorted_by(|a, b| self.compare(*a, *b) != Ordering::Greater) {
+                rows.sort_by(|a, b| self.compare(*a, *b));
+            }
+            start = end;
+        }
+        order
+    }
+
+    /// The order of two rows of one series.
+    #[inline]
+    fn compare(&self, a: u32, b: u32) -> Ordering {
+        let (a, b) = (a as usize, b as usize);
+        self.event_time[a].cmp(&self.event_time[b]).then_with(|| {
+            let sequence = |row: usize| self.has_sequence[row].then_some(self.sequence[row]);
+            let place =
+                |row: usize| (self.kafka_partition[row], self.kafka_offset[row], self.kafka_index[row]);
+            sequence(a).cmp(&sequence(b)).then_with(|| place(a).cmp(&place(b)))
+        })
+    }
+
+    fn gather(&self, day: i64, order: &[u32]) -> SortedDay {
+        fn picked<T: Copy>(from: &[T], order: &[u32]) -> Vec<T> {
+            order.iter().map(|row| from[*row as usize]).collect()
+        }
+        let time = |from: &[i64]| -> ArrayRef {
+            Arc::new(TimestampMicrosecondArray::from(picked(from, order)).with_timezone("UTC"))
+        };
+        let has_sequence: Vec<bool> = picked(&self.has_sequence, order);
+        let sequence =
+            Int64Array::new(picked(&self.sequence, order).into(), Some(NullBuffer::from(has_sequence)));
+        let series: Vec<(u32, u32)> =
+            order.iter().map(|row| self.series[self.series_of_row[*row as usize] as usize]).collect();
+        let columns: Vec<ArrayRef> = vec![
+            self.words.column(series.iter().map(|series| series.0)),
+            self.words.column(series.iter().map(|series| series.1)),
+            Arc::new(Float64Array::from(picked(&self.value, order))),
+            time(&self.event_time),
+            Arc::new(sequence),
+            self.words.column(picked(&self.unit, order).into_iter()),
+            self.words.column(picked(&self.tags, order).into_iter()),
+            time(&self.ingest_time),
+            Arc::new(Int32Array::from(picked(&self.kafka_partition, order))),
+            Arc::new(Int64Array::from(picked(&self.kafka_offset, order))),
+            Arc::new(Int32Array::from(picked(&self.kafka_index, order))),
+        ];
+        let readings = RecordBatch::try_new(stored_schema(), columns)
+            .expect("the columns have the schema's types and one length");
+        let ingest_date = i32::try_from(day).expect("a day of 64-bit microseconds fits 32 bits");
+        SortedDay { ingest_date, readings }
+    }
+}
+
+/// All words of all batches, each once.
+#[derive(Default)]
+struct Words<'a> {
+    words: Vec<&'a str>,
+    codes: HashMap<&'a str, u32, foldhash::fast::FixedState>,
+}
+
+impl<'a> Words<'a> {
+    /// The codes here for the codes of a column.
+    fn codes(&mut self, column: TextColumn<'a>) -> Vec<u32> {
+        let words = column.words();
+        (0..words.len())
+            .map(|code| {
+                let word = words.value(code);
+                let next = u32::try_from(self.words.len()).expect("fewer words than rows");
+                *self.codes.entry(word).or_insert_with(|| {
+                    self.words.push(word);
+                    next
+                })
+            })
+            .collect()
+    }
+
+    fn word(&self, code: u32) -> &'a str {
+        self.words[code as usize]
+    }
+
+    /// A column of these words, with only the words that it uses, in the order of first use.
+    fn column(&self, codes: impl Iterator<Item = u32>) -> ArrayRef {
+        let mut own_codes = vec![-1_i32; self.words.len()];
+        let mut used = Vec::new();
+        let mut nulls = Vec::new();
+        let keys: Vec<i32> = codes
+            .enumerate()
+            .map(|(row, code)| {
+                if code == NO_WORD {
+                    nulls.push(row);
+                    return 0;
+                }
+                let own = &mut own_codes[code as usize];
+                if *own < 0 {
+                    *own = i32::try_from(used.len()).expect("fewer words than rows");
+                    used.push(self.word(code));
+                }
+                *own
+            })
+            .collect();
+        let validity = (!nulls.is_empty()).then(|| {
+            let mut valid = vec![true; keys.len()];
+            nulls.iter().for_each(|row| valid[*row] = false);
+            NullBuffer::from(valid)
+        });
+        if used.is_empty() {
+            used.push("");
+        }
+        let keys = Int32Array::new(keys.into(), validity);
+        Arc::new(DictionaryArray::<Int32Type>::new(keys, Arc::new(StringArray::from(used))))
+    }
+}
+
+#[cfg(test)]
+mod tests;

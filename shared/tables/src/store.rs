@@ -1,0 +1,178 @@
+//! Where the tables live: the one place that builds table locations. Must not know what a table holds.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use datafusion::execution::object_store::ObjectStoreUrl;
+use datafusion::execution::runtime_env::RuntimeEnv;
+use deltalake::logstore::{LogStoreRef, StorageConfig, logstore_for, object_store_factories};
+use object_store::path::Path as ObjectPath;
+use url::Url;
+
+use crate::error::TablesError;
+
+/// The tables that this crate keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum TableName {
+    /// The master dataset.
+    Readings,
+    /// What the batch layer computes.
+    BatchViews,
+    /// What could not become a reading.
+    DeadLetters,
+}
+
+impl TableName {
+    /// The table's directory below the root, which is its name in SQL too.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Readings => "readings",
+            Self::BatchViews => "batch_views",
+            Self::DeadLetters => "dead_letters",
+        }
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The place under which all tables of one installation stand: a directory, or a URL that this build can reach.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableRoot {
+    /// Always ends with a slash.
+    url: Url,
+}
+
+impl TableRoot {
+    /// A local directory, made if absent.
+    ///
+    /// # Errors
+    /// [`TablesError::Location`] when it cannot be made or is not valid Unicode.
+    pub fn directory(path: &Path) -> Result<Self, TablesError> {
+        let refuse = |reason: String| TablesError::Location { location: path.display().to_string(), reason };
+        std::fs::create_dir_all(path).map_err(|error| refuse(error.to_string()))?;
+        let path = path.canonicalize().map_err(|error| refuse(error.to_string()))?;
+        let url =
+            Url::from_directory_path(&path).map_err(|()| refuse("the path is not absolute".to_owned()))?;
+        Ok(Self { url })
+    }
+
+    /// A directory path, or a URL such as `file:///data` or `s3://bucket/prefix`.
+    ///
+    /// # Errors
+    /// [`TablesError::Location`] when the text is no URL, or names a store that this build was made without.
+    pub fn parse(location: &str) -> Result<Self, TablesError> {
+        if !location.contains("://") {
+            return Self::directory(Path::new(location));
+        }
+        let refuse = |reason: String| TablesError::Location { location: location.to_owned(), reason };
+        let mut url = Url::parse(location).map_err(|error| refuse(error.to_string()))?;
+        if url.scheme() == "file" {
+            let path = url.to_file_path().map_err(|()| refuse("the URL names no local path".to_owned()))?;
+            return Self::directory(&path);
+        }
+        let scheme =
+            Url::parse(&format!("{}://", url.scheme())).map_err(|error| refuse(error.to_string()))?;
+        // Every table opens a store of its own, and an in-memory store is not shared between them.
+        if url.scheme() == "memory" || !object_store_factories().contains_key(&scheme) {
+            let reason =
+                format!("this build of Wye has no support for {}:// stores; use a directory", url.scheme());
+            return Err(refuse(reason));
+        }
+        if !url.path().ends_with('/') {
+            url.set_path(&format!("{}/", url.path()));
+        }
+        Ok(Self { url })
+    }
+
+    /// The root as a URL; ends with a slash.
+    pub fn url(&self) -> &Url {
+        &self.url
+    }
+
+    /// The URL by which DataFusion finds the store of these tables.
+    pub fn object_store_url(&self) -> ObjectStoreUrl {
+        if self.url.scheme() == "file" {
+            return ObjectStoreUrl::local_filesystem();
+        }
+        let host = self.url.host_str().unwrap_or_default();
+        ObjectStoreUrl::parse(format!("{}://{host}", self.url.scheme()))
+            .expect("scheme and host of a URL are a URL")
+    }
+
+    /// Makes the store of these tables known to a DataFusion runtime, which scans need. Local directories are known
+    /// to every runtime already.
+    ///
+    /// # Errors
+    /// [`TablesError::Location`] when the store cannot be opened.
+    pub fn register(&self, runtime: &RuntimeEnv) -> Result<(), TablesError> {
+        if self.url.scheme() != "file" {
+            let store = self.log_store(TableName::Readings)?.root_object_store(None);
+            runtime.register_object_store(self.object_store_url().as_ref(), store);
+        }
+        Ok(())
+    }
+
+    /// The URL of a table; ends with a slash.
+    pub(crate) fn table_url(&self, table: TableName) -> Url {
+        self.url.join(&format!("{table}/")).expect("a table name is a relative URL")
+    }
+
+    /// The path of a table's directory in the store that [`TableRoot::object_store_url`] names.
+    pub(crate) fn table_path(&self, table: TableName) -> Result<ObjectPath, TablesError> {
+        let url = self.table_url(table);
+        ObjectPath::from_url_path(url.path())
+            .map_err(|error| TablesError::Location { location: url.to_string(), reason: error.to_string() })
+    }
+
+    /// The log store of a table.
+    pub(crate) fn log_store(&self, table: TableName) -> Result<LogStoreRef, TablesError> {
+        let url = self.table_url(table);
+        logstore_for(&url, StorageConfig::default())
+            .map_err(|error| TablesError::Location { location: url.to_string(), reason: error.to_string() })
+    }
+
+    /// The directory of a table, where the tables are local.
+    fn local_directory(&self, table: TableName) -> Option<PathBuf> {
+        (self.url.scheme() == "file").then(|| self.table_url(table).to_file_path().ok())?
+    }
+
+    /// Brings files of a table, given by their paths below it, from the page cache to the disk. Object stores answer
+    /// a put only when it is durable; a local file system does not, and the log may be trimmed once rows are archived.
+    pub(crate) async fn sync(&self, table: TableName, files: Vec<String>) -> Result<(), TablesError> {
+        let Some(directory) = self.local_directory(table) else { return Ok(()) };
+        let synced = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+            for file in &files {
+                let path = directory.join(file);
+                std::fs::File::open(&path)?.sync_all()?;
+                if let Some(parent) = path.parent() {
+                    std::fs::File::open(parent)?.sync_all()?;
+                }
+            }
+            Ok(())
+        });
+        synced.await.map_err(std::io::Error::other).flatten().map_err(|source| TablesError::Store {
+            table,
+            source: object_store::Error::Generic { store: "local directory", source: Box::new(source) },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn locations_are_directories_or_urls_that_the_build_knows() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = TableRoot::directory(&directory.path().join("a b")).unwrap();
+        assert_eq!(TableRoot::parse(root.url().as_str()).unwrap(), root);
+        assert!(root.table_url(TableName::Readings).as_str().ends_with("/a%20b/readings/"));
+        let refused = TableRoot::parse("s3://bucket/prefix").unwrap_err();
+        assert!(refused.to_string().contains("no support for s3://"), "{refused}");
+        assert!(TableRoot::parse("memory:///x").is_err());
+    }
+}

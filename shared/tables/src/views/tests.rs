@@ -1,0 +1,199 @@
+//! Replacing views atomically, on a real directory.
+
+use arrow::array::{AsArray, DictionaryArray, Float64Array, Int64Array, RecordBatch};
+use arrow::datatypes::{DataType, Field, Int32Type, Int64Type};
+use datafusion::prelude::{col, lit};
+use wye_domain::ErrorKind;
+use wye_domain::reading::text_type;
+
+use super::*;
+use crate::testing::{number, run};
+
+fn fixture() -> (tempfile::TempDir, BatchViews) {
+    let directory = tempfile::tempdir().unwrap();
+    let views = BatchViews::open(&TableRoot::directory(directory.path()).unwrap()).unwrap();
+    (directory, views)
+}
+
+fn rows(devices: &[&str], counts: &[i64]) -> RecordBatch {
+    let schema = Schema::new(vec![
+        Field::new("device_id", text_type(), false),
+        Field::new("count", DataType::Int64, false),
+    ]);
+    let devices: DictionaryArray<Int32Type> = devices.iter().copied().collect();
+    RecordBatch::try_new(
+        Arc::new(schema),
+        vec![Arc::new(devices), Arc::new(Int64Array::from(counts.to_vec()))],
+    )
+    .unwrap()
+}
+
+async fn write(views: &BatchViews, rows: &RecordBatch) -> Vec<ViewFile> {
+    let mut writer = views.writer(&rows.schema()).unwrap();
+    writer.write(rows).unwrap();
+    writer.finish().await.unwrap()
+}
+
+async fn prepared(
+    views: &BatchViews,
+    rows: &RecordBatch,
+    offset: i64,
+    expected_version: Option<u64>,
+) -> ViewCommit {
+    ViewCommit {
+        schema: rows.schema(),
+        files: write(views, rows).await,
+        horizon: BTreeMap::from([(0, offset), (1, 2 * offset)]),
+        run: RunRecord {
+            run_id: format!("run-{offset}"),
+            windows: rows.num_rows() as u64,
+            ..Default::default()
+        },
+        expected_version,
+    }
+}
+
+async fn sum(snapshot: &ViewSnapshot) -> i64 {
+    let sql = "select sum(count) from batch_views";
+    number("batch_views", snapshot.provider().await.unwrap(), sql).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_replaces_views_and_horizon_at_once() {
+    let (_directory, views) = fixture();
+    assert!(views.latest().await.unwrap().is_none());
+    assert_eq!(views.latest_version().await.unwrap(), None);
+    assert!(views.history(5).await.unwrap().is_empty());
+
+    // A run that is killed before its commit leaves nothing to see.
+    write(&views, &rows(&["x"], &[1000])).await;
+    assert!(views.latest().await.unwrap().is_none());
+
+    let first = views.commit(prepared(&views, &rows(&["a", "b"], &[1, 2]), 10, None).await).await.unwrap();
+    let old = views.latest().await.unwrap().unwrap();
+    assert_eq!((old.version(), old.rows()), (first, 2));
+    assert_eq!(old.horizon, BTreeMap::from([(0, 10), (1, 20)]));
+    assert_eq!(old.run.as_ref().unwrap().run_id, "run-10");
+    assert_eq!(sum(&old).await, 3);
+
+    let other = BatchViews::open(old.log.root()).unwrap();
+    write(&other, &rows(&["x"], &[1000])).await;
+    let second = other.commit(prepared(&other, &rows(&["a"], &[40]), 11, Some(first)).await).await.unwrap();
+    assert_eq!(views.latest_version().await.unwrap(), Some(second));
+    let new = views.latest().await.unwrap().unwrap();
+    assert_eq!((sum(&new).await, new.horizon[&1]), (40, 22));
+    // The reader of the old snapshot goes on.
+    assert_eq!(sum(&old).await, 3);
+
+    let history = views.history(5).await.unwrap();
+    assert_eq!(history.iter().map(|run| run.version).collect::<Vec<_>>(), [second, first]);
+    assert_eq!((history[1].run.windows, history[1].horizon[&0]), (2, 10));
+    assert!(history[0].committed >= history[1].committed && history[1].committed > 0);
+    assert_eq!(views.history(1).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_racing_runs_one_wins() {
+    let (directory, views) = fixture();
+    let other = BatchViews::open(&TableRoot::directory(directory.path()).unwrap()).unwrap();
+    let mut expected = None;
+    for round in 0..10 {
+        let one = prepared(&views, &rows(&["a"], &[1]), round, expected).await;
+        let two = prepared(&other, &rows(&["a"], &[1]), round, expected).await;
+        let (first, second) = tokio::join!(views.commit(one), other.commit(two));
+        assert_eq!(i32::from(first.is_ok()) + i32::from(second.is_ok()), 1, "{first:?} {second:?}");
+        assert_eq!(first.as_ref().err().or(second.as_ref().err()).unwrap().kind(), ErrorKind::Conflict);
+        expected = first.ok().or(second.ok());
+        assert_eq!(sum(&views.latest().await.unwrap().unwrap()).await, 1);
+    }
+    // A run that started from an older version is late.
+    let late = prepared(&views, &rows(&["a"], &[1]), 99, Some(1)).await;
+    assert_eq!(views.commit(late).await.unwrap_err().kind(), ErrorKind::Conflict);
+    // A horizon never loses a Kafka partition.
+    let mut lossy = prepared(&views, &rows(&["a"], &[1]), 99, expected).await;
+    lossy.horizon.remove(&0);
+    assert_eq!(views.commit(lossy).await.unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_may_change_from_run_to_run() {
+    let (_directory, views) = fixture();
+    let first = views.commit(prepared(&views, &rows(&["a"], &[1]), 1, None).await).await.unwrap();
+    let old = views.latest().await.unwrap().unwrap();
+    let schema = Arc::new(Schema::new(vec![
+        Field::new("line", text_type(), true),
+        Field::new("count", DataType::Float64, true),
+    ]));
+    let lines: DictionaryArray<Int32Type> = [Some("l"), None].into_iter().collect();
+    let changed =
+        RecordBatch::try_new(schema, vec![Arc::new(lines), Arc::new(Float64Array::from(vec![1.5, 2.5]))])
+            .unwrap();
+    views.commit(prepared(&views, &changed, 2, Some(first)).await).await.unwrap();
+    let new = views.latest().await.unwrap().unwrap();
+    assert_eq!(new.schema().fields(), changed.schema().fields());
+    let sql = "select count(*) from batch_views where line is null and count > 2";
+    assert_eq!(number("batch_views", new.provider().await.unwrap(), sql).await, 1);
+    assert_eq!(sum(&old).await, 1);
+
+    let unusable = Arc::new(Schema::new(vec![Field::new("a b", DataType::Int64, true)]));
+    assert_eq!(views.writer(&unusable).unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn scans_project_and_filter() {
+    let (_directory, views) = fixture();
+    let (one, two) = (rows(&["a", "b", "c"], &[1, 2, 3]), rows(&["d", "e"], &[4, 5]));
+    let mut commit = prepared(&views, &one, 1, None).await;
+    commit.files.extend(write(&views, &two).await);
+    views.commit(commit).await.unwrap();
+    let snapshot = views.latest().await.unwrap().unwrap();
+    assert_eq!(snapshot.schema(), one.schema());
+    let filter = col("device_id").gt_eq(lit("b")).and(col("count").lt(lit(5_i32)));
+    let plan = snapshot.scan(&["count"], &[filter]).unwrap();
+    let mut counts: Vec<i64> = run(plan)
+        .await
+        .iter()
+        .flatten()
+        .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec())
+        .collect();
+    counts.sort_unstable();
+    assert_eq!(counts, [2, 3, 4]);
+    assert_eq!(snapshot.scan(&["nothing"], &[]).unwrap_err().kind(), ErrorKind::Internal);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cleaning_keeps_what_readers_need() {
+    let (directory, views) = fixture();
+    let mut version = None;
+    for round in 1..=45 {
+        version = Some(
+            views.commit(prepared(&views, &rows(&["a"], &[round]), round, version).await).await.unwrap(),
+        );
+    }
+    write(&views, &rows(&["x"], &[1000])).await;
+    assert_eq!(views.vacuum(Duration::from_secs(600)).await.unwrap().files, 0);
+    assert_eq!(views.vacuum(Duration::ZERO).await.unwrap().files, 44);
+    // What a killed run left goes only when it is old.
+    let unnamed = views.log.clean_unnamed(Duration::ZERO, Duration::ZERO).await.unwrap();
+    assert_eq!(unnamed.files, 1);
+    assert_eq!(sum(&views.latest().await.unwrap().unwrap()).await, 45);
+    assert_eq!(views.vacuum(Duration::from_secs(90_000)).await.unwrap_err().kind(), ErrorKind::Invalid);
+
+    // A handle that slept through a trimmed log finds its way.
+    let sleeper = BatchViews::open(&TableRoot::directory(directory.path()).unwrap()).unwrap();
+    assert_eq!(sleeper.latest_version().await.unwrap(), version);
+    for round in 46..=64 {
+        version = Some(
+            views.commit(prepared(&views, &rows(&["a"], &[round]), round, version).await).await.unwrap(),
+        );
+    }
+    for entry in std::fs::read_dir(directory.path().join("batch_views/_delta_log")).unwrap() {
+        let path = entry.unwrap().path();
+        let number = path.file_name().unwrap().to_string_lossy().split('.').next().unwrap().parse::<u64>();
+        if number.is_ok_and(|number| number < 59) {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    let woken = sleeper.latest().await.unwrap().unwrap();
+    assert_eq!((Some(woken.version()), woken.horizon[&0], sum(&woken).await), (version, 64, 64));
+}

@@ -1,0 +1,109 @@
+//! From the body of a request to batches of readings.
+
+use arrow::array::RecordBatch;
+use wye_domain::wire::{ARROW_PREFIX, Acceptance, Collected, Decoded, Rejected, decode};
+
+/// What a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// One JSON object, an array, or several of these one a line.
+    Json,
+    /// One JSON object a line.
+    JsonLines,
+    /// An Arrow IPC stream.
+    Arrow,
+}
+
+/// A parsed body.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The accepted readings, in the order of the body.
+    pub batches: Vec<RecordBatch>,
+    /// What was refused; indices count the readings of the body from 0.
+    pub rejected: Vec<Rejected>,
+}
+
+/// Parses a body that came at `now` (µs).
+pub fn parse(body: &[u8], format: Format, now: i64, acceptance: &Acceptance) -> Parsed {
+    let mut collected = Collected::default();
+    let mut batches = Vec::new();
+    match format {
+        Format::Arrow => {
+            let message = [ARROW_PREFIX.as_slice(), body].concat();
+            if let Decoded::Batches(decoded) = decode(&message, now, acceptance, &mut collected) {
+                batches
+                    .extend(decoded.into_iter().map(|(batch, _)| batch).filter(|batch| batch.num_rows() > 0));
+            }
+        }
+        Format::Json if !looks_like_lines(body) => {
+            decode_json(body, now, acceptance, &mut collected);
+        }
+        Format::Json | Format::JsonLines => {
+            let mut item_index = 0;
+            for line in body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
+                let known = collected.rejected.len();
+                let taken = decode_json(line, now, acceptance, &mut collected);
+                let refused = &mut collected.rejected[known..];
+                for rejected in refused.iter_mut() {
+                    rejected.item_index += item_index;
+                }
+                item_index += u32::try_from(taken + refused.len()).unwrap_or(u32::MAX);
+            }
+            if item_index == 0 {
+                decode_json(b"", now, acceptance, &mut collected);
+            }
+        }
+    }
+    if !collected.readings.is_empty() {
+        batches.push(collected.readings.finish());
+    }
+    Parsed { batches, rejected: collected.rejected }
+}
+
+/// Decodes text as JSON whatever its first byte is: the prefix of the log's bulk form means nothing here.
+fn decode_json(text: &[u8], now: i64, acceptance: &Acceptance, collected: &mut Collected) -> usize {
+    let text = if text.starts_with(&ARROW_PREFIX[..3]) { [b" ", text].concat() } else { text.to_vec() };
+    match decode(&text, now, acceptance, collected) {
+        Decoded::Collected(count) => count,
+        Decoded::Batches(_) => 0,
+    }
+}
+
+/// Whether a body of JSON has a whole object on its first line and more after it.
+fn looks_like_lines(body: &[u8]) -> bool {
+    let body = body.trim_ascii();
+    let Some(end) = body.iter().position(|byte| *byte == b'\n') else { return false };
+    body.starts_with(b"{") && serde_json::from_slice::<serde::de::IgnoredAny>(&body[..end]).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"{"device_id":"d","metric":"m","value":1,"event_time":1700000000000}"#;
+
+    fn check(body: &str, format: Format) -> (usize, Vec<u32>) {
+        let parsed = parse(body.as_bytes(), format, 1_800_000_000_000_000, &Acceptance::default());
+        let rows = parsed.batches.iter().map(RecordBatch::num_rows).sum();
+        (rows, parsed.rejected.iter().map(|rejected| rejected.item_index).collect())
+    }
+
+    #[test]
+    fn every_form_of_json_is_taken() {
+        assert_eq!(check(GOOD, Format::Json), (1, vec![]));
+        assert_eq!(check(&format!("[{GOOD},{GOOD}]"), Format::Json), (2, vec![]));
+        assert_eq!(check(&format!("{GOOD}\n{GOOD}\n"), Format::Json), (2, vec![]));
+        assert_eq!(check(&format!("{GOOD}\r\n\n{GOOD}"), Format::JsonLines), (2, vec![]));
+        assert_eq!(check(&format!("{{\n{}", &GOOD[1..]), Format::Json), (1, vec![]));
+    }
+
+    #[test]
+    fn places_of_bad_readings_count_through_the_body() {
+        assert_eq!(
+            check(&format!("{GOOD}\nx\n{GOOD}\n[{GOOD},5]\n7"), Format::JsonLines),
+            (3, vec![1, 4, 5])
+        );
+        assert_eq!(check("", Format::Json), (0, vec![0]));
+        assert_eq!(check("WYE\u{1}", Format::Json), (0, vec![0]));
+    }
+}

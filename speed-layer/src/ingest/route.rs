@@ -1,0 +1,121 @@
+//! From batches of readings to messages: each device's readings to its Kafka partition, in order.
+//!
+//! The same batches always make the same messages in the same order, so that a repeated request can be compared with
+//! what is in the log.
+
+use std::borrow::Cow;
+
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use wye_domain::reading::{ReadingColumns, TextColumn};
+use wye_domain::wire;
+use wye_log::partitioner::partition_of;
+use wye_log::topics::MAX_PAYLOAD_BYTES;
+
+/// Fewer readings than this go as JSON, which is smaller for them than an Arrow stream with its schema.
+const FEW: usize = 8;
+
+/// One message.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// Where it goes.
+    pub kafka_partition: i32,
+    /// The device, where all readings are of one.
+    pub device_id: Option<String>,
+    /// The payload in the wire format of the log.
+    pub payload: Vec<u8>,
+}
+
+/// Cuts batches into messages.
+pub fn parts(batches: &[RecordBatch], kafka_partitions: i32) -> Vec<Part> {
+    let mut parts = Vec::new();
+    for batch in batches {
+        let device =
+            TextColumn::of(batch, "device_id").expect("accepted batches have the schema of readings");
+        let of_word: Vec<i32> = device
+            .words()
+            .iter()
+            .map(|word| partition_of(word.unwrap_or_default().as_bytes(), kafka_partitions))
+            .collect();
+        let of_row: Vec<i32> =
+            (0..batch.num_rows()).map(|row| device.code(row).map_or(0, |code| of_word[code])).collect();
+        let mut targets = of_row.clone();
+        targets.sort_unstable();
+        targets.dedup();
+        for target in &targets {
+            let own = if targets.len() == 1 {
+                Cow::Borrowed(batch)
+            } else {
+                let mask: BooleanArray = of_row.iter().map(|row| Some(row == target)).collect();
+                Cow::Owned(filter_record_batch(batch, &mask).expect("the mask has one entry per row"))
+            };
+            push(&own, *target, &mut parts);
+        }
+    }
+    parts
+}
+
+fn push(batch: &RecordBatch, kafka_partition: i32, parts: &mut Vec<Part>) {
+    let rows = batch.num_rows();
+    let columns = ReadingColumns::of(batch).expect("accepted batches have the schema of readings");
+    let payload = if rows < FEW {
+        wire::encode_json(&(0..rows).map(|row| columns.reading(row)).collect::<Vec<_>>())
+    } else {
+        wire::encode(std::slice::from_ref(batch))
+    };
+    // A slice shares the dictionaries of the whole, so that cutting a batch with huge dictionaries would not help;
+    // below a few rows the JSON form has no dictionaries.
+    if payload.len() > MAX_PAYLOAD_BYTES && rows > 1 {
+        push(&batch.slice(0, rows / 2), kafka_partition, parts);
+        push(&batch.slice(rows / 2, rows - rows / 2), kafka_partition, parts);
+        return;
+    }
+    let first = columns.device_id.code(0);
+    let single = (1..rows).all(|row| columns.device_id.code(row) == first);
+    let device_id = single.then(|| columns.device_id.text(0).unwrap_or_default().to_owned());
+    parts.push(Part { kafka_partition, device_id, payload });
+}
+
+#[cfg(test)]
+mod tests {
+    use wye_domain::assemble::Assembler;
+    use wye_domain::reading::{Reading, ReadingBatchBuilder};
+
+    use super::*;
+
+    #[test]
+    fn every_reading_goes_once_to_its_partition() {
+        let mut builder = ReadingBatchBuilder::default();
+        let devices: Vec<String> = (0..50).map(|i| format!("device-{i}")).collect();
+        for i in 0..1_003i64 {
+            let device_id = &devices[(i * 7 % 50) as usize];
+            builder.append(&Reading {
+                device_id,
+                metric: "m",
+                value: i as f64,
+                event_time: 1_700_000_000_000_000 + i,
+                sequence: None,
+                unit: None,
+                tags: None,
+            });
+        }
+        let batch = builder.finish();
+        let parts = parts(&[batch.clone()], 4);
+        assert_eq!(parts, super::parts(&[batch], 4));
+        let mut values = Vec::new();
+        for part in &parts {
+            let mut assembler = Assembler::default();
+            assembler.push(&part.payload, 0, 1_800_000_000_000_000);
+            for placed in assembler.take() {
+                let columns = ReadingColumns::of(&placed.batch).unwrap();
+                for row in 0..placed.batch.num_rows() {
+                    let reading = columns.reading(row);
+                    assert_eq!(partition_of(reading.device_id.as_bytes(), 4), part.kafka_partition);
+                    values.push(reading.value as i64);
+                }
+            }
+        }
+        values.sort_unstable();
+        assert_eq!(values, (0..1_003).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,20 @@
+//! The speed layer: takes readings in, and turns the log into realtime views within milliseconds.
+//!
+//! Reading order: [`ingest`] puts accepted readings into the log; [`layer`] runs owners of Kafka partitions; an
+//! [`owner`] feeds its [`operator`] and writes what changed; [`takeover`] finds out where an owner goes on;
+//! [`duplicates`] knows which readings were there before.
+//!
+//! This layer does not know the batch and serving layers: they meet in topics.
+
+pub mod ingest;
+pub mod layer;
+
+pub mod duplicates;
+pub mod operator;
+pub mod owner;
+pub mod takeover;
+
+pub mod telemetry;
+
+mod error;
+pub use error::SpeedError;

@@ -1,0 +1,117 @@
+//! The HTTP interface of a running Wye, as a caller of its own sees it. Blocking, because the tests are.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tokio::runtime::{Builder, Runtime};
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(120);
+
+/// A client of one running Wye.
+#[derive(Debug)]
+pub struct Api {
+    url: String,
+    client: reqwest::Client,
+    runtime: Runtime,
+}
+
+/// The rows of an SQL answer, every cell as text; null is the empty text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The column names.
+    pub columns: Vec<String>,
+    /// The rows, each as long as `columns`.
+    pub rows: Vec<Vec<String>>,
+}
+
+impl Api {
+    /// A client for `http://address`; nothing is asked yet.
+    ///
+    /// # Errors
+    /// If the client cannot be made.
+    pub fn new(address: &str) -> Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build().context("make a runtime")?;
+        let client =
+            reqwest::Client::builder().timeout(ANSWER_WITHIN).build().context("make an HTTP client")?;
+        Ok(Self { url: format!("http://{address}"), client, runtime })
+    }
+
+    /// `http://HOST:PORT`.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The rows that `POST /v1/sql` answers.
+    ///
+    /// # Errors
+    /// If there is no answer, or it is a refusal or no CSV.
+    pub fn sql(&self, query: &str) -> Result<Answer> {
+        let body = serde_json::json!({ "sql": query });
+        let request =
+            self.client.post(format!("{}/v1/sql", self.url)).header("Accept", "text/csv").json(&body);
+        let (status, text) = self.exchange(request).with_context(|| format!("ask {query}"))?;
+        ensure!(status.is_success(), "{query}: {status}: {text}");
+        Answer::parse(&text).with_context(|| format!("read the answer to {query}"))
+    }
+
+    /// The status and body of `GET path`.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn get(&self, path: &str) -> Result<(u16, String)> {
+        let (status, text) = self.exchange(self.client.get(format!("{}{path}", self.url)))?;
+        Ok((status.as_u16(), text))
+    }
+
+    /// The status and body of `POST path` with a JSON body.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn post(&self, path: &str, body: &serde_json::Value) -> Result<(u16, String)> {
+        let (status, text) = self.exchange(self.client.post(format!("{}{path}", self.url)).json(body))?;
+        Ok((status.as_u16(), text))
+    }
+
+    fn exchange(&self, request: reqwest::RequestBuilder) -> Result<(reqwest::StatusCode, String)> {
+        self.runtime.block_on(async {
+            let response = request.send().await?;
+            Ok((response.status(), response.text().await?))
+        })
+    }
+}
+
+impl Answer {
+    fn parse(csv: &str) -> Result<Self> {
+        let mut reader = csv::Reader::from_reader(csv.as_bytes());
+        let columns = reader.headers()?.iter().map(str::to_owned).collect();
+        let rows = reader
+            .records()
+            .map(|record| Ok(record?.iter().map(str::to_owned).collect()))
+            .collect::<Result<_>>()?;
+        Ok(Self { columns, rows })
+    }
+
+    /// The value of an answer of one row and one column.
+    ///
+    /// # Errors
+    /// If it has another shape or the cell is no `T`.
+    pub fn value<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(&self) -> Result<T> {
+        let [row] = self.rows.as_slice() else { anyhow::bail!("{} rows, not one", self.rows.len()) };
+        let [cell] = row.as_slice() else { anyhow::bail!("{} columns, not one", row.len()) };
+        cell.parse().with_context(|| format!("read {cell:?}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_of_one_cell_is_a_value() -> Result<()> {
+        assert_eq!(Answer::parse("n\n42\n")?.value::<i64>()?, 42);
+        assert!(Answer::parse("n\n42\n43\n")?.value::<i64>().is_err());
+        assert!(Answer::parse("a,b\n1,2\n")?.value::<i64>().is_err());
+        Ok(())
+    }
+}

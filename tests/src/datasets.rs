@@ -1,0 +1,76 @@
+//! Where the project, its mappings and the public data sets are. The data sets stand beside the project, not in it: a
+//! test that needs one says so and is skipped where it is absent.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use flate2::read::GzDecoder;
+
+/// The root of the source tree.
+pub fn project_root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// The mapping file of a data set.
+pub fn mapping(name: &str) -> PathBuf {
+    project_root().join("datasets").join(name).with_extension("toml")
+}
+
+/// The first `stations` files of the Beijing set by name; `None`, with a message, where the set is absent.
+pub fn beijing(stations: usize) -> Option<Vec<PathBuf>> {
+    let folder = folder("beijing-multisite")?;
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+    files.sort();
+    files.truncate(stations);
+    Some(files)
+}
+
+/// The machine temperature recording; `None`, with a message, where the set is absent.
+pub fn machine_temperature() -> Option<PathBuf> {
+    Some(folder("nab")?.join("realKnownCause/machine_temperature_system_failure.csv.gz"))
+}
+
+fn folder(name: &str) -> Option<PathBuf> {
+    let folder = project_root().join("../shared/datasets").join(name);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    say(&format!("SKIPPED: the data set {name} is not at {}", folder.display()));
+    None
+}
+
+/// Says something that is seen although the test harness captures what a test prints.
+pub fn say(message: &str) {
+    // Nothing is lost with a message that nobody can read.
+    let _ = writeln!(std::io::stderr(), "{message}");
+}
+
+/// Cuts a gzipped CSV file into plain files of about `rows` rows each, every one with the header.
+///
+/// # Errors
+/// If the file cannot be read or the pieces not be written.
+pub fn cut(file: &Path, rows: usize, into: &Path) -> Result<Vec<PathBuf>> {
+    let name = file.file_name().and_then(|name| name.to_str()).context("a file has a name")?;
+    let stem = name.split('.').next().context("a name has a first part")?;
+    let source = File::open(file).with_context(|| format!("open {}", file.display()))?;
+    let mut lines = BufReader::new(GzDecoder::new(source)).lines();
+    let header = lines.next().context("no header")??;
+    let mut pieces = Vec::new();
+    let mut lines = lines.peekable();
+    while lines.peek().is_some() {
+        let path = into.join(format!("{stem}-{:03}.csv", pieces.len()));
+        let mut piece =
+            BufWriter::new(File::create(&path).with_context(|| format!("create {}", path.display()))?);
+        writeln!(piece, "{header}")?;
+        for line in lines.by_ref().take(rows) {
+            writeln!(piece, "{}", line?)?;
+        }
+        piece.flush()?;
+        pieces.push(path);
+    }
+    ensure!(!pieces.is_empty(), "{} has no rows", file.display());
+    Ok(pieces)
+}

@@ -1,0 +1,126 @@
+//! One process of the program under test: its output goes to a file, and it does not outlive its handle.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::wait;
+
+/// How much of an output an error shows, in bytes.
+const SHOWN: usize = 4000;
+
+/// A running or ended process. Dropping it kills it.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+    output: PathBuf,
+}
+
+impl Process {
+    /// Starts `command`; standard output and standard error go to the file `output`. `name` stands in messages.
+    ///
+    /// # Errors
+    /// If the file cannot be made or the program not be started.
+    pub fn start(mut command: Command, name: &str, output: PathBuf) -> Result<Self> {
+        let file = File::create(&output).with_context(|| format!("create {}", output.display()))?;
+        let same_file = file.try_clone().context("share the output file")?;
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(same_file)
+            .spawn()
+            .with_context(|| format!("start {command:?}"))?;
+        Ok(Self { child, name: name.to_owned(), output })
+    }
+
+    /// The exit status, if the process has ended.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.child.try_wait().with_context(|| format!("ask whether {} has ended", self.name))
+    }
+
+    /// Whether the process has ended, which it may only do with success.
+    ///
+    /// # Errors
+    /// If it has ended otherwise, showing the end of its output.
+    pub fn done(&mut self) -> Result<bool> {
+        let status = self.ended()?;
+        ensure!(status.is_none_or(|it| it.success()), "{}", self.ending(status));
+        Ok(status.is_some())
+    }
+
+    /// Waits for the end, for `patience` at most; `None` if it still runs then.
+    ///
+    /// # Errors
+    /// If the system does not tell.
+    pub fn ended_within(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
+        wait::at_most(patience, || self.ended())
+    }
+
+    /// Fails if the process has ended, showing the end of its output.
+    ///
+    /// # Errors
+    /// If it has ended.
+    pub fn still_runs(&mut self) -> Result<()> {
+        let status = self.ended()?;
+        ensure!(status.is_none(), "{}", self.ending(status));
+        Ok(())
+    }
+
+    /// Waits until the process ends with success, and gives all of its output.
+    ///
+    /// # Errors
+    /// If it ends otherwise, showing the end of its output, or not within `patience`.
+    pub fn succeed(mut self, patience: Duration) -> Result<String> {
+        let status = self.ended_within(patience)?;
+        ensure!(status.is_some_and(|it| it.success()), "{}", self.ending(status));
+        std::fs::read_to_string(&self.output).with_context(|| format!("read {}", self.output.display()))
+    }
+
+    /// `kill -9`, and waits for the end.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn kill(&mut self) -> Result<()> {
+        self.child.kill().with_context(|| format!("kill {}", self.name))?;
+        self.child.wait().with_context(|| format!("wait for {}", self.name))?;
+        Ok(())
+    }
+
+    /// Asks the process to end, as Ctrl-C does.
+    ///
+    /// # Errors
+    /// If the signal cannot be sent.
+    pub fn interrupt(&self) -> Result<()> {
+        let status = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        ensure!(status.context("run kill")?.success(), "cannot interrupt {}", self.name);
+        Ok(())
+    }
+
+    /// The file with the process's output.
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
+
+    /// How it ended, or that it did not, with the end of its output.
+    fn ending(&self, status: Option<ExitStatus>) -> String {
+        let ended = status.map_or("does not end".to_owned(), |status| format!("ended with {status}"));
+        let bytes = std::fs::read(&self.output).unwrap_or_default();
+        let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(SHOWN)..]);
+        format!("{} {ended}:\n{tail}", self.name)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // An error here means that it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

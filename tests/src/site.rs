@@ -1,0 +1,172 @@
+//! A place where the program under test runs: a directory of its own with the data directory, every process's output,
+//! and the commands of a user.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use tempfile::TempDir;
+
+use crate::api::Api;
+use crate::process::Process;
+use crate::wait;
+
+/// How long `wye up` may take to be ready, also after a crash.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long `wye up` may take to drain and end.
+const STOP_WITHIN: Duration = Duration::from_secs(60);
+
+/// Tests of the whole program take turns: each of them wants the machine.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// A data directory and the program that works on it. It is removed in the end, unless [`Site::keep`] is called.
+#[derive(Debug)]
+pub struct Site {
+    program: PathBuf,
+    config: Option<PathBuf>,
+    directory: TempDir,
+    started: Cell<usize>,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// A running `wye up`. Dropping it is `kill -9`.
+#[derive(Debug)]
+pub struct Server {
+    /// The process itself, to be killed at will.
+    pub process: Process,
+    address_file: PathBuf,
+}
+
+impl Site {
+    /// An empty place; waits until no other test of this binary has one.
+    ///
+    /// # Errors
+    /// If the program is not built or there is no room for a directory.
+    pub fn new() -> Result<Self> {
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let directory = tempfile::Builder::new().prefix("wye-test.").tempdir().context("make a directory")?;
+        Ok(Self { program: program()?, config: None, directory, started: Cell::new(0), _turn: turn })
+    }
+
+    /// Writes `toml` as the configuration of every `wye up` to come.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn configure(&mut self, toml: &str) -> Result<()> {
+        let path = self.directory.path().join("wye.toml");
+        std::fs::write(&path, toml).with_context(|| format!("write {}", path.display()))?;
+        self.config = Some(path);
+        Ok(())
+    }
+
+    /// Where tests may put files of their own.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// What `--data-dir` is given.
+    pub fn data_dir(&self) -> PathBuf {
+        self.directory.path().join("data")
+    }
+
+    /// Starts `wye up` on a free port. It is not ready yet.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn up(&self) -> Result<Server> {
+        // A killed server leaves its address behind; only that of the new one counts.
+        let address_file = self.data_dir().join("http.addr");
+        if address_file.exists() {
+            std::fs::remove_file(&address_file).context("remove the old address")?;
+        }
+        let mut arguments = vec!["--http".to_owned(), "127.0.0.1:0".to_owned()];
+        if let Some(config) = &self.config {
+            arguments.extend(["--config".to_owned(), config.display().to_string()]);
+        }
+        Ok(Server { process: self.command(&["up"], arguments)?, address_file })
+    }
+
+    /// Starts `wye load` with a mapping and files.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn load(&self, mapping: &Path, files: &[PathBuf]) -> Result<Process> {
+        let mut arguments = vec!["--mapping".to_owned(), mapping.display().to_string()];
+        arguments.extend(files.iter().map(|file| file.display().to_string()));
+        self.command(&["load"], arguments)
+    }
+
+    /// Starts `wye batch run`.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn batch_run(&self) -> Result<Process> {
+        self.command(&["batch", "run"], Vec::new())
+    }
+
+    /// Keeps the directory past the end of the test, and says where it is.
+    pub fn keep(mut self) -> PathBuf {
+        self.directory.disable_cleanup(true);
+        self.directory.path().to_owned()
+    }
+
+    /// Starts `wye COMMAND --data-dir DIR ARGUMENTS`.
+    fn command(&self, words: &[&str], arguments: Vec<String>) -> Result<Process> {
+        let number = self.started.get();
+        self.started.set(number + 1);
+        let output = self.directory.path().join(format!("{number:03}-{}.log", words.join("-")));
+        let mut command = Command::new(&self.program);
+        command.args(words).arg("--data-dir").arg(self.data_dir()).args(arguments);
+        Process::start(command, &format!("wye {}", words.join(" ")), output)
+    }
+}
+
+impl Server {
+    /// Waits until the server is ready: its address stands in the data directory and `/readyz` agrees.
+    ///
+    /// # Errors
+    /// If it ends instead, or does not become ready in time.
+    pub fn ready(&mut self) -> Result<Api> {
+        let address = wait::until("address in the data directory", READY_WITHIN, || {
+            self.process.still_runs()?;
+            let text = std::fs::read_to_string(&self.address_file).unwrap_or_default();
+            Ok(text.strip_suffix('\n').map(str::to_owned))
+        })?;
+        let api = Api::new(&address)?;
+        wait::until("ready server", READY_WITHIN, || {
+            self.process.still_runs()?;
+            Ok(matches!(api.get("/readyz"), Ok((200, _))).then_some(()))
+        })?;
+        Ok(api)
+    }
+
+    /// Stops it as Ctrl-C does, and waits until it has drained and ended.
+    ///
+    /// # Errors
+    /// If it does not end in time, or with a failure.
+    pub fn stop(self) -> Result<()> {
+        self.process.interrupt()?;
+        self.process.succeed(STOP_WITHIN).context("stop wye up")?;
+        Ok(())
+    }
+}
+
+/// The program: `WYE_BIN`, or the one that cargo builds beside the tests.
+fn program() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("WYE_BIN") {
+        return Ok(path.into());
+    }
+    let test = std::env::current_exe().context("find the test's own program")?;
+    // target/PROFILE/deps/gate-0123456789abcdef
+    let built =
+        test.ancestors().nth(2).context("the test's program is not in a target directory")?.join("wye");
+    ensure!(
+        built.exists(),
+        "{} is missing: build it (cargo build --release --workspace --bins)",
+        built.display()
+    );
+    Ok(built)
+}

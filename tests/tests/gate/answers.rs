@@ -1,0 +1,61 @@
+//! The answers of the real program against the independent oracle: before any batch run, during one, and after it. They
+//! do not move.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use wye_tests::api::Api;
+use wye_tests::datasets::{self, say};
+use wye_tests::oracle::Oracle;
+use wye_tests::site::Site;
+use wye_tests::wait;
+
+const WITHIN: Duration = Duration::from_secs(120);
+
+#[test]
+fn air_quality_is_the_same_from_either_layer() -> Result<()> {
+    let Some(stations) = datasets::beijing(3) else { return Ok(()) };
+    check("beijing", "beijing-multisite", stations)
+}
+
+/// The recording goes back in time once, so some instants come twice with other values: the first counts.
+#[test]
+fn a_clock_that_goes_back_does_not_move_the_answers() -> Result<()> {
+    let Some(recording) = datasets::machine_temperature() else { return Ok(()) };
+    check("machine_temperature", "nab-machine-temperature", vec![recording])
+}
+
+fn check(oracle: &str, mapping: &str, files: Vec<PathBuf>) -> Result<()> {
+    let site = Site::new()?;
+    let outcome = compare_throughout(&site, oracle, mapping, files);
+    if let Err(error) = outcome {
+        panic!("outputs in {}: {error:#}", site.keep().display());
+    }
+    Ok(())
+}
+
+fn compare_throughout(site: &Site, name: &str, mapping: &str, files: Vec<PathBuf>) -> Result<()> {
+    let oracle = Oracle::new(name, files.clone())?;
+    let expected = oracle.expectation()?;
+    let mut server = site.up()?;
+    let api = server.ready()?;
+    site.load(&datasets::mapping(mapping), &files)?.succeed(WITHIN)?;
+    wait::until("complete answer", WITHIN, || {
+        let seen = api.sql("SELECT coalesce(sum(\"count\"), 0) FROM unified_series")?.value::<u64>()?;
+        Ok((seen == expected.readings).then_some(()))
+    })?;
+    let agree = |api: &Api, when: &str| -> Result<()> {
+        let printed = oracle.compare(api.url()).with_context(|| when.to_owned())?;
+        say(&format!("{name}: {when}: {printed}"));
+        Ok(())
+    };
+    agree(&api, "before any batch run")?;
+    let mut batch = site.batch_run()?;
+    while batch.ended()?.is_none() {
+        agree(&api, "during a batch run")?;
+    }
+    batch.succeed(WITHIN)?;
+    agree(&api, "after it")?;
+    server.stop()
+}

@@ -1,0 +1,5 @@
+//! The tests that cross layers, in one binary.
+
+mod answers;
+mod crash;
+mod structure;
