@@ -1,1 +1,63 @@
-fn main() {}
+//! `wye`: the whole platform in one program, and the commands of its users.
+//!
+//! This file only chooses the command and turns its outcome into an exit code.
+
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a command-line program answers on its terminal"
+)]
+
+mod batch;
+mod cli;
+mod client;
+mod demo;
+mod load;
+mod sql;
+mod terminal;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{BatchCommand, Cli, Command};
+
+/// The work failed in a way that a later try may not (sysexits.h: EX_TEMPFAIL).
+const TRY_AGAIN: u8 = 75;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let serves = matches!(cli.command, Command::Up(_) | Command::Demo(_));
+    wye_runtime::telemetry::start_logging(if serves { "warn,wye=info" } else { "warn" });
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("wye: cannot start threads: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let outcome = runtime.block_on(async {
+        match cli.command {
+            Command::Up(arguments) => up::run(&arguments).await,
+            Command::Demo(arguments) => demo::run(&arguments).await,
+            Command::Load(arguments) => load::run(&arguments).await,
+            Command::Batch(arguments) => match arguments.command {
+                BatchCommand::Run(arguments) => batch::run(&arguments).await,
+            },
+            Command::Sql(arguments) => sql::run(&arguments).await,
+        }
+    });
+    runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("wye: {error:#}");
+            if error.downcast_ref::<client::TryAgain>().is_some() {
+                ExitCode::from(TRY_AGAIN)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}

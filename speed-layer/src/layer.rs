@@ -201,3 +201,6 @@ fn measure_lag(shared: &Shared, owners: &[Owner]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -210,6 +210,11 @@ impl Operator {
         self.plans.plans().iter().any(|plan| plan.definition().needs().any())
     }
 
+    /// The fingerprint of the definitions that are computed.
+    pub fn definitions(&self) -> u64 {
+        self.plans.fingerprint()
+    }
+
     /// The newest event time seen, in µs; `i64::MIN` before the first reading.
     pub fn newest_event_time(&self) -> i64 {
         self.newest_event_time

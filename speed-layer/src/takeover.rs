@@ -9,14 +9,14 @@ use std::collections::BTreeMap;
 use hashbrown::HashMap;
 use tokio::runtime::Handle;
 use tracing::info;
-use wye_domain::control::{ControlRecord, ControlView};
+use wye_domain::control::{Announcement, ControlRecord, ControlView};
 use wye_domain::epoch::{Fence, Found, Recovery, resolve};
 use wye_domain::realtime_row::{self, Header, Rows};
 use wye_domain::summary::Summary;
 use wye_log::client::Log;
 use wye_log::producer::{Outgoing, Producer};
 use wye_log::reader::read_all;
-use wye_log::topics::{CONTROL, REALTIME_VIEWS};
+use wye_log::topics::{CONTROL, READINGS, REALTIME_VIEWS};
 
 use crate::SpeedError;
 
@@ -148,16 +148,31 @@ pub fn take_over(
         })
     })?;
 
+    let log_start = log.offsets_blocking(READINGS, kafka_partition)?.low;
+    let taken = decide(generation, control, state, definitions, log_start);
+    info!(kafka_partition, generation, recovery = ?taken.recovery, rows = taken.rows.len(), "kafka partition taken over");
+    Ok(taken)
+}
+
+/// Decides where a new owner goes on, from what stands in both topics up to its claim. `log_start` is the oldest
+/// readings offset that is still in the log.
+pub fn decide(
+    generation: i64,
+    mut control: ControlView,
+    state: ViewsState,
+    definitions: u64,
+    log_start: i64,
+) -> TakenOver {
+    // A beginning that was not announced any more is a start all the same: rows may stand behind it.
     for epoch in state.first_record.keys() {
-        let here = wye_domain::control::Announcement { announced_at: 0, control_offset: generation };
+        let here = Announcement { announced_at: 0, control_offset: generation };
         control.starts.entry(*epoch).or_insert(here);
     }
-    let found = Found {
-        checkpoint: state.checkpoint,
-        same_definitions: state.definitions == Some(definitions),
-        log_start: log.offsets_blocking(wye_log::topics::READINGS, kafka_partition)?.low,
-    };
-    let recovery = resolve(&control, found);
+    let same_definitions = state.definitions == Some(definitions);
+    let recovery = resolve(
+        &control,
+        Found { checkpoint: state.checkpoint, open_epoch: state.epoch, same_definitions, log_start },
+    );
     let rows = match recovery {
         Recovery::Resume { epoch, .. } if state.epoch == Some(epoch) => state
             .rows
@@ -171,8 +186,7 @@ pub fn take_over(
             .collect(),
         _ => Vec::new(),
     };
-    info!(kafka_partition, generation, ?recovery, rows = rows.len(), "kafka partition taken over");
-    Ok(TakenOver { generation, recovery, control, rows, first_record: state.first_record })
+    TakenOver { generation, recovery, control, rows, first_record: state.first_record }
 }
 
 /// Reads a topic from its start until the record at `last`, which this process has just written, was seen.
@@ -198,5 +212,74 @@ fn read_through(
         }
         // The broker has acknowledged the record and will show it in a moment.
         from = Some(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wye_domain::realtime_row::RowsBuilder;
+
+    use super::*;
+
+    fn begin(generation: i64, epoch: i64, reset: bool) -> Vec<u8> {
+        realtime_row::encode(&Header::Begin { generation, epoch, definitions: 1, reset }, None)
+    }
+
+    fn rows(generation: i64, epoch: i64, through: i64, complete: bool, count: u64) -> Vec<u8> {
+        let mut builder = RowsBuilder::default();
+        let summary = Summary { count, ..Summary::EMPTY };
+        builder.append(r#"["*","m",["d"]]"#, 0, &summary);
+        let header = Header::Rows { generation, epoch, through, complete, newest_event_time: 0 };
+        realtime_row::encode(&header, Some(&builder.finish()))
+    }
+
+    fn taken(records: &[Vec<u8>]) -> TakenOver {
+        let mut state = ViewsState::default();
+        for (offset, record) in (0..).zip(records) {
+            state.apply(offset, record).unwrap();
+        }
+        decide(9, ControlView::default(), state, 1, 0)
+    }
+
+    #[test]
+    fn an_incomplete_flush_is_taken_over_row_by_row() {
+        let taken = taken(&[begin(1, 0, true), rows(1, 0, 10, true, 3), rows(1, 0, 20, false, 5)]);
+        assert_eq!(taken.recovery, Recovery::Resume { position: 10, epoch: 0 });
+        assert_eq!((taken.rows[0].through, taken.rows[0].summary.count), (20, 5));
+    }
+
+    #[test]
+    fn a_zombie_changes_nothing() {
+        let zombie = [
+            begin(1, 0, true),
+            rows(1, 0, 10, true, 3),
+            begin(4, 0, false),
+            rows(1, 0, 30, true, 9),
+            begin(1, 30, false),
+        ];
+        let taken = taken(&zombie);
+        assert_eq!(taken.recovery, Recovery::Resume { position: 10, epoch: 0 });
+        assert_eq!(taken.rows[0].summary.count, 3);
+    }
+
+    #[test]
+    fn a_rebuild_voids_what_stood_there() {
+        let taken = taken(&[
+            begin(1, 0, true),
+            rows(1, 0, 10, true, 3),
+            begin(1, 10, false),
+            rows(1, 10, 15, true, 1),
+            begin(4, 10, true),
+        ]);
+        assert_eq!(taken.recovery, Recovery::Resume { position: 10, epoch: 10 });
+        assert!(taken.rows.is_empty());
+        assert_eq!(taken.first_record.into_iter().collect::<Vec<_>>(), [(0, 0), (10, 4)]);
+    }
+
+    #[test]
+    fn an_epoch_that_began_unannounced_is_a_start() {
+        let taken = taken(&[begin(1, 0, true), rows(1, 0, 10, true, 3), begin(1, 10, false)]);
+        assert_eq!(taken.recovery, Recovery::Resume { position: 10, epoch: 10 });
+        assert_eq!(taken.control.starts.keys().copied().collect::<Vec<_>>(), [0, 10]);
     }
 }

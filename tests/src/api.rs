@@ -48,8 +48,7 @@ impl Api {
     /// If there is no answer, or it is a refusal or no CSV.
     pub fn sql(&self, query: &str) -> Result<Answer> {
         let body = serde_json::json!({ "sql": query });
-        let request =
-            self.client.post(format!("{}/v1/sql", self.url)).header("Accept", "text/csv").json(&body);
+        let request = self.post_json("/v1/sql", &body).header("Accept", "text/csv");
         let (status, text) = self.exchange(request).with_context(|| format!("ask {query}"))?;
         ensure!(status.is_success(), "{query}: {status}: {text}");
         Answer::parse(&text).with_context(|| format!("read the answer to {query}"))
@@ -69,8 +68,13 @@ impl Api {
     /// # Errors
     /// If there is no answer.
     pub fn post(&self, path: &str, body: &serde_json::Value) -> Result<(u16, String)> {
-        let (status, text) = self.exchange(self.client.post(format!("{}{path}", self.url)).json(body))?;
+        let (status, text) = self.exchange(self.post_json(path, body))?;
         Ok((status.as_u16(), text))
+    }
+
+    fn post_json(&self, path: &str, body: &serde_json::Value) -> reqwest::RequestBuilder {
+        let request = self.client.post(format!("{}{path}", self.url));
+        request.header("Content-Type", "application/json").body(body.to_string())
     }
 
     fn exchange(&self, request: reqwest::RequestBuilder) -> Result<(reqwest::StatusCode, String)> {

@@ -37,6 +37,11 @@ impl Process {
         Ok(Self { child, name: name.to_owned(), output })
     }
 
+    /// Its number in the system.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// The exit status, if the process has ended.
     ///
     /// # Errors

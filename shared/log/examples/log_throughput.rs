@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release -p wye-log --example log_throughput -- [--megabytes N] [--partitions N] [--bootstrap HOST:PORT]`
 
+#![expect(clippy::print_stdout, reason = "a measurement prints what it found")]
+
 use std::collections::VecDeque;
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -58,11 +60,19 @@ async fn through(log: &Log, options: &Options, message_bytes: usize) -> Result<(
     let (started, processor) = (Instant::now(), processor_seconds());
     let mut flying: VecDeque<Delivery> = VecDeque::new();
     for number in 0..count {
+        if flying.len() > 100_000
+            && let Some(delivery) = flying.pop_front()
+        {
+            delivery.await?;
+        }
         let kafka_partition = number as i32 % options.kafka_partitions;
         let message = Outgoing { topic, kafka_partition, key: None, payload: &payload, headers: &[] };
         loop {
             match producer.enqueue(message) {
-                Ok(delivery) => break flying.push_back(delivery),
+                Ok(delivery) => {
+                    flying.push_back(delivery);
+                    break;
+                }
                 Err(LogError::QueueFull) => match flying.pop_front() {
                     Some(delivery) => drop(delivery.await?),
                     None => tokio::task::yield_now().await,
@@ -81,7 +91,9 @@ async fn through(log: &Log, options: &Options, message_bytes: usize) -> Result<(
     reader.assign(&starts)?;
     let reading = tokio::task::spawn_blocking(move || {
         let (started, processor) = (Instant::now(), processor_seconds());
-        let (mut seen, mut bytes) = (0, 0);
+        reader.poll_batch(1, Duration::from_secs(10), &mut |_| {})?;
+        println!("a new reader has its first message after {:?}", started.elapsed());
+        let (mut seen, mut bytes) = (1, message_bytes);
         while seen < count {
             seen += reader.poll_batch(10_000, Duration::from_millis(100), &mut |message| {
                 bytes += message.payload.len();
@@ -89,6 +101,9 @@ async fn through(log: &Log, options: &Options, message_bytes: usize) -> Result<(
         }
         assert_eq!(bytes, count * message_bytes);
         report("out", count, message_bytes, started.elapsed(), processor_seconds() - processor);
+        let started = Instant::now();
+        drop(reader);
+        println!("a reader is closed after {:?}", started.elapsed());
         Ok::<_, LogError>(())
     });
     reading.await.expect("the reading thread does not panic")
@@ -141,10 +156,11 @@ async fn latency(log: &Log) -> Result<(), LogError> {
 fn report(what: &str, count: usize, message_bytes: usize, elapsed: Duration, processor: f64) {
     let (seconds, count) = (elapsed.as_secs_f64(), count as f64);
     println!(
-        "{what} {message_bytes:>6} B: {:>9.0} messages/s, {:>6.1} MB/s, {:.2} processor-s per million messages",
+        "{what} {message_bytes:>6} B: {:>9.0} messages/s, {:>6.1} MB/s, {:.2} processor-s per million messages, {} MB resident",
         count / seconds,
         count * message_bytes as f64 / seconds / 1e6,
         processor / count * 1e6,
+        resident_megabytes(),
     );
 }
 

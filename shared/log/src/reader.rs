@@ -86,12 +86,13 @@ impl Reader {
             ("enable.partition.eof", "true"),
             // TCP has its own checksums, and the broker checks the batch when it takes it.
             ("check.crcs", "false"),
-            ("queued.min.messages", "1000000"),
+            ("queued.min.messages", "100000"),
             // The bound of the memory that holds fetched records of this reader.
             ("queued.max.messages.kbytes", "32768"),
             // When that bound is reached, look again soon: the default of a second leaves the reader dry.
             ("fetch.queue.backoff.ms", "5"),
-            ("fetch.message.max.bytes", "4194304"),
+            // Per Kafka partition, compressed: small enough that unpacking one answer does not keep the next waiting.
+            ("fetch.message.max.bytes", "1048576"),
             ("fetch.max.bytes", "16777216"),
             // A batch larger than the bounds above is still sent whole.
             ("receive.message.max.bytes", "33554432"),

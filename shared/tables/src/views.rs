@@ -19,6 +19,7 @@ use deltalake::kernel::{Action, MetadataExt, Remove, Transaction};
 use deltalake::logstore::get_actions;
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use serde::{Deserialize, Serialize};
+use wye_domain::confidence::LatenessHistogram;
 
 use crate::append::PartitionTransactions;
 use crate::columns::{dictionary_text, plain_text};
@@ -43,9 +44,9 @@ pub struct RunRecord {
     /// Names the run.
     pub run_id: String,
     /// When it began.
-    pub started: i64,
+    pub started_at: i64,
     /// When it had computed everything and went to commit.
-    pub finished: i64,
+    pub finished_at: i64,
     /// Readings below the horizon.
     pub readings: u64,
     /// Of these, copies of an earlier reading.
@@ -56,8 +57,12 @@ pub struct RunRecord {
     pub windows: u64,
     /// Series.
     pub series: u64,
-    /// Whatever else the batch layer wants to keep.
-    pub more: serde_json::Map<String, serde_json::Value>,
+    /// Fingerprint of the metric definitions that it computed.
+    pub definitions: String,
+    /// The newest ingest time below the horizon.
+    pub as_of: i64,
+    /// How late readings have been.
+    pub lateness: LatenessHistogram,
 }
 
 /// A run that was committed.

@@ -24,7 +24,7 @@ pub struct Parsed {
 }
 
 /// Parses a body that came at `now` (µs).
-pub fn parse(body: &[u8], format: Format, now: i64, acceptance: &Acceptance) -> Parsed {
+pub(super) fn parse(body: &[u8], format: Format, now: i64, acceptance: &Acceptance) -> Parsed {
     let mut collected = Collected::default();
     let mut batches = Vec::new();
     match format {

@@ -17,7 +17,7 @@ const FEW: usize = 8;
 
 /// One message.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Part {
+pub(super) struct Part {
     /// Where it goes.
     pub kafka_partition: i32,
     /// The device, where all readings are of one.
@@ -27,7 +27,7 @@ pub struct Part {
 }
 
 /// Cuts batches into messages.
-pub fn parts(batches: &[RecordBatch], kafka_partitions: i32) -> Vec<Part> {
+pub(super) fn parts(batches: &[RecordBatch], kafka_partitions: i32) -> Vec<Part> {
     let mut parts = Vec::new();
     for batch in batches {
         let device =
@@ -100,7 +100,7 @@ mod tests {
             });
         }
         let batch = builder.finish();
-        let parts = parts(&[batch.clone()], 4);
+        let parts = parts(std::slice::from_ref(&batch), 4);
         assert_eq!(parts, super::parts(&[batch], 4));
         let mut values = Vec::new();
         for part in &parts {

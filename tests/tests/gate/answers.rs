@@ -26,6 +26,61 @@ fn a_clock_that_goes_back_does_not_move_the_answers() -> Result<()> {
     check("machine_temperature", "nab-machine-temperature", vec![recording])
 }
 
+/// The same with every layer on a real Apache Kafka. `make test` says by `WYE_TEST_KAFKA` that one is installed; this test
+/// starts its own, because Wye's topics must be empty.
+#[test]
+fn apache_kafka_gives_the_same_answers() -> Result<()> {
+    let Some(stations) = datasets::beijing(2) else { return Ok(()) };
+    if std::env::var_os("WYE_TEST_KAFKA").is_none() {
+        say("skipped: WYE_TEST_KAFKA is not set (make test sets it)");
+        return Ok(());
+    }
+    let mut site = Site::new()?;
+    let kafka = Kafka::start(site.directory().join("kafka"))?;
+    site.configure(&format!(
+        "[log]\nbootstrap_servers = \"{}\"\nkafka_partitions = 3\n",
+        kafka.bootstrap_servers()?
+    ))?;
+    let outcome = compare_throughout(&site, "beijing", "beijing-multisite", stations);
+    drop(kafka);
+    if let Err(error) = outcome {
+        panic!("outputs in {}: {error:#}", site.keep().display());
+    }
+    Ok(())
+}
+
+/// An Apache Kafka of this test's own; stopped when dropped.
+struct Kafka {
+    directory: PathBuf,
+}
+
+impl Kafka {
+    fn start(directory: PathBuf) -> Result<Self> {
+        let kafka = Self { directory };
+        kafka.script("start")?;
+        Ok(kafka)
+    }
+
+    fn bootstrap_servers(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.directory.join("bootstrap"))?.trim().to_owned())
+    }
+
+    fn script(&self, verb: &str) -> Result<()> {
+        let script = datasets::project_root().join("scripts/kafka.sh");
+        let status = std::process::Command::new(script).arg(verb).arg(&self.directory).status()?;
+        anyhow::ensure!(status.success(), "scripts/kafka.sh {verb}: {status}");
+        Ok(())
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        if let Err(error) = self.script("stop") {
+            say(&format!("{error:#}"));
+        }
+    }
+}
+
 fn check(oracle: &str, mapping: &str, files: Vec<PathBuf>) -> Result<()> {
     let site = Site::new()?;
     let outcome = compare_throughout(&site, oracle, mapping, files);

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -222,4 +223,65 @@ async fn dropping_a_reader_of_a_broker_that_is_gone_does_not_hang() {
     })
     .await;
     assert!(since.elapsed() < DEADLINE / 4);
+}
+
+/// Not a check of its own: the process that the next test kills.
+#[tokio::test(flavor = "multi_thread")]
+async fn serves_until_it_is_killed() {
+    let Ok(directory) = std::env::var("WYE_TEST_SERVE") else { return };
+    let port = std::env::var("WYE_TEST_PORT").unwrap().parse().unwrap();
+    let (_broker, _log) = start(Path::new(&directory), Some(port)).await;
+    std::future::pending::<()>().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_acknowledged_survives_a_kill() {
+    const KILLS: i64 = 5;
+    const MESSAGES: i64 = 2000;
+    let directory = tempfile::tempdir().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let serve = || {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "conformance::embedded_only::serves_until_it_is_killed"])
+            .env("WYE_TEST_SERVE", directory.path())
+            .env("WYE_TEST_PORT", port.to_string())
+            .stdout(Stdio::null())
+            .spawn()
+            .map(Served)
+            .unwrap()
+    };
+    let log = Log::new(LogConfig::new(format!("127.0.0.1:{port}"), 1)).unwrap();
+    let mut child = serve();
+    log.wait_ready(&CancellationToken::new()).await.unwrap();
+    let topic = new_topic(&log, 1).await;
+    let producer = Producer::new(&log, Duration::ZERO).unwrap();
+    for round in 0..KILLS {
+        let mut deliveries = Vec::new();
+        for number in round * MESSAGES..(round + 1) * MESSAGES {
+            deliveries.push(producer.enqueue(plain(topic, number.to_string().as_bytes())).unwrap());
+        }
+        for (number, delivery) in (round * MESSAGES..).zip(deliveries) {
+            if number % MESSAGES == 100 {
+                // In the middle: much is in flight, some of it written and not acknowledged.
+                drop(child);
+                child = serve();
+            }
+            let offset = tokio::time::timeout(DEADLINE, delivery).await.unwrap().unwrap();
+            assert_eq!(offset, number, "each message once, in order");
+        }
+    }
+    let last = KILLS * MESSAGES - 1;
+    let read = beside(move || read_numbers(&log, topic, 0, last).unwrap()).await;
+    assert_eq!(read, (0..=last).collect::<Vec<_>>());
+    drop(child);
+}
+
+/// A broker in a process of its own, killed when this goes.
+struct Served(Child);
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }

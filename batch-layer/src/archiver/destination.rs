@@ -1,0 +1,232 @@
+//! The two tables that topics are archived into, and how messages become their rows. Must not know how topics are
+//! read.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BinaryBuilder, Int32Builder, Int64Array, Int64Builder, RecordBatch, StringBuilder,
+    TimestampMicrosecondArray,
+};
+use base64::Engine;
+use wye_domain::assemble::Assembler;
+use wye_domain::dead_letter::DeadLetter;
+use wye_domain::wire::Acceptance;
+use wye_log::reader::Message;
+use wye_log::topics::{DEAD_LETTER, READINGS};
+use wye_tables::TablesError;
+use wye_tables::columns::dead_letter_schema;
+use wye_tables::dead_letters::{DeadLetters, LetterBatch};
+use wye_tables::readings::{ArchiveBatch, Readings};
+
+use crate::archiver::intake::{Collect, Filled};
+use crate::archiver::maintenance::Maintenance;
+use crate::error::BatchError;
+use crate::run::BatchParts;
+use crate::telemetry::BatchTelemetry;
+
+/// A table that a topic is archived into.
+pub(super) trait Destination: Send + Sync + 'static {
+    /// The topic.
+    const TOPIC: &'static str;
+    /// Whether the lag behind the log is shown.
+    const MEASURES_LAG: bool;
+    /// What turns messages into rows.
+    type Collector: Collect;
+
+    fn kafka_partitions(&self) -> i32;
+
+    fn collector(&self) -> Self::Collector;
+
+    /// By Kafka partition the first offset that is not archived.
+    fn archived(&self) -> impl Future<Output = Result<BTreeMap<i32, i64>, TablesError>> + Send;
+
+    /// Appends in one commit.
+    fn append(&self, filled: Filled) -> impl Future<Output = Result<(), TablesError>> + Send;
+}
+
+/// The master dataset.
+pub(super) struct ReadingsTable {
+    table: Readings,
+    kafka_partitions: i32,
+    acceptance: Acceptance,
+    telemetry: BatchTelemetry,
+    maintenance: Maintenance,
+}
+
+impl ReadingsTable {
+    pub(super) async fn open(parts: &BatchParts, acceptance: Acceptance) -> Result<Self, BatchError> {
+        let table =
+            Readings::open(&parts.root).await.map_err(BatchError::tables("open the master dataset"))?;
+        let maintenance =
+            Maintenance::new(table.clone(), Arc::clone(&parts.compute), parts.telemetry.clone());
+        let kafka_partitions = parts.log.config().kafka_partitions;
+        Ok(Self { table, kafka_partitions, acceptance, telemetry: parts.telemetry.clone(), maintenance })
+    }
+}
+
+impl Destination for ReadingsTable {
+    const TOPIC: &'static str = READINGS;
+    const MEASURES_LAG: bool = true;
+    type Collector = ReadingsCollector;
+
+    fn kafka_partitions(&self) -> i32 {
+        self.kafka_partitions
+    }
+
+    fn collector(&self) -> ReadingsCollector {
+        ReadingsCollector { assembler: Assembler::new(self.acceptance) }
+    }
+
+    async fn archived(&self) -> Result<BTreeMap<i32, i64>, TablesError> {
+        self.table.archived().await
+    }
+
+    async fn append(&self, filled: Filled) -> Result<(), TablesError> {
+        let batches = filled.parts.into_iter().map(|part| ArchiveBatch {
+            kafka_partition: part.kafka_partition,
+            offsets: part.offsets,
+            readings: part.batches,
+        });
+        let appended = self.table.append(batches.collect()).await?;
+        self.telemetry.archive_commits.inc();
+        self.telemetry.archived.inc_by(appended.readings);
+        self.telemetry.archive_bytes.inc_by(appended.bytes);
+        self.maintenance.after_append();
+        Ok(())
+    }
+}
+
+/// Readings as they are accepted everywhere.
+pub(super) struct ReadingsCollector {
+    assembler: Assembler,
+}
+
+impl Collect for ReadingsCollector {
+    #[inline]
+    fn push(&mut self, message: &Message<'_>) {
+        self.assembler.push(message.payload, message.offset, message.timestamp_ms.saturating_mul(1_000));
+    }
+
+    fn rows(&self) -> usize {
+        self.assembler.rows()
+    }
+
+    fn take(&mut self) -> Vec<RecordBatch> {
+        self.assembler.take_rejected();
+        self.assembler.take().into_iter().map(|placed| placed.batch).collect()
+    }
+}
+
+/// The archive of dead letters.
+pub(super) struct LettersTable {
+    table: DeadLetters,
+    telemetry: BatchTelemetry,
+}
+
+impl LettersTable {
+    pub(super) async fn open(parts: &BatchParts) -> Result<Self, BatchError> {
+        let opened = DeadLetters::open(&parts.root).await;
+        let table = opened.map_err(BatchError::tables("open the table of dead letters"))?;
+        Ok(Self { table, telemetry: parts.telemetry.clone() })
+    }
+}
+
+impl Destination for LettersTable {
+    const TOPIC: &'static str = DEAD_LETTER;
+    const MEASURES_LAG: bool = false;
+    type Collector = LettersCollector;
+
+    fn kafka_partitions(&self) -> i32 {
+        1
+    }
+
+    fn collector(&self) -> LettersCollector {
+        LettersCollector::default()
+    }
+
+    async fn archived(&self) -> Result<BTreeMap<i32, i64>, TablesError> {
+        self.table.archived().await
+    }
+
+    async fn append(&self, filled: Filled) -> Result<(), TablesError> {
+        let batches = filled.parts.into_iter().map(|part| LetterBatch {
+            kafka_partition: part.kafka_partition,
+            offsets: part.offsets,
+            letters: part.batches,
+        });
+        self.table.append(batches.collect()).await?;
+        self.telemetry.letters.inc_by(filled.rows as u64);
+        Ok(())
+    }
+}
+
+/// Dead letters in the columns of [`dead_letter_schema`].
+#[derive(Default)]
+pub(super) struct LettersCollector {
+    received_time: Vec<i64>,
+    reason: StringBuilder,
+    detail: StringBuilder,
+    source: StringBuilder,
+    kafka_topic: StringBuilder,
+    kafka_partition: Int32Builder,
+    kafka_offset: Int64Builder,
+    item_index: Int32Builder,
+    payload: BinaryBuilder,
+    letter_offset: Vec<i64>,
+}
+
+impl Collect for LettersCollector {
+    fn push(&mut self, message: &Message<'_>) {
+        let letter = DeadLetter::decode(message.payload);
+        // What stands in the topic and is no letter is kept as it is: it may be a letter of a later version.
+        let letter = letter.unwrap_or_else(|error| DeadLetter {
+            received_time: message.timestamp_ms.saturating_mul(1_000),
+            reason: "not_a_dead_letter".to_owned(),
+            detail: error.to_string(),
+            source: "kafka".to_owned(),
+            kafka_partition: None,
+            kafka_offset: None,
+            item_index: 0,
+            payload_base64: base64::engine::general_purpose::STANDARD.encode(message.payload),
+        });
+        let decoded = base64::engine::general_purpose::STANDARD.decode(&letter.payload_base64);
+        self.received_time.push(letter.received_time);
+        self.reason.append_value(&letter.reason);
+        self.detail.append_value(&letter.detail);
+        self.source.append_value(&letter.source);
+        self.kafka_topic.append_option(letter.kafka_offset.map(|_| READINGS));
+        self.kafka_partition.append_option(letter.kafka_partition);
+        self.kafka_offset.append_option(letter.kafka_offset);
+        self.item_index.append_option(i32::try_from(letter.item_index).ok());
+        self.payload.append_value(decoded.unwrap_or_else(|_| letter.payload_base64.into_bytes()));
+        self.letter_offset.push(message.offset);
+    }
+
+    fn rows(&self) -> usize {
+        self.letter_offset.len()
+    }
+
+    fn take(&mut self) -> Vec<RecordBatch> {
+        if self.letter_offset.is_empty() {
+            return Vec::new();
+        }
+        let mut built = std::mem::take(self);
+        let received = TimestampMicrosecondArray::from(built.received_time).with_timezone("UTC");
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(received),
+            Arc::new(built.reason.finish()),
+            Arc::new(built.detail.finish()),
+            Arc::new(built.source.finish()),
+            Arc::new(built.kafka_topic.finish()),
+            Arc::new(built.kafka_partition.finish()),
+            Arc::new(built.kafka_offset.finish()),
+            Arc::new(built.item_index.finish()),
+            Arc::new(built.payload.finish()),
+            Arc::new(Int64Array::from(built.letter_offset)),
+        ];
+        let batch = RecordBatch::try_new(dead_letter_schema(), columns);
+        vec![batch.expect("the builders have the schema's types and one length")]
+    }
+}

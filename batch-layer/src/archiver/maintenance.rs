@@ -1,0 +1,93 @@
+//! Keeps the master dataset in few files: now and then small ones are merged and replaced ones removed. Must not know
+//! what is appended.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tracing::{debug, info, warn};
+use wye_domain::ErrorKind;
+use wye_tables::CompactionPolicy;
+use wye_tables::readings::Readings;
+
+use crate::compute::Compute;
+use crate::telemetry::BatchTelemetry;
+
+/// Appends between two looks for small files.
+const APPENDS: u32 = 8;
+/// How long a merged file stays for those who still read it.
+const KEEP: Duration = Duration::from_secs(3600);
+/// How often merged files are removed.
+const CLEANING: Duration = Duration::from_secs(900);
+
+/// See the module.
+pub(super) struct Maintenance {
+    table: Readings,
+    compute: Arc<Compute>,
+    telemetry: BatchTelemetry,
+    state: Mutex<State>,
+}
+
+struct State {
+    appends: u32,
+    cleaned: Instant,
+    /// At most one at a time.
+    running: JoinSet<()>,
+}
+
+impl Maintenance {
+    pub(super) fn new(table: Readings, compute: Arc<Compute>, telemetry: BatchTelemetry) -> Self {
+        let state = State { appends: 0, cleaned: Instant::now(), running: JoinSet::new() };
+        Self { table, compute, telemetry, state: Mutex::new(state) }
+    }
+
+    /// Takes note of an append, and starts the maintenance that is due, in the background.
+    pub(super) fn after_append(&self) {
+        let mut state = self.state.lock().expect("no holder of this lock panics");
+        state.appends += 1;
+        while state.running.try_join_next().is_some() {}
+        if state.appends < APPENDS || !state.running.is_empty() {
+            return;
+        }
+        state.appends = 0;
+        let cleans = state.cleaned.elapsed() >= CLEANING;
+        if cleans {
+            state.cleaned = Instant::now();
+        }
+        let (table, telemetry) = (self.table.clone(), self.telemetry.clone());
+        let work = async move {
+            compact(&table, &telemetry).await;
+            if cleans {
+                clean(&table).await;
+            }
+        };
+        state.running.spawn_on(work, self.compute.handle());
+    }
+}
+
+async fn compact(table: &Readings, telemetry: &BatchTelemetry) {
+    match table.compact(CompactionPolicy::default()).await {
+        Ok(done) if done.files_before > 0 => {
+            telemetry.compacted_files.inc_by(done.files_before as u64);
+            info!(
+                before = done.files_before,
+                after = done.files_after,
+                readings = done.readings,
+                "files merged"
+            );
+        }
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::Conflict => debug!(%error, "another compaction was first"),
+        Err(error) => warn!(%error, "cannot merge small files; trying again later"),
+    }
+}
+
+async fn clean(table: &Readings) {
+    match table.vacuum(KEEP).await {
+        Ok(cleaned) if cleaned.files > 0 => {
+            info!(files = cleaned.files, bytes = cleaned.bytes, "merged files removed");
+        }
+        Ok(_) => {}
+        Err(error) => warn!(%error, "cannot remove merged files; trying again later"),
+    }
+}

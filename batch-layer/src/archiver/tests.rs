@@ -1,0 +1,136 @@
+//! Everything in the log comes into the tables once, whoever archives and whatever happens to it.
+
+use arrow::array::AsArray;
+use datafusion::prelude::SessionContext;
+use tokio_util::sync::CancellationToken;
+use wye_domain::dead_letter::DeadLetter;
+use wye_log::topics::{DEAD_LETTER, READINGS};
+use wye_tables::dead_letters::DeadLetters;
+use wye_tables::readings::Readings;
+
+use crate::testing::{Site, soon, until};
+
+/// Kafka partition, offset and value of every reading, in order.
+async fn stored(site: &Site) -> Vec<(i32, i64, f64)> {
+    let readings = Readings::open(&site.root).await.unwrap().snapshot().await.unwrap();
+    let context = SessionContext::new();
+    context.register_table("readings", readings.provider().await.unwrap()).unwrap();
+    let sql = "SELECT kafka_partition, kafka_offset, value FROM readings ORDER BY 1, 2";
+    let batches = context.sql(sql).await.unwrap().collect().await.unwrap();
+    let mut rows = Vec::new();
+    for batch in batches {
+        let place = batch.column(0).as_primitive::<arrow::datatypes::Int32Type>();
+        let offset = batch.column(1).as_primitive::<arrow::datatypes::Int64Type>();
+        let value = batch.column(2).as_primitive::<arrow::datatypes::Float64Type>();
+        rows.extend((0..batch.num_rows()).map(|row| (place.value(row), offset.value(row), value.value(row))));
+    }
+    rows
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readings_are_archived_once_and_refused_ones_are_passed() {
+    let site = Site::start(2).await;
+    site.reading(0, "a", 0, 1.0).await;
+    site.send(READINGS, 0, b"no reading").await;
+    site.reading(1, "b", 0, 2.0).await;
+    site.archive(&[(0, 2), (1, 1)]).await;
+    site.reading(0, "a", 1, 3.0).await;
+    site.send(READINGS, 1, b"{}").await;
+    site.archive(&[(0, 3), (1, 2)]).await;
+    assert_eq!(stored(&site).await, [(0, 0, 1.0), (0, 2, 3.0), (1, 0, 2.0)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_is_appended_before_a_stop() {
+    let site = Site::start(1).await;
+    let stop = CancellationToken::new();
+    let mut archiver = site.archiver().await;
+    archiver.settings.interval = std::time::Duration::from_secs(3600);
+    soon(async {
+        tokio::join!(archiver.run(stop.clone()), async {
+            for second in 0..1_000 {
+                site.reading(0, "a", second, 1.0).await;
+            }
+            until("the full buffer is appended", async || !site.archived().await.is_empty()).await;
+            site.reading(0, "a", 1_000, 1.0).await;
+            site.reading(0, "a", 1_001, 1.0).await;
+            stop.cancel();
+        })
+    })
+    .await;
+    let archived = site.archived().await[&0];
+    assert!(archived >= 1_000);
+    assert_eq!(stored(&site).await.len() as i64, archived);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_archivers_at_once_do_no_harm() {
+    let site = Site::start(2).await;
+    let stop = CancellationToken::new();
+    let (one, other) = (site.archiver().await, site.archiver().await);
+    soon(async {
+        tokio::join!(one.run(stop.clone()), other.run(stop.clone()), async {
+            for second in 0..200 {
+                site.reading((second % 2) as i32, "a", second, second as f64).await;
+            }
+            let all = [(0, 100), (1, 100)].into();
+            until("everything is archived", async || site.archived().await == all).await;
+            stop.cancel();
+        })
+    })
+    .await;
+    let expected: Vec<_> =
+        (0..2).flat_map(|p| (0..100).map(move |o| (p, o, (o * 2 + i64::from(p)) as f64))).collect();
+    assert_eq!(stored(&site).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_before_it_was_archived_is_counted_and_passed() {
+    let site = Site::start(1).await;
+    site.reading(0, "a", 0, 0.0).await;
+    site.archive(&[(0, 1)]).await;
+    for second in 1..10 {
+        site.reading(0, "a", second, second as f64).await;
+    }
+    site.log.delete_records(READINGS, 0, 6).await.unwrap();
+    site.archive(&[(0, 10)]).await;
+    let offsets: Vec<i64> = stored(&site).await.iter().map(|row| row.1).collect();
+    assert_eq!(offsets, [0, 6, 7, 8, 9]);
+    let text = site.telemetry.render();
+    assert!(text.contains("wye_archive_lost_messages_total{kafka_partition=\"0\"} 5"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_archived_with_their_bytes() {
+    let site = Site::start(1).await;
+    let letter = DeadLetter {
+        received_time: 5_000_000,
+        reason: "not_json".into(),
+        detail: "expected value".into(),
+        source: "kafka".into(),
+        kafka_partition: Some(0),
+        kafka_offset: Some(77),
+        item_index: 2,
+        payload_base64: "aGVsbG8=".into(),
+    };
+    site.send(DEAD_LETTER, 0, &letter.encode()).await;
+    site.send(DEAD_LETTER, 0, b"something else").await;
+    let letters = DeadLetters::open(&site.root).await.unwrap();
+    let stop = CancellationToken::new();
+    let archiver = site.archiver().await;
+    soon(async {
+        tokio::join!(archiver.run(stop.clone()), async {
+            until("both are archived", async || letters.archived().await.unwrap() == [(0, 2)].into()).await;
+            stop.cancel();
+        })
+    })
+    .await;
+    let context = SessionContext::new();
+    context.register_table("dead_letters", letters.provider().await.unwrap()).unwrap();
+    let sql = "SELECT reason, kafka_topic, kafka_offset, arrow_cast(payload, 'Utf8') AS payload FROM dead_letters ORDER BY letter_offset";
+    let batches = context.sql(sql).await.unwrap().collect().await.unwrap();
+    let table = arrow::util::pretty::pretty_format_batches(&batches).unwrap().to_string();
+    for cell in ["not_json ", "| readings ", "| 77 ", "| hello ", "not_a_dead_letter", "something else"] {
+        assert!(table.contains(cell), "{table}");
+    }
+}

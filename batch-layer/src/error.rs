@@ -1,0 +1,73 @@
+//! What can go wrong in the batch layer, by operation, and what the caller can do about it.
+
+use datafusion::error::DataFusionError;
+use wye_domain::ErrorKind;
+use wye_log::LogError;
+use wye_tables::TablesError;
+
+/// What can go wrong in the batch layer.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    /// The threads that compute cannot be started.
+    #[error("cannot start the threads of the batch layer: {0}")]
+    Threads(std::io::Error),
+    /// The log cannot be read or written.
+    #[error("batch layer: cannot {what}: {source}")]
+    Log {
+        /// The operation.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Box<LogError>,
+    },
+    /// A table cannot be read or written.
+    #[error("batch layer: cannot {what}: {source}")]
+    Tables {
+        /// The operation.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: Box<TablesError>,
+    },
+    /// A metric cannot be computed from the readings.
+    #[error("cannot compute the metrics: {0}")]
+    Compute(#[source] DataFusionError),
+    /// Another batch run committed while this one computed.
+    #[error("another batch run was first; its views stand, and nothing is lost")]
+    AnotherRunFirst(#[source] Box<TablesError>),
+    /// A dimension has the name of a column that the views have anyway.
+    #[error(
+        "a definition groups by {column:?}, which is the name of another column of the batch views; \
+         write \"{column} AS another_name\" in `by`"
+    )]
+    Column {
+        /// Its name.
+        column: String,
+    },
+    /// The layer is stopping.
+    #[error("the batch layer is stopping")]
+    Stopping,
+}
+
+impl BatchError {
+    /// What the caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Log { source, .. } => source.kind(),
+            Self::Tables { source, .. } => source.kind(),
+            Self::AnotherRunFirst(_) => ErrorKind::Conflict,
+            Self::Compute(_) | Self::Column { .. } => ErrorKind::Invalid,
+            Self::Threads(_) | Self::Stopping => ErrorKind::Unavailable,
+        }
+    }
+
+    /// For `map_err`: a failed operation on a table.
+    pub(crate) fn tables(what: &'static str) -> impl Fn(TablesError) -> Self {
+        move |source| Self::Tables { what, source: Box::new(source) }
+    }
+
+    /// For `map_err`: a failed operation on the log.
+    pub(crate) fn log(what: &'static str) -> impl Fn(LogError) -> Self {
+        move |source| Self::Log { what, source: Box::new(source) }
+    }
+}

@@ -1,0 +1,284 @@
+//! For any readings, split into any appends, below any horizon, the views equal those of a naive oracle.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
+use proptest::prelude::*;
+use tokio::runtime::Runtime;
+use wye_domain::definition::{Definition, MetricConfig};
+use wye_domain::reading::{Reading, ReadingBatchBuilder};
+use wye_domain::series::SeriesKey;
+use wye_tables::CompactionPolicy;
+use wye_tables::append::OffsetRange;
+use wye_tables::columns::archive_schema;
+use wye_tables::plan::{Expectations, MetricPlans};
+use wye_tables::readings::{ArchiveBatch, Readings};
+use wye_tables::store::TableRoot;
+use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
+
+use super::{Recomputation, recompute};
+use crate::testing::{ViewRows, view_rows};
+
+const DEVICES: [&str; 4] = ["anna", "bert", "carl", "dora"];
+const METRICS: [&str; 2] = ["pressure", "temperature"];
+const MINUTE: i64 = 60_000_000;
+
+/// A reading of one message; its place in the log is its place in the history.
+#[derive(Clone, Debug)]
+struct Sent {
+    device: usize,
+    metric: usize,
+    /// In seconds.
+    event_time: i64,
+    sequence: Option<i64>,
+    /// In quarters, so that sums are exact.
+    value: i64,
+}
+
+impl Sent {
+    fn kafka_partition(&self) -> i32 {
+        (self.device % 2) as i32
+    }
+}
+
+#[derive(Clone, Debug)]
+struct History {
+    sent: Vec<Sent>,
+    /// After how many readings the archiver appends.
+    cuts: BTreeSet<usize>,
+    /// What share of its log, in percent, the horizon of each Kafka partition covers.
+    horizon: [i64; 2],
+    threads: usize,
+    compacts: bool,
+}
+
+fn histories() -> impl Strategy<Value = History> {
+    let sequence = prop_oneof![3 => Just(None), 1 => (0i64..2).prop_map(Some)];
+    let sent = (0..DEVICES.len(), 0..METRICS.len(), -90i64..150, sequence, 0i64..3).prop_map(
+        |(device, metric, event_time, sequence, value)| Sent { device, metric, event_time, sequence, value },
+    );
+    // Few event times, so that there are copies.
+    let sent = sent.prop_map(|sent| Sent { event_time: sent.event_time / 15 * 15, ..sent });
+    (
+        prop::collection::vec(sent, 0..150),
+        prop::collection::btree_set(0usize..150, 0..6),
+        [0i64..101, 0i64..101],
+        1usize..5,
+        any::<bool>(),
+    )
+        .prop_map(|(sent, cuts, horizon, threads, compacts)| History {
+            sent,
+            cuts,
+            horizon,
+            threads,
+            compacts,
+        })
+}
+
+fn plans() -> Arc<MetricPlans> {
+    let warm = MetricConfig {
+        name: "warm".into(),
+        help: String::new(),
+        unit: String::new(),
+        filter: Some("metric = 'temperature' AND value > 0".into()),
+        value: Some("value * 2".into()),
+        by: Some(vec!["metric AS reading_name".into()]),
+        window: Some("5m".into()),
+        rollups: vec![],
+        aggregates: Some(vec!["avg".into(), "p50".into(), "distinct_devices".into()]),
+    };
+    let definitions = vec![Definition::family(), Definition::check(&warm).unwrap()];
+    Arc::new(MetricPlans::new(definitions, Arc::default()).unwrap())
+}
+
+/// What a summary must say.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Truth {
+    values: Vec<(i64, f64)>,
+    conflicts: u64,
+    devices: BTreeSet<usize>,
+}
+
+/// By series and window; and how many readings, duplicates and conflicts there are.
+fn oracle(history: &History, horizon: &BTreeMap<i32, i64>) -> (BTreeMap<(String, i64), Truth>, [u64; 3]) {
+    let mut truths: BTreeMap<(String, i64), Truth> = BTreeMap::new();
+    let mut known: BTreeMap<(usize, usize, i64, Option<i64>), i64> = BTreeMap::new();
+    let mut offsets = [0i64; 2];
+    let mut counts = [0; 3];
+    for sent in &history.sent {
+        let offset = offsets[sent.kafka_partition() as usize];
+        offsets[sent.kafka_partition() as usize] += 1;
+        if offset >= horizon.get(&sent.kafka_partition()).copied().unwrap_or(0) {
+            continue;
+        }
+        counts[0] += 1;
+        let identity = (sent.device, sent.metric, sent.event_time, sent.sequence);
+        let first = known.get(&identity).copied();
+        known.entry(identity).or_insert(sent.value);
+        let is_copy = first.is_some();
+        if first == Some(sent.value) {
+            counts[1] += 1;
+            continue;
+        }
+        counts[2] += u64::from(is_copy);
+        let time = sent.event_time * 1_000_000;
+        let mut targets = vec![(
+            series("*", METRICS[sent.metric], DEVICES[sent.device]),
+            time.div_euclid(MINUTE) * MINUTE,
+            sent.value as f64 / 4.0,
+        )];
+        if METRICS[sent.metric] == "temperature" && sent.value > 0 {
+            let window = time.div_euclid(5 * MINUTE) * 5 * MINUTE;
+            targets.push((series("warm", "warm", "temperature"), window, sent.value as f64 / 2.0));
+        }
+        for (series, window, value) in targets {
+            let truth = truths.entry((series, window)).or_default();
+            if is_copy {
+                truth.conflicts += 1;
+            } else {
+                truth.values.push((time, value));
+                truth.devices.insert(sent.device);
+            }
+        }
+    }
+    (truths, counts)
+}
+
+fn series(definition: &str, metric: &str, group: &str) -> String {
+    SeriesKey { definition: definition.into(), metric: metric.into(), group: Box::new([Some(group.into())]) }
+        .encode()
+}
+
+fn batch(sent: &[(i64, &Sent)]) -> RecordBatch {
+    let mut builder = ReadingBatchBuilder::default();
+    for (_, sent) in sent {
+        builder.append(&Reading {
+            device_id: DEVICES[sent.device],
+            metric: METRICS[sent.metric],
+            value: sent.value as f64 / 4.0,
+            event_time: sent.event_time * 1_000_000,
+            sequence: sent.sequence,
+            unit: None,
+            tags: None,
+        });
+    }
+    let mut columns: Vec<ArrayRef> = builder.finish().columns().to_vec();
+    let times = TimestampMicrosecondArray::from(vec![200_000_000; sent.len()]).with_timezone("UTC");
+    columns.push(Arc::new(times));
+    columns.push(Arc::new(Int64Array::from_iter_values(sent.iter().map(|(offset, _)| *offset))));
+    columns.push(Arc::new(Int32Array::from(vec![0; sent.len()])));
+    RecordBatch::try_new(archive_schema(), columns).unwrap()
+}
+
+async fn archive(readings: &Readings, history: &History) {
+    let mut next = [0i64; 2];
+    let mut start = 0;
+    let ends = history.cuts.iter().copied().filter(|cut| *cut < history.sent.len());
+    for end in ends.chain([history.sent.len()]) {
+        let mut batches = Vec::new();
+        for (kafka_partition, next) in next.iter_mut().enumerate() {
+            let from = *next;
+            let mine = history.sent[start..end]
+                .iter()
+                .filter(|sent| sent.kafka_partition() == kafka_partition as i32);
+            let mine: Vec<(i64, &Sent)> = (from..).zip(mine).collect();
+            *next += mine.len() as i64;
+            batches.push(ArchiveBatch {
+                kafka_partition: kafka_partition as i32,
+                offsets: OffsetRange { from, next: *next },
+                readings: vec![batch(&mine)],
+            });
+        }
+        readings.append(batches).await.unwrap();
+        start = end;
+    }
+    if history.compacts {
+        readings.compact(CompactionPolicy { small_rows: 1 << 20, least_files: 2 }).await.unwrap();
+    }
+}
+
+async fn computed(history: &History) -> (ViewRows, [u64; 3], BTreeMap<i32, i64>) {
+    let directory = tempfile::tempdir().unwrap();
+    let root = TableRoot::directory(directory.path()).unwrap();
+    let readings = Readings::open(&root).await.unwrap();
+    archive(&readings, history).await;
+    let readings = readings.snapshot().await.unwrap();
+    let share = |(place, offset): (i32, i64)| (place, offset * history.horizon[place as usize] / 100);
+    let horizon: BTreeMap<i32, i64> = readings.archived().into_iter().map(share).collect();
+    let views = BatchViews::open(&root).unwrap();
+    let plans = plans();
+    let expectations = Arc::new(Expectations::new(&plans).unwrap());
+    let task = Recomputation {
+        root,
+        readings,
+        views: views.clone(),
+        plans,
+        expectations,
+        horizon: horizon.clone(),
+        threads: history.threads,
+        progress: None,
+    };
+    let done = recompute(task).await.unwrap();
+    let counts = [done.tally.readings, done.tally.duplicates, done.tally.conflicts];
+    let (windows, series) = (done.windows, done.series);
+    let run = RunRecord::default();
+    let commit = ViewCommit {
+        schema: done.schema,
+        files: done.files,
+        horizon: horizon.clone(),
+        run,
+        expected_version: None,
+    };
+    views.commit(commit).await.unwrap();
+    let rows = view_rows(&views).await;
+    assert_eq!(windows as usize, rows.len());
+    assert_eq!(series as usize, rows.keys().map(|(series, _)| series).collect::<BTreeSet<_>>().len());
+    (rows, counts, horizon)
+}
+
+fn check(history: &History) -> Result<(), TestCaseError> {
+    let (rows, counts, horizon) = Runtime::new().unwrap().block_on(computed(history));
+    let (truths, expected_counts) = oracle(history, &horizon);
+    prop_assert_eq!(counts, expected_counts);
+    prop_assert_eq!(rows.keys().collect::<Vec<_>>(), truths.keys().collect::<Vec<_>>());
+    for ((key, found), truth) in rows.iter().zip(truths.values()) {
+        prop_assert_eq!(
+            (found.count, found.conflicts),
+            (truth.values.len() as u64, truth.conflicts),
+            "{:?}",
+            key
+        );
+        if truth.values.is_empty() {
+            continue;
+        }
+        let mut values = truth.values.clone();
+        values.sort_by(|a, b| a.partial_cmp(b).unwrap());
+        let of = |pick: fn(f64, f64) -> f64| values.iter().map(|(_, value)| *value).reduce(pick).unwrap();
+        let (first, last) = (values[0], values[values.len() - 1]);
+        prop_assert_eq!((found.min, found.max), (of(f64::min), of(f64::max)), "{:?}", key);
+        prop_assert_eq!((found.first.event_time, found.first.value), first, "{:?}", key);
+        prop_assert_eq!((found.last.event_time, found.last.value), last, "{:?}", key);
+        prop_assert_eq!(found.sum.value(), values.iter().map(|(_, value)| value).sum::<f64>(), "{:?}", key);
+        if key.0.contains("warm") {
+            prop_assert_eq!(found.distinct_devices(), Some(truth.devices.len() as u64));
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_views_equal_the_oracle(history in histories()) {
+        check(&history)?;
+    }
+}
+
+#[test]
+fn without_readings_the_view_is_empty() {
+    let history =
+        History { sent: vec![], cuts: BTreeSet::new(), horizon: [100, 100], threads: 2, compacts: false };
+    check(&history).unwrap();
+}

@@ -1,0 +1,341 @@
+//! A batch run: choose a horizon, compute everything below it, commit views and horizon together, tell the others.
+//!
+//! Order of steps, on which the exact merge rests: a horizon that no speed layer has announced is announced before the
+//! commit (**HOR-1**); the commit is one Delta commit; the control topic hears of it afterwards, and hears of it again
+//! at the next run where a run died in between.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Mutex;
+use tracing::{info, warn};
+use wye_domain::control::{ControlRecord, ControlView};
+use wye_log::client::Log;
+use wye_runtime::clock::now_micros;
+use wye_runtime::telemetry::KafkaPartitionLabel;
+use wye_tables::TablesError;
+use wye_tables::plan::{Expectations, MetricPlans};
+use wye_tables::readings::Readings;
+use wye_tables::store::TableRoot;
+use wye_tables::views::{BatchViews, RunRecord, ViewCommit, ViewSnapshot};
+
+use crate::compute::Compute;
+use crate::error::BatchError;
+use crate::horizon::{ControlLog, Horizons};
+use crate::recompute::{OnProgress, Recomputation, Recomputed, recompute};
+use crate::telemetry::BatchTelemetry;
+
+/// What a batch run works with.
+#[derive(Clone)]
+pub struct BatchParts {
+    /// The log, whose topics exist.
+    pub log: Log,
+    /// Where the tables are.
+    pub root: TableRoot,
+    /// What is computed.
+    pub plans: Arc<MetricPlans>,
+    /// Where to compute.
+    pub compute: Arc<Compute>,
+    /// Instruments.
+    pub telemetry: BatchTelemetry,
+}
+
+/// How one run is wanted.
+#[derive(Clone, Default)]
+pub struct RunOptions {
+    /// Commits even if there is nothing new.
+    pub force: bool,
+    /// Told how far it is.
+    pub progress: Option<OnProgress>,
+}
+
+impl fmt::Debug for RunOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunOptions").field("force", &self.force).finish_non_exhaustive()
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// There is a new view.
+    Committed,
+    /// No reading came since the last run, and the definitions are the same: the view stays.
+    NothingNew,
+}
+
+/// What a run did. As JSON, it is what `wye batch run --json` prints; fields are only ever added.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Readings below the horizon, copies included.
+    pub readings: u64,
+    /// Copies with the same value.
+    pub duplicates: u64,
+    /// Copies with another value.
+    pub conflicts: u64,
+    /// Rows of the view: windows of all series.
+    pub windows: u64,
+    /// Series.
+    pub series: u64,
+    /// By Kafka partition: the view has the readings below this offset.
+    pub horizon: BTreeMap<i32, i64>,
+    /// From start to commit.
+    pub duration_ms: u64,
+    /// The version of the table that holds the view; absent when there is none yet.
+    pub version: Option<u64>,
+}
+
+/// Runs batch runs, one at a time.
+pub struct BatchRunner {
+    root: TableRoot,
+    readings: Readings,
+    views: BatchViews,
+    control: ControlLog,
+    plans: Arc<MetricPlans>,
+    expectations: Arc<Expectations>,
+    compute: Arc<Compute>,
+    telemetry: BatchTelemetry,
+    turn: Mutex<()>,
+}
+
+/// What a run has decided to do.
+struct Task {
+    started: i64,
+    clock: Instant,
+    previous: Option<ViewSnapshot>,
+    recomputation: Recomputation,
+}
+
+impl BatchRunner {
+    /// Opens the tables, and makes the master dataset if it does not exist.
+    ///
+    /// # Errors
+    /// When a table cannot be opened, or an expectation cannot be worked out.
+    pub async fn open(parts: BatchParts) -> Result<Self, BatchError> {
+        let readings =
+            Readings::open(&parts.root).await.map_err(BatchError::tables("open the master dataset"))?;
+        let views = BatchViews::open(&parts.root).map_err(BatchError::tables("open the batch views"))?;
+        let expectations = Expectations::new(&parts.plans).map_err(BatchError::Compute)?;
+        Ok(Self {
+            root: parts.root,
+            readings,
+            views,
+            control: ControlLog::new(parts.log)?,
+            plans: parts.plans,
+            expectations: Arc::new(expectations),
+            compute: parts.compute,
+            telemetry: parts.telemetry,
+            turn: Mutex::new(()),
+        })
+    }
+
+    /// Does one run. Dropping the returned future ends it, at any time: the old view or the new one stands.
+    ///
+    /// # Errors
+    /// [`BatchError::AnotherRunFirst`] (of kind `Conflict`) when another process has committed meanwhile; else what
+    /// failed.
+    pub async fn run(&self, options: RunOptions) -> Result<RunReport, BatchError> {
+        let _turn = self.turn.lock().await;
+        let ended = self.run_in_turn(options).await;
+        if let Err(error) = &ended {
+            let reason = kind_name(error);
+            self.telemetry.failed_runs.get_or_create(&wye_runtime::telemetry::ReasonLabel { reason }).inc();
+        }
+        ended
+    }
+
+    async fn run_in_turn(&self, options: RunOptions) -> Result<RunReport, BatchError> {
+        let (started, clock) = (now_micros(), Instant::now());
+        let previous = self.latest().await?;
+        let control = self.control.views().await?;
+        if let Some(previous) = &previous {
+            self.announce(&previous.horizon, previous.version(), &control).await?;
+        }
+        let snapshot =
+            self.readings.snapshot().await.map_err(BatchError::tables("read the master dataset"))?;
+        let before = previous.as_ref().map(|view| view.horizon.clone()).unwrap_or_default();
+        let horizons = Horizons::choose(&control, &snapshot.archived(), &before, started);
+        let same_definitions = previous.as_ref().is_none_or(|view| self.is_current(view));
+        if horizons.is_nothing_new(&before) && same_definitions && !options.force {
+            return Ok(nothing_new(previous.as_ref(), clock.elapsed()));
+        }
+        for (kafka_partition, start) in &horizons.pinned {
+            let record = ControlRecord::Epoch { generation: None, start: *start, announced_at: started };
+            self.control.append(*kafka_partition, &record).await?;
+        }
+        let recomputation = Recomputation {
+            root: self.root.clone(),
+            readings: snapshot,
+            views: self.views.clone(),
+            plans: Arc::clone(&self.plans),
+            expectations: Arc::clone(&self.expectations),
+            horizon: horizons.offsets,
+            threads: self.compute.threads(),
+            progress: options.progress,
+        };
+        let computed = self.compute.run(recompute(recomputation.clone())).await??;
+        self.commit(Task { started, clock, previous, recomputation }, computed).await
+    }
+
+    async fn commit(&self, task: Task, computed: Recomputed) -> Result<RunReport, BatchError> {
+        let Recomputed { schema, files, tally, windows, series } = computed;
+        let horizon = task.recomputation.horizon;
+        let mut report = RunReport {
+            outcome: Outcome::Committed,
+            readings: tally.readings,
+            duplicates: tally.duplicates,
+            conflicts: tally.conflicts,
+            windows,
+            series,
+            horizon: horizon.clone(),
+            duration_ms: 0,
+            version: None,
+        };
+        let run = RunRecord {
+            run_id: format!("{}-{}", task.started, std::process::id()),
+            started_at: task.started,
+            finished_at: now_micros(),
+            readings: report.readings,
+            duplicates: report.duplicates,
+            conflicts: report.conflicts,
+            windows,
+            series,
+            definitions: self.plans.fingerprint().to_string(),
+            as_of: tally.as_of.unwrap_or_default(),
+            lateness: tally.lateness,
+        };
+        let expected_version = task.previous.as_ref().map(ViewSnapshot::version);
+        let commit = ViewCommit { schema, files, horizon: horizon.clone(), run, expected_version };
+        let version = self.views.commit(commit).await.map_err(|source| match source {
+            TablesError::Conflict { .. } => BatchError::AnotherRunFirst(Box::new(source)),
+            source => BatchError::tables("commit the batch views")(source),
+        })?;
+        report.version = Some(version);
+        report.duration_ms = millis(task.clock.elapsed());
+        self.measure(&report);
+        info!(
+            version,
+            readings = report.readings,
+            windows = report.windows,
+            milliseconds = report.duration_ms,
+            "batch view committed"
+        );
+        // The view stands; the next run says so again where this does not get through.
+        if let Err(error) = self.announce(&horizon, version, &BTreeMap::new()).await {
+            warn!(%error, version, "cannot announce the new horizon; the next batch run will");
+        }
+        Ok(report)
+    }
+
+    /// Tells every Kafka partition of the control topic the horizon, unless `known` says that it has heard of it.
+    async fn announce(
+        &self,
+        horizon: &BTreeMap<i32, i64>,
+        version: u64,
+        known: &BTreeMap<i32, ControlView>,
+    ) -> Result<(), BatchError> {
+        for (kafka_partition, offset) in horizon {
+            let heard = known.get(kafka_partition).and_then(|view| view.horizon);
+            let exists = *kafka_partition < self.control.kafka_partitions();
+            if exists && heard.is_none_or(|heard| heard < *offset) {
+                let version = i64::try_from(version).unwrap_or(i64::MAX);
+                let record = ControlRecord::Horizon { offset: *offset, version };
+                self.control.append(*kafka_partition, &record).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the control topic the horizon of the newest view, where it has not heard of it.
+    ///
+    /// # Errors
+    /// When the views cannot be read, or the log not be read or written.
+    pub async fn announce_latest(&self) -> Result<(), BatchError> {
+        let Some(latest) = self.latest().await? else { return Ok(()) };
+        let control = self.control.views().await?;
+        self.announce(&latest.horizon, latest.version(), &control).await
+    }
+
+    /// Whether there is a view that was computed with other definitions than these.
+    ///
+    /// # Errors
+    /// When the views cannot be read.
+    pub async fn has_other_definitions(&self) -> Result<bool, BatchError> {
+        Ok(self.latest().await?.is_some_and(|view| !self.is_current(&view)))
+    }
+
+    /// Removes the files of views that were replaced more than `keep` ago.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    pub async fn clean(&self, keep: Duration) -> Result<(), BatchError> {
+        let cleaned = self.views.vacuum(keep).await.map_err(BatchError::tables("remove old batch views"))?;
+        if cleaned.files > 0 {
+            info!(files = cleaned.files, bytes = cleaned.bytes, "old batch views removed");
+        }
+        Ok(())
+    }
+
+    async fn latest(&self) -> Result<Option<ViewSnapshot>, BatchError> {
+        self.views.latest().await.map_err(BatchError::tables("read the batch views"))
+    }
+
+    fn is_current(&self, view: &ViewSnapshot) -> bool {
+        let fingerprint = self.plans.fingerprint().to_string();
+        view.run.as_ref().is_some_and(|run| run.definitions == fingerprint)
+    }
+
+    fn measure(&self, report: &RunReport) {
+        let telemetry = &self.telemetry;
+        telemetry.runs.inc();
+        telemetry.run_seconds.observe(report.duration_ms as f64 / 1e3);
+        telemetry.windows.set(i64::try_from(report.windows).unwrap_or(i64::MAX));
+        telemetry.readings.set(i64::try_from(report.readings).unwrap_or(i64::MAX));
+        telemetry.committed_at.set(now_micros() / 1_000_000);
+        for (kafka_partition, offset) in &report.horizon {
+            let label = KafkaPartitionLabel { kafka_partition: *kafka_partition };
+            telemetry.horizon.get_or_create(&label).set(*offset);
+        }
+    }
+}
+
+/// What is reported when the view stays: what the run said that made it.
+fn nothing_new(view: Option<&ViewSnapshot>, duration: Duration) -> RunReport {
+    let run = view.and_then(|view| view.run.clone()).unwrap_or_default();
+    RunReport {
+        outcome: Outcome::NothingNew,
+        readings: run.readings,
+        duplicates: run.duplicates,
+        conflicts: run.conflicts,
+        windows: run.windows,
+        series: run.series,
+        horizon: view.map(|view| view.horizon.clone()).unwrap_or_default(),
+        duration_ms: millis(duration),
+        version: view.map(ViewSnapshot::version),
+    }
+}
+
+fn kind_name(error: &BatchError) -> &'static str {
+    use wye_domain::ErrorKind;
+    match error.kind() {
+        ErrorKind::Invalid => "invalid",
+        ErrorKind::NotFound => "not_found",
+        ErrorKind::Conflict => "conflict",
+        ErrorKind::Unavailable => "unavailable",
+        ErrorKind::Corrupt => "corrupt",
+        ErrorKind::Internal => "internal",
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,196 @@
+//! Runs against a broker of the test's own: which horizon they take, what they announce, and what happens to a run
+//! that another one overtakes or that is killed.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use wye_domain::ErrorKind;
+use wye_domain::control::ControlRecord;
+use wye_domain::definition::{Definition, MetricConfig};
+use wye_runtime::clock::now_micros;
+use wye_tables::plan::MetricPlans;
+use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
+
+use super::{BatchRunner, Outcome, RunOptions};
+use crate::schedule::{Rhythm, Schedule};
+use crate::testing::{Site, soon, until};
+
+async fn runner(site: &Site) -> BatchRunner {
+    BatchRunner::open(site.parts()).await.unwrap()
+}
+
+/// A run that computes until it is released.
+struct Held {
+    options: RunOptions,
+    computes: Arc<Notify>,
+    release: Sender<()>,
+}
+
+fn held() -> Held {
+    let computes = Arc::new(Notify::new());
+    let (release, released): (Sender<()>, Receiver<()>) = channel();
+    let (notify, released) = (Arc::clone(&computes), std::sync::Mutex::new(released));
+    let progress = move |_| {
+        notify.notify_one();
+        // An error says that nobody holds the run any more.
+        let _ = released.lock().unwrap().recv();
+    };
+    Held { options: RunOptions { force: false, progress: Some(Arc::new(progress)) }, computes, release }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_speed_layer_everything_archived_is_taken_and_announced_first() {
+    let site = Site::start(2).await;
+    for second in 0..3 {
+        site.reading(0, "a", second, 1.0).await;
+    }
+    site.reading(0, "a", 0, 1.0).await;
+    site.reading(0, "a", 1, 7.0).await;
+    site.archive(&[(0, 5)]).await;
+
+    let report = runner(&site).await.run(RunOptions::default()).await.unwrap();
+    assert_eq!(report.outcome, Outcome::Committed);
+    assert_eq!((report.readings, report.duplicates, report.conflicts), (5, 1, 1));
+    assert_eq!((report.windows, report.series, report.version), (1, 1, Some(1)));
+    assert_eq!(report.horizon, [(0, 5), (1, 0)].into());
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!((json["outcome"].as_str(), json["horizon"]["0"].as_i64()), (Some("committed"), Some(5)));
+
+    let records = site.control_records(0).await;
+    assert!(matches!(records[0], ControlRecord::Epoch { generation: None, start: 5, .. }), "{records:?}");
+    assert_eq!(records[1..], [ControlRecord::Horizon { offset: 5, version: 1 }]);
+
+    let again = runner(&site).await.run(RunOptions::default()).await.unwrap();
+    assert_eq!((again.outcome, again.version, again.windows), (Outcome::NothingNew, Some(1), 1));
+    let forced = runner(&site).await.run(RunOptions { force: true, progress: None }).await.unwrap();
+    assert_eq!((forced.outcome, forced.version), (Outcome::Committed, Some(2)));
+    assert_eq!(site.view().await.values().map(|summary| summary.count).collect::<Vec<_>>(), [3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_live_speed_layer_says_where_horizons_may_be() {
+    let site = Site::start(1).await;
+    for second in 0..5 {
+        site.reading(0, "a", second, 1.0).await;
+    }
+    site.archive(&[(0, 5)]).await;
+    let generation = Some(site.control(0, &ControlRecord::Claim { owner: "test".into() }).await);
+    for start in [0, 3, 9] {
+        site.control(0, &ControlRecord::Epoch { generation, start, announced_at: now_micros() }).await;
+    }
+    let runner = runner(&site).await;
+    let report = runner.run(RunOptions::default()).await.unwrap();
+    assert_eq!((report.readings, report.horizon), (3, [(0, 3)].into()));
+    assert_eq!(site.control_view(0).await.horizon, Some(3));
+    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_runs_at_once_one_commits_and_the_other_says_so() {
+    let site = Site::start(1).await;
+    site.reading(0, "a", 0, 1.0).await;
+    site.archive(&[(0, 1)]).await;
+    let (slow, quick) = (runner(&site).await, runner(&site).await);
+    let Held { options, computes, release } = held();
+    let (second, first) = soon(async {
+        tokio::join!(slow.run(options), async {
+            computes.notified().await;
+            let first = quick.run(RunOptions::default()).await;
+            drop(release);
+            first
+        })
+    })
+    .await;
+    assert_eq!(first.unwrap().version, Some(1));
+    let error = second.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    assert!(error.to_string().contains("nothing is lost"), "{error}");
+    assert_eq!(site.view().await.len(), 1);
+    assert_eq!(slow.run(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_that_is_killed_before_its_commit_leaves_the_old_view() {
+    let site = Site::start(1).await;
+    site.reading(0, "a", 0, 1.0).await;
+    site.archive(&[(0, 1)]).await;
+    let runner = runner(&site).await;
+    runner.run(RunOptions::default()).await.unwrap();
+    let old = site.view().await;
+
+    site.reading(0, "a", 120, 1.0).await;
+    site.archive(&[(0, 2)]).await;
+    let Held { options, computes, release } = held();
+    soon(async {
+        tokio::select! {
+            _ = runner.run(RunOptions { force: true, ..options }) => panic!("nobody has released it"),
+            () = computes.notified() => {}
+        }
+    })
+    .await;
+    drop(release);
+    assert_eq!(site.view().await, old);
+    let report = runner.run(RunOptions { force: true, progress: None }).await.unwrap();
+    assert_eq!((report.version, report.readings, report.windows), (Some(2), 2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_was_not_announced_is_announced_at_the_start() {
+    let site = Site::start(2).await;
+    let runner = Arc::new(runner(&site).await);
+    let plans = MetricPlans::new(vec![], Arc::default()).unwrap();
+    let schema = crate::view_rows::schema(&plans).unwrap();
+    let run = RunRecord { definitions: plans.fingerprint().to_string(), ..RunRecord::default() };
+    let horizon = [(0, 4), (1, 6)].into();
+    let commit = ViewCommit { schema, files: vec![], horizon, run, expected_version: None };
+    BatchViews::open(&site.root).unwrap().commit(commit).await.unwrap();
+    let rhythm = Rhythm { interval: Duration::ZERO, keep_versions: Duration::from_secs(60) };
+    let (schedule, handle) = Schedule::new(Arc::clone(&runner), rhythm);
+    let stop = CancellationToken::new();
+    soon(async {
+        tokio::join!(schedule.run(stop.clone()), async {
+            until("it is announced", async || site.control_view(1).await.horizon == Some(6)).await;
+            assert_eq!(handle.run_now(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
+            stop.cancel();
+        })
+    })
+    .await;
+    assert_eq!(site.control_records(0).await, [ControlRecord::Horizon { offset: 4, version: 1 }]);
+    assert_eq!(handle.run_now(RunOptions::default()).await.unwrap_err().kind(), ErrorKind::Unavailable);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_definitions_are_computed_at_once() {
+    let site = Site::start(1).await;
+    site.reading(0, "a", 0, 2.0).await;
+    site.archive(&[(0, 1)]).await;
+    runner(&site).await.run(RunOptions::default()).await.unwrap();
+    let doubled = MetricConfig {
+        name: "doubled".into(),
+        help: String::new(),
+        unit: String::new(),
+        filter: None,
+        value: Some("value * 2".into()),
+        by: None,
+        window: None,
+        rollups: vec![],
+        aggregates: None,
+    };
+    let plans = MetricPlans::new(vec![Definition::check(&doubled).unwrap()], Arc::default()).unwrap();
+    let runner = Arc::new(BatchRunner::open(site.parts_with(plans)).await.unwrap());
+    let rhythm = Rhythm { interval: Duration::from_secs(3600), keep_versions: Duration::from_secs(60) };
+    let (schedule, _handle) = Schedule::new(Arc::clone(&runner), rhythm);
+    let stop = CancellationToken::new();
+    soon(async {
+        tokio::join!(schedule.run(stop.clone()), async {
+            let doubled = async || site.view().await.values().any(|summary| summary.max == 4.0);
+            until("it is computed", doubled).await;
+            stop.cancel();
+        })
+    })
+    .await;
+    assert!(!runner.has_other_definitions().await.unwrap());
+}

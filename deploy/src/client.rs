@@ -1,0 +1,110 @@
+//! Finding a running Wye and talking to it over HTTP.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, anyhow, bail};
+use reqwest::{Response, StatusCode};
+use serde::Deserialize;
+
+use crate::cli::Target;
+
+/// The file in the data directory that holds the address in use.
+pub(crate) const ADDRESS_FILE: &str = "http.addr";
+
+/// The kind of failure that a later try may not have; stands in the chain of causes.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct TryAgain(pub String);
+
+/// A running Wye.
+#[derive(Clone, Debug)]
+pub(crate) struct Client {
+    base: String,
+    http: reqwest::Client,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    message: String,
+}
+
+impl Client {
+    /// Finds the Wye that the command line names.
+    ///
+    /// # Errors
+    /// Says how to start one, or what to give, when there is none.
+    pub(crate) fn find(target: &Target) -> Result<Self> {
+        let base = match &target.url {
+            Some(url) => url.trim_end_matches('/').to_owned(),
+            None => address_in(&target.data_dir)?,
+        };
+        if !base.starts_with("http://") {
+            bail!("{base:?} is not the address of a Wye; write for example --url http://127.0.0.1:8080");
+        }
+        Ok(Self {
+            base,
+            http: reqwest::Client::builder().no_proxy().build().context("cannot set up the HTTP client")?,
+        })
+    }
+
+    /// One that serves at an address.
+    pub(crate) fn at(address: std::net::SocketAddr) -> Result<Self> {
+        Self::find(&Target { data_dir: Default::default(), url: Some(format!("http://{address}")) })
+    }
+
+    /// Sends a request with a body, and gives the answer whatever its status.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Result<Response> {
+        let mut request = self.http.post(format!("{}{path}", self.base)).body(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.send().await.map_err(|error| {
+            let cause = innermost(&error);
+            anyhow!(TryAgain(format!("no Wye answers at {}: {cause}; start one with `wye up`", self.base)))
+        })
+    }
+}
+
+fn address_in(data_dir: &Path) -> Result<String> {
+    let path = data_dir.join(ADDRESS_FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(address) => Ok(format!("http://{}", address.trim())),
+        Err(_) => Err(anyhow!(TryAgain(format!(
+            "no Wye runs on the data directory {}; start one with `wye up --data-dir {}`, or name another by \
+             --data-dir or --url",
+            data_dir.display(),
+            data_dir.display()
+        )))),
+    }
+}
+
+/// The body of a good answer; for another one, the error that it carries.
+///
+/// # Errors
+/// With the message of the server; as [`TryAgain`] for conflicts and what is away.
+pub(crate) async fn body_of(response: Response) -> Result<Vec<u8>> {
+    let status = response.status();
+    let body = response.bytes().await.context("the answer broke off")?;
+    if status.is_success() {
+        return Ok(body.into());
+    }
+    let message = match serde_json::from_slice::<ErrorBody>(&body) {
+        Ok(error) => error.message,
+        Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body)),
+    };
+    match status {
+        StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE => Err(anyhow!(TryAgain(message))),
+        _ => Err(anyhow!(message)),
+    }
+}
+
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}

@@ -1,0 +1,58 @@
+//! Numbers and bars as people read them on a terminal.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Groups the digits of a number by thousands.
+pub(crate) fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Seconds with two decimals below ten, one below a hundred.
+pub(crate) fn seconds(duration: Duration) -> String {
+    let seconds = duration.as_secs_f64();
+    match seconds {
+        s if s < 10.0 => format!("{s:.2} s"),
+        s if s < 100.0 => format!("{s:.1} s"),
+        s => format!("{s:.0} s"),
+    }
+}
+
+/// A bar over `bytes` of input with a message, hidden where there is no terminal.
+pub(crate) fn byte_bar(bytes: u64) -> ProgressBar {
+    let style =
+        ProgressStyle::with_template("{bar:30} {percent:>3}%  {bytes}/{total_bytes}  {msg}  {eta} left")
+            .expect("the template is valid")
+            .progress_chars("█▉▊▋▌▍▎▏ ");
+    ProgressBar::new(bytes).with_style(style)
+}
+
+/// A spinner with a message, hidden where there is no terminal.
+pub(crate) fn spinner(message: &'static str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("the template is valid");
+    let bar = ProgressBar::new_spinner().with_style(style).with_message(message);
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_readable() {
+        assert_eq!(grouped(0), "0");
+        assert_eq!(grouped(999), "999");
+        assert_eq!(grouped(3_796_226), "3,796,226");
+        assert_eq!(seconds(Duration::from_millis(1_234)), "1.23 s");
+    }
+}

@@ -1,0 +1,374 @@
+//! `wye up`: every layer in one process, on one data directory.
+//!
+//! Order: what can be wrong is found before anything is written; parts are started in the order in which they need
+//! each other, and stopped the other way round, so that what was taken in is flushed.
+
+use std::fs::{File, TryLockError};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use wye_batch::archiver::{ArchiveSettings, Archiver};
+use wye_batch::compute::Compute;
+use wye_batch::run::{BatchParts, BatchRunner, RunOptions};
+use wye_batch::schedule::{self, BatchHandle, Schedule};
+use wye_batch::telemetry::BatchTelemetry;
+use wye_domain::wire::Acceptance;
+use wye_log::client::{Log, LogConfig};
+use wye_log::embedded::{EmbeddedBroker, EmbeddedConfig};
+use wye_log::producer::Producer;
+use wye_runtime::config::{Config, DEFAULTS, definition_error};
+use wye_runtime::telemetry::Telemetry;
+use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger};
+use wye_serving::serving::{Serving, ServingConfig, ServingParts};
+use wye_speed::ingest::{self, Ingest};
+use wye_speed::layer::{Rhythm, SpeedLayer};
+use wye_speed::owner::Shared;
+use wye_speed::telemetry::SpeedTelemetry;
+use wye_tables::plan::MetricPlans;
+use wye_tables::store::TableRoot;
+
+use crate::cli::Up;
+use crate::client::ADDRESS_FILE;
+
+/// How long requests under way may take once the end was asked for.
+const HTTP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the realtime views of acknowledged readings wait for company in the producer.
+const VIEWS_LINGER: Duration = Duration::from_millis(2);
+
+/// A running Wye.
+pub(crate) struct Running {
+    /// The address of the API.
+    pub address: SocketAddr,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    broker: Option<EmbeddedBroker>,
+    http: JoinSet<()>,
+    http_stop: CancellationToken,
+    layers: JoinSet<()>,
+    layers_stop: CancellationToken,
+    speed: SpeedLayer,
+    serving: Serving,
+    serving_stop: CancellationToken,
+    // Held until the end: one process a data directory.
+    _lock: File,
+}
+
+/// Runs the command until Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// One line that says what to do.
+pub(crate) async fn run(arguments: &Up) -> Result<()> {
+    if arguments.print_defaults {
+        print!("{DEFAULTS}");
+        return Ok(());
+    }
+    let cancel = CancellationToken::new();
+    let mut signals = JoinSet::new();
+    signals.spawn(wye_runtime::shutdown::cancel_on_signal(cancel.clone()));
+    let running = start(arguments, &cancel).await?;
+    println!();
+    println!("Try, in another terminal:");
+    println!();
+    let data_dir = running.data_dir.display();
+    println!(
+        "  curl http://{}/v1/readings -d '{{\"device_id\": \"pump-1\", \"metric\": \"temperature\", \"value\": 21.5, \"event_time\": \"{}\"}}'",
+        running.address,
+        chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
+    );
+    println!("  wye sql --data-dir {data_dir} \"SELECT * FROM unified_metrics\"");
+    println!();
+    cancel.cancelled().await;
+    running.stop().await
+}
+
+/// The checked settings of a process.
+struct Setup {
+    config: Config,
+    plans: Arc<MetricPlans>,
+    listen: SocketAddr,
+    acceptance: Acceptance,
+}
+
+/// Starts everything; returns once the API is ready. `cancel` calls the start off.
+///
+/// # Errors
+/// One line that says what to do.
+pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<Running> {
+    let setup = check(arguments)?;
+    let data_dir = &arguments.data_dir;
+    std::fs::create_dir_all(data_dir).with_context(|| {
+        format!("cannot create the data directory {}; choose another by --data-dir", data_dir.display())
+    })?;
+    let lock = lock(data_dir)?;
+    let listener = TcpListener::bind(setup.listen).await.with_context(|| {
+        format!("cannot listen on {}; is another Wye running there? choose another address by --http, or port 0 for a free one", setup.listen)
+    })?;
+    let address = listener.local_addr().context("cannot tell the address in use")?;
+
+    let (broker, log) = open_log(&setup.config, data_dir, cancel).await?;
+    let root = match setup.config.tables.root.as_str() {
+        "" => TableRoot::directory(&data_dir.join("tables"))?,
+        location => TableRoot::parse(location)?,
+    };
+    let telemetry = Telemetry::default();
+    let layers_stop = CancellationToken::new();
+    let mut layers = JoinSet::new();
+    let serving_stop = CancellationToken::new();
+    let speed_telemetry = SpeedTelemetry::register(&telemetry);
+    let batch = start_batch(&setup, &log, &root, &telemetry, &mut layers, &layers_stop).await?;
+    let serving = start_serving(&setup, &log, &root, &telemetry, batch, &serving_stop).await?;
+    let ingest =
+        Ingest::start(&log, setup.acceptance, setup.config.ingest.linger, speed_telemetry.clone()).await?;
+    let speed = start_speed(&setup, &log, speed_telemetry, &layers_stop)?;
+
+    let router = serving.router().merge(ingest::http::router(ingest, setup.config.ingest.max_body));
+    let http_stop = CancellationToken::new();
+    let mut http = JoinSet::new();
+    let stop = http_stop.clone();
+    http.spawn(async move {
+        let serve =
+            axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
+        if let Err(error) = serve.await {
+            warn!(%error, "the HTTP server has ended");
+        }
+    });
+    let running = Running {
+        address,
+        data_dir: data_dir.clone(),
+        broker,
+        http,
+        http_stop,
+        layers,
+        layers_stop,
+        speed,
+        serving,
+        serving_stop,
+        _lock: lock,
+    };
+    tokio::select! {
+        () = running.serving.until_ready() => {}
+        () = cancel.cancelled() => {
+            running.stop().await?;
+            bail!("stopped before it was ready");
+        }
+    }
+    write_address(data_dir, ADDRESS_FILE, &address.to_string())?;
+    println!("Wye is up");
+    println!("  API        http://{address}");
+    println!("  Kafka      {}", log.config().bootstrap_servers);
+    println!("  data       {}", data_dir.display());
+    Ok(running)
+}
+
+/// Reads and checks everything that can be wrong before anything is started.
+fn check(arguments: &Up) -> Result<Setup> {
+    let file = arguments.config.as_deref();
+    let config = Config::load(file, std::env::vars())?;
+    let registry = Arc::new(config.registry(file)?);
+    let definitions = config.definitions(file)?;
+    let names: Vec<String> = definitions.iter().map(|definition| definition.name.clone()).collect();
+    let plans = MetricPlans::new(definitions, registry).map_err(|error| {
+        let index = names.iter().position(|name| *name == error.metric).unwrap_or(0);
+        definition_error(file, index, error.key, &error.to_string())
+    })?;
+    let listen = arguments.http.as_deref().unwrap_or(&config.http.listen);
+    let listen: SocketAddr = listen
+        .parse()
+        .map_err(|_| anyhow!("{listen:?} is no address to listen on; write for example 127.0.0.1:8080"))?;
+    if !listen.ip().is_loopback() && !config.http.allow_remote {
+        bail!(
+            "{listen} can be reached from other machines, and Wye asks nobody who they are; listen on 127.0.0.1, or set \
+             allow_remote = true in [http] if something in front of it does"
+        );
+    }
+    let acceptance = Acceptance {
+        earliest: config.ingest.earliest_event_time,
+        max_future: micros(config.ingest.max_future),
+    };
+    Ok(Setup { config, plans: Arc::new(plans), listen, acceptance })
+}
+
+fn lock(data_dir: &Path) -> Result<File> {
+    let path = data_dir.join("lock");
+    let file = File::create(&path).with_context(|| {
+        format!(
+            "cannot write into the data directory {}; check its permissions, or choose another by --data-dir",
+            data_dir.display()
+        )
+    })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!(
+                "another Wye runs on the data directory {}; stop it, or choose another by --data-dir",
+                data_dir.display()
+            )
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+async fn open_log(
+    config: &Config,
+    data_dir: &Path,
+    cancel: &CancellationToken,
+) -> Result<(Option<EmbeddedBroker>, Log)> {
+    let (broker, bootstrap_servers) = if config.log.bootstrap_servers.is_empty() {
+        let mut embedded = EmbeddedConfig::new(data_dir.join("log"));
+        embedded.port = (config.log.embedded_port != 0).then_some(config.log.embedded_port);
+        let broker = EmbeddedBroker::start(embedded).await?;
+        let servers = broker.bootstrap_servers().to_owned();
+        (Some(broker), servers)
+    } else {
+        (None, config.log.bootstrap_servers.clone())
+    };
+    write_address(data_dir, "kafka.addr", &bootstrap_servers)?;
+    let mut log_config = LogConfig::new(bootstrap_servers, config.log.kafka_partitions);
+    log_config.replication_factor = config.log.replication_factor;
+    log_config.extra = config.log.client.clone();
+    let log = Log::new(log_config)?;
+    log.wait_ready(cancel).await?;
+    log.ensure_topics().await?;
+    Ok((broker, log))
+}
+
+async fn start_batch(
+    setup: &Setup,
+    log: &Log,
+    root: &TableRoot,
+    telemetry: &Telemetry,
+    layers: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) -> Result<BatchHandle> {
+    let parts = BatchParts {
+        log: log.clone(),
+        root: root.clone(),
+        plans: Arc::clone(&setup.plans),
+        compute: Arc::new(Compute::new()?),
+        telemetry: BatchTelemetry::register(telemetry),
+    };
+    let archive = &setup.config.archive;
+    let settings = ArchiveSettings {
+        acceptance: setup.acceptance,
+        interval: archive.interval,
+        max_rows: archive.max_rows,
+    };
+    let archiver = Archiver::open(parts.clone(), settings).await?;
+    let runner = Arc::new(BatchRunner::open(parts).await?);
+    let batch = &setup.config.batch;
+    let rhythm = schedule::Rhythm { interval: batch.interval, keep_versions: batch.keep_versions };
+    let (schedule, handle) = Schedule::new(runner, rhythm);
+    let (archiver_stop, schedule_stop) = (stop.clone(), stop.clone());
+    layers.spawn(async move { archiver.run(archiver_stop).await });
+    layers.spawn(async move { schedule.run(schedule_stop).await });
+    Ok(handle)
+}
+
+async fn start_serving(
+    setup: &Setup,
+    log: &Log,
+    root: &TableRoot,
+    telemetry: &Telemetry,
+    batch: BatchHandle,
+    stop: &CancellationToken,
+) -> Result<Serving> {
+    let batch_trigger: BatchTrigger = Arc::new(move |request: BatchRequest| {
+        let batch = batch.clone();
+        Box::pin(async move {
+            let report = batch
+                .run_now(RunOptions { force: request.force, progress: None })
+                .await
+                .map_err(|error| BatchRefusal { kind: error.kind(), message: error.to_string() })?;
+            Ok(serde_json::to_value(report).unwrap_or_default())
+        })
+    });
+    let parts = ServingParts {
+        log: log.clone(),
+        tables: root.clone(),
+        plans: Arc::clone(&setup.plans),
+        telemetry: telemetry.clone(),
+        batch_trigger: Some(batch_trigger),
+    };
+    Ok(Serving::start(ServingConfig::default(), parts, stop.clone()).await?)
+}
+
+fn start_speed(
+    setup: &Setup,
+    log: &Log,
+    telemetry: SpeedTelemetry,
+    stop: &CancellationToken,
+) -> Result<SpeedLayer> {
+    let config = &setup.config.speed;
+    let kafka_partitions: Vec<i32> = (0..log.config().kafka_partitions).collect();
+    let shared = Shared {
+        log: log.clone(),
+        producer: Producer::new(log, VIEWS_LINGER)?,
+        handle: tokio::runtime::Handle::current(),
+        plans: Arc::clone(&setup.plans),
+        acceptance: setup.acceptance,
+        duplicate_window: micros(config.duplicate_window),
+        duplicate_entries: (config.duplicate_entries / kafka_partitions.len().max(1)).max(1),
+        telemetry,
+    };
+    let rhythm = Rhythm { flush_interval: config.flush_interval, epoch_interval: config.epoch_interval };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(SpeedLayer::start(&shared, rhythm, &kafka_partitions, threads, stop)?)
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Writes a file that others read, whole or not at all.
+fn write_address(data_dir: &Path, name: &str, address: &str) -> Result<()> {
+    let (path, draft) = (data_dir.join(name), data_dir.join(format!("{name}.new")));
+    std::fs::write(&draft, format!("{address}\n"))
+        .and_then(|()| std::fs::rename(&draft, &path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+impl Running {
+    /// Stops everything in order; what was acknowledged is kept, what was read is flushed.
+    ///
+    /// # Errors
+    /// When the log cannot be closed in order; nothing acknowledged is lost by that.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        info!("draining");
+        let gone = std::fs::remove_file(self.data_dir.join(ADDRESS_FILE));
+        if let Err(error) = gone
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            warn!(%error, "cannot remove {ADDRESS_FILE}");
+        }
+        self.http_stop.cancel();
+        let drained =
+            tokio::time::timeout(HTTP_PATIENCE, async { while self.http.join_next().await.is_some() {} })
+                .await;
+        if drained.is_err() {
+            warn!("some requests were under way for {} s and are cut off", HTTP_PATIENCE.as_secs());
+            self.http.shutdown().await;
+        }
+        self.layers_stop.cancel();
+        let speed = self.speed;
+        tokio::task::spawn_blocking(move || speed.join())
+            .await
+            .context("a thread of the speed layer has failed")?;
+        while self.layers.join_next().await.is_some() {}
+        self.serving_stop.cancel();
+        self.serving.join().await;
+        if let Some(broker) = self.broker {
+            broker.stop().await?;
+        }
+        println!("Wye has stopped");
+        Ok(())
+    }
+}

@@ -1,0 +1,260 @@
+//! What the tests of this crate share: plans, a directory, realtime rows, and batch views in a temporary folder.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::{ArrayRef, Float64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::datatypes::{DataType, Field, Schema};
+use wye_domain::confidence::{ExpectedSource, State, score};
+use wye_domain::definition::{Definition, MetricConfig};
+use wye_domain::reading::{TextBuilder, text_type, time_type};
+use wye_domain::realtime_row::Header;
+use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
+use wye_domain::series::SeriesKey;
+use wye_domain::sketches::Sketches;
+use wye_domain::summary::Summary;
+use wye_domain::summary_columns::{SummaryColumnsBuilder, schema_fields};
+use wye_domain::time::SECOND;
+use wye_tables::dead_letters::DeadLetters;
+use wye_tables::plan::{Expectations, MetricPlans};
+use wye_tables::readings::Readings;
+use wye_tables::store::TableRoot;
+use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
+
+use crate::directory::{Directory, SeriesInfo};
+use crate::hub::Hub;
+use crate::realtime::RealtimeRow;
+use crate::snapshot::BatchSnapshot;
+use crate::sql::{Limits, Sources, SqlEngine};
+
+pub(crate) const MINUTE: i64 = 60 * SECOND;
+
+/// The family, and a named definition by line with all aggregates; device `a` reports every second.
+pub(crate) fn plans() -> Arc<MetricPlans> {
+    let line = MetricConfig {
+        name: "line_heat".to_owned(),
+        help: "Heat of a line".to_owned(),
+        unit: "Cel".to_owned(),
+        filter: Some("metric = 't'".to_owned()),
+        value: None,
+        by: Some(vec!["line".to_owned()]),
+        window: Some("1m".to_owned()),
+        rollups: vec!["5m".to_owned()],
+        aggregates: Some(vec![
+            "avg".to_owned(),
+            "max".to_owned(),
+            "p50".to_owned(),
+            "distinct_devices".to_owned(),
+        ]),
+    };
+    let device = DeviceConfig {
+        device_id: "a".to_owned(),
+        reporting_interval: Some("1s".to_owned()),
+        metrics: vec!["t".to_owned()],
+        attributes: BTreeMap::new(),
+    };
+    let registry =
+        Registry::check(RegistryConfig { device: vec![device], metric_limits: Vec::new() }).unwrap();
+    let definitions = vec![Definition::family(), Definition::check(&line).unwrap()];
+    Arc::new(MetricPlans::new(definitions, Arc::new(registry)).unwrap())
+}
+
+pub(crate) fn directory() -> Directory {
+    let plans = plans();
+    let expectations = Expectations::new(&plans).unwrap();
+    Directory::new(plans, expectations)
+}
+
+pub(crate) fn hub() -> Hub {
+    Hub::new(Arc::new(directory()), 1)
+}
+
+/// The stored text of a series of the family.
+pub(crate) fn family(metric: &str, device_id: &str) -> String {
+    let group: Box<[_]> = Box::new([Some(device_id.into())]);
+    SeriesKey { definition: "*".into(), metric: metric.into(), group }.encode()
+}
+
+/// The stored text of a series of `line_heat`.
+pub(crate) fn line(name: &str) -> String {
+    let group: Box<[_]> = Box::new([Some(name.into())]);
+    SeriesKey { definition: "line_heat".into(), metric: "line_heat".into(), group }.encode()
+}
+
+pub(crate) fn info(metric: &str, device_id: &str, rate: Option<f64>) -> SeriesInfo {
+    let key = SeriesKey::decode(&family(metric, device_id)).unwrap();
+    SeriesInfo {
+        id: wye_domain::series::SeriesId(0),
+        metric_key: key.metric_key(&["device_id"]),
+        definition: 0,
+        window: wye_domain::time::WindowSize::from_micros(MINUTE).unwrap(),
+        rate,
+        key,
+    }
+}
+
+/// The summary of readings (value, event time in seconds) of one device.
+pub(crate) fn summary(readings: &[(f64, i64)]) -> Summary {
+    let mut summary = Summary::EMPTY;
+    for (value, seconds) in readings {
+        summary.add(*value, seconds * SECOND);
+    }
+    summary
+}
+
+/// The same with sketches.
+pub(crate) fn sketched(readings: &[(f64, i64)], device_id: &str) -> Summary {
+    let needs = wye_domain::sketches::Needs { quantiles: true, distinct: true };
+    let mut summary = Summary { sketches: Sketches::new(needs), ..summary(readings) };
+    for (value, _) in readings {
+        summary.sketches.as_mut().unwrap().add(*value, device_id);
+    }
+    summary
+}
+
+/// A row of the realtime views, or of a batch view.
+pub(crate) type Row = (String, i64, Summary);
+
+pub(crate) fn begin(hub: &Hub, epoch: i64) {
+    let definitions = hub.directory().plans().fingerprint();
+    hub.apply(0, &Header::Begin { generation: 1, epoch, definitions, reset: false }, &[]);
+}
+
+pub(crate) fn flush(hub: &Hub, epoch: i64, rows: &[Row]) {
+    let rows: Vec<RealtimeRow> = rows
+        .iter()
+        .map(|(text, window_start, summary)| RealtimeRow {
+            series: hub.directory().resolve(std::iter::once(text.as_str()))[0].unwrap(),
+            window_start: *window_start,
+            summary: summary.clone(),
+        })
+        .collect();
+    let header = Header::Rows { generation: 1, epoch, through: 0, complete: true, newest_event_time: 0 };
+    hub.apply(0, &header, &rows);
+}
+
+/// Tables in a temporary folder with everything over them.
+pub(crate) struct Site {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) engine: SqlEngine,
+    pub(crate) views: BatchViews,
+    _folder: tempfile::TempDir,
+}
+
+impl Site {
+    pub(crate) async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let root = TableRoot::directory(folder.path()).unwrap();
+        let views = BatchViews::open(&root).unwrap();
+        let sources = Sources {
+            readings: Readings::open(&root).await.unwrap(),
+            dead_letters: DeadLetters::open(&root).await.unwrap(),
+            views: views.clone(),
+        };
+        let hub = Arc::new(hub());
+        hub.set_caught_up();
+        let limits = Limits { memory: 256 << 20, time: std::time::Duration::from_secs(60), threads: 2 };
+        let engine = SqlEngine::new(Arc::clone(&hub), sources, &root, limits).unwrap();
+        Self { hub, engine, views, _folder: folder }
+    }
+
+    /// Commits a batch view, a file for each list of rows, and serves it.
+    pub(crate) async fn batch(&self, horizon: i64, files: &[Vec<Row>]) {
+        let directory = self.hub.directory();
+        let schema = view_schema(directory);
+        let mut written = Vec::new();
+        for rows in files {
+            let mut writer = self.views.writer(&schema).unwrap();
+            writer.write(&view_rows(directory, &schema, rows)).unwrap();
+            written.extend(writer.finish().await.unwrap());
+        }
+        let run = RunRecord {
+            run_id: "r".to_owned(),
+            definitions: directory.plans().fingerprint().to_string(),
+            as_of: 1_000 * SECOND,
+            ..RunRecord::default()
+        };
+        let expected_version = self.views.latest_version().await.unwrap();
+        let horizon = BTreeMap::from([(0, horizon)]);
+        let commit = ViewCommit { schema, files: written, horizon, run, expected_version };
+        self.views.commit(commit).await.unwrap();
+        let view = self.views.latest().await.unwrap().unwrap();
+        let context = self.engine.runtime().task_context();
+        let snapshot = BatchSnapshot::load(view, directory, &context).await.unwrap();
+        self.hub.switch(Arc::new(snapshot));
+    }
+
+    /// The answer to a query, as CSV without its header.
+    pub(crate) async fn sql(&self, sql: &str) -> String {
+        let mut rows = self.engine.query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let mut csv = Vec::new();
+        let mut writer = arrow::csv::WriterBuilder::new().with_header(false).build(&mut csv);
+        while let Some(batch) = rows.batches.recv().await {
+            writer.write(&batch.unwrap()).unwrap();
+        }
+        drop(writer);
+        String::from_utf8(csv).unwrap().trim_end().to_owned()
+    }
+}
+
+fn view_schema(directory: &Directory) -> Arc<Schema> {
+    let text = |name: &str, null| Field::new(name, text_type(), null);
+    let number = |name: &str, null| Field::new(name, DataType::Float64, null);
+    let mut fields = vec![text("metric_key", false), text("definition", false), text("metric", false)];
+    fields.extend(directory.dimensions().iter().map(|name| text(name, true)));
+    fields.push(text("series", false));
+    fields.extend(["window_start", "window_end"].map(|name| Field::new(name, time_type(), false)));
+    fields.extend(schema_fields());
+    fields.extend([number("expected", true), text("expected_source", false)]);
+    fields.extend(
+        ["completeness", "validity", "precision", "confidence_score"].map(|name| number(name, false)),
+    );
+    fields.push(text("state", false));
+    Arc::new(Schema::new(fields))
+}
+
+fn view_rows(directory: &Directory, schema: &Arc<Schema>, rows: &[Row]) -> RecordBatch {
+    let mut rows = rows.to_vec();
+    rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+    let infos: Vec<Arc<SeriesInfo>> = directory
+        .resolve(rows.iter().map(|row| row.0.as_str()))
+        .into_iter()
+        .map(|id| directory.info(id.unwrap()))
+        .collect();
+    let texts = |value: &dyn Fn(usize) -> Option<String>| -> ArrayRef {
+        let mut builder = TextBuilder::default();
+        (0..rows.len()).for_each(|row| builder.append(value(row).as_deref()));
+        builder.finish()
+    };
+    let times = |value: &dyn Fn(usize) -> i64| -> ArrayRef {
+        Arc::new(TimestampMicrosecondArray::from_iter_values((0..rows.len()).map(value)).with_timezone("UTC"))
+    };
+    let scores: Vec<_> = rows
+        .iter()
+        .zip(&infos)
+        .map(|(row, info)| score(row.2.count, row.2.valid(), info.rate.map(|rate| rate * MINUTE as f64), 1.0))
+        .collect();
+    let mut columns: Vec<ArrayRef> = vec![
+        texts(&|row| Some(infos[row].metric_key.clone())),
+        texts(&|row| Some(infos[row].key.definition.to_string())),
+        texts(&|row| Some(infos[row].key.metric.to_string())),
+    ];
+    for place in 0..directory.dimensions().len() {
+        columns.push(texts(&|row| directory.dimension(&infos[row], place).map(str::to_owned)));
+    }
+    columns.push(texts(&|row| Some(rows[row].0.clone())));
+    columns.push(times(&|row| rows[row].1));
+    columns.push(times(&|row| rows[row].1 + MINUTE));
+    let mut summaries = SummaryColumnsBuilder::default();
+    rows.iter().for_each(|row| summaries.append(&row.2));
+    columns.extend(summaries.finish());
+    columns.push(Arc::new(scores.iter().map(|score| score.expected).collect::<Float64Array>()));
+    let source = |expected: bool| if expected { ExpectedSource::Registry } else { ExpectedSource::Unknown };
+    columns.push(texts(&|row| Some(source(scores[row].expected.is_some()).name().to_owned())));
+    columns.push(Arc::new(Float64Array::from_iter_values(scores.iter().map(|score| score.completeness))));
+    columns.push(Arc::new(Float64Array::from_iter_values(scores.iter().map(|score| score.validity))));
+    columns.push(Arc::new(Float64Array::from_iter_values(scores.iter().map(|score| score.precision))));
+    columns.push(Arc::new(Float64Array::from_iter_values(scores.iter().map(|score| score.score))));
+    columns.push(texts(&|_| Some(State::Settled.name().to_owned())));
+    RecordBatch::try_new(Arc::clone(schema), columns).unwrap()
+}

@@ -1,0 +1,80 @@
+//! The one error body, and the only place that knows HTTP statuses of errors.
+//!
+//! `{"request_id", "error_code", "message"}`. What is wrong with a request is said; what is wrong inside goes to the log
+//! under the request's id.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tracing::error;
+use wye_domain::ErrorKind;
+use wye_runtime::clock::now_micros;
+
+use crate::ServingError;
+
+/// Why a request is not answered.
+#[derive(Debug)]
+pub struct ApiError {
+    kind: ErrorKind,
+    message: String,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    request_id: String,
+    error_code: &'static str,
+    message: &'a str,
+}
+
+impl ApiError {
+    /// An error of a kind with a message for the asker.
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// The request is wrong.
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, message)
+    }
+}
+
+impl From<ServingError> for ApiError {
+    fn from(error: ServingError) -> Self {
+        let mut message = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            message = format!("{message}: {cause}");
+            source = cause.source();
+        }
+        Self { kind: error.kind(), message }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let request_id = format!("{:x}-{:x}", now_micros(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let (status, error_code) = match self.kind {
+            ErrorKind::Invalid => (StatusCode::BAD_REQUEST, "invalid"),
+            ErrorKind::NotFound => (StatusCode::NOT_FOUND, "not_found"),
+            ErrorKind::Conflict => (StatusCode::CONFLICT, "conflict"),
+            ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            ErrorKind::Corrupt | ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        };
+        let message = if status == StatusCode::INTERNAL_SERVER_ERROR {
+            error!(request_id, error = self.message, "cannot answer a request");
+            "a fault inside; the log says more under this request_id"
+        } else {
+            &self.message
+        };
+        (status, Json(Body { request_id, error_code, message })).into_response()
+    }
+}
+
+/// The answer to a path that there is not; for whoever puts the program's router together.
+pub async fn not_found() -> ApiError {
+    ApiError::new(ErrorKind::NotFound, "there is no such path; GET /v1/metrics lists the metrics")
+}

@@ -1,0 +1,217 @@
+//! What stands in a request's path and query: a metric, a choice of its series, aggregates, times. Pure.
+
+use std::sync::Arc;
+
+use wye_domain::ErrorKind;
+use wye_domain::definition::{Aggregate, Definition};
+use wye_domain::series::SeriesKey;
+use wye_domain::time::{WindowSize, parse_rfc3339};
+
+use super::error::ApiError;
+use crate::directory::{Directory, SeriesInfo};
+
+/// Query parameters as they were written.
+pub(super) type Pairs = Vec<(String, String)>;
+
+/// A metric by its name in a path.
+#[derive(Clone, Debug)]
+pub(super) struct Metric<'a> {
+    pub(super) place: usize,
+    pub(super) definition: &'a Definition,
+    /// The name as it is served.
+    pub(super) name: String,
+}
+
+impl<'a> Metric<'a> {
+    /// A definition of this name, else a reading name of a family.
+    pub(super) fn find(directory: &'a Directory, name: &str) -> Result<Self, ApiError> {
+        let definitions =
+            || directory.plans().plans().iter().enumerate().map(|(place, plan)| (place, plan.definition()));
+        let named = definitions().find(|(_, definition)| !definition.is_family() && definition.name == name);
+        let of_family = || {
+            definitions()
+                .find(|(place, definition)| definition.is_family() && directory.has_metric(*place, name))
+        };
+        if let Some((place, definition)) = named.or_else(of_family) {
+            return Ok(Self { place, definition, name: name.to_owned() });
+        }
+        let mut known: Vec<String> = Vec::new();
+        for (place, definition) in definitions() {
+            if definition.is_family() {
+                known.extend(directory.metrics(place).iter().map(ToString::to_string));
+            } else {
+                known.push(definition.name.clone());
+            }
+        }
+        let close = close_names(name, &known);
+        let hint = match close.as_slice() {
+            [] => "GET /v1/metrics lists the metrics".to_owned(),
+            close => format!("is it {}?", close.join(" or ")),
+        };
+        Err(ApiError::new(ErrorKind::NotFound, format!("there is no metric {name:?}; {hint}")))
+    }
+}
+
+/// What a query asks for of a metric.
+#[derive(Debug)]
+pub(super) struct Choice {
+    /// By dimension of the definition: the values that are wanted; all when empty.
+    groups: Vec<Vec<String>>,
+    pub(super) aggregates: Vec<Aggregate>,
+    /// The aggregate that is the answer's `value`.
+    pub(super) value: Aggregate,
+    /// Parameters of the path's own, by the place of their name.
+    pub(super) others: Vec<Option<String>>,
+}
+
+impl Choice {
+    /// Reads the parameters: `agg`, those named `own`, and one for each dimension.
+    pub(super) fn read(metric: &Metric<'_>, own: &[&str], pairs: Pairs) -> Result<Self, ApiError> {
+        let dimensions = metric.definition.dimension_names();
+        let mut groups = vec![Vec::new(); dimensions.len()];
+        let mut others = vec![None; own.len()];
+        let mut agg = None;
+        for (name, value) in pairs {
+            if name == "agg" {
+                agg = Some(value);
+            } else if let Some(place) = own.iter().position(|known| *known == name) {
+                others[place] = Some(value);
+            } else if let Some(place) = dimensions.iter().position(|known| *known == name) {
+                groups[place].push(value);
+            } else {
+                let known =
+                    own.iter().chain(&["agg"]).chain(&dimensions).copied().collect::<Vec<_>>().join(", ");
+                return Err(ApiError::invalid(format!("unknown parameter {name:?}; known are {known}")));
+            }
+        }
+        let (aggregates, value) = match agg {
+            None => {
+                let mut all = metric.definition.aggregates.clone();
+                if !all.contains(&Aggregate::Count) {
+                    all.insert(0, Aggregate::Count);
+                }
+                (all, Aggregate::Last)
+            }
+            Some(text) => {
+                let listed = aggregates(metric.definition, &text)?;
+                let value = listed[0];
+                (listed, value)
+            }
+        };
+        Ok(Self { groups, aggregates, value, others })
+    }
+
+    /// The series that are wanted.
+    pub(super) fn series(&self, directory: &Directory, metric: &Metric<'_>) -> Vec<Arc<SeriesInfo>> {
+        if let Some(exact) = self.exact(metric) {
+            return directory.find(&exact.encode()).map(|id| directory.info(id)).into_iter().collect();
+        }
+        directory.select(metric.place, &metric.name, |info| self.wants(info))
+    }
+
+    /// The one series that is wanted, where every dimension is given once. An empty text may mean null, so it is not
+    /// exact.
+    fn exact(&self, metric: &Metric<'_>) -> Option<SeriesKey> {
+        let only = |values: &Vec<String>| match values.as_slice() {
+            [value] if !value.is_empty() => Some(Some(Arc::from(value.as_str()))),
+            _ => None,
+        };
+        let group = self.groups.iter().map(only).collect::<Option<Box<[_]>>>()?;
+        let definition = metric.definition.name.as_str().into();
+        Some(SeriesKey { definition, metric: metric.name.as_str().into(), group })
+    }
+
+    fn wants(&self, info: &SeriesInfo) -> bool {
+        let mut each = self.groups.iter().zip(&*info.key.group);
+        each.all(|(wanted, value)| {
+            let value = value.as_deref().unwrap_or_default();
+            wanted.is_empty() || wanted.iter().any(|wanted| wanted == value)
+        })
+    }
+}
+
+fn aggregates(definition: &Definition, text: &str) -> Result<Vec<Aggregate>, ApiError> {
+    let listed =
+        |aggregate: &Aggregate| *aggregate == Aggregate::Count || definition.aggregates.contains(aggregate);
+    let each = text.split(',').map(str::trim).map(|name| {
+        Aggregate::parse(name).filter(listed).ok_or_else(|| {
+            let known = Aggregate::ALL.into_iter().filter(listed).map(Aggregate::name).collect::<Vec<_>>();
+            ApiError::invalid(format!("agg: {name:?} is not answered here; choose from {}", known.join(", ")))
+        })
+    });
+    each.collect()
+}
+
+/// Reads a time (µs): RFC 3339, integer milliseconds, `now`, or an age such as `-1h`.
+pub(super) fn time(name: &str, text: &str, now: i64) -> Result<i64, ApiError> {
+    let refuse = || {
+        ApiError::invalid(format!(
+            "{name}: {text:?} is no time; write 2026-01-31T12:00:00Z, milliseconds since 1970, or an age such as -1h"
+        ))
+    };
+    if text == "now" {
+        return Ok(now);
+    }
+    if let Ok(millis) = text.parse::<i64>() {
+        return millis.checked_mul(1_000).ok_or_else(refuse);
+    }
+    if let Some(age) = text.strip_prefix('-') {
+        let age = WindowSize::parse(age).map_err(|_| refuse())?;
+        return Ok(now.saturating_sub(age.micros()));
+    }
+    // A plus sign in a URL that was not escaped arrives as a space.
+    parse_rfc3339(&text.replace(' ', "+")).map_err(|_| refuse())
+}
+
+/// At most three known names that are close to one.
+fn close_names(name: &str, known: &[String]) -> Vec<String> {
+    let lower = name.to_lowercase();
+    let far = (name.chars().count() / 3).max(2);
+    let mut close: Vec<(usize, &String)> = known
+        .iter()
+        .map(|candidate| (distance(&lower, &candidate.to_lowercase()), candidate))
+        .filter(|(distance, _)| *distance <= far)
+        .collect();
+    close.sort();
+    close.into_iter().take(3).map(|(_, name)| format!("{name:?}")).collect()
+}
+
+/// The edit distance; Wagner and Fischer, "The String-to-String Correction Problem" (1974).
+fn distance(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, to) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(from != *to);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_in_four_ways() {
+        let now = 1_700_000_000_000_000;
+        assert_eq!(time("from", "now", now).unwrap(), now);
+        assert_eq!(time("from", "-1h", now).unwrap(), now - 3_600_000_000);
+        assert_eq!(time("from", "1500", now).unwrap(), 1_500_000);
+        assert_eq!(time("from", "1970-01-01T00:00:01Z", now).unwrap(), 1_000_000);
+        assert_eq!(time("from", "1970-01-01T01:00:01 01:00", now).unwrap(), 1_000_000);
+        assert!(time("from", "yesterday", now).is_err());
+    }
+
+    #[test]
+    fn close_names_are_close() {
+        let known = ["PM2.5", "PM10", "line_temperature"].map(str::to_owned);
+        assert_eq!(close_names("pm25", &known), ["\"PM2.5\"", "\"PM10\""]);
+        assert_eq!(close_names("line_temprature", &known), ["\"line_temperature\""]);
+        assert!(close_names("volume", &known).is_empty());
+    }
+}

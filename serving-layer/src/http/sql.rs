@@ -1,0 +1,88 @@
+//! `POST /v1/sql`: a query, answered as JSON, CSV or an Arrow stream while it runs.
+
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use axum::response::{IntoResponse, Response};
+use datafusion::error::DataFusionError;
+use futures::stream;
+use serde::Deserialize;
+use tokio::sync::mpsc;
+use tracing::warn;
+
+use super::Api;
+use super::encode::{Encoder, Format};
+use super::error::ApiError;
+use crate::ServingError;
+use crate::sql::Rows;
+
+/// Pieces of an answer that wait for the network.
+const AHEAD: usize = 4;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Request {
+    sql: String,
+}
+
+pub(super) async fn sql(
+    State(api): State<Arc<Api>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Response, ApiError> {
+    let accept = headers.get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    let format = Format::accepted(accept).ok_or_else(|| {
+        ApiError::invalid(
+            "Accept: choose from application/json, text/csv, application/vnd.apache.arrow.stream",
+        )
+    })?;
+    let request: Request = serde_json::from_slice(&body).map_err(|error| {
+        ApiError::invalid(format!("the body must be like {{\"sql\": \"SELECT 1\"}}: {error}"))
+    })?;
+    api.instruments.queries.inc();
+    let rows = api.engine.query(&request.sql).await?;
+    let (sender, mut pieces) = mpsc::channel(AHEAD);
+    api.engine.runtime().start(encode(format, rows, sender));
+    // A query that fails before its first row is an error of its own and no broken answer.
+    let first = match pieces.recv().await {
+        None => return Err(ServingError::Stopping.into()),
+        Some(Err(error)) => return Err(error.into()),
+        Some(Ok(piece)) => piece,
+    };
+    let rest = stream::unfold(pieces, |mut pieces| async move {
+        let piece = pieces.recv().await?;
+        if let Err(error) = &piece {
+            warn!(error = error as &dyn std::error::Error, "a query failed after its first rows were sent");
+        }
+        Some((piece, pieces))
+    });
+    let all = futures::StreamExt::chain(stream::iter([Ok(first)]), rest);
+    Ok(([(CONTENT_TYPE, format.media_type())], Body::from_stream(all)).into_response())
+}
+
+async fn encode(format: Format, mut rows: Rows, sender: mpsc::Sender<Result<Bytes, ServingError>>) {
+    let failed = |source| ServingError::Run { source: Box::new(DataFusionError::from(source)) };
+    let mut encoder = match Encoder::new(format, &rows.schema) {
+        Ok(encoder) => encoder,
+        Err(error) => {
+            // Nobody is left to be told when this fails.
+            let _ = sender.send(Err(failed(error))).await;
+            return;
+        }
+    };
+    while let Some(batch) = rows.batches.recv().await {
+        let piece = batch.and_then(|batch| encoder.write(&batch).map_err(failed));
+        let ended = piece.is_err();
+        // What an encoder keeps back comes with the next batch.
+        if matches!(&piece, Ok(bytes) if bytes.is_empty()) {
+            continue;
+        }
+        if sender.send(piece).await.is_err() || ended {
+            return;
+        }
+    }
+    let _ = sender.send(encoder.finish().map_err(failed)).await;
+}

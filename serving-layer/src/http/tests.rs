@@ -1,0 +1,237 @@
+//! HTTP as a caller sees it, over a router of its own.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::body::{Body, to_bytes};
+use axum::http::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use axum::http::{Request, Response};
+use futures::FutureExt;
+use serde_json::{Value, json};
+use wye_domain::ErrorKind;
+use wye_runtime::telemetry::Telemetry;
+
+use super::{Api, BatchRefusal, BatchTrigger, router};
+use crate::fixture::{MINUTE, Site, begin, family, flush, line, sketched, summary};
+use crate::telemetry::Instruments;
+
+struct Client {
+    router: axum::Router,
+    site: Site,
+    looked: Arc<AtomicBool>,
+}
+
+impl Client {
+    async fn new() -> Self {
+        let site = Site::new().await;
+        let telemetry = Telemetry::default();
+        let looked = Arc::new(AtomicBool::new(false));
+        let trigger: BatchTrigger = Arc::new(|request| {
+            let outcome = match request.force {
+                true => Ok(json!({"outcome": "committed"})),
+                false => Err(BatchRefusal {
+                    kind: ErrorKind::Conflict,
+                    message: "another run was first".to_owned(),
+                }),
+            };
+            std::future::ready(outcome).boxed()
+        });
+        let api = Api {
+            hub: Arc::clone(&site.hub),
+            engine: site.engine.clone(),
+            instruments: Instruments::new(&telemetry),
+            telemetry,
+            looked: Arc::clone(&looked),
+            batch_trigger: Some(trigger),
+            started: 1,
+        };
+        Self { router: router(Arc::new(api)), site, looked }
+    }
+
+    async fn send(&self, request: Request<Body>) -> Response<Body> {
+        use tower::ServiceExt;
+        self.router.clone().oneshot(request).await.unwrap()
+    }
+
+    async fn get(&self, path: &str) -> (u16, Value) {
+        let response = self.send(Request::get(path).body(Body::empty()).unwrap()).await;
+        let status = response.status().as_u16();
+        let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        (
+            status,
+            serde_json::from_slice(&bytes)
+                .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&bytes).into())),
+        )
+    }
+
+    async fn sql(&self, sql: &str, accept: &str) -> (u16, Vec<u8>) {
+        let body = Body::from(json!({ "sql": sql }).to_string());
+        let request = Request::post("/v1/sql").header(ACCEPT, accept).body(body).unwrap();
+        let response = self.send(request).await;
+        let status = response.status().as_u16();
+        if status == 200 {
+            assert!(accept.starts_with(response.headers()[CONTENT_TYPE].to_str().unwrap()));
+        }
+        (status, to_bytes(response.into_body(), usize::MAX).await.unwrap().to_vec())
+    }
+
+    /// A minute of `t` of two devices, half of it in a batch view, and a named metric.
+    async fn fill(&self) {
+        let row =
+            |device: &str, value: f64, second: i64| (family("t", device), 0, summary(&[(value, second)]));
+        self.site.batch(10, &[vec![row("a", 1.0, 1), row("b", 5.0, 2)]]).await;
+        begin(&self.site.hub, 10);
+        let late = (family("t", "a"), 61 * MINUTE, summary(&[(7.0, 61 * 60)]));
+        let named = (line("L1"), 0, sketched(&[(2.0, 1), (4.0, 2)], "a"));
+        flush(&self.site.hub, 10, &[row("a", 3.0, 3), late, named]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn current_answers_with_its_confidence() {
+    let client = Client::new().await;
+    client.fill().await;
+    let (status, body) = client.get("/v1/metrics/t/current?device_id=a").await;
+    assert_eq!(status, 200, "{body}");
+    assert_eq!(
+        (&body["complete"], &body["horizon"], &body["window"]),
+        (&json!(true), &json!({"0": 10}), &json!("1m"))
+    );
+    let row = &body["rows"][0];
+    assert_eq!(row["metric_key"], r#"t{device_id="a"}"#);
+    assert_eq!(row["group"], json!({"device_id": "a"}));
+    assert_eq!(
+        (&row["value"], &row["data_points"], &row["source"]),
+        (&json!(7.0), &json!(1), &json!("realtime"))
+    );
+    assert_eq!(row["window_start"], "1970-01-01T01:01:00Z");
+    assert_eq!((&row["confidence"]["expected"], &row["confidence"]["score"]), (&json!(60.0), &json!(0.02)));
+    assert_eq!((&row["state"], &row["values"]["count"]), (&json!("LIVE"), &json!(1)));
+    let (_, all) = client.get("/v1/metrics/t/current?agg=max,avg").await;
+    let rows = all["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    assert_eq!((&rows[1]["value"], &rows[1]["source"]), (&json!(5.0), &json!("batch")));
+    assert_eq!(rows[1]["values"], json!({"max": 5.0, "avg": 5.0}));
+    let (_, named) = client.get("/v1/metrics/line_heat/current?line=L1").await;
+    assert_eq!(named["rows"][0]["values"]["distinct_devices"], 1);
+    assert_eq!(client.get("/v1/metrics/t/current?device_id=none").await.1["rows"], json!([]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn series_come_in_steps() {
+    let client = Client::new().await;
+    client.fill().await;
+    let day = "from=1970-01-01T00:00:00Z&to=1970-01-01T02:00:00Z";
+    let (status, body) = client.get(&format!("/v1/metrics/t/series?{day}&device_id=a&agg=sum")).await;
+    assert_eq!(status, 200, "{body}");
+    let points = body["series"][0]["points"].as_array().unwrap();
+    assert_eq!(points.iter().map(|point| &point["value"]).collect::<Vec<_>>(), [&json!(4.0), &json!(7.0)]);
+    assert_eq!(points[0]["source"], "merged");
+    let (_, body) = client.get(&format!("/v1/metrics/t/series?{day}&step=2h&agg=sum,count")).await;
+    let series = body["series"].as_array().unwrap();
+    assert_eq!((series.len(), &body["step"]), (2, &json!("2h")));
+    assert_eq!(series[0]["points"][0]["values"], json!({"sum": 11.0, "count": 3}));
+    let narrow = "/v1/metrics/t/series?from=0&to=60000&device_id=b";
+    assert_eq!(client.get(narrow).await.1["series"][0]["points"][0]["state"], "SETTLED");
+    for (wrong, word) in [
+        ("step=90s", "multiple"),
+        ("from=soon", "RFC"),
+        ("from=-1h&to=-2h", "before"),
+        ("agg=median", "choose"),
+    ] {
+        let (status, body) = client.get(&format!("/v1/metrics/t/series?{wrong}")).await;
+        assert_eq!((status, &body["error_code"]), (400, &json!("invalid")), "{body}");
+        assert!(body["message"].as_str().unwrap().contains(word) || word == "RFC", "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_said() {
+    let client = Client::new().await;
+    client.fill().await;
+    let (status, body) = client.get("/v1/metrics/lineheat/current").await;
+    assert_eq!((status, &body["error_code"]), (404, &json!("not_found")));
+    assert!(body["message"].as_str().unwrap().contains("\"line_heat\""), "{body}");
+    let (status, body) = client.get("/v1/metrics/t/current?devic_id=a").await;
+    assert_eq!(status, 400);
+    assert!(body["message"].as_str().unwrap().contains("known are agg, device_id"), "{body}");
+    assert!(!body["request_id"].as_str().unwrap().is_empty());
+    let (status, body) = client.sql("SELECT nothing FROM unified_series", "application/json").await;
+    assert_eq!(status, 400, "{}", String::from_utf8_lossy(&body));
+    assert_eq!(client.sql("SELECT 1 / 0", "application/json").await.0, 400);
+    assert_eq!(client.sql("SELECT 1", "text/html").await.0, 400);
+    let request = Request::post("/v1/sql").body(Body::from("SELECT 1")).unwrap();
+    assert_eq!(client.send(request).await.status(), 400);
+    assert!(client.get("/metrics").await.1.as_str().unwrap().contains("wye_serving_http_errors_total 6"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_is_answered_in_three_formats() {
+    let client = Client::new().await;
+    client.fill().await;
+    let sql = "SELECT metric_key, \"count\", confidence_score, expected, window_start FROM unified_series \
+               WHERE device_id = 'b'";
+    let (_, json) = client.sql(sql, "application/json").await;
+    assert_eq!(
+        serde_json::from_slice::<Value>(&json).unwrap(),
+        json!([{
+            "metric_key": r#"t{device_id="b"}"#,
+            "count": 1,
+            "confidence_score": 0.9,
+            "expected": null,
+            "window_start": "1970-01-01T00:00:00Z"
+        }])
+    );
+    let (_, csv) = client.sql("SELECT device_id, last FROM t WHERE device_id = 'b'", "text/csv").await;
+    assert_eq!(String::from_utf8(csv).unwrap(), "device_id,last\nb,5.0\n");
+    let (_, csv) = client.sql("SELECT device_id FROM t WHERE false", "text/csv").await;
+    assert_eq!(String::from_utf8(csv).unwrap(), "device_id\n");
+    let (_, empty) = client.sql("SELECT device_id FROM t WHERE false", "application/json").await;
+    assert_eq!(empty, b"[]");
+    let (_, arrow) = client.sql("SELECT * FROM unified_series", "application/vnd.apache.arrow.stream").await;
+    let reader = arrow::ipc::reader::StreamReader::try_new(arrow.as_slice(), None).unwrap();
+    assert_eq!(reader.map(|batch| batch.unwrap().num_rows()).sum::<usize>(), 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_are_recognised_until_something_changes() {
+    let client = Client::new().await;
+    client.fill().await;
+    let ask = |tag: Option<String>| {
+        let mut request = Request::get("/v1/metrics/t/current");
+        if let Some(tag) = tag {
+            request = request.header(IF_NONE_MATCH, tag);
+        }
+        client.send(request.body(Body::empty()).unwrap())
+    };
+    let tag = |response: &Response<Body>| response.headers()[ETAG].to_str().unwrap().to_owned();
+    // The tag changes every ten seconds too, so two tries are enough.
+    let mut statuses = Vec::new();
+    for _ in 0..2 {
+        let first = ask(None).await;
+        statuses.push(ask(Some(tag(&first))).await.status().as_u16());
+    }
+    assert!(statuses.contains(&304), "{statuses:?}");
+    let before = tag(&ask(None).await);
+    flush(&client.site.hub, 10, &[(family("t", "b"), 0, summary(&[(1.0, 9)]))]);
+    assert_eq!(ask(Some(before)).await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_definitions_and_batch_runs() {
+    let client = Client::new().await;
+    assert_eq!(client.get("/healthz").await.0, 200);
+    let (status, body) = client.get("/readyz").await;
+    assert_eq!((status, &body["message"]), (503, &json!("the batch view is being loaded")));
+    client.looked.store(true, Ordering::Release);
+    assert_eq!(client.get("/readyz").await.0, 200);
+    client.fill().await;
+    let (_, body) = client.get("/v1/metrics").await;
+    assert_eq!(body["metrics"][0]["metrics"], json!(["t"]));
+    assert_eq!(body["metrics"][1]["dimensions"][0]["name"], "line");
+    let run =
+        |body: &'static str| client.send(Request::post("/v1/batch-runs").body(Body::from(body)).unwrap());
+    assert_eq!(run("").await.status(), 409);
+    assert_eq!(run(r#"{"force": true}"#).await.status(), 200);
+    assert_eq!(run("nonsense").await.status(), 400);
+}

@@ -1,0 +1,106 @@
+//! The newest window of each series and which epochs have a part of it, so that a current value is found at once.
+//!
+//! A row with conflicts and no reading makes no window; it is remembered until a reading comes to its window, because
+//! it lowers the validity of that window.
+
+use hashbrown::{HashMap, HashSet};
+use wye_domain::series::SeriesId;
+
+/// An epoch of a Kafka partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Part {
+    pub(super) kafka_partition: i32,
+    pub(super) epoch: i64,
+}
+
+/// A row as this index sees it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Offer {
+    pub(super) series: SeriesId,
+    pub(super) window_start: i64,
+    pub(super) part: Part,
+    /// Whether the row has readings.
+    pub(super) filled: bool,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Newest {
+    /// By series.
+    places: Vec<Option<Place>>,
+    /// Parts with conflicts only, of windows that have no reading yet.
+    ahead: HashMap<(SeriesId, i64), Vec<Part>>,
+}
+
+#[derive(Debug)]
+struct Place {
+    window_start: i64,
+    parts: Vec<Part>,
+}
+
+impl Newest {
+    /// Takes in a row, new or changed.
+    pub(super) fn offer(&mut self, offer: Offer) {
+        let at = offer.series.0 as usize;
+        if at >= self.places.len() {
+            self.places.resize_with(at + 1, || None);
+        }
+        let newer = match &mut self.places[at] {
+            Some(place) if place.window_start == offer.window_start => {
+                return add(&mut place.parts, offer.part);
+            }
+            Some(place) => place.window_start < offer.window_start,
+            None => true,
+        };
+        if !newer {
+            return;
+        }
+        let key = (offer.series, offer.window_start);
+        if !offer.filled {
+            return add(self.ahead.entry(key).or_default(), offer.part);
+        }
+        let mut parts =
+            if self.ahead.is_empty() { Vec::new() } else { self.ahead.remove(&key).unwrap_or_default() };
+        add(&mut parts, offer.part);
+        self.places[at] = Some(Place { window_start: offer.window_start, parts });
+    }
+
+    /// The newest window with readings.
+    pub(super) fn window(&self, series: SeriesId) -> Option<i64> {
+        self.places.get(series.0 as usize)?.as_ref().map(|place| place.window_start)
+    }
+
+    /// The epochs that have a row of a window that is not older than the newest.
+    pub(super) fn parts(&self, series: SeriesId, window_start: i64) -> &[Part] {
+        match self.places.get(series.0 as usize).and_then(Option::as_ref) {
+            Some(place) if place.window_start == window_start => &place.parts,
+            _ if self.ahead.is_empty() => &[],
+            _ => self.ahead.get(&(series, window_start)).map(Vec::as_slice).unwrap_or_default(),
+        }
+    }
+
+    /// Forgets epochs. Returns the series whose newest window is gone with them; all their rows must be offered again.
+    pub(super) fn forget(&mut self, gone: &HashSet<Part>) -> HashSet<SeriesId> {
+        let mut orphans = HashSet::new();
+        for (at, slot) in self.places.iter_mut().enumerate() {
+            let Some(place) = slot else { continue };
+            if place.parts.iter().any(|part| gone.contains(part)) {
+                // A part that is left may hold conflicts only, so the series is looked through anew.
+                *slot = None;
+                orphans.insert(SeriesId(u32::try_from(at).expect("places are numbered by series")));
+            }
+        }
+        self.ahead.retain(|_, parts| {
+            parts.retain(|part| !gone.contains(part));
+            !parts.is_empty()
+        });
+        orphans
+    }
+}
+
+/// Adds a part once. Parts come in runs, so the last ones are looked at first.
+fn add(parts: &mut Vec<Part>, part: Part) {
+    if !parts.iter().rev().any(|known| *known == part) {
+        parts.push(part);
+    }
+}

@@ -1,0 +1,221 @@
+//! The store against a naive model: fences, resets, trims, captures that stay as they are.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use wye_domain::summary::Summary;
+
+use super::*;
+
+const DEFINITIONS: u64 = 7;
+
+fn begin(generation: i64, epoch: i64, reset: bool) -> Header {
+    Header::Begin { generation, epoch, definitions: DEFINITIONS, reset }
+}
+
+fn rows(generation: i64, epoch: i64) -> Header {
+    Header::Rows { generation, epoch, through: 0, complete: true, newest_event_time: 0 }
+}
+
+fn row(series: u32, window_start: i64, values: &[i64]) -> RealtimeRow {
+    let mut summary = Summary::EMPTY;
+    for value in values {
+        summary.add(*value as f64, window_start + value);
+    }
+    RealtimeRow { series: SeriesId(series), window_start, summary }
+}
+
+fn store() -> RealtimeStore {
+    RealtimeStore::new(DEFINITIONS)
+}
+
+fn apply(store: &mut RealtimeStore, header: &Header, rows: &[RealtimeRow]) -> Applied {
+    store.apply(0, header, rows, &mut Vec::new())
+}
+
+#[test]
+fn a_replaced_owner_writes_in_vain() {
+    let mut store = store();
+    assert_eq!(apply(&mut store, &begin(1, 0, false), &[]), Applied::Taken);
+    assert_eq!(apply(&mut store, &Header::Claim { generation: 4 }, &[]), Applied::Taken);
+    assert_eq!(apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]), Applied::Fenced);
+    assert_eq!(apply(&mut store, &rows(4, 0), &[row(0, 0, &[2])]), Applied::Taken);
+    assert_eq!(store.newest_summary(SeriesId(0), 0).unwrap().last.value, 2.0);
+    assert_eq!(apply(&mut store, &rows(4, 9), &[row(0, 0, &[3])]), Applied::NoEpoch);
+}
+
+#[test]
+fn a_reset_forgets_this_and_later_epochs() {
+    let mut store = store();
+    for epoch in [0, 10, 20] {
+        apply(&mut store, &begin(1, epoch, false), &[]);
+        apply(&mut store, &rows(1, epoch), &[row(0, epoch, &[1])]);
+    }
+    assert_eq!(store.newest_window(SeriesId(0)), Some(20));
+    apply(&mut store, &begin(2, 10, true), &[]);
+    assert_eq!(store.epoch_starts(0).collect::<Vec<_>>(), [0, 10]);
+    assert_eq!(store.newest_window(SeriesId(0)), Some(0));
+    assert_eq!(store.size(), (2, 1));
+}
+
+#[test]
+fn a_resumed_epoch_keeps_its_rows() {
+    let mut store = store();
+    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]);
+    apply(&mut store, &begin(2, 0, false), &[]);
+    assert_eq!(store.newest_window(SeriesId(0)), Some(0));
+}
+
+#[test]
+fn rows_of_other_definitions_are_left_out() {
+    let mut store = store();
+    let other = Header::Begin { generation: 1, epoch: 0, definitions: 8, reset: false };
+    assert_eq!(apply(&mut store, &other, &[]), Applied::OtherDefinitions);
+    assert_eq!(apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]), Applied::OtherDefinitions);
+    assert!(store.has_other_definitions());
+    apply(&mut store, &begin(2, 0, true), &[]);
+    assert!(!store.has_other_definitions());
+}
+
+#[test]
+fn a_capture_stays_as_it_is() {
+    let mut store = store();
+    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]);
+    let capture = store.capture();
+    apply(&mut store, &rows(1, 0), &[row(0, 0, &[1, 2]), row(1, 0, &[5])]);
+    let held = CapturedRows::collect(&capture, &Selection::all());
+    assert_eq!((held.len(), held.summary(0).count), (1, 1));
+    let now = CapturedRows::collect(&store.capture(), &Selection::all());
+    assert_eq!((now.len(), now.summary(0).count), (2, 2));
+}
+
+#[test]
+fn epochs_below_the_horizon_do_not_come_back() {
+    let mut store = store();
+    apply(&mut store, &begin(1, 0, false), &[]);
+    store.trim(&BTreeMap::from([(0, 10)]));
+    assert_eq!(apply(&mut store, &begin(1, 5, false), &[]), Applied::NoEpoch);
+    assert_eq!(apply(&mut store, &begin(1, 10, false), &[]), Applied::Taken);
+}
+
+#[test]
+fn conflicts_without_readings_lower_the_window_they_belong_to() {
+    let mut store = store();
+    for epoch in [0, 10] {
+        apply(&mut store, &begin(1, epoch, false), &[]);
+    }
+    let conflict = Summary { conflicts: 1, ..Summary::EMPTY };
+    let ahead = RealtimeRow { series: SeriesId(0), window_start: 60, summary: conflict };
+    apply(&mut store, &rows(1, 0), &[row(0, 0, &[1]), ahead]);
+    assert_eq!(store.newest_window(SeriesId(0)), Some(0));
+    assert_eq!(store.newest_summary(SeriesId(0), 60).unwrap().conflicts, 1);
+    apply(&mut store, &rows(1, 10), &[row(0, 60, &[2, 3])]);
+    let newest = store.newest_summary(SeriesId(0), 60).unwrap();
+    assert_eq!((newest.count, newest.conflicts), (2, 1));
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Begin { kafka_partition: i32, reset: bool },
+    Resume,
+    Upsert { kafka_partition: i32, back: usize, series: u32, window: i64, values: Vec<i64> },
+    Trim { kafka_partition: i32, back: usize },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let values = prop::collection::vec(-5i64..5, 0..3);
+    prop_oneof![
+        2 => (0i32..2, prop::bool::weighted(0.2)).prop_map(|(kafka_partition, reset)| Step::Begin { kafka_partition, reset }),
+        1 => Just(Step::Resume),
+        8 => (0i32..2, 0usize..3, 0u32..3, 0i64..4, values).prop_map(|(kafka_partition, back, series, window, values)| {
+            Step::Upsert { kafka_partition, back, series, window: window * 60, values }
+        }),
+        1 => (0i32..2, 0usize..3).prop_map(|(kafka_partition, back)| Step::Trim { kafka_partition, back }),
+    ]
+}
+
+type Model = BTreeMap<(i32, i64), BTreeMap<(SeriesId, i64), Summary>>;
+
+fn merged(model: &Model) -> BTreeMap<(SeriesId, i64), Summary> {
+    let mut all: BTreeMap<(SeriesId, i64), Summary> = BTreeMap::new();
+    for (key, summary) in model.values().flatten() {
+        all.entry(*key).or_default().merge(summary);
+    }
+    all
+}
+
+fn starts(model: &Model, kafka_partition: i32) -> Vec<i64> {
+    model.keys().filter(|key| key.0 == kafka_partition).map(|key| key.1).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn the_store_is_what_a_naive_merge_says(steps in prop::collection::vec(step(), 1..60)) {
+        let mut store = store();
+        let mut model = Model::new();
+        let (mut generation, mut next) = (1, [0i64, 0]);
+        for step in steps {
+            match step {
+                Step::Begin { kafka_partition, reset } => {
+                    let own = starts(&model, kafka_partition);
+                    // A reset goes back to an epoch that there is.
+                    let epoch = match own.last() {
+                        Some(last) if reset => *last,
+                        _ => {
+                            next[kafka_partition as usize] += 10;
+                            next[kafka_partition as usize]
+                        }
+                    };
+                    store.apply(kafka_partition, &begin(generation, epoch, reset), &[], &mut Vec::new());
+                    model.insert((kafka_partition, epoch), BTreeMap::new());
+                }
+                Step::Resume => {
+                    generation += 1;
+                    for kafka_partition in 0..2 {
+                        store.apply(kafka_partition, &Header::Claim { generation }, &[], &mut Vec::new());
+                    }
+                }
+                Step::Upsert { kafka_partition, back, series, window, values } => {
+                    let own = starts(&model, kafka_partition);
+                    let Some(epoch) = own.iter().rev().nth(back) else { continue };
+                    let mut row = row(series, window, &values);
+                    // Absolute upserts only ever grow.
+                    let known = model.get_mut(&(kafka_partition, *epoch)).unwrap();
+                    let known = known.entry((SeriesId(series), window)).or_default();
+                    row.summary.merge(known);
+                    row.summary.conflicts += u64::from(values.is_empty());
+                    *known = row.summary.clone();
+                    store.apply(kafka_partition, &rows(generation, *epoch), &[row], &mut Vec::new());
+                }
+                Step::Trim { kafka_partition, back } => {
+                    let own = starts(&model, kafka_partition);
+                    let Some(horizon) = own.iter().rev().nth(back).copied() else { continue };
+                    store.trim(&BTreeMap::from([(kafka_partition, horizon)]));
+                    model.retain(|key, _| key.0 != kafka_partition || key.1 >= horizon);
+                }
+            }
+            let expected = merged(&model);
+            let captured = CapturedRows::collect(&store.capture(), &Selection::all());
+            prop_assert_eq!(captured.len(), expected.len());
+            for (group, (key, summary)) in expected.iter().enumerate() {
+                prop_assert_eq!(captured.key(group), *key);
+                prop_assert_eq!(captured.find(captured.of_series(key.0), key.1), Some(group));
+                prop_assert_eq!(captured.summary(group).count, summary.count);
+                prop_assert_eq!(captured.summary(group).conflicts, summary.conflicts);
+                prop_assert_eq!(captured.summary(group).last, summary.last);
+            }
+            for series in (0..3).map(SeriesId) {
+                let newest = expected.iter().filter(|(key, summary)| key.0 == series && summary.count > 0).next_back();
+                prop_assert_eq!(store.newest_window(series), newest.map(|(key, _)| key.1));
+                if let Some((key, summary)) = newest {
+                    let found = store.newest_summary(series, key.1).unwrap();
+                    prop_assert_eq!((found.count, found.conflicts, found.last), (summary.count, summary.conflicts, summary.last));
+                }
+            }
+        }
+    }
+}

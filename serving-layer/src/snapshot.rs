@@ -1,0 +1,187 @@
+//! One batch view as it is served: its files, its horizon, and the newest window of each series.
+//!
+//! The newest windows are read once, when the view is loaded: first where they are, from three columns, then these
+//! rows. This file does not know realtime views.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use datafusion::common::ScalarValue;
+use datafusion::execution::TaskContext;
+use datafusion::logical_expr::{Expr, col, lit};
+use datafusion::physical_plan::ExecutionPlan;
+use futures::TryStreamExt;
+use hashbrown::HashMap;
+use tracing::warn;
+use wye_domain::DomainError;
+use wye_domain::confidence::LatenessHistogram;
+use wye_domain::reading::TextColumn;
+use wye_domain::series::SeriesId;
+use wye_tables::views::ViewSnapshot;
+
+use crate::ServingError;
+use crate::directory::Directory;
+use crate::merge::BatchRow;
+use crate::view_rows::{ROW_COLUMNS, ViewRows, count, runs, window_start};
+
+/// What a batch run says of itself that the merge needs.
+#[derive(Clone, Debug, Default)]
+pub struct RunFacts {
+    /// The fingerprint of the definitions that its rows were made with; `None` where nobody says.
+    pub definitions: Option<u64>,
+    /// The newest ingest time (µs) below the horizon.
+    pub as_of: i64,
+    /// How late readings came.
+    pub lateness: Arc<LatenessHistogram>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct BatchSnapshot {
+    view: ViewSnapshot,
+    facts: RunFacts,
+    usable: bool,
+    /// By series number.
+    newest: Vec<Option<Box<BatchRow>>>,
+}
+
+impl BatchSnapshot {
+    /// Reads what is needed of a view. This is computation: call it where computing is allowed.
+    ///
+    /// # Errors
+    /// [`ServingError::Tables`], [`ServingError::Run`] or [`ServingError::View`] when its files cannot be read.
+    pub async fn load(
+        view: ViewSnapshot,
+        directory: &Directory,
+        context: &Arc<TaskContext>,
+    ) -> Result<Self, ServingError> {
+        let facts = RunFacts::of(&view);
+        let usable = facts.definitions == Some(directory.plans().fingerprint());
+        let newest = if usable { newest_rows(&view, directory, context).await? } else { Vec::new() };
+        if !usable {
+            warn!(
+                version = view.version(),
+                "the batch view was made with other metric definitions; its numbers are left out until the next run"
+            );
+        }
+        Ok(Self { view, facts, usable, newest })
+    }
+
+    /// The version of the batch views table.
+    pub fn version(&self) -> u64 {
+        self.view.version()
+    }
+
+    /// Per Kafka partition the offset below which readings are in the view.
+    pub fn horizon(&self) -> &BTreeMap<i32, i64> {
+        &self.view.horizon
+    }
+
+    /// What the run says of itself.
+    pub fn facts(&self) -> &RunFacts {
+        &self.facts
+    }
+
+    /// Whether its rows were made with the definitions in force.
+    pub fn usable(&self) -> bool {
+        self.usable
+    }
+
+    /// The newest row of a series that has readings.
+    pub fn newest(&self, series: SeriesId) -> Option<&BatchRow> {
+        self.newest.get(series.0 as usize)?.as_deref()
+    }
+
+    /// A plan over its rows, one plan partition a file; `None` where there is no row, or none that may be used.
+    ///
+    /// # Errors
+    /// When a filter cannot be evaluated over the view's columns.
+    pub fn scan(
+        &self,
+        columns: &[&str],
+        filters: &[Expr],
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>, ServingError> {
+        if !self.usable || self.view.rows() == 0 {
+            return Ok(None);
+        }
+        Ok(Some(self.view.scan(columns, filters)?))
+    }
+}
+
+impl RunFacts {
+    fn of(view: &ViewSnapshot) -> Self {
+        let Some(run) = &view.run else { return Self::default() };
+        Self {
+            definitions: run.definitions.parse().ok(),
+            as_of: run.as_of,
+            lateness: Arc::new(run.lateness.clone()),
+        }
+    }
+}
+
+/// A time as the type of the view's time columns.
+pub(crate) fn time_literal(micros: i64) -> Expr {
+    lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())))
+}
+
+async fn newest_rows(
+    view: &ViewSnapshot,
+    directory: &Directory,
+    context: &Arc<TaskContext>,
+) -> Result<Vec<Option<Box<BatchRow>>>, ServingError> {
+    if view.rows() == 0 {
+        return Ok(Vec::new());
+    }
+    let mut windows: HashMap<SeriesId, i64> = HashMap::new();
+    let plan = view.scan(&["series", "window_start", "count"], &[])?;
+    for_each_batch(&plan, context, |batch| {
+        let (series, starts) = (TextColumn::of(batch, "series")?, window_start(batch)?.values());
+        let counts = count(batch)?.values();
+        for (range, id) in runs(&series, batch.num_rows(), directory) {
+            let Some(id) = id else { continue };
+            let newest = range.filter(|row| counts[*row] > 0).map(|row| starts[row]).max();
+            if let Some(newest) = newest {
+                let known = windows.entry(id).or_insert(newest);
+                *known = newest.max(*known);
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    let Some(oldest) = windows.values().min().copied() else { return Ok(Vec::new()) };
+    let mut rows: Vec<Option<Box<BatchRow>>> = Vec::new();
+    let plan = view.scan(&ROW_COLUMNS, &[col("window_start").gt_eq(time_literal(oldest))])?;
+    for_each_batch(&plan, context, |batch| {
+        let columns = ViewRows::of(batch)?;
+        for (range, id) in runs(&columns.series, batch.num_rows(), directory) {
+            let Some((id, newest)) = id.and_then(|id| Some((id, *windows.get(&id)?))) else { continue };
+            for row in range.filter(|row| columns.window_start.value(*row) == newest) {
+                let place = id.0 as usize;
+                if place >= rows.len() {
+                    rows.resize_with(place + 1, || None);
+                }
+                rows[place] = Some(Box::new(columns.row(row)?));
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(rows)
+}
+
+/// Runs a plan, plan partition by plan partition.
+async fn for_each_batch(
+    plan: &Arc<dyn ExecutionPlan>,
+    context: &Arc<TaskContext>,
+    mut on: impl FnMut(&RecordBatch) -> Result<(), DomainError>,
+) -> Result<(), ServingError> {
+    let failed = |source| ServingError::Run { source: Box::new(source) };
+    for plan_partition in 0..plan.properties().output_partitioning().partition_count() {
+        let mut stream = plan.execute(plan_partition, Arc::clone(context)).map_err(failed)?;
+        while let Some(batch) = stream.try_next().await.map_err(failed)? {
+            on(&batch)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,248 @@
+//! SQL over small captures: the merged tables against a naive merge, and what SQL may not do.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use wye_domain::summary::Summary;
+use wye_domain::time::{SECOND, WindowSize};
+
+use crate::fixture::{MINUTE, Row, Site, begin, family, flush, line, sketched, summary};
+
+const COUNTS: &str =
+    "SELECT metric_key, window_start, \"count\", sum, source FROM unified_series ORDER BY 1, 2";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_window_is_merged_once() {
+    let site = Site::new().await;
+    begin(&site.hub, 0);
+    let t = |device: &str| family("t", device);
+    flush(&site.hub, 0, &[(t("a"), 0, summary(&[(1.0, 1)])), (t("b"), 0, summary(&[(9.0, 2)]))]);
+    let before = "\"t{device_id=\"\"a\"\"}\",1970-01-01T00:00:00Z,1,1.0,realtime\n\
+                  \"t{device_id=\"\"b\"\"}\",1970-01-01T00:00:00Z,1,9.0,realtime";
+    assert_eq!(site.sql(COUNTS).await, before);
+    let batch: Vec<Row> = vec![(t("a"), 0, summary(&[(1.0, 1)])), (t("b"), 0, summary(&[(9.0, 2)]))];
+    site.batch(10, &[batch]).await;
+    assert_eq!(site.sql(COUNTS).await, before.replace("realtime", "batch"));
+    begin(&site.hub, 10);
+    flush(&site.hub, 10, &[(t("a"), 0, summary(&[(5.0, 3)])), (t("c"), MINUTE, summary(&[(2.0, 61)]))]);
+    assert_eq!(
+        site.sql(COUNTS).await,
+        "\"t{device_id=\"\"a\"\"}\",1970-01-01T00:00:00Z,2,6.0,merged\n\
+         \"t{device_id=\"\"b\"\"}\",1970-01-01T00:00:00Z,1,9.0,batch\n\
+         \"t{device_id=\"\"c\"\"}\",1970-01-01T00:01:00Z,1,2.0,realtime"
+    );
+    assert_eq!(site.sql("SELECT count(*), sum(\"count\") FROM unified_series").await, "3,4");
+    assert_eq!(site.sql("SELECT count(*) FROM batch_metrics").await, "2");
+    assert_eq!(site.sql("SELECT count(*) FROM realtime_metrics").await, "2");
+    assert_eq!(
+        site.sql("SELECT min, max, stddev FROM t WHERE device_id = 'a'").await,
+        "1.0,5.0,2.8284271247461903"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_on_the_key_reach_both_sides() {
+    let site = Site::new().await;
+    let t = |device: &str, window: i64, value: f64| {
+        (family("t", device), window, summary(&[(value, window / SECOND)]))
+    };
+    site.batch(10, &[vec![t("a", 0, 1.0), t("a", MINUTE, 2.0), t("b", MINUTE, 3.0)]]).await;
+    begin(&site.hub, 10);
+    flush(&site.hub, 10, &[t("a", MINUTE, 4.0), t("b", 2 * MINUTE, 5.0)]);
+    for (condition, answer) in [
+        ("device_id = 'a'", "2,7.0"),
+        ("device_id IN ('a', 'c') AND metric = 't'", "2,7.0"),
+        ("window_start >= '1970-01-01T00:01:00Z'", "3,14.0"),
+        ("window_start BETWEEN '1970-01-01T00:01:00Z' AND '1970-01-01T00:01:00Z'", "2,9.0"),
+        ("window_end <= '1970-01-01T00:02:00Z'", "3,10.0"),
+        ("metric_key = 't{device_id=\"b\"}'", "2,8.0"),
+        ("device_id LIKE 'b%' AND \"count\" = 1", "2,8.0"),
+        ("source = 'merged'", "1,6.0"),
+        ("definition = 'line_heat'", "0,"),
+    ] {
+        let sql = format!("SELECT count(*), sum(sum) FROM unified_series WHERE {condition}");
+        assert_eq!(site.sql(&sql).await, answer, "{condition}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_named_metric_has_its_own_columns_and_rollups() {
+    let site = Site::new().await;
+    let of = |window: i64, value: f64, device: &str| {
+        (line("L1"), window, sketched(&[(value, window / SECOND), (value, window / SECOND + 1)], device))
+    };
+    // The rollup of five minutes goes on from one file to the next, and into an epoch.
+    site.batch(
+        10,
+        &[
+            vec![of(0, 1.0, "a"), of(MINUTE, 2.0, "a")],
+            vec![of(2 * MINUTE, 3.0, "b"), of(5 * MINUTE, 7.0, "a")],
+        ],
+    )
+    .await;
+    begin(&site.hub, 10);
+    flush(&site.hub, 10, &[of(3 * MINUTE, 6.0, "c"), of(11 * MINUTE, 8.0, "a")]);
+    assert_eq!(
+        site.sql(
+            "SELECT line, window_start, avg, max, distinct_devices, source FROM line_heat ORDER BY 2 LIMIT 1"
+        )
+        .await,
+        "L1,1970-01-01T00:00:00Z,1.0,1.0,1,batch"
+    );
+    assert_eq!(
+        site.sql(
+            "SELECT window_start, avg, max, distinct_devices, source, state FROM line_heat_5m ORDER BY 1"
+        )
+        .await,
+        "1970-01-01T00:00:00Z,3.0,6.0,3,merged,LIVE\n\
+         1970-01-01T00:05:00Z,7.0,7.0,1,batch,SETTLED\n\
+         1970-01-01T00:10:00Z,8.0,8.0,1,realtime,LIVE"
+    );
+    let bounded = "SELECT avg FROM line_heat_5m WHERE window_start < '1970-01-01T00:05:00Z'";
+    assert_eq!(site.sql(bounded).await, "3.0");
+    // Not listed, so null; the count is always there.
+    assert_eq!(
+        site.sql("SELECT sum, min, \"count\" FROM unified_series ORDER BY window_start LIMIT 1").await,
+        ",,2"
+    );
+    assert_eq!(
+        site.sql("SELECT round(p50) FROM line_heat WHERE window_start = '1970-01-01T00:05:00Z'").await,
+        "7.0"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn current_values_are_the_newest_windows() {
+    let site = Site::new().await;
+    let now = wye_runtime::clock::now_micros() / MINUTE * MINUTE;
+    let at = |window: i64, value: f64| summary(&[(value, window / SECOND)]);
+    let old: Vec<Row> = vec![(family("t", "a"), 0, at(0, 1.0)), (family("t", "b"), now, at(now, 2.0))];
+    site.batch(10, &[old]).await;
+    begin(&site.hub, 10);
+    flush(&site.hub, 10, &[(family("t", "a"), now, at(now, 3.0)), (family("t", "b"), now, at(now, 4.0))]);
+    assert_eq!(
+        site.sql("SELECT device_id, current_value, data_points, source FROM unified_metrics ORDER BY 1")
+            .await,
+        "a,3.0,1,realtime\nb,4.0,2,merged"
+    );
+    assert_eq!(
+        site.sql("SELECT metric_key, current_value FROM unified_metrics_classic ORDER BY 1").await,
+        "\"t{device_id=\"\"a\"\"}\",3.0\n\"t{device_id=\"\"b\"\"}\",2.0"
+    );
+    assert_eq!(
+        site.sql("SELECT arrow_typeof(confidence_score) FROM unified_metrics LIMIT 1").await,
+        "\"Decimal128(3, 2)\""
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_table_can_be_listed_described_and_read() {
+    let site = Site::new().await;
+    for table in super::catalog::TABLES {
+        assert_eq!(site.sql(&format!("SELECT count(*) FROM {table}")).await, "0", "{table}");
+        site.sql(&format!("SELECT * FROM {table}")).await;
+        assert!(!site.sql(&format!("DESCRIBE {table}")).await.is_empty());
+    }
+    begin(&site.hub, 0);
+    flush(&site.hub, 0, &[(family("PM2.5", "a"), 0, summary(&[(1.0, 1)]))]);
+    site.batch(0, &[]).await;
+    assert_eq!(site.sql("SELECT readings, windows FROM batch_runs").await, "0,0");
+    let listed = site.sql("SHOW TABLES").await;
+    for name in ["unified_series", "line_heat", "line_heat_5m", "PM2.5", "PM2.5_1h"] {
+        assert!(listed.contains(&format!("public,{name},")), "{listed}");
+    }
+    assert_eq!(site.sql("SELECT last FROM \"PM2.5\"").await, "1.0");
+    assert_eq!(site.sql("SELECT last FROM \"PM2.5_1h\"").await, "1.0");
+    assert!(site.sql("EXPLAIN SELECT * FROM unified_series").await.contains("MergedExec"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_can_be_changed() {
+    let site = Site::new().await;
+    for sql in [
+        "CREATE TABLE x (a INT)",
+        "DROP TABLE readings",
+        "INSERT INTO readings VALUES (1)",
+        "DELETE FROM readings",
+        "SET datafusion.execution.batch_size = 1",
+        "COPY (SELECT 1) TO '/tmp/x.csv'",
+        "CREATE EXTERNAL TABLE x STORED AS CSV LOCATION '/etc/passwd'",
+        "SELECT * FROM '/etc/passwd'",
+        "SELECT 1; SELECT 2",
+        "SELEC 1",
+        "SELECT nothing FROM unified_series",
+    ] {
+        let error = site.engine.query(sql).await.expect_err(sql);
+        assert_eq!(error.kind(), wye_domain::ErrorKind::Invalid, "{sql}: {error}");
+        assert!(!error.to_string().contains("backtrace"), "{error}");
+    }
+}
+
+/// Readings of one series and window: their values.
+type Readings = Vec<(u8, u8, i8)>;
+
+fn rows(readings: &Readings) -> BTreeMap<(String, i64), Summary> {
+    let mut rows: BTreeMap<(String, i64), Summary> = BTreeMap::new();
+    for (device, minute, value) in readings {
+        let window = i64::from(*minute) * MINUTE;
+        let row = rows.entry((family("t", &format!("d{device}")), window)).or_default();
+        row.add(f64::from(*value), window);
+    }
+    rows
+}
+
+fn listed(rows: &BTreeMap<(String, i64), Summary>) -> Vec<Row> {
+    rows.iter().map(|((text, window), summary)| (text.clone(), *window, summary.clone())).collect()
+}
+
+/// What a table of these rows answers: device, window, count, sum, min.
+fn naive(parts: &[BTreeMap<(String, i64), Summary>], step: Option<WindowSize>) -> String {
+    let mut all: BTreeMap<(String, i64), Summary> = BTreeMap::new();
+    for ((text, window), summary) in parts.iter().flatten() {
+        let window = step.map_or(*window, |step| step.start_of(*window));
+        all.entry((text.clone(), window)).or_default().merge(summary);
+    }
+    let lines = all.iter().map(|((text, window), summary)| {
+        let key = wye_domain::series::SeriesKey::decode(text).unwrap();
+        let device = key.group[0].as_deref().unwrap().to_owned();
+        format!("{device},{},{},{:?},{:?}", window / MINUTE, summary.count, summary.sum.value(), summary.min)
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// EQ-1 for the merge alone: however readings are split among files of the view and epochs, the answer is the same.
+    #[test]
+    fn any_split_among_the_layers_gives_the_naive_answer(
+        files in prop::collection::vec(prop::collection::vec((0u8..3, 0u8..130, -9i8..9), 0..12), 0..3),
+        epochs in prop::collection::vec(prop::collection::vec((0u8..3, 0u8..130, -9i8..9), 0..12), 0..3),
+    ) {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let site = Site::new().await;
+            // A file holds whole windows and follows the last one in order, as a batch run writes them.
+            let whole = rows(&files.concat());
+            let sorted = listed(&whole);
+            let cut = sorted.len().div_ceil(files.len().max(1)).max(1);
+            if !files.is_empty() {
+                site.batch(10, &sorted.chunks(cut).map(<[Row]>::to_vec).collect::<Vec<_>>()).await;
+            }
+            let mut parts = vec![whole];
+            for (epoch, readings) in (10..).zip(&epochs) {
+                begin(&site.hub, epoch);
+                let rows = rows(readings);
+                flush(&site.hub, epoch, &listed(&rows));
+                parts.push(rows);
+            }
+            let select = "SELECT device_id, date_part('epoch', window_start)::BIGINT / 60, \"count\", sum, min FROM";
+            let base = site.sql(&format!("{select} unified_series ORDER BY device_id, window_start")).await;
+            assert_eq!(base, naive(&parts, None));
+            if !base.is_empty() {
+                let hours = site.sql(&format!("{select} t_1h ORDER BY device_id, window_start")).await;
+                assert_eq!(hours, naive(&parts, WindowSize::from_micros(60 * MINUTE)));
+            }
+        });
+    }
+}

@@ -1,0 +1,60 @@
+//! All telemetry names of the serving layer.
+
+use wye_runtime::telemetry::{
+    KafkaPartitionLabel, PartitionGauge, PlainCounter, PlainGauge, ReasonCounter, ReasonLabel, Telemetry,
+};
+
+/// The instruments of one serving layer.
+#[derive(Clone, Debug)]
+pub(crate) struct Instruments {
+    lag: PartitionGauge,
+    skipped: ReasonCounter,
+    /// Epochs held of all Kafka partitions.
+    pub(crate) epochs: PlainGauge,
+    /// Windows held of all epochs.
+    pub(crate) windows: PlainGauge,
+    /// The served version of the batch views.
+    pub(crate) version: PlainGauge,
+    /// The newest ingest time (seconds since 1970) that the served batch view has seen.
+    pub(crate) as_of: PlainGauge,
+    /// 1 when answers hold everything that the log has, else 0.
+    pub(crate) complete: PlainGauge,
+    /// SQL queries that were begun.
+    pub(crate) queries: PlainCounter,
+    /// HTTP requests that were answered with an error.
+    pub(crate) refused: PlainCounter,
+}
+
+impl Instruments {
+    pub(crate) fn new(telemetry: &Telemetry) -> Self {
+        let gauge = |name: &str, help: &str| telemetry.register(name, help, PlainGauge::default());
+        let counter = |name: &str, help: &str| telemetry.register(name, help, PlainCounter::default());
+        Self {
+            lag: telemetry.register(
+                "wye_serving_realtime_lag_records",
+                "Records of the realtime-views topic that are not applied yet",
+                PartitionGauge::default(),
+            ),
+            skipped: telemetry.register(
+                "wye_serving_realtime_skipped_records",
+                "Records of the realtime-views topic that do not count, by reason",
+                ReasonCounter::default(),
+            ),
+            epochs: gauge("wye_serving_realtime_epochs", "Epochs held"),
+            windows: gauge("wye_serving_realtime_windows", "Windows held of all epochs"),
+            version: gauge("wye_serving_batch_version", "Served version of the batch views"),
+            as_of: gauge("wye_serving_batch_as_of_seconds", "Newest ingest time in the served batch view"),
+            complete: gauge("wye_serving_complete", "1 when answers are complete, else 0"),
+            queries: counter("wye_serving_sql_queries", "SQL queries"),
+            refused: counter("wye_serving_http_errors", "HTTP requests answered with an error"),
+        }
+    }
+
+    pub(crate) fn set_lag(&self, kafka_partition: i32, records: i64) {
+        self.lag.get_or_create(&KafkaPartitionLabel { kafka_partition }).set(records);
+    }
+
+    pub(crate) fn skip(&self, reason: &'static str) {
+        self.skipped.get_or_create(&ReasonLabel { reason }).inc();
+    }
+}

@@ -1,0 +1,146 @@
+//! Watches for new batch views and switches to them, once the realtime side has the epochs that belong to their horizon.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use wye_log::client::Log;
+use wye_log::topics::{READINGS, REALTIME_VIEWS};
+use wye_tables::views::{BatchViews, ViewSnapshot};
+
+use crate::ServingError;
+use crate::hub::Hub;
+use crate::snapshot::BatchSnapshot;
+use crate::sql::QueryRuntime;
+use crate::tail::TailPositions;
+use crate::telemetry::Instruments;
+
+/// How often a missing epoch is looked for.
+const COVERAGE_POLL: Duration = Duration::from_millis(100);
+/// How often the lag is reported.
+const LAG_REPORT: Duration = Duration::from_secs(5);
+
+/// When to look and how long to wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// How often a new batch view is looked for.
+    pub(crate) poll: Duration,
+    /// How long a new batch view waits for the epochs at its horizon.
+    pub(crate) coverage: Duration,
+}
+
+/// What the watcher works with.
+pub(crate) struct Watcher {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) log: Log,
+    pub(crate) views: BatchViews,
+    pub(crate) runtime: QueryRuntime,
+    pub(crate) positions: TailPositions,
+    pub(crate) instruments: Instruments,
+    pub(crate) patience: Patience,
+    /// Set once the batch views were looked at, and loaded if there were any.
+    pub(crate) looked: Arc<AtomicBool>,
+}
+
+impl Watcher {
+    /// Watches until `shutdown`.
+    pub(crate) async fn run(self, shutdown: CancellationToken) {
+        let mut failing = false;
+        let mut reported: Option<Instant> = None;
+        loop {
+            let looked = tokio::select! {
+                () = shutdown.cancelled() => return,
+                looked = self.look() => looked,
+            };
+            match looked {
+                Ok(()) => {
+                    self.looked.store(true, Ordering::Release);
+                    failing = false;
+                }
+                Err(error) if !failing => {
+                    failing = true;
+                    warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot look for new batch views; trying again"
+                    );
+                }
+                Err(_) => {}
+            }
+            if reported.is_none_or(|at| at.elapsed() >= LAG_REPORT) {
+                reported = Some(Instant::now());
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = self.report() => {}
+                }
+            }
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = tokio::time::sleep(self.patience.poll) => {}
+            }
+        }
+    }
+
+    async fn look(&self) -> Result<(), ServingError> {
+        let version = self.views.latest_version().await?;
+        if version.is_some()
+            && version != self.hub.version()
+            && let Some(view) = self.views.latest().await?
+        {
+            self.switch(view).await?;
+        }
+        for kafka_partition in self.hub.without_epoch() {
+            let range = self.log.offsets(READINGS, kafka_partition).await?;
+            self.hub.set_readings(kafka_partition, range);
+        }
+        self.instruments.complete.set(i64::from(self.hub.complete()));
+        Ok(())
+    }
+
+    async fn switch(&self, view: ViewSnapshot) -> Result<(), ServingError> {
+        let (directory, context) = (Arc::clone(self.hub.directory()), self.runtime.task_context());
+        let snapshot =
+            self.runtime.run(async move { BatchSnapshot::load(view, &directory, &context).await }).await??;
+        let deadline = Instant::now() + self.patience.coverage;
+        loop {
+            let missing = self.hub.uncovered(snapshot.horizon());
+            if missing.is_empty() {
+                break;
+            }
+            if Instant::now() >= deadline {
+                warn!(
+                    version = snapshot.version(),
+                    kafka_partitions = ?missing,
+                    "the realtime views do not go on where the batch view ends; answers are marked incomplete"
+                );
+                break;
+            }
+            for kafka_partition in missing {
+                let range = self.log.offsets(READINGS, kafka_partition).await?;
+                self.hub.set_readings(kafka_partition, range);
+            }
+            tokio::time::sleep(COVERAGE_POLL).await;
+        }
+        let (version, as_of) = (snapshot.version(), snapshot.facts().as_of);
+        self.hub.switch(Arc::new(snapshot));
+        self.instruments.version.set(i64::try_from(version).unwrap_or(i64::MAX));
+        self.instruments.as_of.set(as_of / wye_domain::time::SECOND);
+        info!(version, "serving a new batch view");
+        Ok(())
+    }
+
+    /// Says in telemetry how far behind the realtime side is, and how much it holds.
+    async fn report(&self) {
+        for (kafka_partition, position) in self.positions.get() {
+            // A broker that is away is reported by those who need it.
+            if let Ok(range) = self.log.offsets(REALTIME_VIEWS, kafka_partition).await {
+                self.instruments.set_lag(kafka_partition, (range.high - position.max(range.low)).max(0));
+            }
+        }
+        let (epochs, windows) = self.hub.size();
+        self.instruments.epochs.set(i64::try_from(epochs).unwrap_or(i64::MAX));
+        self.instruments.windows.set(i64::try_from(windows).unwrap_or(i64::MAX));
+    }
+}
