@@ -22,7 +22,6 @@ use wye_batch::telemetry::BatchTelemetry;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
 use wye_log::embedded::{EmbeddedBroker, EmbeddedConfig};
-use wye_log::producer::Producer;
 use wye_runtime::config::{Config, DEFAULTS, definition_error};
 use wye_runtime::telemetry::Telemetry;
 use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger};
@@ -311,7 +310,7 @@ fn start_speed(
     let kafka_partitions: Vec<i32> = (0..log.config().kafka_partitions).collect();
     let shared = Shared {
         log: log.clone(),
-        producer: Producer::new(log, VIEWS_LINGER)?,
+        linger: VIEWS_LINGER,
         handle: tokio::runtime::Handle::current(),
         plans: Arc::clone(&setup.plans),
         acceptance: setup.acceptance,

@@ -160,27 +160,10 @@ impl Site {
 
     /// Commits a batch view, a file for each list of rows, and serves it.
     pub(crate) async fn batch(&self, horizon: i64, files: &[Vec<Row>]) {
-        let directory = self.hub.directory();
-        let schema = view_schema(directory);
-        let mut written = Vec::new();
-        for rows in files {
-            let mut writer = self.views.writer(&schema).unwrap();
-            writer.write(&view_rows(directory, &schema, rows)).unwrap();
-            written.extend(writer.finish().await.unwrap());
-        }
-        let run = RunRecord {
-            run_id: "r".to_owned(),
-            definitions: directory.plans().fingerprint().to_string(),
-            as_of: 1_000 * SECOND,
-            ..RunRecord::default()
-        };
-        let expected_version = self.views.latest_version().await.unwrap();
-        let horizon = BTreeMap::from([(0, horizon)]);
-        let commit = ViewCommit { schema, files: written, horizon, run, expected_version };
-        self.views.commit(commit).await.unwrap();
+        commit(&self.views, self.hub.directory(), horizon, files).await;
         let view = self.views.latest().await.unwrap().unwrap();
         let context = self.engine.runtime().task_context();
-        let snapshot = BatchSnapshot::load(view, directory, &context).await.unwrap();
+        let snapshot = BatchSnapshot::load(view, self.hub.directory(), &context).await.unwrap();
         self.hub.switch(Arc::new(snapshot));
     }
 
@@ -195,6 +178,26 @@ impl Site {
         drop(writer);
         String::from_utf8(csv).unwrap().trim_end().to_owned()
     }
+}
+
+/// Commits a batch view of Kafka partition 0, a file for each list of rows.
+pub(crate) async fn commit(views: &BatchViews, directory: &Directory, horizon: i64, files: &[Vec<Row>]) {
+    let schema = view_schema(directory);
+    let mut written = Vec::new();
+    for rows in files {
+        let mut writer = views.writer(&schema).unwrap();
+        writer.write(&view_rows(directory, &schema, rows)).unwrap();
+        written.extend(writer.finish().await.unwrap());
+    }
+    let run = RunRecord {
+        run_id: "r".to_owned(),
+        definitions: directory.plans().fingerprint().to_string(),
+        as_of: 1_000 * SECOND,
+        ..RunRecord::default()
+    };
+    let expected_version = views.latest_version().await.unwrap();
+    let horizon = BTreeMap::from([(0, horizon)]);
+    views.commit(ViewCommit { schema, files: written, horizon, run, expected_version }).await.unwrap();
 }
 
 fn view_schema(directory: &Directory) -> Arc<Schema> {

@@ -159,3 +159,6 @@ impl Serving {
         let _ = tokio::task::spawn_blocking(move || tail.join()).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -64,7 +64,7 @@ async fn main() -> Result<()> {
     let telemetry = SpeedTelemetry::default();
     let shared = Shared {
         log: log.clone(),
-        producer: Producer::new(&log, Duration::from_millis(5))?,
+        linger: Duration::from_millis(5),
         handle: tokio::runtime::Handle::current(),
         plans: Arc::new(MetricPlans::new(vec![], Arc::new(Registry::default()))?),
         acceptance: Acceptance::default(),

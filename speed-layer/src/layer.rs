@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use wye_domain::ErrorKind;
 use wye_domain::control::ControlRecord;
+use wye_log::producer::Producer;
 use wye_log::reader::Reader;
 use wye_log::topics::{CONTROL, READINGS};
 use wye_runtime::clock::now_micros;
@@ -107,9 +108,11 @@ fn own(
     kafka_partitions: &[i32],
     cancel: &CancellationToken,
 ) -> Result<(), SpeedError> {
+    // A producer of its own each time: one that has failed for good stays so.
+    let producer = Producer::new(&shared.log, shared.linger)?;
     let mut owners = Vec::with_capacity(kafka_partitions.len());
     for kafka_partition in kafka_partitions {
-        owners.push(Owner::take_over(shared.clone(), *kafka_partition, now_micros())?);
+        owners.push(Owner::take_over(shared.clone(), producer.clone(), *kafka_partition, now_micros())?);
         if cancel.is_cancelled() {
             return Ok(());
         }

@@ -44,8 +44,8 @@ const WINDOWS_PER_EPOCH: usize = 400_000;
 pub struct Shared {
     /// The log.
     pub log: Log,
-    /// Writes to it.
-    pub producer: Producer,
+    /// How long written records wait for company.
+    pub linger: Duration,
     /// Runs the writes.
     pub handle: Handle,
     /// What is computed.
@@ -63,6 +63,7 @@ pub struct Shared {
 /// See the module.
 pub struct Owner {
     shared: Shared,
+    producer: Producer,
     kafka_partition: i32,
     generation: i64,
     epoch: i64,
@@ -84,14 +85,14 @@ impl Owner {
     ///
     /// # Errors
     /// When the log cannot be read or written, or stored records do not decode.
-    pub fn take_over(shared: Shared, kafka_partition: i32, now: i64) -> Result<Self, SpeedError> {
-        let taken = take_over(
-            &shared.log,
-            &shared.producer,
-            &shared.handle,
-            kafka_partition,
-            shared.plans.fingerprint(),
-        )?;
+    pub fn take_over(
+        shared: Shared,
+        producer: Producer,
+        kafka_partition: i32,
+        now: i64,
+    ) -> Result<Self, SpeedError> {
+        let taken =
+            take_over(&shared.log, &producer, &shared.handle, kafka_partition, shared.plans.fingerprint())?;
         let window = DuplicateWindow::new(shared.duplicate_window, shared.duplicate_entries);
         let mut operator = Operator::new(Arc::clone(&shared.plans), window);
         let (position, epoch, reset) = match taken.recovery {
@@ -111,6 +112,7 @@ impl Owner {
         let assembler = Assembler::new(shared.acceptance);
         let mut owner = Self {
             shared,
+            producer,
             kafka_partition,
             generation: taken.generation,
             epoch,
@@ -430,13 +432,13 @@ impl Owner {
     fn send(&self, topic: &str, payload: &[u8]) -> Result<i64, SpeedError> {
         let message =
             Outgoing { topic, kafka_partition: self.kafka_partition, key: None, payload, headers: &[] };
-        Ok(self.shared.handle.block_on(self.shared.producer.send(message))?)
+        Ok(self.shared.handle.block_on(self.producer.send(message))?)
     }
 
     fn enqueue(&mut self, topic: &str, kafka_partition: i32, payload: &[u8]) -> Result<(), SpeedError> {
         let message = Outgoing { topic, kafka_partition, key: None, payload, headers: &[] };
         loop {
-            match self.shared.producer.enqueue(message) {
+            match self.producer.enqueue(message) {
                 Ok(delivery) => {
                     self.pending.push(delivery);
                     return Ok(());

@@ -62,6 +62,11 @@ impl Site {
         Ok(())
     }
 
+    /// The program under test.
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Where tests may put files of their own.
     pub fn directory(&self) -> &Path {
         self.directory.path()

@@ -209,7 +209,7 @@ proptest! {
                 prop_assert_eq!(captured.summary(group).last, summary.last);
             }
             for series in (0..3).map(SeriesId) {
-                let newest = expected.iter().filter(|(key, summary)| key.0 == series && summary.count > 0).next_back();
+                let newest = expected.iter().rfind(|(key, summary)| key.0 == series && summary.count > 0);
                 prop_assert_eq!(store.newest_window(series), newest.map(|(key, _)| key.1));
                 if let Some((key, summary)) = newest {
                     let found = store.newest_summary(series, key.1).unwrap();

@@ -55,7 +55,8 @@ async fn main() -> Result<(), LogError> {
 async fn through(log: &Log, options: &Options, message_bytes: usize) -> Result<(), LogError> {
     let topic = new_topic(log, options.kafka_partitions).await?;
     let count = options.megabytes * 1_000_000 / message_bytes;
-    let payload = text(message_bytes);
+    // Pieces of a long text, so that a batch compresses as different readings do.
+    let pool = text(message_bytes + 4_000_000);
     let producer = Producer::new(log, Duration::from_millis(5))?;
     let (started, processor) = (Instant::now(), processor_seconds());
     let mut flying: VecDeque<Delivery> = VecDeque::new();
@@ -66,7 +67,8 @@ async fn through(log: &Log, options: &Options, message_bytes: usize) -> Result<(
             delivery.await?;
         }
         let kafka_partition = number as i32 % options.kafka_partitions;
-        let message = Outgoing { topic, kafka_partition, key: None, payload: &payload, headers: &[] };
+        let payload = &pool[number * 101 % 4_000_000..][..message_bytes];
+        let message = Outgoing { topic, kafka_partition, key: None, payload, headers: &[] };
         loop {
             match producer.enqueue(message) {
                 Ok(delivery) => {

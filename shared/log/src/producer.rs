@@ -64,8 +64,8 @@ impl Producer {
             ("message.max.bytes", &message_max_bytes),
             ("batch.size", "1000000"),
             ("batch.num.messages", "100000"),
-            ("queue.buffering.max.messages", "1000000"),
-            // The bound of the memory that waits for the broker.
+            // The bounds of what waits for the broker, in messages and in bytes of messages.
+            ("queue.buffering.max.messages", "200000"),
             ("queue.buffering.max.kbytes", "65536"),
         ]);
         let inner = config

@@ -14,7 +14,7 @@ use wye_domain::summary::Summary;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
 use wye_log::embedded::{EmbeddedBroker, EmbeddedConfig};
-use wye_log::producer::{Outgoing, Producer};
+use wye_log::producer::Outgoing;
 use wye_log::reader::read_all;
 use wye_log::topics::{CONTROL, DEAD_LETTER, REALTIME_VIEWS};
 use wye_tables::plan::MetricPlans;
@@ -45,7 +45,7 @@ impl Site {
     fn shared(&self) -> Shared {
         Shared {
             log: self.log.clone(),
-            producer: Producer::new(&self.log, Duration::from_millis(1)).unwrap(),
+            linger: Duration::from_millis(1),
             handle: tokio::runtime::Handle::current(),
             plans: Arc::new(MetricPlans::new(vec![], Arc::new(Registry::default())).unwrap()),
             acceptance: Acceptance::default(),

@@ -3,4 +3,5 @@
 mod answers;
 mod crash;
 mod equivalence;
+mod mistakes;
 mod structure;

@@ -6,8 +6,10 @@ use arrow::array::{
     Array, ArrayRef, BooleanArray, Float64Array, Int32Array, RecordBatch, TimestampMicrosecondArray,
     new_null_array,
 };
+use arrow::buffer::Buffer;
 use arrow::compute::{cast, filter_record_batch};
-use arrow::ipc::reader::StreamReader;
+use arrow::error::ArrowError;
+use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::writer::StreamWriter;
 
 use super::{ARROW_PREFIX, Acceptance, LONGEST_NAME, Reason, Rejected};
@@ -38,13 +40,11 @@ pub(super) fn decode(
         let payload = [ARROW_PREFIX.as_slice(), stream].concat();
         rejected.push(Rejected { item_index: 0, reason: Reason::BadArrow, detail, payload });
     };
-    // A stream is taken only when it is readable to its end.
-    let batches: Result<Vec<RecordBatch>, _> =
-        StreamReader::try_new(stream, None).and_then(|reader| reader.collect::<Result<_, _>>());
+    let batches = read(stream);
     let batches = match batches {
         Ok(batches) => batches,
         Err(error) => {
-            whole(error.to_string());
+            whole(error);
             return Vec::new();
         }
     };
@@ -66,6 +66,31 @@ pub(super) fn decode(
         row_of_message += rows;
     }
     accepted
+}
+
+/// Reads a stream to its end; one that breaks off is not taken at all.
+///
+/// The decoder waits for bytes that a damaged stream announces instead of making room for them. It panics on some
+/// damaged schemas; for us that is one more way to refuse.
+fn read(stream: &[u8]) -> Result<Vec<RecordBatch>, String> {
+    let decode = || -> Result<Vec<RecordBatch>, ArrowError> {
+        let mut bytes = Buffer::from(stream);
+        let mut decoder = StreamDecoder::new();
+        let mut batches = Vec::new();
+        while !bytes.is_empty() {
+            match decoder.decode(&mut bytes)? {
+                Some(batch) => batches.push(batch),
+                None => break,
+            }
+        }
+        decoder.finish()?;
+        Ok(batches)
+    };
+    match std::panic::catch_unwind(decode) {
+        Ok(Ok(batches)) => Ok(batches),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the stream is damaged".to_owned()),
+    }
 }
 
 /// Brings a batch into the schema of readings: casts what is castable, fills absent optional columns with null.

@@ -30,9 +30,9 @@ use kafka_protocol::messages::produce_response::{PartitionProduceResponse, Topic
 use kafka_protocol::messages::{
     ApiKey, ApiVersionsResponse, BrokerId, CreateTopicsRequest, CreateTopicsResponse, DeleteRecordsRequest,
     DeleteRecordsResponse, DeleteTopicsRequest, DeleteTopicsResponse, DescribeClusterResponse,
-    DescribeConfigsRequest, DescribeConfigsResponse, FindCoordinatorResponse, InitProducerIdRequest,
-    InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest, MetadataResponse,
-    ProduceRequest, ProduceResponse, ProducerId, RequestKind, ResponseKind, TopicName,
+    DescribeConfigsRequest, DescribeConfigsResponse, FindCoordinatorRequest, FindCoordinatorResponse,
+    InitProducerIdRequest, InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse, MetadataRequest,
+    MetadataResponse, ProduceRequest, ProduceResponse, ProducerId, RequestKind, ResponseKind, TopicName,
 };
 use kafka_protocol::protocol::StrBytes;
 use tracing::error;
@@ -80,7 +80,7 @@ pub(super) async fn answer(server: &Server, request: RequestKind) -> io::Result<
     let response = match request {
         RequestKind::Fetch(request) => ResponseKind::Fetch(fetch::fetch(&server.catalog, request).await?),
         RequestKind::ApiVersions(_) => ResponseKind::ApiVersions(api_versions()),
-        RequestKind::FindCoordinator(_) => ResponseKind::FindCoordinator(find_coordinator()),
+        RequestKind::FindCoordinator(request) => ResponseKind::FindCoordinator(find_coordinator(&request)),
         RequestKind::DescribeCluster(_) => ResponseKind::DescribeCluster(describe_cluster(server)),
         RequestKind::Metadata(request) => ResponseKind::Metadata(metadata(server, &request)),
         RequestKind::DescribeConfigs(request) => {
@@ -128,12 +128,19 @@ fn api_versions() -> ApiVersionsResponse {
     ApiVersionsResponse::default().with_api_keys(apis.collect())
 }
 
-/// There are no groups here. librdkafka takes the presence of this request as the sign that lz4 is understood, and a
-/// client that only assigns partitions asks on in the background, in silence.
-fn find_coordinator() -> FindCoordinatorResponse {
+/// There are neither groups nor transactions here. librdkafka takes the presence of this request as the sign that lz4
+/// is understood, and cannot assign partitions without naming a group: it asks on in the background, in silence. Who
+/// wants transactions is told at once.
+fn find_coordinator(request: &FindCoordinatorRequest) -> FindCoordinatorResponse {
+    const TRANSACTION: i8 = 1;
+    let (error, reason) = if request.key_type == TRANSACTION {
+        (ResponseError::TransactionalIdAuthorizationFailed, "the embedded broker has no transactions")
+    } else {
+        (ResponseError::CoordinatorNotAvailable, "the embedded broker has no consumer groups")
+    };
     FindCoordinatorResponse::default()
-        .with_error_code(ResponseError::CoordinatorNotAvailable.code())
-        .with_error_message(Some(StrBytes::from_static_str("the embedded broker has no consumer groups")))
+        .with_error_code(error.code())
+        .with_error_message(Some(StrBytes::from_static_str(reason)))
         .with_node_id(BrokerId(-1))
 }
 
