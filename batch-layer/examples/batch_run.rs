@@ -1,6 +1,6 @@
-//! How long a batch run takes: `batch_run [READINGS]` over made-up hourly readings of 10 devices with 11 metrics, so that
-//! every reading has a window of its own; or `batch_run --tables DIR` over the tables of a stopped `wye up` (a copy
-//! of the directory is left as it is; the views in it are replaced). Wants no Kafka: it commits to tables only.
+//! How long a batch run takes: `batch_run [READINGS [DIR]]` over made-up hourly readings of 10 devices with 11 metrics, so
+//! that every reading has a window of its own. DIR holds the tables, such as those of a stopped `wye up`; readings
+//! that are there are taken as they are, and the views are replaced. Wants no Kafka: it commits to tables only.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,10 +33,7 @@ const APPEND: i64 = 1_000_000;
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let scratch = tempfile::tempdir()?;
-    let root = match arguments.as_slice() {
-        [flag, folder] if flag == "--tables" => TableRoot::directory(Path::new(folder))?,
-        _ => TableRoot::directory(scratch.path())?,
-    };
+    let root = TableRoot::directory(arguments.get(1).map_or(scratch.path(), Path::new))?;
     let readings = Readings::open(&root).await?;
     if readings.snapshot().await?.readings() == 0 {
         let wanted = arguments.first().map_or(Ok(3_800_000), |text| text.parse())?;

@@ -1,5 +1,7 @@
 //! How fast files become readings: `csv_throughput MAPPING FILES...`, or the Beijing set where none are named.
 
+#![expect(clippy::print_stdout, reason = "a benchmark reports on its terminal")]
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 

@@ -29,7 +29,11 @@ const TRY_AGAIN: u8 = 75;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let serves = matches!(cli.command, Command::Up(_) | Command::Demo(_));
-    wye_runtime::telemetry::start_logging(if serves { "warn,wye=info" } else { "warn" });
+    wye_runtime::telemetry::start_logging(if serves {
+        "warn,wye=info,buoyant_kernel=off"
+    } else {
+        "warn,buoyant_kernel=off"
+    });
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

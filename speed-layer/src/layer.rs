@@ -158,7 +158,7 @@ fn own(
             }
             for owner in &mut owners {
                 owner.process()?;
-                if owner.is_full() || (epoch_is_due && owner.has_readings()) {
+                if owner.may_start_epoch() && (epoch_is_due || owner.is_full()) {
                     owner.start_epoch(now_micros())?;
                 } else {
                     owner.flush()?;

@@ -71,6 +71,8 @@ pub struct Owner {
     position: i64,
     /// The position of the last flush.
     flushed: i64,
+    /// What the rows of an incomplete flush of the last owner reach to.
+    rows_through: i64,
     operator: Operator,
     assembler: Assembler,
     control: ControlView,
@@ -118,6 +120,7 @@ impl Owner {
             epoch,
             position,
             flushed: position,
+            rows_through: taken.rows_through,
             operator,
             assembler,
             control: taken.control,
@@ -321,9 +324,9 @@ impl Owner {
         self.operator.windows() >= WINDOWS_PER_EPOCH
     }
 
-    /// Whether the open epoch has readings.
-    pub fn has_readings(&self) -> bool {
-        self.position > self.epoch
+    /// Whether an epoch may start at the position: the open one has readings, and its rows hold none beyond it.
+    pub fn may_start_epoch(&self) -> bool {
+        self.position > self.epoch && self.position >= self.rows_through
     }
 
     /// Ends the open epoch at the position, and starts and announces the next. `now` in µs.

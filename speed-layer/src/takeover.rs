@@ -44,6 +44,9 @@ pub struct TakenOver {
     pub control: ControlView,
     /// The rows of the open epoch; none for a rebuild.
     pub rows: Vec<StoredRow>,
+    /// The readings offset that these rows reach to, past the position after an incomplete flush. No epoch may start
+    /// before it: the rows of the open one hold the readings up to there.
+    pub rows_through: i64,
     /// The first record of each epoch in the realtime-views topic.
     pub first_record: BTreeMap<i64, i64>,
 }
@@ -169,11 +172,18 @@ pub fn decide(
         control.starts.entry(*epoch).or_insert(here);
     }
     let same_definitions = state.definitions == Some(definitions);
+    let rows_through = state.rows.values().map(|(_, through)| *through).max().unwrap_or(0);
     let recovery = resolve(
         &control,
-        Found { checkpoint: state.checkpoint, open_epoch: state.epoch, same_definitions, log_start },
+        Found {
+            checkpoint: state.checkpoint,
+            open_epoch: state.epoch,
+            rows_through,
+            same_definitions,
+            log_start,
+        },
     );
-    let rows = match recovery {
+    let rows: Vec<StoredRow> = match recovery {
         Recovery::Resume { epoch, .. } if state.epoch == Some(epoch) => state
             .rows
             .into_iter()
@@ -186,7 +196,8 @@ pub fn decide(
             .collect(),
         _ => Vec::new(),
     };
-    TakenOver { generation, recovery, control, rows, first_record: state.first_record }
+    let rows_through = if rows.is_empty() { 0 } else { rows_through };
+    TakenOver { generation, recovery, control, rows, rows_through, first_record: state.first_record }
 }
 
 /// Reads a topic from its start until the record at `last`, which this process has just written, was seen.
@@ -245,7 +256,7 @@ mod tests {
     fn an_incomplete_flush_is_taken_over_row_by_row() {
         let taken = taken(&[begin(1, 0, true), rows(1, 0, 10, true, 3), rows(1, 0, 20, false, 5)]);
         assert_eq!(taken.recovery, Recovery::Resume { position: 10, epoch: 0 });
-        assert_eq!((taken.rows[0].through, taken.rows[0].summary.count), (20, 5));
+        assert_eq!((taken.rows[0].through, taken.rows_through, taken.rows[0].summary.count), (20, 20, 5));
     }
 
     #[test]

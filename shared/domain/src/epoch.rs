@@ -66,6 +66,8 @@ pub struct Found {
     pub checkpoint: Option<i64>,
     /// The epoch that its rows belong to.
     pub open_epoch: Option<i64>,
+    /// The readings offset that the rows of an incomplete flush reach to; no epoch may end before it.
+    pub rows_through: i64,
     /// Whether these rows were computed with the definitions in force now.
     pub same_definitions: bool,
     /// The oldest readings offset that is still in the log.
@@ -81,8 +83,12 @@ pub fn resolve(control: &ControlView, found: Found) -> Recovery {
         return Recovery::Rebuild { from: floor };
     };
     match control.epoch_of(position) {
-        // Where somebody else announced a start inside the open epoch, its rows are of no use: they straddle it.
-        Some(epoch) if epoch >= floor && (epoch == position || found.open_epoch == Some(epoch)) => {
+        // Where somebody else announced a start inside of what the rows hold, they are of no use: they straddle it.
+        Some(epoch)
+            if epoch >= floor
+                && (epoch == position || found.open_epoch == Some(epoch))
+                && control.next_start_after(position).is_none_or(|start| start >= found.rows_through) =>
+        {
             Recovery::Resume { position, epoch }
         }
         _ => Recovery::Rebuild { from: floor },
@@ -154,15 +160,31 @@ mod tests {
 
     #[test]
     fn owners_go_on_at_their_checkpoint_or_rebuild() {
-        let found =
-            Found { checkpoint: Some(150), open_epoch: Some(100), same_definitions: true, log_start: 0 };
+        let found = Found {
+            checkpoint: Some(150),
+            open_epoch: Some(100),
+            rows_through: 160,
+            same_definitions: true,
+            log_start: 0,
+        };
         assert_eq!(resolve(&view(&[0, 100], None), found), Recovery::Resume { position: 150, epoch: 100 });
         assert_eq!(resolve(&view(&[0, 100], Some(200)), found), Recovery::Rebuild { from: 200 });
         assert_eq!(resolve(&view(&[0, 100], Some(120)), found), Recovery::Rebuild { from: 120 });
         let changed = Found { same_definitions: false, ..found };
         assert_eq!(resolve(&view(&[0, 100], Some(100)), changed), Recovery::Rebuild { from: 100 });
-        let fresh = Found { checkpoint: None, open_epoch: None, same_definitions: true, log_start: 30 };
+        let fresh = Found {
+            checkpoint: None,
+            open_epoch: None,
+            rows_through: 0,
+            same_definitions: true,
+            log_start: 30,
+        };
         assert_eq!(resolve(&view(&[0, 100, 130], None), found), Recovery::Rebuild { from: 0 });
+        assert_eq!(resolve(&view(&[0, 100, 155], None), found), Recovery::Rebuild { from: 0 });
+        assert_eq!(
+            resolve(&view(&[0, 100, 160], None), found),
+            Recovery::Resume { position: 150, epoch: 100 }
+        );
         assert_eq!(resolve(&ControlView::default(), fresh), Recovery::Rebuild { from: 30 });
     }
 

@@ -146,9 +146,6 @@ async fn scan(readings: &Readings, columns: &[&str], horizon: Option<i64>) -> Re
     let horizon = horizon.map(|offset| BTreeMap::from([(0, offset)]));
     let scan = SortedScan { horizon: horizon.as_ref(), columns, plan_partitions: 2, batch_size: None };
     let plan = readings.snapshot().await?.sorted_scan(&scan)?;
-    if std::env::var_os("PLAN").is_some() {
-        println!("{}", datafusion::physical_plan::displayable(plan.as_ref()).indent(true));
-    }
     let context = SessionContext::new().task_ctx();
     let mut tasks = tokio::task::JoinSet::new();
     for mut part in execute_stream_partitioned(plan, context)? {
@@ -202,14 +199,21 @@ async fn write_view(root: &TableRoot, rows: u64) -> Result<(), Error> {
     let run = RunRecord { windows: rows, ..RunRecord::default() };
     let horizon = BTreeMap::from([(0, 1)]);
     let commit = ViewCommit { schema, files, horizon, run, expected_version: None };
+    let written = clock.elapsed().as_secs_f64();
     views.commit(commit).await?;
     let seconds = clock.elapsed().as_secs_f64();
     let view = views.latest().await?.ok_or("no view after a commit")?;
     println!(
-        "  view of {} rows in {count} files: {seconds:.2} s, {:.1} bytes a row",
+        "  view of {} rows in {count} files: {seconds:.2} s, of which the commit {:.3} s, {:.1} bytes a row",
         view.rows(),
+        seconds - written,
         view.bytes() as f64 / view.rows() as f64
     );
+    let clock = Instant::now();
+    for _ in 0..100 {
+        views.latest_version().await?;
+    }
+    println!("  asking for the newest version: {:.2} ms", clock.elapsed().as_secs_f64() * 10.0);
     let clock = Instant::now();
     let session = SessionContext::new();
     session.register_table("batch_views", view.provider().await?)?;

@@ -286,9 +286,14 @@ impl DeltaLog {
         Ok(adds)
     }
 
-    /// Removes stored files that will not be committed. Failing does no harm: cleaning finds them later.
+    /// Removes stored files whose commit was lost. Failing does no harm: cleaning finds them later.
+    ///
+    /// A store may refuse the repetition of a put whose first answer got lost, so that a commit looks lost though it
+    /// stands; what the log names is therefore left alone.
     pub(crate) async fn discard(&self, adds: &[Add]) {
-        for add in adds {
+        let Ok(Some(newest)) = self.newest().await else { return };
+        let is_named = |add: &Add| newest.files.iter().any(|file| file.add.path == add.path);
+        for add in adds.iter().filter(|add| !is_named(add)) {
             let location = object_store::path::Path::from(add.path.as_str());
             if let Err(error) = self.store().delete(&location).await {
                 warn!(table = %self.shared.table, file = %add.path, %error, "cannot remove a file that lost its commit");

@@ -128,11 +128,15 @@ impl TableRoot {
             .map_err(|error| TablesError::Location { location: url.to_string(), reason: error.to_string() })
     }
 
-    /// The log store of a table.
+    /// The log store of a table. Makes the table's directory, because delta-rs takes an absent one for an error and
+    /// an empty one for a table that does not exist yet.
     pub(crate) fn log_store(&self, table: TableName) -> Result<LogStoreRef, TablesError> {
         let url = self.table_url(table);
-        logstore_for(&url, StorageConfig::default())
-            .map_err(|error| TablesError::Location { location: url.to_string(), reason: error.to_string() })
+        let refuse = |reason: String| TablesError::Location { location: url.to_string(), reason };
+        if let Some(directory) = self.local_directory(table) {
+            std::fs::create_dir_all(directory).map_err(|error| refuse(error.to_string()))?;
+        }
+        logstore_for(&url, StorageConfig::default()).map_err(|error| refuse(error.to_string()))
     }
 
     /// The directory of a table, where the tables are local.

@@ -91,6 +91,7 @@ struct Owner {
     generation: i64,
     epoch: i64,
     position: i64,
+    rows_through: i64,
     operator: Operator,
     starts: ControlView,
 }
@@ -122,6 +123,7 @@ impl World {
                 generation: -1,
                 epoch: 0,
                 position: 0,
+                rows_through: 0,
                 operator: empty,
                 starts: ControlView::default(),
             };
@@ -454,7 +456,14 @@ impl Partition {
         for placed in assembler.take() {
             operator.remember(&placed).expect("decoded batches are readings");
         }
-        let owner = Owner { generation, epoch, position, operator, starts: taken.control };
+        let owner = Owner {
+            generation,
+            epoch,
+            position,
+            rows_through: taken.rows_through,
+            operator,
+            starts: taken.control,
+        };
         let old = std::mem::replace(&mut self.owner, owner);
         self.zombie = (old.generation >= 0).then_some(old);
         self.begin(reset);
@@ -504,7 +513,7 @@ impl Partition {
 
     fn start_epoch(&mut self) {
         self.flush(true);
-        if self.owner.position > self.owner.epoch {
+        if self.owner.position > self.owner.epoch && self.owner.position >= self.owner.rows_through {
             self.owner.epoch = self.owner.position;
             self.owner.operator.start_epoch();
             self.begin(false);
