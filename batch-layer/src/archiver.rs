@@ -1,6 +1,6 @@
 //! The archiver: brings everything in the log into the tables, exactly once, in offset order.
 //!
-//! An [`intake`] thread reads and decodes; meanwhile what it read before is appended, rows and offsets in one commit
+//! An `intake` thread reads and decodes; meanwhile what it read before is appended, rows and offsets in one commit
 //! for all Kafka partitions. Where it goes on after any failure is what the table says, so nothing here is state that
 //! could be lost. Two archivers at once do no harm: the second loses the race, looks again and goes on.
 //!

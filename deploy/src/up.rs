@@ -127,7 +127,10 @@ pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<
         Ingest::start(&log, setup.acceptance, setup.config.ingest.linger, speed_telemetry.clone()).await?;
     let speed = start_speed(&setup, &log, speed_telemetry, &layers_stop)?;
 
-    let router = serving.router().merge(ingest::http::router(ingest, setup.config.ingest.max_body));
+    let router = serving
+        .router()
+        .merge(ingest::http::router(ingest, setup.config.ingest.max_body))
+        .fallback(wye_serving::http::error::not_found);
     let http_stop = CancellationToken::new();
     let mut http = JoinSet::new();
     let stop = http_stop.clone();

@@ -93,7 +93,8 @@ fn own_until_cancelled(
                 } else {
                     error!(%error, "taking the kafka partitions over anew");
                 }
-                let woken = shared.handle.block_on(tokio::time::timeout(REST, cancel.cancelled()));
+                let woken =
+                    shared.handle.block_on(async { tokio::time::timeout(REST, cancel.cancelled()).await });
                 if woken.is_ok() {
                     return;
                 }

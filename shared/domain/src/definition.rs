@@ -166,10 +166,12 @@ pub struct Definition {
     pub aggregates: Vec<Aggregate>,
 }
 
-const RESERVED: [&str; 22] = [
+/// The columns that answers and stored views have beside the dimensions.
+const RESERVED: [&str; 39] = [
     "metric_key",
     "metric",
     "definition",
+    "series",
     "window_start",
     "window_end",
     "count",
@@ -180,14 +182,30 @@ const RESERVED: [&str; 22] = [
     "stddev",
     "first",
     "last",
+    "first_time",
+    "last_time",
     "p50",
     "p95",
     "p99",
+    "distinct_devices",
+    "invalid",
+    "conflicts",
+    "sum_high",
+    "sum_low",
+    "m2",
+    "quantiles",
+    "distinct",
     "source",
     "state",
+    "expected",
+    "expected_source",
+    "completeness",
+    "validity",
+    "precision",
     "confidence_score",
     "value",
     "current_value",
+    "data_points",
     "last_updated",
 ];
 
