@@ -23,6 +23,7 @@ use wye_runtime::telemetry::KafkaPartitionLabel;
 use crate::archiver::destination::{Destination, LettersTable, ReadingsTable};
 use crate::archiver::intake::{Filled, Intake, Start};
 use crate::error::BatchError;
+use crate::error::chain;
 use crate::run::BatchParts;
 use crate::telemetry::BatchTelemetry;
 
@@ -199,9 +200,9 @@ impl<D: Destination> Topic<D> {
                 return true;
             }
             ErrorKind::Unavailable => {
-                warn!(topic = D::TOPIC, %error, "the archiver is held up; trying again");
+                warn!(topic = D::TOPIC, error = chain(&error), "the archiver is held up; trying again");
             }
-            _ => error!(topic = D::TOPIC, %error, "the archiver is held up; trying again"),
+            _ => error!(topic = D::TOPIC, error = chain(&error), "the archiver is held up; trying again"),
         }
         false
     }

@@ -11,6 +11,7 @@ use tracing::{error, warn};
 use wye_domain::ErrorKind;
 
 use crate::error::BatchError;
+use crate::error::chain;
 use crate::run::{BatchRunner, RunOptions, RunReport};
 
 /// At most this often old views are looked for.
@@ -78,12 +79,15 @@ impl Schedule {
     async fn run_forever(&mut self) {
         // A run that was killed between its commit and its announcement is announced now.
         if let Err(error) = self.runner.announce_latest().await {
-            warn!(%error, "cannot announce the horizon of the batch view; the next batch run will");
+            warn!(
+                error = chain(&error),
+                "cannot announce the horizon of the batch view; the next batch run will"
+            );
         }
         match self.runner.has_other_definitions().await {
             Ok(true) => self.run_scheduled().await,
             Ok(false) => {}
-            Err(error) => warn!(%error, "cannot look at the batch view"),
+            Err(error) => warn!(error = chain(&error), "cannot look at the batch view"),
         }
         let is_timed = !self.rhythm.interval.is_zero();
         let period = if is_timed { self.rhythm.interval } else { Duration::from_secs(3600) };
@@ -113,9 +117,9 @@ impl Schedule {
         match self.runner.run(RunOptions::default()).await {
             Ok(_) => self.clean().await,
             Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unavailable) => {
-                warn!(%error, "batch run failed; the next one tries again");
+                warn!(error = chain(&error), "batch run failed; the next one tries again");
             }
-            Err(error) => error!(%error, "batch run failed; the last batch view stays"),
+            Err(error) => error!(error = chain(&error), "batch run failed; the last batch view stays"),
         }
     }
 
@@ -125,7 +129,7 @@ impl Schedule {
         }
         self.cleaned = Some(Instant::now());
         if let Err(error) = self.runner.clean(self.rhythm.keep_versions).await {
-            warn!(%error, "cannot remove old batch views; trying again later");
+            warn!(error = chain(&error), "cannot remove old batch views; trying again later");
         }
     }
 }

@@ -11,6 +11,7 @@ use wye_tables::CompactionPolicy;
 use wye_tables::readings::Readings;
 
 use crate::compute::Compute;
+use crate::error::chain;
 use crate::telemetry::BatchTelemetry;
 
 /// Appends between two looks for small files.
@@ -78,7 +79,7 @@ async fn compact(table: &Readings, telemetry: &BatchTelemetry) {
         }
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::Conflict => debug!(%error, "another compaction was first"),
-        Err(error) => warn!(%error, "cannot merge small files; trying again later"),
+        Err(error) => warn!(error = chain(&error), "cannot merge small files; trying again later"),
     }
 }
 
@@ -88,6 +89,6 @@ async fn clean(table: &Readings) {
             info!(files = cleaned.files, bytes = cleaned.bytes, "merged files removed");
         }
         Ok(_) => {}
-        Err(error) => warn!(%error, "cannot remove merged files; trying again later"),
+        Err(error) => warn!(error = chain(&error), "cannot remove merged files; trying again later"),
     }
 }
