@@ -35,15 +35,6 @@ pub enum BatchError {
     /// Another batch run committed while this one computed.
     #[error("another batch run was first; its views stand, and nothing is lost")]
     AnotherRunFirst(#[source] Box<TablesError>),
-    /// A dimension has the name of a column that the views have anyway.
-    #[error(
-        "a definition groups by {column:?}, which is the name of another column of the batch views; \
-         write \"{column} AS another_name\" in `by`"
-    )]
-    Column {
-        /// Its name.
-        column: String,
-    },
     /// The layer is stopping.
     #[error("the batch layer is stopping")]
     Stopping,
@@ -56,7 +47,7 @@ impl BatchError {
             Self::Log { source, .. } => source.kind(),
             Self::Tables { source, .. } => source.kind(),
             Self::AnotherRunFirst(_) => ErrorKind::Conflict,
-            Self::Compute(_) | Self::Column { .. } => ErrorKind::Invalid,
+            Self::Compute(_) => ErrorKind::Invalid,
             Self::Threads(_) | Self::Stopping => ErrorKind::Unavailable,
         }
     }

@@ -142,7 +142,7 @@ async fn a_commit_that_was_not_announced_is_announced_at_the_start() {
     let site = Site::start(2).await;
     let runner = Arc::new(runner(&site).await);
     let plans = MetricPlans::new(vec![], Arc::default()).unwrap();
-    let schema = crate::view_rows::schema(&plans).unwrap();
+    let schema = crate::view_rows::schema(&plans);
     let run = RunRecord { definitions: plans.fingerprint().to_string(), ..RunRecord::default() };
     let horizon = [(0, 4), (1, 6)].into();
     let commit = ViewCommit { schema, files: vec![], horizon, run, expected_version: None };

@@ -159,7 +159,10 @@ impl MetricPlan {
             Ok(evaluated) => Ok(evaluated),
             Err(_) if rows > 1 => {
                 let (head, tail) = (batch.slice(0, rows / 2), batch.slice(rows / 2, rows - rows / 2));
-                Evaluated::concat(&self.evaluate_or_split(&head)?, &self.evaluate_or_split(&tail)?)
+                Evaluated::concat(
+                    &self.evaluate_or_split(&compact(&head)?)?,
+                    &self.evaluate_or_split(&compact(&tail)?)?,
+                )
             }
             Err(_) => Ok(Evaluated {
                 keep: Some(BooleanArray::from(vec![false; rows])),
@@ -239,6 +242,18 @@ impl MetricPlan {
         }
         ids
     }
+}
+
+/// The batch with no words in its dictionaries but those of its rows: an expression is evaluated on all words.
+fn compact(batch: &RecordBatch) -> Result<RecordBatch, DataFusionError> {
+    let columns = batch.columns().iter().map(|column| {
+        if column.data_type() == &text_type() {
+            cast(&cast(column, &DataType::Utf8)?, &text_type())
+        } else {
+            Ok(Arc::clone(column))
+        }
+    });
+    Ok(RecordBatch::try_new(batch.schema(), columns.collect::<Result<_, _>>()?)?)
 }
 
 /// The expressions of a definition on a batch.
