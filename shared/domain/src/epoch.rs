@@ -196,6 +196,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_024))]
+
         /// HOR-1 and that a horizon never goes back.
         #[test]
         fn horizons_are_starts_and_never_go_back(

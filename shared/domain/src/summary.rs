@@ -221,6 +221,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1_024))]
+
         /// AGG-1, for random splits into up to five parts merged in a random order.
         #[test]
         fn merging_parts_equals_the_whole(
