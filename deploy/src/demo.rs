@@ -18,7 +18,7 @@ use wye_domain::wire;
 
 use crate::cli::{Demo, Up};
 use crate::client::{Client, body_of};
-use crate::terminal::grouped;
+use crate::terminal::{grouped, program};
 use crate::up;
 
 /// How often readings are sent.
@@ -123,7 +123,7 @@ fn print_welcome(running: &up::Running, simulations: &[Simulation]) {
         "{devices} simulated devices report every second, some twice, some late. Try, in another terminal:"
     );
     println!();
-    let data_dir = running.data_dir.display();
+    let (data_dir, wye) = (running.data_dir.display(), program());
     let base = format!("http://{}", running.address);
     for command in [
         format!("curl {base}/v1/metrics/line_temperature/current"),
@@ -134,7 +134,7 @@ fn print_welcome(running: &up::Running, simulations: &[Simulation]) {
         format!(
             "wye sql --data-dir {data_dir} \"SELECT metric_key, current_value, confidence_score, source FROM unified_metrics LIMIT 10\""
         ),
-        format!("wye batch run --data-dir {data_dir}"),
+        format!("{wye} batch run --data-dir {data_dir}"),
     ] {
         println!("  {command}");
     }
@@ -207,6 +207,9 @@ async fn compare(client: &Client, simulations: &[Simulation]) -> Result<String> 
                 readings += summary.count;
                 if same { agree += 1 } else { differ.push((key, summary.count, found)) }
             }
+        }
+        if differ.is_empty() && agree == 0 {
+            return Ok("truth: no whole minute to compare yet".to_owned());
         }
         if differ.is_empty() {
             return Ok(format!(

@@ -28,7 +28,7 @@ const TRY_AGAIN: u8 = 75;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let serves = matches!(cli.command, Command::Up(_) | Command::Demo(_));
+    let serves = matches!(cli.command, Command::Up(_));
     wye_runtime::telemetry::start_logging(if serves {
         "warn,wye=info,buoyant_kernel=off"
     } else {

@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+/// The program as it was called, for commands that people copy.
+pub(crate) fn program() -> String {
+    std::env::args().next().unwrap_or_else(|| "wye".to_owned())
+}
+
 /// Groups the digits of a number by thousands.
 pub(crate) fn grouped(number: u64) -> String {
     let digits = number.to_string();

@@ -35,6 +35,7 @@ use wye_tables::store::TableRoot;
 
 use crate::cli::Up;
 use crate::client::ADDRESS_FILE;
+use crate::terminal::program;
 
 /// How long requests under way may take once the end was asked for.
 const HTTP_PATIENCE: Duration = Duration::from_secs(10);
@@ -81,7 +82,7 @@ pub(crate) async fn run(arguments: &Up) -> Result<()> {
         running.address,
         chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
     );
-    println!("  wye sql --data-dir {data_dir} \"SELECT * FROM unified_metrics\"");
+    println!("  {} sql --data-dir {data_dir} \"SELECT * FROM unified_metrics\"", program());
     println!();
     cancel.cancelled().await;
     running.stop().await
