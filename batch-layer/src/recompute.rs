@@ -98,7 +98,7 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
     let as_of = AsOf { time, lateness: Arc::new(tally.lateness.clone()) };
     let mut parts = Vec::with_capacity(folded.len());
     for folded in folded {
-        parts.push(Part::new(&task, folded, &as_of)?);
+        parts.push(Part::new(&task, folded, &as_of));
     }
     let windows = parts.iter().map(|part| part.order.len() as u64).sum();
     let series = parts.iter().map(Part::series).sum();
@@ -171,10 +171,10 @@ struct Part {
 }
 
 impl Part {
-    fn new(task: &Recomputation, folded: Folded, as_of: &AsOf) -> Result<Self, BatchError> {
-        let maker = RowMaker::new(&task.plans, &task.expectations, &folded.series, as_of)?;
+    fn new(task: &Recomputation, folded: Folded, as_of: &AsOf) -> Self {
+        let maker = RowMaker::new(&task.plans, &task.expectations, &folded.series, as_of);
         let order = folded.order(&maker.stored());
-        Ok(Self { folded, order, maker })
+        Self { folded, order, maker }
     }
 
     /// How many series have rows here.

@@ -33,8 +33,6 @@ use wye_domain::summary_columns::{SummaryColumnsBuilder, schema_fields};
 use wye_domain::window_table::Entry;
 use wye_tables::plan::{Expectations, MetricPlans};
 
-use crate::error::BatchError;
-
 /// The columns of the views of a set of definitions. No dimension has the name of another column: definitions are
 /// checked for that.
 pub fn schema(plans: &MetricPlans) -> SchemaRef {
@@ -93,12 +91,7 @@ pub struct AsOf {
 
 impl RowMaker {
     /// For the series of one table of windows.
-    pub fn new(
-        plans: &MetricPlans,
-        expectations: &Expectations,
-        series: &SeriesTable,
-        as_of: &AsOf,
-    ) -> Result<Self, BatchError> {
+    pub fn new(plans: &MetricPlans, expectations: &Expectations, series: &SeriesTable, as_of: &AsOf) -> Self {
         let schema = schema(plans);
         let names = plans.dimension_names();
         let facts = series.keys().iter().map(|key| {
@@ -120,7 +113,7 @@ impl RowMaker {
         });
         let facts = facts.collect();
         let lateness = Arc::clone(&as_of.lateness);
-        Ok(Self { schema, dimensions: names.len(), facts, as_of: as_of.time, lateness })
+        Self { schema, dimensions: names.len(), facts, as_of: as_of.time, lateness }
     }
 
     /// The stored forms of the series, by id.

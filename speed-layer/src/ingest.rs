@@ -17,6 +17,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use base64::Engine;
 use tokio::sync::Mutex;
+use tracing::warn;
 use wye_domain::dead_letter::DeadLetter;
 use wye_domain::wire::{Acceptance, Rejected};
 use wye_log::LogError;
@@ -140,8 +141,8 @@ impl Ingest {
         };
         let parts = route::parts(&parsed.batches, self.kafka_partitions);
         if let Err(error) = self.write(&parts, Some(key), &landed).await {
-            // Whether the missing parts are in the log is only known by looking.
-            self.ledger.doubt(key).await;
+            // Whether the missing parts are in the log is only known by looking, which the next try does.
+            warn!(key, "the log did not acknowledge all of a load; sending it again will go on where it was");
             return Err(error.into());
         }
         self.write_dead_letters(&parsed.rejected, now).await?;

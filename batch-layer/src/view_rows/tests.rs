@@ -43,7 +43,7 @@ fn rows(devices: &[(&str, u64)], as_of: i64) -> RecordBatch {
     let mut lateness = LatenessHistogram::default();
     lateness.add(SECOND);
     let as_of = AsOf { time: as_of, lateness: Arc::new(lateness) };
-    let maker = RowMaker::new(&plans, &expectations, &series, &as_of).unwrap();
+    let maker = RowMaker::new(&plans, &expectations, &series, &as_of);
     let rows = maker.rows(windows.entries().iter());
     assert_eq!(rows.schema(), schema(&plans));
     rows

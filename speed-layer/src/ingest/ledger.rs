@@ -144,11 +144,6 @@ impl Ledger {
         Ok(())
     }
 
-    /// Notes that it is unknown which parts of a begun key the log has: the next try looks. It does so anyway.
-    pub async fn doubt(&self, key: &str) {
-        warn!(key, "the log did not acknowledge all of a load; sending it again will go on where it was");
-    }
-
     /// Notes that all of a key is in the log.
     ///
     /// # Errors
