@@ -24,11 +24,11 @@ check: ## the part of the tests that runs no program: format, spelling, dependen
 	scripts/gate.sh check
 
 bench: ## measure this machine: memory, load, batch run, requests, freshness, speed layer
-	scripts/install-deps.sh run
+	scripts/install-deps.sh test
 	cargo build --locked --release --workspace --bins --examples
 	$(CARGO_TARGET_DIR)/release/examples/bench
-	$(CARGO_TARGET_DIR)/release/examples/throughput arrow 20000000
-	$(CARGO_TARGET_DIR)/release/examples/throughput json 5000000
+	$(CARGO_TARGET_DIR)/release/examples/throughput arrow 20000000 5
+	$(CARGO_TARGET_DIR)/release/examples/throughput json 5000000 5
 
 fmt: ## format the code
 	cargo fmt --all

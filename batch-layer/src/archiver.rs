@@ -43,6 +43,8 @@ pub struct ArchiveSettings {
     pub interval: Duration,
     /// Or as soon as there are so many rows.
     pub max_rows: usize,
+    /// How long archived dead letters stay in their topic.
+    pub keep_dead_letters: Duration,
 }
 
 /// See the module.
@@ -60,7 +62,7 @@ impl Archiver {
     /// When a table cannot be opened.
     pub async fn open(parts: BatchParts, settings: ArchiveSettings) -> Result<Self, BatchError> {
         let readings = ReadingsTable::open(&parts, settings.acceptance).await?;
-        let letters = LettersTable::open(&parts).await?;
+        let letters = LettersTable::open(&parts, settings.keep_dead_letters).await?;
         Ok(Self { parts, settings, readings, letters })
     }
 

@@ -9,6 +9,7 @@ use datafusion::prelude::SessionContext;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use wye_domain::control::{ControlRecord, ControlView};
+use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
 use wye_domain::reading::TextColumn;
 use wye_domain::summary::Summary;
 use wye_domain::summary_columns::SummaryColumns;
@@ -17,7 +18,7 @@ use wye_log::client::{Log, LogConfig};
 use wye_log::embedded::{EmbeddedBroker, EmbeddedConfig};
 use wye_log::producer::{Outgoing, Producer};
 use wye_log::reader::read_all;
-use wye_log::topics::{CONTROL, READINGS};
+use wye_log::topics::{CONTROL, DEAD_LETTER, READINGS};
 use wye_runtime::telemetry::Telemetry;
 use wye_tables::plan::MetricPlans;
 use wye_tables::readings::Readings;
@@ -76,6 +77,12 @@ impl Site {
         self.producer.send(outgoing).await.unwrap()
     }
 
+    pub(crate) async fn dead_letter(&self, context: &Context, payload: &[u8]) -> i64 {
+        let headers: &[(&str, &[u8])] = &[(CONTEXT_HEADER, &context.encode())];
+        let outgoing = Outgoing { topic: DEAD_LETTER, kafka_partition: 0, key: None, payload, headers };
+        self.producer.send(outgoing).await.unwrap()
+    }
+
     /// One reading, one second after the last where `second` counts up.
     pub(crate) async fn reading(&self, kafka_partition: i32, device: &str, second: i64, value: f64) -> i64 {
         let time = 1_700_000_000_000 + second * 1_000;
@@ -113,6 +120,7 @@ impl Site {
             acceptance: Acceptance::default(),
             interval: Duration::from_millis(20),
             max_rows: 1_000,
+            keep_dead_letters: Duration::from_secs(3600),
         };
         Archiver::open(self.parts(), settings).await.unwrap()
     }

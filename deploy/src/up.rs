@@ -264,6 +264,7 @@ async fn start_batch(
         acceptance: setup.acceptance,
         interval: archive.interval,
         max_rows: archive.max_rows,
+        keep_dead_letters: archive.keep_dead_letters,
     };
     let archiver = Archiver::open(parts.clone(), settings).await?;
     let runner = Arc::new(BatchRunner::open(parts).await?);
@@ -369,7 +370,7 @@ impl Running {
         self.serving_stop.cancel();
         self.serving.join().await;
         if let Some(broker) = self.broker {
-            broker.stop().await?;
+            broker.stop().await;
         }
         println!("Wye has stopped");
         Ok(())

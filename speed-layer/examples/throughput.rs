@@ -2,11 +2,11 @@
 //! windows, flushes, epochs. Run on demand:
 //!
 //! ```text
-//! cargo run --release -p wye-speed --example throughput -- [json|arrow] [readings] [bootstrap servers]
+//! cargo run --release -p wye-speed --example throughput -- [json|arrow] [readings] [runs | bootstrap servers]
 //! ```
 //!
 //! Input: 200 machines × 20 sensors, one reading of each a second, one Kafka partition. Without bootstrap servers the
-//! embedded broker serves, in this process.
+//! embedded broker serves, in this process, an empty one for each run; the last line is the median of the runs.
 
 #![expect(clippy::print_stdout, reason = "a benchmark reports on its terminal")]
 
@@ -40,15 +40,29 @@ async fn main() -> Result<()> {
     let form = arguments.first().map_or("arrow", String::as_str);
     let readings: usize =
         arguments.get(1).map_or(Ok(10_000_000), |text| text.parse()).context("readings is a number")?;
-    let directory = tempfile::tempdir()?;
-    let (broker, bootstrap) = match arguments.get(2) {
-        Some(servers) => (None, servers.clone()),
-        None => {
-            let broker = EmbeddedBroker::start(EmbeddedConfig::new(directory.path())).await?;
-            let servers = broker.bootstrap_servers().to_owned();
-            (Some(broker), servers)
-        }
+    let third = arguments.get(2).map_or("1", String::as_str);
+    let Ok(runs) = third.parse::<usize>() else {
+        measure(form, readings, third).await?;
+        return Ok(());
     };
+    let mut rates = Vec::new();
+    for _ in 0..runs.max(1) {
+        let directory = tempfile::tempdir()?;
+        let broker = EmbeddedBroker::start(EmbeddedConfig::new(directory.path())).await?;
+        rates.push(measure(form, readings, broker.bootstrap_servers()).await?);
+        broker.stop().await;
+    }
+    rates.sort_by(f64::total_cmp);
+    println!(
+        "median of {} runs, with the broker in this process: {:.0} readings/s",
+        rates.len(),
+        rates[rates.len() / 2]
+    );
+    Ok(())
+}
+
+/// Fills the topic of readings, and returns how many a second the speed layer takes from it.
+async fn measure(form: &str, readings: usize, bootstrap: &str) -> Result<f64> {
     let log = Log::new(LogConfig::new(bootstrap, 1))?;
     log.wait_ready(&CancellationToken::new()).await?;
     log.ensure_topics().await?;
@@ -86,16 +100,12 @@ async fn main() -> Result<()> {
     let cpu = cpu_seconds() - cpu_before;
     cancel.cancel();
     tokio::task::spawn_blocking(move || layer.join()).await?;
+    let rate = readings as f64 / elapsed;
     println!(
-        "speed layer: {readings} readings in {elapsed:.2} s: {:.0} readings/s, {:.2} CPU-seconds a million{} (log started at offset {begin})",
-        readings as f64 / elapsed,
+        "speed layer: {readings} readings in {elapsed:.2} s: {rate:.0} readings/s, {:.2} CPU-seconds a million in this process (log started at offset {begin})",
         cpu / (readings as f64 / 1e6),
-        if broker.is_some() { " with the broker's" } else { "" },
     );
-    if let Some(broker) = broker {
-        broker.stop().await?;
-    }
-    Ok(())
+    Ok(rate)
 }
 
 async fn fill(log: &Log, form: &str, readings: usize) -> Result<usize> {

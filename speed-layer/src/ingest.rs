@@ -15,18 +15,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::array::RecordBatch;
-use base64::Engine;
 use tokio::sync::Mutex;
 use tracing::warn;
-use wye_domain::dead_letter::DeadLetter;
 use wye_domain::wire::{Acceptance, Rejected};
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::producer::{Outgoing, Producer};
-use wye_log::topics::{DEAD_LETTER, MAX_PAYLOAD_BYTES, READINGS};
+use wye_log::topics::READINGS;
 use wye_runtime::telemetry::ReasonLabel;
 
 use crate::SpeedError;
+use crate::letter::{Letter, Origin};
 use crate::telemetry::SpeedTelemetry;
 use ledger::{Ledger, Progress};
 use route::Part;
@@ -189,30 +188,8 @@ impl Ingest {
 
     async fn write_dead_letters(&self, rejected: &[Rejected], now: i64) -> Result<(), LogError> {
         for rejected in rejected {
-            let most = MAX_PAYLOAD_BYTES / 2;
-            let (bytes, cut) = match rejected.payload.get(..most) {
-                Some(head) => (head, format!(" (first {most} of {} bytes)", rejected.payload.len())),
-                None => (rejected.payload.as_slice(), String::new()),
-            };
-            let letter = DeadLetter {
-                received_time: now,
-                reason: rejected.reason.name().to_owned(),
-                detail: format!("{}{cut}", rejected.detail),
-                source: "http".to_owned(),
-                kafka_partition: None,
-                kafka_offset: None,
-                item_index: rejected.item_index,
-                payload_base64: base64::engine::general_purpose::STANDARD.encode(bytes),
-            };
-            let payload = letter.encode();
-            let message = Outgoing {
-                topic: DEAD_LETTER,
-                kafka_partition: 0,
-                key: None,
-                payload: &payload,
-                headers: &[],
-            };
-            self.producer.send(message).await?;
+            let letter = Letter::new(rejected, Origin::Http, now);
+            self.producer.send(letter.message(&letter.headers())).await?;
         }
         Ok(())
     }

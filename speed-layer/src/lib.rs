@@ -17,4 +17,5 @@ pub mod takeover;
 pub mod telemetry;
 
 mod error;
+mod letter;
 pub use error::SpeedError;

@@ -8,12 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
 use tokio::runtime::Handle;
 use tracing::{debug, warn};
 use wye_domain::assemble::{Assembler, RejectedAt};
 use wye_domain::control::{Announcement, ControlRecord, ControlView};
-use wye_domain::dead_letter::DeadLetter;
 use wye_domain::epoch::Recovery;
 use wye_domain::realtime_row::{self, Header};
 use wye_domain::wire::Acceptance;
@@ -21,12 +19,13 @@ use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::producer::{Delivery, Outgoing, Producer};
 use wye_log::reader::{Message, read_all};
-use wye_log::topics::{CONTROL, DEAD_LETTER, READINGS, REALTIME_VIEWS};
+use wye_log::topics::{CONTROL, READINGS, REALTIME_VIEWS};
 use wye_runtime::telemetry::{KafkaPartitionLabel, ReasonLabel};
 use wye_tables::plan::MetricPlans;
 
 use crate::SpeedError;
 use crate::duplicates::DuplicateWindow;
+use crate::letter::{Letter, Origin};
 use crate::operator::Operator;
 use crate::takeover::take_over;
 use crate::telemetry::SpeedTelemetry;
@@ -244,25 +243,10 @@ impl Owner {
 
     fn write_dead_letter(&mut self, at: &RejectedAt) -> Result<(), SpeedError> {
         let reason = at.rejected.reason.name();
-        let letter = DeadLetter {
-            received_time: at.ingest_time,
-            reason: reason.to_owned(),
-            detail: at.rejected.detail.clone(),
-            source: "kafka".to_owned(),
-            kafka_partition: Some(self.kafka_partition),
-            kafka_offset: Some(at.kafka_offset),
-            item_index: at.rejected.item_index,
-            payload_base64: base64::engine::general_purpose::STANDARD.encode(&at.rejected.payload),
-        };
         self.shared.telemetry.rejected.get_or_create(&ReasonLabel { reason }).inc();
-        let mut payload = letter.encode();
-        if payload.len() > wye_log::topics::MAX_PAYLOAD_BYTES {
-            // The bytes are still in the readings topic and, by offset, findable there; the letter says so.
-            let detail =
-                format!("{} (the bytes, too large for a letter, stand at the offset)", letter.detail);
-            payload = DeadLetter { detail, payload_base64: String::new(), ..letter }.encode();
-        }
-        self.enqueue(DEAD_LETTER, 0, &payload)
+        let origin = Origin::Kafka { kafka_partition: self.kafka_partition, kafka_offset: at.kafka_offset };
+        let letter = Letter::new(&at.rejected, origin, at.ingest_time);
+        self.enqueue(letter.message(&letter.headers()))
     }
 
     /// Writes what changed since the last flush; the last record is a checkpoint at the position.
@@ -282,11 +266,11 @@ impl Owner {
         let last = batches.pop();
         for batch in &batches {
             let record = realtime_row::encode(&self.rows_header(false), Some(batch));
-            self.enqueue(REALTIME_VIEWS, self.kafka_partition, &record)?;
+            self.enqueue(self.row(&record))?;
         }
         self.settle()?;
         let record = realtime_row::encode(&self.rows_header(true), last.as_ref());
-        self.enqueue(REALTIME_VIEWS, self.kafka_partition, &record)?;
+        self.enqueue(self.row(&record))?;
         self.flushed = self.position;
         let label = KafkaPartitionLabel { kafka_partition: self.kafka_partition };
         let telemetry = &self.shared.telemetry;
@@ -368,8 +352,8 @@ impl Owner {
         let announced_at = if now > 0 { now } else { wye_runtime::clock::now_micros() };
         let record =
             ControlRecord::Epoch { generation: Some(self.generation), start: self.epoch, announced_at };
-        let control_offset = self.send(CONTROL, &record.encode())?;
-        self.control.starts.insert(self.epoch, Announcement { announced_at, control_offset });
+        let readable_from = self.send(CONTROL, &record.encode())?;
+        self.control.starts.insert(self.epoch, Announcement { announced_at, readable_from });
         Ok(())
     }
 
@@ -421,10 +405,8 @@ impl Owner {
         let floor = self.duplicates_from(now).map(|from| from.min(horizon));
         if let Some(floor) = floor {
             delete(READINGS, floor);
-            let oldest_needed =
-                self.control.starts.range(floor..).map(|(_, known)| known.control_offset).min();
-            if let Some(before) = oldest_needed {
-                delete(CONTROL, before.min(self.generation));
+            if let Some(before) = self.control.deletable_before(floor) {
+                delete(CONTROL, before);
             }
             self.control.starts = self.control.starts.split_off(&floor);
         }
@@ -438,8 +420,18 @@ impl Owner {
         Ok(self.shared.handle.block_on(self.producer.send(message))?)
     }
 
-    fn enqueue(&mut self, topic: &str, kafka_partition: i32, payload: &[u8]) -> Result<(), SpeedError> {
-        let message = Outgoing { topic, kafka_partition, key: None, payload, headers: &[] };
+    /// A record on its way into the realtime views.
+    fn row<'a>(&self, payload: &'a [u8]) -> Outgoing<'a> {
+        Outgoing {
+            topic: REALTIME_VIEWS,
+            kafka_partition: self.kafka_partition,
+            key: None,
+            payload,
+            headers: &[],
+        }
+    }
+
+    fn enqueue(&mut self, message: Outgoing<'_>) -> Result<(), SpeedError> {
         loop {
             match self.producer.enqueue(message) {
                 Ok(delivery) => {

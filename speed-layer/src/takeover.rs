@@ -168,7 +168,7 @@ pub fn decide(
 ) -> TakenOver {
     // A beginning that was not announced any more is a start all the same: rows may stand behind it.
     for epoch in state.first_record.keys() {
-        let here = Announcement { announced_at: 0, control_offset: generation };
+        let here = Announcement { announced_at: 0, readable_from: generation };
         control.starts.entry(*epoch).or_insert(here);
     }
     let same_definitions = state.definitions == Some(definitions);

@@ -1,42 +1,78 @@
 //! The figures of the whole program on this machine, measured from outside. Run on demand, by `make bench`.
 //!
-//! Each line names what was measured, how often, and the figure. Nothing is asserted: machines are noisy.
+//! Everything is measured several times, on a new data directory each time; what is printed is the median, with the least
+//! and the largest. DuckDB does the work of a batch run on the same files in turn with it. Nothing is asserted: machines are
+//! noisy.
 
 #![expect(clippy::print_stdout, reason = "a benchmark reports on its terminal")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use wye_tests::api::Api;
 use wye_tests::site::Site;
-use wye_tests::{datasets, wait};
+use wye_tests::{datasets, oracle, wait};
 
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How often everything is measured.
+const RUNS: usize = 5;
+/// Readings of the data set that is loaded.
+const BEIJING: u64 = 3_796_226;
 
 fn main() -> Result<()> {
-    idle()?;
-    load_and_batch()
+    let mut figures = Figures::default();
+    for run in 1..=RUNS {
+        datasets::say(&format!("run {run} of {RUNS}"));
+        idle(&mut figures)?;
+        load_and_batch(&mut figures)?;
+    }
+    figures.print();
+    Ok(())
+}
+
+/// Figures by name, in the order in which they came first.
+#[derive(Default)]
+struct Figures(Vec<(String, Vec<f64>)>);
+
+impl Figures {
+    fn add(&mut self, name: &str, value: f64) {
+        match self.0.iter_mut().find(|(known, _)| known == name) {
+            Some((_, values)) => values.push(value),
+            None => self.0.push((name.to_owned(), vec![value])),
+        }
+    }
+
+    fn print(&mut self) {
+        println!("{:<72} {:>12} {:>12} {:>12}", "", "median", "least", "largest");
+        for (name, values) in &mut self.0 {
+            values.sort_by(f64::total_cmp);
+            let digits = if values[0].abs() < 100.0 { 2 } else { 0 };
+            let (middle, last) = (values[values.len() / 2], values[values.len() - 1]);
+            println!("{name:<72} {middle:>12.digits$} {:>12.digits$} {last:>12.digits$}", values[0]);
+        }
+    }
 }
 
 /// The memory of `wye up` with nothing to do.
-fn idle() -> Result<()> {
+fn idle(figures: &mut Figures) -> Result<()> {
     let site = Site::new()?;
     let mut server = site.up()?;
     server.ready()?;
-    let mut largest = 0;
-    for _ in 0..20 {
+    let mut largest: f64 = 0.0;
+    for _ in 0..10 {
         std::thread::sleep(Duration::from_secs(1));
-        largest = largest.max(resident_kib(server.process.id())?);
+        largest = largest.max(resident_mib(server.process.id())?);
     }
-    println!("idle memory of `wye up`, largest of 20 s: {:.0} MiB", f64::from(largest) / 1024.0);
+    figures.add("`wye up` idle, largest of 10 s, MiB", largest);
     server.stop()
 }
 
-fn load_and_batch() -> Result<()> {
+fn load_and_batch(figures: &mut Figures) -> Result<()> {
     let Some(files) = datasets::beijing(10) else {
         println!("no ../shared/datasets/beijing-multisite here: the rest is skipped");
         return Ok(());
@@ -47,56 +83,65 @@ fn load_and_batch() -> Result<()> {
     let api = server.ready()?;
 
     let started = Instant::now();
-    let summary = site.load(&datasets::mapping("beijing-multisite"), &files)?.succeed(PATIENCE)?;
+    site.load(&datasets::mapping("beijing-multisite"), &files)?.succeed(PATIENCE)?;
     let loaded = started.elapsed().as_secs_f64();
-    println!("{}", summary.trim_end());
-    let count = wait::until("every reading in unified_series", PATIENCE, || {
-        let served: u64 =
-            api.sql("SELECT CAST(coalesce(sum(count), 0) AS BIGINT) FROM unified_series")?.value()?;
-        Ok((served >= 3_796_226).then_some(served))
+    figures.add("load, process start to end, readings/s", BEIJING as f64 / loaded);
+    let visible = "SELECT CAST(coalesce(sum(count), 0) AS BIGINT) FROM unified_series";
+    wait::until("every reading in unified_series", PATIENCE, || {
+        Ok((api.sql(visible)?.value::<u64>()? >= BEIJING).then_some(()))
     })?;
-    println!(
-        "load, process start to end: {:.0} readings/s; all visible after {:.1} s",
-        count as f64 / loaded,
-        started.elapsed().as_secs_f64()
-    );
-    println!(
-        "memory with all of it in realtime views: {:.0} MiB",
-        f64::from(resident_kib(server.process.id())?) / 1024.0
-    );
+    figures.add("start of the load until all is in unified_series, s", started.elapsed().as_secs_f64());
+    figures.add("memory with all of it in realtime views, MiB", resident_mib(server.process.id())?);
     wait::until("every reading archived", PATIENCE, || {
-        Ok((api.sql("SELECT count(*) FROM readings")?.value::<u64>()? >= count).then_some(()))
+        Ok((api.sql("SELECT count(*) FROM readings")?.value::<u64>()? >= BEIJING).then_some(()))
     })?;
     // The horizon is an epoch start: the last epoch ends within the epoch interval.
-    let mut durations = Vec::new();
     wait::until("a batch run over everything", PATIENCE, || {
-        let (status, body) = api.post("/v1/batch-runs", &json!({}))?;
-        ensure!(status == 200, "{body}");
-        let report: Value = serde_json::from_str(&body)?;
-        let fresh = report["outcome"] == "committed";
-        if fresh {
-            durations.push(report["duration_ms"].as_f64().unwrap_or_default());
-            println!("batch run: {body}");
-        }
-        Ok((report["readings"].as_u64() == Some(count)).then_some(()))
+        Ok((batch_run(&api, false)?["readings"].as_u64() == Some(BEIJING)).then_some(()))
     })?;
-    let bytes = parquet_bytes(&site.data_dir().join("tables/readings"))?;
-    println!("master dataset: {:.2} bytes a reading", bytes as f64 / count as f64);
+    let readings = site.data_dir().join("tables/readings");
+    for _ in 0..3 {
+        let report = batch_run(&api, true)?;
+        figures.add("batch run over all of it, s", report["duration_ms"].as_f64().unwrap_or_default() / 1e3);
+        let rival = duckdb(&readings)?;
+        let seconds = |variant: &str| rival[variant].as_f64().unwrap_or_default();
+        figures.add("  DuckDB on the same files, duplicates out, windows, Parquet, s", seconds("exact"));
+        figures.add("  DuckDB, windows only, s", seconds("windows"));
+    }
+    figures.add("memory after the batch runs, MiB", resident_mib(server.process.id())?);
+    figures.add("master dataset, bytes a reading", parquet_bytes(&readings)? as f64 / BEIJING as f64);
     for query in [
         "SELECT count(*), sum(count) FROM unified_series",
         "SELECT metric, avg(sum / count) FROM unified_series GROUP BY metric",
     ] {
         let started = Instant::now();
         api.sql(query)?;
-        println!("{query}: {:.2} s", started.elapsed().as_secs_f64());
+        figures.add(&format!("{query}, s"), started.elapsed().as_secs_f64());
     }
-    current(&api)?;
-    freshness(&api)?;
+    current(&api, figures)?;
+    freshness(&api, figures)?;
     server.stop()
 }
 
+/// A batch run, and what it says of itself.
+fn batch_run(api: &Api, force: bool) -> Result<Value> {
+    let (status, body) = api.post("/v1/batch-runs", &json!({ "force": force }))?;
+    ensure!(status == 200, "{body}");
+    serde_json::from_str(&body).context("read the report of the batch run")
+}
+
+/// The seconds that DuckDB takes.
+fn duckdb(table: &Path) -> Result<Value> {
+    let script = datasets::project_root().join("tests/rivals/batch_duckdb.py");
+    let output = Command::new(oracle::python()?).arg(script).arg(table).output().context("start DuckDB")?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let seconds: Value = serde_json::from_slice(&output.stdout).context("read what DuckDB has measured")?;
+    ensure!(seconds["rows"].as_u64().is_some_and(|rows| rows > 0), "DuckDB found no windows");
+    Ok(seconds)
+}
+
 /// `current` of one series at 2,000 requests a second for 10 s: latency from the time at which each request was due.
-fn current(api: &Api) -> Result<()> {
+fn current(api: &Api, figures: &mut Figures) -> Result<()> {
     const RATE: f64 = 2_000.0;
     const CONNECTIONS: usize = 8;
     const REQUESTS: usize = 2_500;
@@ -132,12 +177,11 @@ fn current(api: &Api) -> Result<()> {
         }
         Ok::<_, anyhow::Error>(all)
     })?;
-    let seconds = start.elapsed().as_secs_f64();
+    let rate = latencies.len() as f64 / start.elapsed().as_secs_f64();
+    figures.add("current of one series, requests/s (2,000 due)", rate);
     let (p50, p99) = percentiles(&mut latencies);
-    println!(
-        "current of one series, {:.0} requests/s for {seconds:.0} s: p50 {p50:.2} ms, p99 {p99:.2} ms",
-        latencies.len() as f64 / seconds
-    );
+    figures.add("  p50, ms", p50);
+    figures.add("  p99, ms", p99);
     Ok(())
 }
 
@@ -162,7 +206,7 @@ fn read_response(reader: &mut BufReader<TcpStream>) -> Result<()> {
 }
 
 /// From the acknowledgement of a reading to its value in `current`, 200 times.
-fn freshness(api: &Api) -> Result<()> {
+fn freshness(api: &Api, figures: &mut Figures) -> Result<()> {
     let mut delays = Vec::new();
     for i in 0..200 {
         let event_time =
@@ -181,7 +225,8 @@ fn freshness(api: &Api) -> Result<()> {
         delays.push(acknowledged.elapsed().as_secs_f64() * 1e3);
     }
     let (p50, p99) = percentiles(&mut delays);
-    println!("freshness, acknowledged to visible in current, 200 readings: p50 {p50:.0} ms, p99 {p99:.0} ms");
+    figures.add("freshness, acknowledged to visible in current, 200 readings, p50, ms", p50);
+    figures.add("freshness, p99, ms", p99);
     Ok(())
 }
 
@@ -191,10 +236,11 @@ fn percentiles(values: &mut [f64]) -> (f64, f64) {
     (at(0.5), at(0.99))
 }
 
-fn resident_kib(process: u32) -> Result<u32> {
+fn resident_mib(process: u32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).context("no VmRSS")?;
-    line.split_whitespace().nth(1).context("no figure")?.parse().context("VmRSS is a number")
+    let kib: f64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;
+    Ok(kib / 1024.0)
 }
 
 fn parquet_bytes(directory: &Path) -> Result<u64> {

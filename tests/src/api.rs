@@ -72,6 +72,15 @@ impl Api {
         Ok((status.as_u16(), text))
     }
 
+    /// The same as one idempotent request.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn post_once(&self, path: &str, key: &str, body: &serde_json::Value) -> Result<(u16, String)> {
+        let (status, text) = self.exchange(self.post_json(path, body).header("Idempotency-Key", key))?;
+        Ok((status.as_u16(), text))
+    }
+
     fn post_json(&self, path: &str, body: &serde_json::Value) -> reqwest::RequestBuilder {
         let request = self.client.post(format!("{}{path}", self.url));
         request.header("Content-Type", "application/json").body(body.to_string())

@@ -3,18 +3,22 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use arrow::array::{
     ArrayRef, BinaryBuilder, Int32Builder, Int64Array, Int64Builder, RecordBatch, StringBuilder,
     TimestampMicrosecondArray,
 };
-use base64::Engine;
+use tracing::warn;
 use wye_domain::assemble::Assembler;
-use wye_domain::dead_letter::DeadLetter;
+use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
 use wye_domain::wire::Acceptance;
-use wye_log::reader::Message;
+use wye_log::LogError;
+use wye_log::client::Log;
+use wye_log::reader::{Message, first_offset_since};
 use wye_log::topics::{DEAD_LETTER, READINGS};
+use wye_runtime::clock::now_micros;
 use wye_tables::TablesError;
 use wye_tables::columns::dead_letter_schema;
 use wye_tables::dead_letters::{DeadLetters, LetterBatch};
@@ -25,6 +29,9 @@ use crate::archiver::maintenance::Maintenance;
 use crate::error::BatchError;
 use crate::run::BatchParts;
 use crate::telemetry::BatchTelemetry;
+
+/// At most this often is the head of the dead-letter topic deleted.
+const TRIMMING: Duration = Duration::from_secs(60);
 
 /// A table that a topic is archived into.
 pub(super) trait Destination: Send + Sync + 'static {
@@ -52,7 +59,7 @@ pub(super) struct ReadingsTable {
     kafka_partitions: i32,
     acceptance: Acceptance,
     telemetry: BatchTelemetry,
-    maintenance: Maintenance,
+    maintenance: Maintenance<Readings>,
 }
 
 impl ReadingsTable {
@@ -122,14 +129,52 @@ impl Collect for ReadingsCollector {
 /// The archive of dead letters.
 pub(super) struct LettersTable {
     table: DeadLetters,
+    log: Log,
+    /// How long archived letters stay in their topic.
+    keep: Duration,
+    /// When the topic's head was last deleted.
+    trimmed: Mutex<Option<Instant>>,
     telemetry: BatchTelemetry,
+    maintenance: Maintenance<DeadLetters>,
 }
 
 impl LettersTable {
-    pub(super) async fn open(parts: &BatchParts) -> Result<Self, BatchError> {
+    pub(super) async fn open(parts: &BatchParts, keep: Duration) -> Result<Self, BatchError> {
         let opened = DeadLetters::open(&parts.root).await;
         let table = opened.map_err(BatchError::tables("open the table of dead letters"))?;
-        Ok(Self { table, telemetry: parts.telemetry.clone() })
+        let maintenance =
+            Maintenance::new(table.clone(), Arc::clone(&parts.compute), parts.telemetry.clone());
+        let (log, telemetry) = (parts.log.clone(), parts.telemetry.clone());
+        Ok(Self { table, log, keep, trimmed: Mutex::default(), telemetry, maintenance })
+    }
+
+    /// Deletes what is archived and old enough from the topic, now and then.
+    async fn trim(&self, archived: i64) {
+        let is_due = {
+            let mut trimmed = self.trimmed.lock().expect("no holder of this lock panics");
+            let is_due = trimmed.is_none_or(|last| last.elapsed() >= TRIMMING.min(self.keep));
+            if is_due {
+                *trimmed = Some(Instant::now());
+            }
+            is_due
+        };
+        if !is_due {
+            return;
+        }
+        let since = now_micros() / 1_000 - i64::try_from(self.keep.as_millis()).unwrap_or(i64::MAX);
+        let log = self.log.clone();
+        let found =
+            tokio::task::spawn_blocking(move || first_offset_since(&log, (DEAD_LETTER, 0), since)).await;
+        let deleted = match found.unwrap_or(Err(LogError::Cancelled)) {
+            Ok(young) => {
+                let before = young.unwrap_or(archived).min(archived);
+                self.log.delete_records(DEAD_LETTER, 0, before).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = deleted {
+            warn!(%error, "cannot delete archived dead letters from their topic; trying again later");
+        }
     }
 }
 
@@ -151,13 +196,16 @@ impl Destination for LettersTable {
     }
 
     async fn append(&self, filled: Filled) -> Result<(), TablesError> {
+        let archived = filled.parts.iter().map(|part| part.offsets.next).max().unwrap_or(0);
         let batches = filled.parts.into_iter().map(|part| LetterBatch {
             kafka_partition: part.kafka_partition,
             offsets: part.offsets,
             letters: part.batches,
         });
-        self.table.append(batches.collect()).await?;
-        self.telemetry.letters.inc_by(filled.rows as u64);
+        let appended = self.table.append(batches.collect()).await?;
+        self.telemetry.letters.inc_by(appended);
+        self.maintenance.after_append();
+        self.trim(archived).await;
         Ok(())
     }
 }
@@ -179,9 +227,9 @@ pub(super) struct LettersCollector {
 
 impl Collect for LettersCollector {
     fn push(&mut self, message: &Message<'_>) {
-        let letter = DeadLetter::decode(message.payload);
+        let context = Context::decode(message.header(CONTEXT_HEADER).unwrap_or_default());
         // What stands in the topic and is no letter is kept as it is: it may be a letter of a later version.
-        let letter = letter.unwrap_or_else(|error| DeadLetter {
+        let context = context.unwrap_or_else(|error| Context {
             received_time: message.timestamp_ms.saturating_mul(1_000),
             reason: "not_a_dead_letter".to_owned(),
             detail: error.to_string(),
@@ -189,18 +237,16 @@ impl Collect for LettersCollector {
             kafka_partition: None,
             kafka_offset: None,
             item_index: 0,
-            payload_base64: base64::engine::general_purpose::STANDARD.encode(message.payload),
         });
-        let decoded = base64::engine::general_purpose::STANDARD.decode(&letter.payload_base64);
-        self.received_time.push(letter.received_time);
-        self.reason.append_value(&letter.reason);
-        self.detail.append_value(&letter.detail);
-        self.source.append_value(&letter.source);
-        self.kafka_topic.append_option(letter.kafka_offset.map(|_| READINGS));
-        self.kafka_partition.append_option(letter.kafka_partition);
-        self.kafka_offset.append_option(letter.kafka_offset);
-        self.item_index.append_option(i32::try_from(letter.item_index).ok());
-        self.payload.append_value(decoded.unwrap_or_else(|_| letter.payload_base64.into_bytes()));
+        self.received_time.push(context.received_time);
+        self.reason.append_value(&context.reason);
+        self.detail.append_value(&context.detail);
+        self.source.append_value(&context.source);
+        self.kafka_topic.append_option(context.kafka_offset.map(|_| READINGS));
+        self.kafka_partition.append_option(context.kafka_partition);
+        self.kafka_offset.append_option(context.kafka_offset);
+        self.item_index.append_option(i32::try_from(context.item_index).ok());
+        self.payload.append_value(message.payload);
         self.letter_offset.push(message.offset);
     }
 

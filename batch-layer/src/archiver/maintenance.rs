@@ -1,14 +1,16 @@
-//! Keeps the master dataset in few files: now and then small ones are merged and replaced ones removed. Must not know
-//! what is appended.
+//! Keeps a table in few files: now and then small ones are merged and replaced ones removed. Must not know what is
+//! appended.
 
+use std::future::Future;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
 use wye_domain::ErrorKind;
-use wye_tables::CompactionPolicy;
+use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
+use wye_tables::{Cleaned, Compacted, CompactionPolicy, TablesError};
 
 use crate::compute::Compute;
 use crate::error::chain;
@@ -21,9 +23,37 @@ const KEEP: Duration = Duration::from_secs(3600);
 /// How often merged files are removed.
 const CLEANING: Duration = Duration::from_secs(900);
 
+/// A table that collects small files.
+pub(super) trait Maintained: Clone + Send + Sync + 'static {
+    fn compact(&self) -> impl Future<Output = Result<Compacted, TablesError>> + Send;
+
+    /// Removes files that left the table more than `keep` ago.
+    fn clean(&self, keep: Duration) -> impl Future<Output = Result<Cleaned, TablesError>> + Send;
+}
+
+impl Maintained for Readings {
+    async fn compact(&self) -> Result<Compacted, TablesError> {
+        self.compact(CompactionPolicy::default()).await
+    }
+
+    async fn clean(&self, keep: Duration) -> Result<Cleaned, TablesError> {
+        self.vacuum(keep).await
+    }
+}
+
+impl Maintained for DeadLetters {
+    async fn compact(&self) -> Result<Compacted, TablesError> {
+        self.compact().await
+    }
+
+    async fn clean(&self, keep: Duration) -> Result<Cleaned, TablesError> {
+        self.vacuum(keep).await
+    }
+}
+
 /// See the module.
-pub(super) struct Maintenance {
-    table: Readings,
+pub(super) struct Maintenance<T> {
+    table: T,
     compute: Arc<Compute>,
     telemetry: BatchTelemetry,
     state: Mutex<State>,
@@ -36,8 +66,8 @@ struct State {
     running: JoinSet<()>,
 }
 
-impl Maintenance {
-    pub(super) fn new(table: Readings, compute: Arc<Compute>, telemetry: BatchTelemetry) -> Self {
+impl<T: Maintained> Maintenance<T> {
+    pub(super) fn new(table: T, compute: Arc<Compute>, telemetry: BatchTelemetry) -> Self {
         let state = State { appends: 0, cleaned: Instant::now(), running: JoinSet::new() };
         Self { table, compute, telemetry, state: Mutex::new(state) }
     }
@@ -66,16 +96,11 @@ impl Maintenance {
     }
 }
 
-async fn compact(table: &Readings, telemetry: &BatchTelemetry) {
-    match table.compact(CompactionPolicy::default()).await {
+async fn compact(table: &impl Maintained, telemetry: &BatchTelemetry) {
+    match table.compact().await {
         Ok(done) if done.files_before > 0 => {
             telemetry.compacted_files.inc_by(done.files_before as u64);
-            info!(
-                before = done.files_before,
-                after = done.files_after,
-                readings = done.readings,
-                "files merged"
-            );
+            info!(before = done.files_before, after = done.files_after, rows = done.rows, "files merged");
         }
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::Conflict => debug!(%error, "another compaction was first"),
@@ -83,8 +108,8 @@ async fn compact(table: &Readings, telemetry: &BatchTelemetry) {
     }
 }
 
-async fn clean(table: &Readings) {
-    match table.vacuum(KEEP).await {
+async fn clean(table: &impl Maintained) {
+    match table.clean(KEEP).await {
         Ok(cleaned) if cleaned.files > 0 => {
             info!(files = cleaned.files, bytes = cleaned.bytes, "merged files removed");
         }

@@ -112,5 +112,5 @@ async fn what_is_written_shows_up_and_a_batch_view_takes_over() {
 
     shutdown.cancel();
     serving.join().await;
-    broker.stop().await.unwrap();
+    broker.stop().await;
 }

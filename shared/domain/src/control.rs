@@ -60,8 +60,9 @@ impl ControlRecord {
 pub struct Announcement {
     /// When it was announced, in µs.
     pub announced_at: i64,
-    /// Its offset in the control topic.
-    pub control_offset: i64,
+    /// From where on the control topic says this, and whose word counted then: the announcement itself if it names a
+    /// generation, else an earlier record that does.
+    pub readable_from: i64,
 }
 
 /// What the control records of one Kafka partition add up to.
@@ -75,6 +76,8 @@ pub struct ControlView {
     pub horizon: Option<i64>,
     /// The time (µs) of the newest announcement.
     pub last_announced_at: Option<i64>,
+    /// The newest record that names the current generation.
+    named_at: Option<i64>,
 }
 
 impl ControlView {
@@ -83,21 +86,35 @@ impl ControlView {
     /// An announcement of a generation that a later claim has replaced does not count (**HOR-1**).
     pub fn apply(&mut self, control_offset: i64, record: &ControlRecord) {
         match record {
-            ControlRecord::Claim { .. } => self.generation = Some(control_offset),
+            ControlRecord::Claim { .. } => {
+                self.generation = Some(control_offset);
+                self.named_at = Some(control_offset);
+            }
             ControlRecord::Epoch { generation, start, announced_at } => {
                 let fenced = match (generation, self.generation) {
                     (Some(theirs), Some(current)) => *theirs < current,
                     _ => false,
                 };
                 if !fenced {
-                    self.generation = self.generation.max(*generation);
-                    let announcement = Announcement { announced_at: *announced_at, control_offset };
+                    if generation.is_some() {
+                        self.generation = *generation;
+                        self.named_at = Some(control_offset);
+                    }
+                    let readable_from = self.named_at.unwrap_or(control_offset);
+                    let announcement = Announcement { announced_at: *announced_at, readable_from };
                     self.starts.entry(*start).or_insert(announcement);
                     self.last_announced_at = self.last_announced_at.max(Some(*announced_at));
                 }
             }
             ControlRecord::Horizon { offset, .. } => self.horizon = self.horizon.max(Some(*offset)),
         }
+    }
+
+    /// Below which offset of the control topic nothing is needed by anybody who asks for epoch starts from `floor` on,
+    /// which must not lie above the horizon. Who reads from there on comes to the same conclusions as who has read all
+    /// of it; `None` where no such start is known.
+    pub fn deletable_before(&self, floor: i64) -> Option<i64> {
+        self.starts.range(floor..).map(|(_, known)| known.readable_from).min()
     }
 
     /// The start of the epoch that holds a readings offset.
@@ -113,6 +130,8 @@ impl ControlView {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn epoch(generation: i64, start: i64) -> ControlRecord {
@@ -131,6 +150,92 @@ mod tests {
         assert_eq!(view.epoch_of(179), Some(100));
         assert_eq!(view.next_start_after(100), Some(180));
         assert_eq!(view.epoch_of(5), None);
+    }
+
+    /// One thing that can happen to a Kafka partition; the numbers choose among what is possible then.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Claim,
+        Announce(i64),
+        AnnounceByZombie(usize, i64),
+        Pin(i64),
+        Horizon(usize),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            1 => Just(Step::Claim),
+            6 => (1..50i64).prop_map(Step::Announce),
+            3 => (any::<usize>(), -60..50i64).prop_map(|(who, ahead)| Step::AnnounceByZombie(who, ahead)),
+            1 => (1..50i64).prop_map(Step::Pin),
+            3 => any::<usize>().prop_map(Step::Horizon),
+        ]
+    }
+
+    fn read(records: &[(i64, ControlRecord)]) -> ControlView {
+        let mut view = ControlView::default();
+        records.iter().for_each(|(offset, record)| view.apply(*offset, record));
+        view
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        #[test]
+        fn a_trimmed_topic_says_the_same(steps in prop::collection::vec(step(), 1..60), which in any::<usize>()) {
+            let (mut records, mut end) = (Vec::<(i64, ControlRecord)>::new(), 0);
+            for step in steps {
+                let view = read(&records);
+                let offset = records.len() as i64;
+                let claims: Vec<i64> = records
+                    .iter()
+                    .filter_map(|(at, record)| matches!(record, ControlRecord::Claim { .. }).then_some(*at))
+                    .collect();
+                let announce = |generation, start| ControlRecord::Epoch { generation, start, announced_at: offset };
+                let record = match step {
+                    Step::Announce(ahead) if !claims.is_empty() => {
+                        end += ahead;
+                        announce(claims.last().copied(), end)
+                    }
+                    Step::AnnounceByZombie(who, ahead) if claims.len() > 1 => {
+                        announce(Some(claims[who % (claims.len() - 1)]), end + ahead)
+                    }
+                    Step::Pin(ahead) => {
+                        end += ahead;
+                        announce(None, end)
+                    }
+                    Step::Horizon(which) if !view.starts.is_empty() => {
+                        let start = *view.starts.keys().nth(which % view.starts.len()).unwrap();
+                        ControlRecord::Horizon { offset: start, version: 1 }
+                    }
+                    _ => ControlRecord::Claim { owner: "x".into() },
+                };
+                records.push((offset, record));
+            }
+            let all = read(&records);
+            let Some(horizon) = all.horizon else { return Ok(()) };
+            let floors: Vec<i64> = all.starts.range(..=horizon).map(|(start, _)| *start).collect();
+            let floor = floors[which % floors.len()];
+            let before = all.deletable_before(floor).unwrap();
+            let rest = read(&records[before as usize..]);
+            let starts = |view: &ControlView| view.starts.range(floor..).map(|(start, _)| *start).collect::<Vec<_>>();
+            prop_assert_eq!(starts(&rest), starts(&all));
+            prop_assert_eq!(
+                (rest.generation, rest.horizon, rest.last_announced_at),
+                (all.generation, all.horizon, all.last_announced_at)
+            );
+        }
+    }
+
+    #[test]
+    fn an_owner_that_lives_long_leaves_a_short_topic() {
+        let mut view = ControlView::default();
+        view.apply(0, &ControlRecord::Claim { owner: "a".into() });
+        for offset in 1..1_000 {
+            view.apply(offset, &epoch(0, offset * 10));
+        }
+        view.apply(1_000, &ControlRecord::Horizon { offset: 9_980, version: 1 });
+        assert_eq!(view.deletable_before(9_980), Some(998));
     }
 
     #[test]

@@ -1,14 +1,22 @@
 //! Dead letters: what could not be accepted, with its bytes, where it came from, and why.
 //!
-//! Stability contract: JSON objects in the topic `readings.dead-letter`; fields are only ever added.
+//! Stability contract: a message of the topic `readings.dead-letter` has the refused bytes, unchanged, as its payload,
+//! and a [`Context`] as JSON in the header [`CONTEXT_HEADER`]; fields are only ever added. That the bytes stand there
+//! as they came lets a consumer put them back into the topic that they came from.
 
 use serde::{Deserialize, Serialize};
 
 use crate::DomainError;
 
-/// One dead letter.
+/// The header of a dead letter that says why it is one.
+pub const CONTEXT_HEADER: &str = "wye-dead-letter";
+
+/// The longest detail in bytes: a header must leave the room of the message to the payload.
+const LONGEST_DETAIL: usize = 2_048;
+
+/// What is known of a dead letter, beside its bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct DeadLetter {
+pub struct Context {
     /// When it was received, in µs.
     pub received_time: i64,
     /// Why, from a closed set: see [`crate::wire::Reason`].
@@ -23,22 +31,48 @@ pub struct DeadLetter {
     pub kafka_offset: Option<i64>,
     /// Which reading of the message or request.
     pub item_index: u32,
-    /// The bytes as they came, in Base64.
-    pub payload_base64: String,
 }
 
-impl DeadLetter {
-    /// The stored form.
+impl Context {
+    /// The value of the header. A detail past 2,048 bytes is cut, and says so.
     pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("dead letters are always JSON")
+        let json = |context: &Self| serde_json::to_vec(context).expect("contexts are always JSON");
+        if self.detail.len() <= LONGEST_DETAIL {
+            return json(self);
+        }
+        let detail = format!("{} (cut)", &self.detail[..self.detail.floor_char_boundary(LONGEST_DETAIL)]);
+        json(&Self { detail, ..self.clone() })
     }
 
-    /// Reads the stored form.
+    /// Reads the value of the header.
     ///
     /// # Errors
     /// [`DomainError::Decode`] when it is something else.
-    pub fn decode(bytes: &[u8]) -> Result<Self, DomainError> {
-        serde_json::from_slice(bytes)
-            .map_err(|error| DomainError::Decode { what: "dead letter", reason: error.to_string() })
+    pub fn decode(header: &[u8]) -> Result<Self, DomainError> {
+        serde_json::from_slice(header)
+            .map_err(|error| DomainError::Decode { what: "dead letter's context", reason: error.to_string() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_come_back_and_long_details_are_cut_between_characters() {
+        let mut context = Context {
+            received_time: 5,
+            reason: "not_json".to_owned(),
+            detail: "expected value".to_owned(),
+            source: "kafka".to_owned(),
+            kafka_partition: Some(3),
+            kafka_offset: None,
+            item_index: 7,
+        };
+        assert_eq!(Context::decode(&context.encode()).unwrap(), context);
+        context.detail = format!("x{}", "ü".repeat(3_000));
+        let cut = Context::decode(&context.encode()).unwrap().detail;
+        assert_eq!(cut, format!("x{} (cut)", "ü".repeat(1_023)));
+        assert!(Context::decode(b"{}").is_err());
     }
 }

@@ -27,11 +27,26 @@ pub struct Entry {
 #[derive(Debug, Default)]
 pub struct WindowTable {
     entries: Vec<Entry>,
-    index: HashTable<u32>,
+    index: HashTable<Indexed>,
     hasher: foldhash::fast::FixedState,
     /// The entry that each series touched last: readings mostly stay in one window for a while.
     latest: Vec<u32>,
     changed: Vec<u32>,
+}
+
+/// A slot with the hash of its entry's key: a growing index must not visit the entries, which are all over memory.
+#[derive(Clone, Copy, Debug)]
+struct Indexed {
+    hash: u32,
+    slot: u32,
+}
+
+impl Indexed {
+    /// The hash as the index wants it, which looks at the low bits and at the seven high ones.
+    #[inline]
+    fn spread(hash: u32) -> u64 {
+        u64::from(hash) | u64::from(hash) << 32
+    }
 }
 
 const NONE: u32 = u32::MAX;
@@ -48,14 +63,14 @@ impl WindowTable {
         if latest != NONE && self.entries[latest as usize].window_start == window_start {
             return latest;
         }
-        let hash = self.hasher.hash_one((series.0, window_start));
+        let hash = self.hasher.hash_one((series.0, window_start)) as u32;
         let entries = &self.entries;
-        let found = self.index.find(hash, |candidate| {
-            let entry = &entries[*candidate as usize];
-            entry.series == series && entry.window_start == window_start
+        let found = self.index.find(Indexed::spread(hash), |candidate| {
+            let entry = &entries[candidate.slot as usize];
+            candidate.hash == hash && entry.series == series && entry.window_start == window_start
         });
         let slot = match found {
-            Some(slot) => *slot,
+            Some(found) => found.slot,
             None => {
                 let slot = u32::try_from(self.entries.len()).expect("fewer than 2^32 windows");
                 self.entries.push(Entry {
@@ -65,10 +80,8 @@ impl WindowTable {
                     through: 0,
                     changed: false,
                 });
-                let (entries, hasher) = (&self.entries, &self.hasher);
-                self.index.insert_unique(hash, slot, |other| {
-                    let entry = &entries[*other as usize];
-                    hasher.hash_one((entry.series.0, entry.window_start))
+                self.index.insert_unique(Indexed::spread(hash), Indexed { hash, slot }, |other| {
+                    Indexed::spread(other.hash)
                 });
                 slot
             }

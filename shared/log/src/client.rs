@@ -21,7 +21,7 @@ use crate::kafka_logs::{Seldom, TracingContext};
 use crate::topics::{self, TopicSpec};
 
 /// How long one question to the broker may take.
-const ASK_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long new topics may take until every partition has a leader.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often "still waiting" is said.
@@ -281,7 +281,7 @@ impl Log {
         answer.map_err(|source| self.ask_error("its topics".to_owned(), source))
     }
 
-    fn ask_error(&self, what: String, source: KafkaError) -> LogError {
+    pub(crate) fn ask_error(&self, what: String, source: KafkaError) -> LogError {
         LogError::Ask {
             bootstrap_servers: self.inner.config.bootstrap_servers.clone(),
             what,

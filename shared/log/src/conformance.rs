@@ -12,7 +12,7 @@ use crate::LogError;
 use crate::client::{Log, LogConfig, OffsetRange};
 use crate::embedded::{EmbeddedBroker, EmbeddedConfig};
 use crate::producer::{Outgoing, Producer};
-use crate::reader::{Reader, read_all};
+use crate::reader::{Reader, first_offset_since, read_all};
 use crate::topics::{self, MAX_MESSAGE_BYTES, TopicSpec};
 
 mod embedded_only;
@@ -254,6 +254,26 @@ async fn deleted_records_are_gone_to_the_very_offset() {
         write_numbers(&deleted, topic, 1000, 3).await;
         beside(move || assert_eq!(read_numbers(&deleted, topic, 1000, 1002).unwrap(), [1000, 1001, 1002]))
             .await;
+    }
+}
+
+#[tokio::test]
+async fn offsets_are_found_by_time() {
+    for Target { log, _embedded } in targets().await {
+        let topic = new_topic(&log, 1).await;
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
+        let before = now();
+        write_numbers(&log, topic, 0, 10).await;
+        let between = now() + 1;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        write_numbers(&log, topic, 10, 10).await;
+        let after = now() + 1;
+        log.delete_records(topic, 0, 3).await.unwrap();
+        beside(move || {
+            let first = |since| first_offset_since(&log, (topic, 0), since).unwrap();
+            assert_eq!((first(before), first(between), first(after)), (Some(3), Some(10), None));
+        })
+        .await;
     }
 }
 

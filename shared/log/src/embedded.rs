@@ -2,7 +2,8 @@
 //!
 //! It speaks to clients on loopback only, keeps its log in files of one directory, and does what Wye needs of a
 //! broker and what a foreign producer or a consumer with assigned partitions expects: idempotent writes, fetches that
-//! wait for data, DeleteRecords that give the disk back at once. It has one node, no replicas, no transactions, no
+//! wait for data, DeleteRecords that give the disk back at once. What it has acknowledged is on the disk, past its
+//! cache, since there is no replica elsewhere. It has one node, no replicas, no transactions, no
 //! consumer groups, no access control: whoever needs those takes a Kafka.
 //!
 //! It knows neither readings nor views; to it a payload is bytes.
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::info;
 
 use crate::error::LogError;
 use catalog::Catalog;
@@ -41,9 +42,6 @@ pub struct EmbeddedConfig {
     pub data_dir: PathBuf,
     /// The port on 127.0.0.1; `None` takes a free one.
     pub port: Option<u16>,
-    /// How often acknowledged records are brought to the disk itself. They survive the end of the process at once,
-    /// in any way; a loss of power may take the last of them within this time.
-    pub flush_interval: Duration,
     /// At how many bytes a segment file is closed. Deleted records give the disk back in whole segments (and when
     /// everything was deleted).
     pub segment_bytes: u64,
@@ -52,19 +50,13 @@ pub struct EmbeddedConfig {
 impl EmbeddedConfig {
     /// A broker in `data_dir`, on a free port.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
-        Self {
-            data_dir: data_dir.into(),
-            port: None,
-            flush_interval: Duration::from_secs(1),
-            segment_bytes: 32 * 1024 * 1024,
-        }
+        Self { data_dir: data_dir.into(), port: None, segment_bytes: 32 * 1024 * 1024 }
     }
 }
 
 /// A running broker. Dropping it stops it as a crash would; [`Self::stop`] is the orderly way.
 pub struct EmbeddedBroker {
     bootstrap_servers: String,
-    data_dir: PathBuf,
     catalog: Arc<Catalog>,
     cancel: CancellationToken,
     tasks: JoinSet<()>,
@@ -97,10 +89,9 @@ impl EmbeddedBroker {
         let server = Server::new(Arc::clone(&catalog), address);
         let mut tasks = JoinSet::new();
         tasks.spawn(server.accept(listener, cancel.clone()));
-        tasks.spawn(keep_synced(Arc::clone(&catalog), config.flush_interval, cancel.clone()));
         let milliseconds = started.elapsed().as_millis() as u64;
         info!(%address, data_dir = %config.data_dir.display(), milliseconds, "embedded broker is up");
-        Ok(Self { bootstrap_servers: address.to_string(), data_dir: config.data_dir, catalog, cancel, tasks })
+        Ok(Self { bootstrap_servers: address.to_string(), catalog, cancel, tasks })
     }
 
     /// `host:port`, for [`crate::client::LogConfig`].
@@ -108,37 +99,14 @@ impl EmbeddedBroker {
         &self.bootstrap_servers
     }
 
-    /// Stops taking requests, brings everything to the disk, and lets go of the directory. Nothing acknowledged is
-    /// lost.
-    ///
-    /// # Errors
-    /// `Embedded` when the disk does not take it.
-    pub async fn stop(mut self) -> Result<(), LogError> {
+    /// Stops taking requests and lets go of the directory. What was acknowledged is on the disk already.
+    pub async fn stop(mut self) {
         self.cancel.cancel();
         while self.tasks.join_next().await.is_some() {}
-        let catalog = Arc::clone(&self.catalog);
-        let synced = tokio::task::spawn_blocking(move || catalog.sync()).await;
-        if let Ok(Err(source)) = synced {
-            return Err(failure("write", &self.data_dir, source));
-        }
         // A write may still run whose client is gone. The directory is free for the next broker only after that.
         let deadline = Instant::now() + STOP_PATIENCE;
         while Arc::strong_count(&self.catalog) > 1 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        Ok(())
-    }
-}
-
-async fn keep_synced(catalog: Arc<Catalog>, every: Duration, cancel: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = cancel.cancelled() => return,
-            () = tokio::time::sleep(every) => {}
-        }
-        let catalog = Arc::clone(&catalog);
-        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || catalog.sync()).await {
-            error!(%error, "embedded broker: the disk does not take what was acknowledged");
         }
     }
 }

@@ -6,17 +6,24 @@
 //! retries of this client's own. A message that was given up (`Write` error of kind `Unavailable`) may be in the log
 //! or not; whoever sends it again must be ready for it to stand there twice. The numbering survives a restart of the
 //! broker: Apache Kafka and the embedded broker both keep it with the log.
+//!
+//! Where client and broker no longer agree on the numbering, librdkafka gives up for good: everything in its queue
+//! fails. The call that finds this out fails too, and puts a new client in the place of the old one, so that
+//! nothing that was to come after a lost message overtakes it unnoticed, and the next try works.
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt;
+use rdkafka::ClientConfig;
 use rdkafka::Message as _;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _};
+use tracing::warn;
 
 use crate::client::Log;
 use crate::error::LogError;
@@ -44,8 +51,12 @@ pub struct Outgoing<'a> {
 /// Writes messages. Clones share one connection and one queue.
 #[derive(Clone)]
 pub struct Producer {
-    inner: FutureProducer<TracingContext>,
+    config: Arc<ClientConfig>,
+    /// Replaced when it has failed for good.
+    client: Arc<RwLock<Client>>,
 }
+
+type Client = FutureProducer<TracingContext>;
 
 impl Producer {
     /// Prepares a producer that waits up to `linger` for messages to share a batch: longer is less work per message,
@@ -68,10 +79,8 @@ impl Producer {
             ("queue.buffering.max.messages", "200000"),
             ("queue.buffering.max.kbytes", "65536"),
         ]);
-        let inner = config
-            .create_with_context(TracingContext)
-            .map_err(|source| LogError::Configure { source: source.into() })?;
-        Ok(Self { inner })
+        let client = create(&config)?;
+        Ok(Self { config: Arc::new(config), client: Arc::new(RwLock::new(client)) })
     }
 
     /// Writes one message and waits until it is acknowledged; where the queue is full, for that first. Returns its
@@ -109,10 +118,14 @@ impl Producer {
                 .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(*value) }));
             record = record.headers(headers);
         }
-        match self.inner.send_result(record) {
+        let sent = self.client.read().unwrap_or_else(PoisonError::into_inner).send_result(record);
+        match sent {
             Ok(inner) => Ok(Delivery { inner }),
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Err(LogError::QueueFull),
             Err((source, _)) => {
+                if source.rdkafka_error_code() == Some(RDKafkaErrorCode::Fatal) {
+                    self.renew();
+                }
                 let place = format!("{:?} partition {}", message.topic, message.kafka_partition);
                 Err(LogError::Write { place, source: source.into() })
             }
@@ -124,8 +137,8 @@ impl Producer {
     /// # Errors
     /// `Write` when that takes longer than `patience`.
     pub async fn flush(&self, patience: Duration) -> Result<(), LogError> {
-        let producer = self.clone();
-        let flushed = tokio::task::spawn_blocking(move || producer.inner.flush(patience)).await;
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let flushed = tokio::task::spawn_blocking(move || client.flush(patience)).await;
         match flushed {
             Ok(Ok(())) => Ok(()),
             Ok(Err(source)) => {
@@ -134,6 +147,28 @@ impl Producer {
             Err(_) => Err(LogError::Cancelled),
         }
     }
+
+    /// Puts a new client in the place of one that has failed for good.
+    fn renew(&self) {
+        let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
+        // Of several that find it out at once, one is enough.
+        let Some((_, reason)) = client.client().fatal_error() else { return };
+        match create(&self.config) {
+            Ok(new) => {
+                warn!(reason, "the Kafka producer has failed for good and is replaced");
+                let old = std::mem::replace(&mut *client, new);
+                // It waits for its threads as it goes, which is nothing for a caller's thread.
+                std::thread::spawn(move || drop(old));
+            }
+            Err(error) => {
+                warn!(reason, %error, "the Kafka producer has failed for good and cannot be replaced");
+            }
+        }
+    }
+}
+
+fn create(config: &ClientConfig) -> Result<Client, LogError> {
+    config.create_with_context(TracingContext).map_err(|source| LogError::Configure { source: source.into() })
 }
 
 /// The acknowledgement to come of one message: its offset.
@@ -155,5 +190,38 @@ impl Future for Delivery {
                 Err(LogError::Write { place: "the log".to_owned(), source: KafkaError::Canceled.into() })
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::bindings::{rd_kafka_resp_err_t, rd_kafka_test_fatal_error};
+
+    use super::*;
+    use crate::client::LogConfig;
+    use crate::embedded::{EmbeddedBroker, EmbeddedConfig};
+    use crate::topics::LEDGER;
+
+    #[expect(unsafe_code, reason = "librdkafka's own way to provoke what cannot be provoked from outside")]
+    fn break_for_good(producer: &Producer) {
+        let client = producer.client.read().unwrap();
+        let code = rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+        // SAFETY: the handle lives as long as `client`, and the reason is a static string that ends with a zero byte.
+        unsafe { rd_kafka_test_fatal_error(client.client().native_ptr(), code, c"provoked".as_ptr()) };
+    }
+
+    #[tokio::test]
+    async fn a_producer_that_has_failed_for_good_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let broker = EmbeddedBroker::start(EmbeddedConfig::new(directory.path())).await.unwrap();
+        let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
+        log.ensure_topics().await.unwrap();
+        let producer = Producer::new(&log, Duration::from_millis(1)).unwrap();
+        let message = Outgoing { topic: LEDGER, kafka_partition: 0, key: None, payload: b"x", headers: &[] };
+        assert_eq!(producer.send(message).await.unwrap(), 0);
+        break_for_good(&producer);
+        // Whoever finds it out is told, clones go on with the new client.
+        producer.clone().send(message).await.unwrap_err();
+        assert_eq!(producer.send(message).await.unwrap(), 1);
     }
 }

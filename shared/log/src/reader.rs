@@ -11,7 +11,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message as _};
 use rdkafka::{Offset, TopicPartitionList};
 use tracing::{debug, warn};
 
-use crate::client::Log;
+use crate::client::{ASK_TIMEOUT, Log};
 use crate::error::LogError;
 use crate::kafka_logs::{Seldom, TracingContext};
 
@@ -234,6 +234,29 @@ impl Reader {
     fn place(&self, kafka_partition: i32) -> Option<Place> {
         self.places.get(usize::try_from(kafka_partition).ok()?).copied().flatten()
     }
+}
+
+/// The first offset of a record that came at `since` (ms since 1970) or later, `None` where all are older. A broker may
+/// name the beginning of the batch that holds the record. Blocks; give it a thread.
+///
+/// # Errors
+/// `Ask` when the broker cannot be reached.
+pub fn first_offset_since(
+    log: &Log,
+    (topic, kafka_partition): (&str, i32),
+    since: i64,
+) -> Result<Option<i64>, LogError> {
+    let what = || format!("the offset of {topic:?} partition {kafka_partition} at a time");
+    let asked = |source: KafkaError| log.ask_error(what(), source);
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic, kafka_partition, Offset::Offset(since)).map_err(asked)?;
+    let found = Reader::new(log, topic)?.consumer.offsets_for_times(list, ASK_TIMEOUT).map_err(asked)?;
+    let Some(element) = found.find_partition(topic, kafka_partition) else { return Ok(None) };
+    element.error().map_err(asked)?;
+    Ok(match element.offset() {
+        Offset::Offset(offset) => Some(offset),
+        _ => None,
+    })
 }
 
 /// Reads a Kafka partition from `from` (or its low watermark, whichever is higher) to the high watermark that it has

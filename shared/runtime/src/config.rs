@@ -137,6 +137,8 @@ pub struct ArchiveSection {
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
     pub max_rows: usize,
+    #[serde(with = "humantime_serde")]
+    pub keep_dead_letters: Duration,
 }
 
 /// `[batch]`

@@ -3,11 +3,32 @@
 
 use std::collections::BTreeMap;
 
+use arrow::datatypes::SchemaRef;
 use deltalake::kernel::{Action, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 
-use crate::delta::{AfterOthers, Commit, DeltaLog, EncodedFile, LogSnapshot};
+use crate::delta::{AfterOthers, Commit, DeltaLog, EncodedFile, LogSnapshot, TableSpec};
 use crate::error::TablesError;
+use crate::store::{TableName, TableRoot};
+
+/// Opens a table that is only ever appended to, and makes it if it does not exist.
+pub(crate) async fn open_append_only(
+    root: &TableRoot,
+    table: TableName,
+    schema: SchemaRef,
+    partition_columns: &'static [&'static str],
+) -> Result<DeltaLog, TablesError> {
+    let log = DeltaLog::new(root, table)?;
+    if log.newest().await?.is_none() {
+        let properties = &[
+            ("delta.appendOnly", "true"),
+            ("delta.logRetentionDuration", "interval 7 days"),
+            ("delta.deletedFileRetentionDuration", "interval 1 days"),
+        ];
+        log.create(TableSpec { schema, partition_columns, properties }).await?;
+    }
+    Ok(log)
+}
 
 /// Offsets `[from, next)` of one Kafka partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +106,11 @@ impl Claim {
             }
         }
         Ok(Self { base, transactions, ranges })
+    }
+
+    /// The version that the claim was checked against.
+    pub(crate) fn base(&self) -> &LogSnapshot {
+        &self.base
     }
 
     /// Stores the files and commits them together with the claimed offsets. Returns the new version.

@@ -1,6 +1,9 @@
 //! The archive of the dead-letter topic: what could not become a reading, with its bytes and the reason. Must not know
 //! how readings are parsed.
 //!
+//! The topic may say twice that one thing was refused, since whoever reads the readings anew refuses it anew; the table
+//! says it once.
+//!
 //! Stability contract: the Delta table `dead_letters` has the columns of [`dead_letter_schema`], and the application
 //! transaction `wye-archive/dead-letters/<kafka_partition>` at the offset up to which the topic is archived.
 
@@ -10,16 +13,25 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use datafusion::catalog::TableProvider;
 
-use crate::append::{Claim, OffsetRange, PartitionTransactions};
+use crate::append::{Claim, OffsetRange, PartitionTransactions, open_append_only};
 use crate::columns::dead_letter_schema;
 use crate::delta::cleaning::Cleaned;
-use crate::delta::{DeltaLog, EncodedFile, TableSpec};
+use crate::delta::replacement::Compacted;
+use crate::delta::{DataFile, DeltaLog, EncodedFile};
 use crate::encode::{Encoder, letter_properties};
 use crate::error::TablesError;
 use crate::store::{TableName, TableRoot};
 
+mod files;
+
 const ARCHIVED: PartitionTransactions = PartitionTransactions("wye-archive/dead-letters/");
+const COMPACTED: &str = "wye-compact/dead-letters";
 const TABLE: TableName = TableName::DeadLetters;
+
+/// A file below this many bytes is small.
+const SMALL_BYTES: i64 = 16 << 20;
+/// Small files are merged once there are this many.
+const LEAST_FILES: usize = 8;
 
 /// What was read of one Kafka partition of the dead-letter topic.
 #[derive(Clone, Debug)]
@@ -44,20 +56,7 @@ impl DeadLetters {
     /// # Errors
     /// [`TablesError::Store`], [`TablesError::Commit`] or [`TablesError::ReadLog`] when the store cannot be used.
     pub async fn open(root: &TableRoot) -> Result<Self, TablesError> {
-        let log = DeltaLog::new(root, TABLE)?;
-        if log.newest().await?.is_none() {
-            log.create(TableSpec {
-                schema: dead_letter_schema(),
-                partition_columns: &[],
-                properties: &[
-                    ("delta.appendOnly", "true"),
-                    ("delta.logRetentionDuration", "interval 7 days"),
-                    ("delta.deletedFileRetentionDuration", "interval 1 days"),
-                ],
-            })
-            .await?;
-        }
-        Ok(Self { log })
+        Ok(Self { log: open_append_only(root, TABLE, dead_letter_schema(), &[]).await? })
     }
 
     /// Per Kafka partition of the dead-letter topic the offset up to which it is archived.
@@ -68,7 +67,8 @@ impl DeadLetters {
         Ok(ARCHIVED.read(&self.log.existing().await?))
     }
 
-    /// Appends letters and their offsets in one commit, and returns the new version.
+    /// Appends letters and their offsets in one commit, and returns how many letters that are: those about something
+    /// that an archived letter is about are left out.
     ///
     /// # Errors
     /// As [`crate::readings::Readings::append`].
@@ -76,9 +76,36 @@ impl DeadLetters {
         let ranges = batches.iter().map(|batch| (batch.kafka_partition, batch.offsets)).collect();
         let claim = Claim::new(&self.log, ARCHIVED, ranges).await?;
         let letters: Vec<RecordBatch> = batches.into_iter().flat_map(|batch| batch.letters).collect();
-        let encoded = tokio::task::spawn_blocking(move || encode(&letters)).await;
-        let file = encoded.map_err(|error| TablesError::Encode { table: TABLE, source: error.into() })??;
-        claim.append(&self.log, file.into_iter().collect(), &[]).await
+        let fresh = files::without_known(&self.log, &claim.base().files, letters).await?;
+        let rows = fresh.iter().map(|batch| batch.num_rows() as u64).sum();
+        let file = encode(fresh).await?;
+        claim.append(&self.log, file.into_iter().collect(), &[]).await?;
+        Ok(rows)
+    }
+
+    /// Merges small files, where there are enough of them.
+    ///
+    /// # Errors
+    /// [`TablesError::Conflict`] when another compaction came first; nothing is lost then.
+    pub async fn compact(&self) -> Result<Compacted, TablesError> {
+        let base = self.log.existing().await?;
+        let mut bytes = 0;
+        let is_next = |file: &&DataFile| {
+            bytes += file.add.size;
+            // All of them are in memory at once.
+            bytes <= SMALL_BYTES * LEAST_FILES as i64
+        };
+        let small = base.files.iter().filter(|file| file.add.size < SMALL_BYTES);
+        let small: Vec<DataFile> = small.take_while(is_next).cloned().collect();
+        if small.len() < LEAST_FILES {
+            return Ok(Compacted::default());
+        }
+        let mut letters = Vec::new();
+        for file in &small {
+            letters.extend(files::read(&self.log, file, None).await?);
+        }
+        let merged = encode(letters).await?;
+        self.log.replace(&base, COMPACTED, &small, merged.into_iter().collect()).await
     }
 
     /// The newest version as an SQL table.
@@ -99,16 +126,20 @@ impl DeadLetters {
     }
 }
 
-fn encode(letters: &[RecordBatch]) -> Result<Option<EncodedFile>, TablesError> {
+/// One file of all letters, if there are any.
+async fn encode(letters: Vec<RecordBatch>) -> Result<Option<EncodedFile>, TablesError> {
     if letters.iter().all(|batch| batch.num_rows() == 0) {
         return Ok(None);
     }
-    let mut encoder = Encoder::new(TABLE, dead_letter_schema(), letter_properties())?;
-    for batch in letters {
-        encoder.write(batch)?;
-    }
-    let (bytes, stats) = encoder.finish()?;
-    Ok(Some(EncodedFile { bytes, stats, partition: None, tags: HashMap::new() }))
+    let encoded = tokio::task::spawn_blocking(move || {
+        let mut encoder = Encoder::new(TABLE, dead_letter_schema(), letter_properties())?;
+        for batch in &letters {
+            encoder.write(batch)?;
+        }
+        let (bytes, stats) = encoder.finish()?;
+        Ok(Some(EncodedFile { bytes, stats, partition: None, tags: HashMap::new() }))
+    });
+    encoded.await.map_err(|error| TablesError::Encode { table: TABLE, source: error.into() })?
 }
 
 #[cfg(test)]
@@ -119,15 +150,16 @@ mod tests {
     use super::*;
     use crate::testing::number;
 
-    fn letter(offset: i64) -> LetterBatch {
+    /// A letter at `offset` of the topic about a thing at `refused` of the readings, if it came from there.
+    fn letter(offset: i64, refused: Option<i64>) -> LetterBatch {
         let columns: Vec<arrow::array::ArrayRef> = vec![
             Arc::new(TimestampMicrosecondArray::from(vec![1_700_000_000_000_000]).with_timezone("UTC")),
             Arc::new(StringArray::from(vec!["not-json"])),
             Arc::new(StringArray::from(vec!["expected value at line 1"])),
             Arc::new(StringArray::from(vec!["kafka"])),
-            Arc::new(StringArray::from(vec![Some("readings")])),
-            Arc::new(Int32Array::from(vec![Some(3)])),
-            Arc::new(Int64Array::from(vec![Some(77)])),
+            Arc::new(StringArray::from(vec![refused.map(|_| "readings")])),
+            Arc::new(Int32Array::from(vec![refused.map(|_| 3)])),
+            Arc::new(Int64Array::from(vec![refused])),
             Arc::new(Int32Array::from(vec![None])),
             Arc::new(BinaryArray::from(vec![&b"\xff{"[..]])),
             Arc::new(Int64Array::from(vec![offset])),
@@ -139,16 +171,59 @@ mod tests {
         }
     }
 
+    async fn open() -> (tempfile::TempDir, DeadLetters) {
+        let directory = tempfile::tempdir().unwrap();
+        let letters = DeadLetters::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();
+        (directory, letters)
+    }
+
+    async fn count(letters: &DeadLetters) -> i64 {
+        let sql = "select count(*) from dead_letters where payload = X'ff7b' and item_index is null";
+        number("dead_letters", letters.provider().await.unwrap(), sql).await
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn letters_are_kept_once_with_their_bytes() {
-        let directory = tempfile::tempdir().unwrap();
-        let root = TableRoot::directory(directory.path()).unwrap();
-        let letters = DeadLetters::open(&root).await.unwrap();
-        letters.append(vec![letter(0)]).await.unwrap();
-        assert_eq!(letters.append(vec![letter(0)]).await.unwrap_err().kind(), ErrorKind::Conflict);
-        letters.append(vec![letter(1)]).await.unwrap();
+        let (_directory, letters) = open().await;
+        letters.append(vec![letter(0, Some(77))]).await.unwrap();
+        let again = letters.append(vec![letter(0, Some(77))]).await.unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::Conflict);
+        letters.append(vec![letter(1, Some(78))]).await.unwrap();
         assert_eq!(letters.archived().await.unwrap(), BTreeMap::from([(0, 2)]));
-        let sql = "select count(*) from dead_letters where payload = X'ff7b' and item_index is null";
-        assert_eq!(number("dead_letters", letters.provider().await.unwrap(), sql).await, 2);
+        assert_eq!(count(&letters).await, 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn one_refused_thing_is_one_letter_however_often_the_topic_says_so() {
+        let (_directory, letters) = open().await;
+        let told = [Some(70), Some(80), Some(70), Some(75), None, None, Some(80)];
+        let mut kept = Vec::new();
+        for (offset, refused) in (0..).zip(told) {
+            kept.push(letters.append(vec![letter(offset, refused)]).await.unwrap());
+        }
+        assert_eq!(kept, [1, 1, 0, 1, 1, 1, 0]);
+        let mut twice = letter(7, Some(90));
+        twice.offsets.next = 9;
+        twice.letters.extend(letter(8, Some(90)).letters);
+        assert_eq!(letters.append(vec![twice]).await.unwrap(), 1);
+        assert_eq!(letters.archived().await.unwrap(), BTreeMap::from([(0, 9)]));
+        assert_eq!(count(&letters).await, 6);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn small_files_are_merged_and_every_letter_stays() {
+        let (_directory, letters) = open().await;
+        for offset in 0..10 {
+            letters.append(vec![letter(offset, Some(100 + offset))]).await.unwrap();
+            if offset < 6 {
+                assert_eq!(letters.compact().await.unwrap(), Compacted::default());
+            }
+        }
+        let done = letters.compact().await.unwrap();
+        assert_eq!(done, Compacted { files_before: 10, files_after: 1, rows: 10 });
+        assert_eq!(count(&letters).await, 10);
+        assert_eq!(letters.append(vec![letter(10, Some(104))]).await.unwrap(), 0);
+        assert_eq!(letters.vacuum(std::time::Duration::ZERO).await.unwrap().files, 10);
+        assert_eq!(count(&letters).await, 10);
     }
 }

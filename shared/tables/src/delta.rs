@@ -25,6 +25,7 @@ use crate::error::TablesError;
 use crate::store::{TableName, TableRoot};
 
 pub(crate) mod cleaning;
+pub(crate) mod replacement;
 pub(crate) mod stats;
 mod transactions;
 

@@ -24,5 +24,6 @@ mod sort;
 mod testing;
 
 pub use delta::cleaning::Cleaned;
+pub use delta::replacement::Compacted;
 pub use error::TablesError;
-pub use readings::compaction::{Compacted, CompactionPolicy};
+pub use readings::compaction::CompactionPolicy;

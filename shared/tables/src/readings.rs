@@ -10,9 +10,9 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use datafusion::catalog::TableProvider;
 
-use crate::append::{Claim, OffsetRange, PartitionTransactions};
+use crate::append::{Claim, OffsetRange, PartitionTransactions, open_append_only};
 use crate::columns::{INGEST_DATE, READING_ORDER, readings_table_schema, stored_schema};
-use crate::delta::{DeltaLog, EncodedFile, LogSnapshot, TableSpec};
+use crate::delta::{DeltaLog, EncodedFile, LogSnapshot};
 use crate::encode::{Encoder, readings_properties};
 use crate::error::TablesError;
 use crate::sort::{SortedDay, sort_by_day};
@@ -70,20 +70,7 @@ impl Readings {
     /// # Errors
     /// [`TablesError::Store`], [`TablesError::Commit`] or [`TablesError::ReadLog`] when the store cannot be used.
     pub async fn open(root: &TableRoot) -> Result<Self, TablesError> {
-        let log = DeltaLog::new(root, TABLE)?;
-        if log.newest().await?.is_none() {
-            log.create(TableSpec {
-                schema: readings_table_schema(),
-                partition_columns: &[INGEST_DATE],
-                properties: &[
-                    ("delta.appendOnly", "true"),
-                    ("delta.logRetentionDuration", "interval 7 days"),
-                    ("delta.deletedFileRetentionDuration", "interval 1 days"),
-                ],
-            })
-            .await?;
-        }
-        Ok(Self { log })
+        Ok(Self { log: open_append_only(root, TABLE, readings_table_schema(), &[INGEST_DATE]).await? })
     }
 
     /// Per Kafka partition the offset up to which its readings are archived.

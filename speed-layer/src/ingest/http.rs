@@ -6,6 +6,9 @@
 //! | `application/x-ndjson` | one reading a line |
 //! | `application/vnd.apache.arrow.stream` | an Arrow IPC stream with the columns of a reading |
 //!
+//! A request with an `Idempotency-Key` counts once, however often it is sent: for a week, or for good where the key is of
+//! the form `name/number`.
+//!
 //! The answer says how many readings the log has acknowledged and, for each other one, its place in the body and the
 //! reason. 200 when anything was accepted or nothing refused, 400 when all was refused, 409 while a request with the
 //! same `Idempotency-Key` is under way, 413 for too large a body, 503 when the log is away.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
-use wye_domain::dead_letter::DeadLetter;
+use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
 use wye_domain::epoch::Fence;
 use wye_domain::realtime_row::{self, Header, Rows};
 use wye_domain::registry::Registry;
@@ -150,7 +150,8 @@ async fn readings_become_rows_once_across_restarts() {
 async fn what_is_no_reading_goes_to_the_dead_letters_and_stops_nothing() {
     let site = Site::new().await;
     let (layer, cancel) = site.start();
-    for bad in ["{", "", r#"{"device_id":"d"}"#, "WYE\u{7}"] {
+    let bad = ["{", "", r#"{"device_id":"d"}"#, "WYE\u{7}"];
+    for bad in bad {
         site.send(bad).await;
     }
     site.send_values(0..5).await;
@@ -160,13 +161,17 @@ async fn what_is_no_reading_goes_to_the_dead_letters_and_stops_nothing() {
     let mut letters = Vec::new();
     tokio::task::block_in_place(|| {
         read_all(&site.log, (DEAD_LETTER, 0), None, |message| {
-            letters.push(DeadLetter::decode(message.payload).unwrap());
+            let context = Context::decode(message.header(CONTEXT_HEADER).unwrap()).unwrap();
+            letters.push((context.kafka_offset.unwrap(), context.reason, message.payload.to_owned()));
         })
     })
     .unwrap();
-    let found: Vec<_> =
-        letters.iter().map(|letter| (letter.kafka_offset.unwrap(), letter.reason.as_str())).collect();
-    assert_eq!(found, [(0, "not_json"), (1, "empty"), (2, "missing_field"), (3, "unknown_version")]);
+    let reasons = ["not_json", "empty", "missing_field", "unknown_version"];
+    let expected: Vec<_> = (0..)
+        .zip(reasons.into_iter().zip(bad))
+        .map(|(offset, (reason, bytes))| (offset, reason.to_owned(), bytes.as_bytes().to_owned()))
+        .collect();
+    assert_eq!(letters, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

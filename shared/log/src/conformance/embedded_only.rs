@@ -53,7 +53,7 @@ async fn a_restart_keeps_everything() {
     let topic = new_topic(&log, 1).await;
     write_numbers(&log, topic, 0, 1000).await;
     log.delete_records(topic, 0, 123).await.unwrap();
-    broker.stop().await.unwrap();
+    broker.stop().await;
 
     let (broker, log) = start(directory.path(), None).await;
     log.ensure_topics().await.unwrap();
@@ -69,7 +69,7 @@ async fn a_restart_keeps_everything() {
 
     let (broker, log) = start(directory.path(), None).await;
     assert_eq!(log.offsets(topic, 0).await.unwrap(), OffsetRange { low: 123, high: 1010 });
-    broker.stop().await.unwrap();
+    broker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -103,7 +103,7 @@ async fn a_producer_and_a_reader_outlast_restarts_with_each_message_once() {
     assert_eq!(log.offsets(topic, 0).await.unwrap().high, MESSAGES);
     let read = tokio::time::timeout(DEADLINE, reading).await.unwrap().unwrap().unwrap();
     assert_eq!(read, (0..MESSAGES).collect::<Vec<_>>());
-    broker.stop().await.unwrap();
+    broker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,7 +130,7 @@ async fn deleting_records_gives_the_disk_back() {
     assert!(bytes_on_disk(directory.path()) < 15_000_000, "in whole segments");
     log.delete_records(topic, 0, 50).await.unwrap();
     assert!(bytes_on_disk(directory.path()) < 100_000, "all of it");
-    broker.stop().await.unwrap();
+    broker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -145,7 +145,7 @@ async fn a_port_or_a_directory_in_use_is_said_clearly() {
     let error = EmbeddedBroker::start(EmbeddedConfig::new(first.path())).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.to_string().contains("another process"), "{error}");
-    broker.stop().await.unwrap();
+    broker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,7 +153,7 @@ async fn a_broker_that_is_away_is_waited_for() {
     let directory = tempfile::tempdir().unwrap();
     let (broker, log) = start(directory.path(), None).await;
     let port = port_of(&broker);
-    broker.stop().await.unwrap();
+    broker.stop().await;
 
     let cancel = CancellationToken::new();
     let (called_off, ()) = tokio::join!(log.wait_ready(&cancel), async { cancel.cancel() });
@@ -163,7 +163,7 @@ async fn a_broker_that_is_away_is_waited_for() {
     let waiting = tokio::time::timeout(DEADLINE, log.wait_ready(&cancel));
     let (waited, (broker, _log)) = tokio::join!(waiting, start(directory.path(), Some(port)));
     waited.unwrap().unwrap();
-    broker.stop().await.unwrap();
+    broker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,7 +204,7 @@ async fn many_producers_and_readers_do_not_disturb_each_other() {
         })
     });
     futures::future::join_all(reading).await;
-    broker.stop().await.unwrap();
+    broker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -215,7 +215,7 @@ async fn dropping_a_reader_of_a_broker_that_is_gone_does_not_hang() {
     write_numbers(&log, topic, 0, 10).await;
     let mut reader = Reader::new(&log, topic).unwrap();
     reader.assign(&[(0, 0)]).unwrap();
-    broker.stop().await.unwrap();
+    broker.stop().await;
     let since = Instant::now();
     beside(move || {
         reader.poll_batch(10, Duration::from_millis(100), &mut |_| {}).unwrap();

@@ -173,16 +173,6 @@ impl Catalog {
         self.appended.subscribe()
     }
 
-    /// Brings everything that was appended to the disk itself.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        for topic in self.topics() {
-            for partition in &topic.partitions {
-                partition.sync()?;
-            }
-        }
-        Ok(())
-    }
-
     fn store(&self, state: &State) -> io::Result<()> {
         let topics = state.topics.iter().map(|(name, topic)| {
             let stored =

@@ -7,9 +7,9 @@
 //! one version is read by the next.
 //!
 //! # What is durable when
-//! An append is in the operating system when it returns: it survives the end of the process in any way. It survives
-//! a loss of power once [`PartitionLog::sync`] has run, or the segment was closed. On opening, the last segment is
-//! checked batch by batch, and cut before the first damaged one.
+//! An append is on the disk when it returns, so it survives a loss of power, and nobody reads it before: with no
+//! replica anywhere, the disk is what Kafka's high watermark stands for. Appends that wait for the disk at the same time
+//! share one sync. On opening, the last segment is checked batch by batch, and cut before the first damaged one.
 //!
 //! This file does not know the Kafka protocol beyond the batch header, and no network.
 
@@ -34,12 +34,19 @@ pub(super) struct PartitionLog {
     directory: PathBuf,
     segment_bytes: u64,
     state: Mutex<State>,
+    /// Held by the one append that brings data to the disk for all that wait.
+    syncing: Mutex<()>,
 }
 
 #[derive(Debug)]
 struct State {
     low: i64,
+    /// Where what is on the disk ends, and what can be read.
     high: i64,
+    /// Where what was written ends.
+    end: i64,
+    /// The disk has failed to keep what it was given: nobody knows what it holds, until it is looked at anew.
+    failed: bool,
     /// Closed segments, oldest first.
     closed: VecDeque<Arc<ClosedSegment>>,
     active: ActiveSegment,
@@ -60,9 +67,9 @@ struct ActiveSegment {
     base_offset: i64,
     file: Arc<File>,
     length: u64,
+    /// How much of that is on the disk.
+    synced_length: u64,
     index: Index,
-    /// Whether something was written since the last sync.
-    dirty: bool,
 }
 
 /// Why a batch was not appended.
@@ -123,8 +130,9 @@ impl PartitionLog {
         let mut sequences = read_sequences(&directory, active_base)?;
         let (active, high) = recover(&directory, active_base, &mut sequences)?;
         // A low watermark past the end can only be left behind by a loss of power: nothing is there to be hidden.
-        let state = State { low: low.min(high), high, closed, active, sequences };
-        Ok(Self { directory, segment_bytes, state: Mutex::new(state) })
+        let state = State { low: low.min(high), high, end: high, failed: false, closed, active, sequences };
+        sync_directory(&directory)?;
+        Ok(Self { directory, segment_bytes, state: Mutex::new(state), syncing: Mutex::default() })
     }
 
     /// The bounds of the log now.
@@ -133,9 +141,16 @@ impl PartitionLog {
         OffsetRange { low: state.low, high: state.high }
     }
 
-    /// Appends the batches in `records` and returns the offset of the first record. A batch that is here already is
-    /// not written again; its old offset counts.
+    /// Appends the batches in `records`, brings them to the disk, and returns the offset of the first record. A batch
+    /// that is here already is not written again; its old offset counts.
     pub(super) fn append(&self, records: &[u8], max_bytes: usize) -> Result<i64, AppendError> {
+        let written = self.write_all(records, max_bytes);
+        // Also after a refusal: a batch before the refused one may have been written.
+        self.sync().map_err(AppendError::Io)?;
+        written
+    }
+
+    fn write_all(&self, records: &[u8], max_bytes: usize) -> Result<i64, AppendError> {
         let mut batches = Vec::new();
         let mut at = 0;
         while at < records.len() {
@@ -150,6 +165,9 @@ impl PartitionLog {
             at += batch.size;
         }
         let mut state = self.lock();
+        if state.failed {
+            return Err(AppendError::Io(unkept()));
+        }
         let mut base_offset = None;
         for (batch, at) in batches {
             let verdict = batch.sequence.map_or(Verdict::Append, |sequence| state.sequences.judge(&sequence));
@@ -180,7 +198,7 @@ impl PartitionLog {
         }
         if offset >= state.active.base_offset {
             let active = &state.active;
-            let (file, length) = (Arc::clone(&active.file), active.length);
+            let (file, length) = (Arc::clone(&active.file), active.synced_length);
             let from = active.index.position_before(offset);
             drop(state);
             let records = segment::read(&file, (from, length), offset, max_bytes).map_err(ReadError::Io)?;
@@ -210,7 +228,7 @@ impl PartitionLog {
         }
         write_atomically(&self.directory.join("low"), before.to_string().as_bytes())?;
         state.low = before;
-        if before == state.high && state.active.length > 0 {
+        if before == state.end && state.active.length > 0 {
             // Nothing is left to be read, so the disk gets everything back, however little it was.
             self.close_active(&mut state)?;
         }
@@ -248,17 +266,33 @@ impl PartitionLog {
         }
     }
 
-    /// Brings what was appended to the disk itself.
-    pub(super) fn sync(&self) -> io::Result<()> {
-        let file = {
-            let mut state = self.lock();
-            if !state.active.dirty {
+    /// Brings everything written so far to the disk; from then on it can be read.
+    fn sync(&self) -> io::Result<()> {
+        let end = self.lock().end;
+        // Who waits here finds its records on the disk already, most of the time.
+        let _turn = self.syncing.lock().expect("no thread panics while it holds the lock");
+        let (file, written, length) = {
+            let state = self.lock();
+            if state.high >= end {
                 return Ok(());
             }
-            state.active.dirty = false;
-            Arc::clone(&state.active.file)
+            if state.failed {
+                return Err(unkept());
+            }
+            (Arc::clone(&state.active.file), state.end, state.active.length)
         };
-        file.sync_data().inspect_err(|_| self.lock().active.dirty = true)
+        let synced = file.sync_data();
+        let mut state = self.lock();
+        if let Err(error) = synced {
+            state.failed = true;
+            return Err(error);
+        }
+        state.high = state.high.max(written);
+        // The segment may have been closed meanwhile, and is on the disk then.
+        if Arc::ptr_eq(&file, &state.active.file) {
+            state.active.synced_length = length;
+        }
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -269,7 +303,7 @@ impl PartitionLog {
         if state.active.length > 0 && state.active.length + batch.size as u64 > self.segment_bytes {
             self.close_active(state)?;
         }
-        let base_offset = state.high;
+        let base_offset = state.end;
         let mut bytes = bytes.to_vec();
         record_batch::place(&mut bytes, base_offset);
         let active = &mut state.active;
@@ -277,33 +311,37 @@ impl PartitionLog {
         active.file.write_all_at(&bytes, active.length)?;
         active.index.note(base_offset, active.length);
         active.length += bytes.len() as u64;
-        active.dirty = true;
-        state.high = base_offset + batch.offsets;
+        state.end = base_offset + batch.offsets;
         if let Some(sequence) = &batch.sequence {
             state.sequences.remember(sequence, base_offset);
         }
         Ok(base_offset)
     }
 
-    /// Closes the active segment and starts the next one, which begins at the high watermark.
+    /// Closes the active segment, which brings it to the disk, and starts the next one where it ends.
     fn close_active(&self, state: &mut State) -> io::Result<()> {
         let sequences = serde_json::to_vec(&state.sequences)?;
-        write_atomically(&segment::path_of(&self.directory, state.high, "producers"), &sequences)?;
+        write_atomically(&segment::path_of(&self.directory, state.end, "producers"), &sequences)?;
         // A failed write may have left something behind the end, which a reader of a closed segment would trip over.
         state.active.file.set_len(state.active.length)?;
-        state.active.file.sync_data()?;
-        let file = create_segment(&self.directory, state.high)?;
+        if let Err(error) = state.active.file.sync_data() {
+            state.failed = true;
+            return Err(error);
+        }
+        let file = create_segment(&self.directory, state.end)?;
+        sync_directory(&self.directory)?;
         let next = ActiveSegment {
-            base_offset: state.high,
+            base_offset: state.end,
             file: Arc::new(file),
             length: 0,
+            synced_length: 0,
             index: Index::default(),
-            dirty: false,
         };
         let last = std::mem::replace(&mut state.active, next);
+        state.high = state.end;
         state.closed.push_back(Arc::new(ClosedSegment {
             base_offset: last.base_offset,
-            end_offset: state.high,
+            end_offset: state.end,
             length: last.length,
             index: OnceLock::from(last.index),
         }));
@@ -346,8 +384,10 @@ fn recover(
         warn!(directory = %directory.display(), bytes = length - sound, "cut off the damaged end of the log");
         file.set_len(sound)?;
     }
+    // After a crash of the process alone, the end is in the operating system only.
+    file.sync_data()?;
     let file = Arc::new(file);
-    Ok((ActiveSegment { base_offset, file, length: sound, index, dirty: true }, high))
+    Ok((ActiveSegment { base_offset, file, length: sound, synced_length: sound, index }, high))
 }
 
 fn create_segment(directory: &Path, base_offset: i64) -> io::Result<File> {
@@ -403,7 +443,17 @@ pub(super) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let file = File::create(&new)?;
     file.write_all_at(content, 0)?;
     file.sync_data()?;
-    fs::rename(&new, path)
+    fs::rename(&new, path)?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+fn unkept() -> io::Error {
+    io::Error::other("the disk did not keep what it was given; a new start looks what is there")
+}
+
+/// Brings the names in a directory to the disk.
+fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
 }
 
 #[cfg(test)]

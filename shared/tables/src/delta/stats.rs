@@ -46,6 +46,11 @@ impl FileStats {
         Some((micros(self.min_values.get(column)?)?, micros(self.max_values.get(column)?)?))
     }
 
+    /// Whether a column is known to hold nothing but nulls.
+    pub(crate) fn is_all_null(&self, column: &str) -> bool {
+        self.null_count.get(column).and_then(Value::as_u64) == Some(self.num_records)
+    }
+
     /// The bounds of an integer column; `None` when unknown.
     pub(crate) fn integer_bounds(&self, column: &str) -> Option<(i64, i64)> {
         Some((self.min_values.get(column)?.as_i64()?, self.max_values.get(column)?.as_i64()?))

@@ -1,19 +1,16 @@
 //! Merges many small files of readings into few large ones, changing no reading. Must not know who appends.
 //!
-//! Invariant: a compaction removes files and adds files with exactly their rows, in one commit with
-//! `dataChange = false`. Two compactions at once exclude each other by an application transaction of their own,
-//! because delta-rs does not see a conflict between removals that change no data.
+//! Invariant: a compaction puts files in the place of others that have exactly their rows.
 
 use std::collections::BTreeMap;
 
 use datafusion::execution::context::SessionContext;
-use deltalake::kernel::{Action, Remove, Transaction};
-use deltalake::protocol::DeltaOperation;
 use futures::TryStreamExt;
 
 use crate::columns::{INGEST_DATE, READING_ORDER, stored_schema};
 use crate::delta::cleaning::Cleaned;
-use crate::delta::{AfterOthers, Commit, DataFile, EncodedFile};
+use crate::delta::replacement::Compacted;
+use crate::delta::{DataFile, EncodedFile};
 use crate::encode::{Encoder, readings_properties};
 use crate::error::TablesError;
 use crate::readings::file_tags::FileTags;
@@ -41,17 +38,6 @@ impl Default for CompactionPolicy {
     }
 }
 
-/// What a compaction did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Compacted {
-    /// Files before.
-    pub files_before: usize,
-    /// Files after.
-    pub files_after: usize,
-    /// Readings rewritten.
-    pub readings: u64,
-}
-
 impl Readings {
     /// Merges the small files of each ingest day that has enough of them, one commit a day.
     ///
@@ -67,10 +53,7 @@ impl Readings {
         }
         for (day, files) in days {
             let Some(day) = day.filter(|_| files.len() >= policy.least_files.max(2)) else { continue };
-            let after = self.merge(&day, &files).await?;
-            done.files_before += files.len();
-            done.files_after += after;
-            done.readings += files.iter().map(|file| file.stats.num_records).sum::<u64>();
+            done += self.merge(&day, &files).await?;
         }
         Ok(done)
     }
@@ -83,42 +66,10 @@ impl Readings {
         self.log().clean(keep).await
     }
 
-    async fn merge(&self, day: &str, files: &[DataFile]) -> Result<usize, TablesError> {
+    async fn merge(&self, day: &str, files: &[DataFile]) -> Result<Compacted, TablesError> {
         let snapshot = self.snapshot().await?;
         let encoded = rewrite(&snapshot, day, files).await?;
-        let adds = self.log().put(encoded).await?;
-        let now = chrono::Utc::now().timestamp_millis();
-        let removals = files.iter().map(|file| {
-            Action::Remove(Remove {
-                path: file.add.path.clone(),
-                data_change: false,
-                deletion_timestamp: Some(now),
-                extended_file_metadata: Some(true),
-                partition_values: Some(file.add.partition_values.clone()),
-                size: Some(file.add.size),
-                ..Remove::default()
-            })
-        });
-        let additions = adds.iter().cloned().map(|mut add| {
-            add.data_change = false;
-            Action::Add(add)
-        });
-        let turn = snapshot.snapshot.transactions.get(COMPACTED).copied().unwrap_or_default() + 1;
-        let committed = self
-            .log()
-            .commit(Commit {
-                base: &snapshot.snapshot,
-                actions: removals.chain(additions).collect(),
-                transactions: vec![Transaction::new_with_last_update(COMPACTED, turn, Some(now))],
-                operation: DeltaOperation::Optimize { predicate: None, target_size: 0 },
-                info: serde_json::Map::new(),
-                after_others: AfterOthers::Rebase,
-            })
-            .await;
-        if let Err(TablesError::Conflict { .. }) = &committed {
-            self.log().discard(&adds).await;
-        }
-        committed.map(|_| adds.len())
+        self.log().replace(&snapshot.snapshot, COMPACTED, files, encoded).await
     }
 }
 
@@ -128,12 +79,6 @@ async fn rewrite(
     day: &str,
     files: &[DataFile],
 ) -> Result<Vec<EncodedFile>, TablesError> {
-    let stale =
-        |file: &DataFile| !snapshot.snapshot.files.iter().any(|known| known.add.path == file.add.path);
-    if let Some(file) = files.iter().find(|file| stale(file)) {
-        let reason = format!("file {} has been compacted by somebody else", file.add.path);
-        return Err(TablesError::Conflict { table: TABLE, reason });
-    }
     let schema = stored_schema();
     let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     let scan =

@@ -123,7 +123,7 @@ async fn compacting_changes_files_and_no_reading() {
     let before = readings.snapshot().await.unwrap();
     assert_eq!(before.files(), 10);
     let done = readings.compact(CompactionPolicy::default()).await.unwrap();
-    assert_eq!((done.files_before, done.files_after, done.readings), (10, 1, 500));
+    assert_eq!((done.files_before, done.files_after, done.rows), (10, 1, 500));
     assert_eq!(readings.snapshot().await.unwrap().files(), 1);
     assert_eq!(all_rows(&readings).await, expected);
     assert_eq!(readings.archived().await.unwrap(), BTreeMap::from([(0, 500)]));

@@ -54,6 +54,25 @@ fn a_read_starts_with_the_batch_that_holds_the_offset() {
 }
 
 #[test]
+fn what_is_not_on_the_disk_yet_is_not_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = open(directory.path());
+    fill(&log, 3);
+    // So many that segments are closed on the way, which brings their part to the disk.
+    for at in 3..17 {
+        assert_eq!(log.write_all(&batch(10, 1000, None, 0), ANY).unwrap(), at * 10);
+        let high = log.range().high;
+        assert!(high < (at + 1) * 10, "{high}");
+        assert!(bases(&log, high, ANY).is_empty());
+        assert_eq!(bases(&log, high - 10, ANY), [high - 10]);
+    }
+    assert_eq!(log.delete_before(170).unwrap(), None);
+    log.sync().unwrap();
+    assert_eq!(log.range(), OffsetRange { low: 0, high: 170 });
+    assert_eq!(bases(&log, 160, ANY), [160]);
+}
+
+#[test]
 fn a_batch_larger_than_the_bound_is_read_whole() {
     let directory = tempfile::tempdir().unwrap();
     let log = open(directory.path());
