@@ -4,7 +4,7 @@
 cache := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/wye
 export CARGO_TARGET_DIR ?= $(cache)/target
 
-.PHONY: help demo build test check bench fmt
+.PHONY: help demo build test check bench rivals fmt
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,12 +23,17 @@ test: ## install what is missing and run everything that CI runs
 check: ## the part of the tests that runs no program: format, spelling, dependencies, lints, docs
 	scripts/gate.sh check
 
-bench: ## measure this machine: memory, load, batch run, requests, freshness, speed layer
+bench: ## measure this machine: memory, load, batch run (beside DuckDB), requests, freshness, speed layer
 	scripts/install-deps.sh test
 	cargo build --locked --release --workspace --bins --examples
 	$(CARGO_TARGET_DIR)/release/examples/bench
 	$(CARGO_TARGET_DIR)/release/examples/throughput arrow 20000000 5
 	$(CARGO_TARGET_DIR)/release/examples/throughput json 5000000 5
+
+rivals: ## measure the speed layer beside Flink and Kafka Streams, on one real Apache Kafka (fetches about 500 MB once)
+	scripts/install-deps.sh bench
+	cargo build --locked --release --workspace --bins --examples
+	tests/rivals/speed/run.sh 10000000
 
 fmt: ## format the code
 	cargo fmt --all

@@ -3,6 +3,7 @@
 #
 #   scripts/install-deps.sh run      to build and run it: a C and C++ compiler, make
 #   scripts/install-deps.sh test     also to test it: Python with venv, Java and Maven for a real Apache Kafka
+#   scripts/install-deps.sh bench    also to run it beside others: a Java compiler
 #
 # Works as root, or through sudo. Where it may not install, or there is no apt, it says what to install and stops.
 set -euo pipefail
@@ -57,8 +58,13 @@ case "${1:-}" in
         need_for_run
         need_for_test
         ;;
+    bench)
+        need_for_run
+        need_for_test
+        need default-jdk-headless have javac
+        ;;
     *)
-        say "usage: install-deps.sh run|test"
+        say "usage: install-deps.sh run|test|bench"
         exit 2
         ;;
 esac

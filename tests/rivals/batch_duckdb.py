@@ -38,7 +38,7 @@ def main():
             query = WINDOWS.format(readings=readings)
             database.execute(f"COPY ({query}) TO '{directory}/{variant}.parquet' (FORMAT parquet, COMPRESSION zstd)")
             seconds[variant] = time.perf_counter() - started
-        seconds["rows"] = database.sql(f"SELECT count(*) FROM '{directory}/exact.parquet'").fetchone()[0]
+        seconds["rows"] = database.sql(f"SELECT count(*) FROM '{directory}/exact.parquet'").fetchall()[0][0]
     print(json.dumps(seconds))
 
 
