@@ -8,6 +8,7 @@
     reason = "a command-line program answers on its terminal"
 )]
 
+mod allocator;
 mod batch;
 mod cli;
 mod client;
