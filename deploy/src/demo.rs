@@ -129,10 +129,10 @@ fn print_welcome(running: &up::Running, simulations: &[Simulation]) {
         format!("curl {base}/v1/metrics/line_temperature/current"),
         format!("curl '{base}/v1/metrics/temperature/series?device_id=machine-001&from=-10m'"),
         format!(
-            "wye sql --data-dir {data_dir} \"SELECT * FROM line_temperature ORDER BY window_start DESC LIMIT 4\""
+            "{wye} sql --data-dir {data_dir} \"SELECT * FROM line_temperature ORDER BY window_start DESC LIMIT 4\""
         ),
         format!(
-            "wye sql --data-dir {data_dir} \"SELECT metric_key, current_value, confidence_score, source FROM unified_metrics LIMIT 10\""
+            "{wye} sql --data-dir {data_dir} \"SELECT metric_key, current_value, confidence_score, source FROM unified_metrics LIMIT 10\""
         ),
         format!("{wye} batch run --data-dir {data_dir}"),
     ] {
