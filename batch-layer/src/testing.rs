@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use datafusion::prelude::SessionContext;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
+use wye_broker::{Broker, BrokerConfig};
 use wye_domain::control::{ControlRecord, ControlView};
 use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
 use wye_domain::reading::TextColumn;
@@ -15,7 +16,6 @@ use wye_domain::summary::Summary;
 use wye_domain::summary_columns::SummaryColumns;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
-use wye_log::embedded::{EmbeddedBroker, EmbeddedConfig};
 use wye_log::producer::{Outgoing, Producer};
 use wye_log::reader::read_all;
 use wye_log::topics::{CONTROL, DEAD_LETTER, READINGS};
@@ -41,14 +41,14 @@ pub(crate) struct Site {
     pub(crate) root: TableRoot,
     pub(crate) telemetry: Telemetry,
     producer: Producer,
-    _broker: EmbeddedBroker,
+    _broker: Broker,
     _directory: TempDir,
 }
 
 impl Site {
     pub(crate) async fn start(kafka_partitions: i32) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let broker = EmbeddedBroker::start(EmbeddedConfig::new(directory.path().join("log"))).await.unwrap();
+        let broker = Broker::start(BrokerConfig::new(directory.path().join("log"))).await.unwrap();
         let log = Log::new(LogConfig::new(broker.bootstrap_servers(), kafka_partitions)).unwrap();
         log.wait_ready(&CancellationToken::new()).await.unwrap();
         log.ensure_topics().await.unwrap();

@@ -19,9 +19,9 @@ use wye_batch::compute::Compute;
 use wye_batch::run::{BatchParts, BatchRunner, RunOptions};
 use wye_batch::schedule::{self, BatchHandle, Schedule};
 use wye_batch::telemetry::BatchTelemetry;
+use wye_broker::{Broker, BrokerConfig};
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
-use wye_log::embedded::{EmbeddedBroker, EmbeddedConfig};
 use wye_runtime::config::{Config, DEFAULTS, definition_error};
 use wye_runtime::telemetry::Telemetry;
 use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger};
@@ -48,7 +48,7 @@ pub(crate) struct Running {
     pub address: SocketAddr,
     /// Where everything is kept.
     pub data_dir: PathBuf,
-    broker: Option<EmbeddedBroker>,
+    broker: Option<Broker>,
     http: JoinSet<()>,
     http_stop: CancellationToken,
     layers: JoinSet<()>,
@@ -224,11 +224,11 @@ async fn open_log(
     config: &Config,
     data_dir: &Path,
     cancel: &CancellationToken,
-) -> Result<(Option<EmbeddedBroker>, Log)> {
+) -> Result<(Option<Broker>, Log)> {
     let (broker, bootstrap_servers) = if config.log.bootstrap_servers.is_empty() {
-        let mut embedded = EmbeddedConfig::new(data_dir.join("log"));
+        let mut embedded = BrokerConfig::new(data_dir.join("log"));
         embedded.port = (config.log.embedded_port != 0).then_some(config.log.embedded_port);
-        let broker = EmbeddedBroker::start(embedded).await?;
+        let broker = Broker::start(embedded).await?;
         let servers = broker.bootstrap_servers().to_owned();
         (Some(broker), servers)
     } else {

@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
+use wye_broker::{Broker, BrokerConfig};
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::Registry;
 use wye_domain::wire::{self, Acceptance};
 use wye_log::LogError;
 use wye_log::client::{Log, LogConfig};
-use wye_log::embedded::{EmbeddedBroker, EmbeddedConfig};
 use wye_log::producer::{Outgoing, Producer};
 use wye_log::topics::READINGS;
 use wye_runtime::telemetry::KafkaPartitionLabel;
@@ -48,7 +48,7 @@ async fn main() -> Result<()> {
     let mut rates = Vec::new();
     for _ in 0..runs.max(1) {
         let directory = tempfile::tempdir()?;
-        let broker = EmbeddedBroker::start(EmbeddedConfig::new(directory.path())).await?;
+        let broker = Broker::start(BrokerConfig::new(directory.path())).await?;
         rates.push(measure(form, readings, broker.bootstrap_servers()).await?);
         broker.stop().await;
     }

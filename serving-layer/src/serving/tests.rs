@@ -8,9 +8,9 @@ use axum::http::Request;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
+use wye_broker::{Broker, BrokerConfig};
 use wye_domain::realtime_row::{Header, RowsBuilder, encode};
 use wye_log::client::{Log, LogConfig};
-use wye_log::embedded::{EmbeddedBroker, EmbeddedConfig};
 use wye_log::producer::{Outgoing, Producer};
 use wye_log::topics::{READINGS, REALTIME_VIEWS};
 use wye_runtime::telemetry::Telemetry;
@@ -68,7 +68,7 @@ async fn until(serving: &Serving, what: impl Fn(&Value) -> bool) -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_written_shows_up_and_a_batch_view_takes_over() {
     let folder = tempfile::tempdir().unwrap();
-    let broker = EmbeddedBroker::start(EmbeddedConfig::new(folder.path().join("log"))).await.unwrap();
+    let broker = Broker::start(BrokerConfig::new(folder.path().join("log"))).await.unwrap();
     let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
     let shutdown = CancellationToken::new();
     log.wait_ready(&shutdown).await.unwrap();

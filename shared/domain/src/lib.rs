@@ -25,6 +25,7 @@ pub mod registry;
 
 pub mod control;
 pub mod epoch;
+pub mod position;
 pub mod realtime_row;
 
 mod error;

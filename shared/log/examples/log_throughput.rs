@@ -10,9 +10,9 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
+use wye_broker::{Broker, BrokerConfig};
 use wye_log::LogError;
 use wye_log::client::{Log, LogConfig};
-use wye_log::embedded::{EmbeddedBroker, EmbeddedConfig};
 use wye_log::producer::{Delivery, Outgoing, Producer};
 use wye_log::reader::Reader;
 use wye_log::topics::TopicSpec;
@@ -31,7 +31,7 @@ async fn main() -> Result<(), LogError> {
     let bootstrap_servers = match options.bootstrap_servers.clone() {
         Some(bootstrap_servers) => bootstrap_servers,
         None => {
-            let broker = EmbeddedBroker::start(EmbeddedConfig::new(&directory)).await?;
+            let broker = Broker::start(BrokerConfig::new(&directory)).await?;
             embedded.insert(broker).bootstrap_servers().to_owned()
         }
     };

@@ -10,10 +10,10 @@ use wye_domain::ErrorKind;
 
 use crate::LogError;
 use crate::client::{Log, LogConfig, OffsetRange};
-use crate::embedded::{EmbeddedBroker, EmbeddedConfig};
 use crate::producer::{Outgoing, Producer};
 use crate::reader::{Reader, first_offset_since, read_all};
 use crate::topics::{self, MAX_MESSAGE_BYTES, TopicSpec};
+use wye_broker::{Broker, BrokerConfig};
 
 mod embedded_only;
 
@@ -23,13 +23,13 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// A log to test, with what keeps it alive.
 struct Target {
     log: Log,
-    _embedded: Option<(EmbeddedBroker, TempDir)>,
+    _embedded: Option<(Broker, TempDir)>,
 }
 
 /// The embedded broker, and a real Kafka if there is one.
 async fn targets() -> Vec<Target> {
     let directory = tempfile::tempdir().unwrap();
-    let broker = EmbeddedBroker::start(EmbeddedConfig::new(directory.path())).await.unwrap();
+    let broker = Broker::start(BrokerConfig::new(directory.path())).await.unwrap();
     let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 3)).unwrap();
     let mut targets = vec![Target { log, _embedded: Some((broker, directory)) }];
     if let Ok(bootstrap_servers) = std::env::var("WYE_TEST_KAFKA") {

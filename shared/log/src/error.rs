@@ -1,8 +1,5 @@
 //! The error of this crate, by operation, and what a caller can do about it.
 
-use std::io;
-use std::path::PathBuf;
-
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use wye_domain::ErrorKind;
 
@@ -113,16 +110,6 @@ pub enum LogError {
     /// The wait for the broker was called off.
     #[error("the wait for Kafka was called off")]
     Cancelled,
-    /// The embedded broker cannot start or stop.
-    #[error("embedded broker: cannot {what} {path}: {source}", path = path.display())]
-    Embedded {
-        /// The operation.
-        what: &'static str,
-        /// The file, directory or address.
-        path: PathBuf,
-        /// What the system says.
-        source: io::Error,
-    },
 }
 
 impl LogError {
@@ -138,11 +125,6 @@ impl LogError {
             Self::QueueFull | Self::Stalled { .. } | Self::Cancelled => ErrorKind::Unavailable,
             Self::OffsetGone { .. } => ErrorKind::NotFound,
             Self::OffsetAhead { .. } => ErrorKind::Corrupt,
-            Self::Embedded { source, .. } => match source.kind() {
-                io::ErrorKind::InvalidData => ErrorKind::Corrupt,
-                io::ErrorKind::AddrInUse | io::ErrorKind::WouldBlock => ErrorKind::Conflict,
-                _ => ErrorKind::Unavailable,
-            },
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The log: the only crate of Wye that knows Kafka.
 //!
 //! Reading order: what topics there are ([`topics`]), the connection ([`client`]), writing ([`producer`],
-//! [`partitioner`]), reading ([`reader`]), and the broker for machines without Kafka ([`embedded`]), which the same
-//! client talks to over loopback, so that there is one code path.
+//! [`partitioner`]), reading ([`reader`]). The broker for machines without Kafka is a crate of its own, `wye-broker`;
+//! the same client talks to it over loopback, so that there is one code path.
 //!
 //! This crate carries bytes: what a payload means is for others to know.
 
@@ -13,8 +13,6 @@ pub mod partitioner;
 pub mod producer;
 
 pub mod reader;
-
-pub mod embedded;
 
 mod error;
 mod kafka_logs;

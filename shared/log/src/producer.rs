@@ -199,8 +199,8 @@ mod tests {
 
     use super::*;
     use crate::client::LogConfig;
-    use crate::embedded::{EmbeddedBroker, EmbeddedConfig};
     use crate::topics::LEDGER;
+    use wye_broker::{Broker, BrokerConfig};
 
     #[expect(unsafe_code, reason = "librdkafka's own way to provoke what cannot be provoked from outside")]
     fn break_for_good(producer: &Producer) {
@@ -213,7 +213,7 @@ mod tests {
     #[tokio::test]
     async fn a_producer_that_has_failed_for_good_is_replaced() {
         let directory = tempfile::tempdir().unwrap();
-        let broker = EmbeddedBroker::start(EmbeddedConfig::new(directory.path())).await.unwrap();
+        let broker = Broker::start(BrokerConfig::new(directory.path())).await.unwrap();
         let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
         log.ensure_topics().await.unwrap();
         let producer = Producer::new(&log, Duration::from_millis(1)).unwrap();

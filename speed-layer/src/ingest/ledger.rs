@@ -225,14 +225,14 @@ mod tests {
     use std::time::Duration;
 
     use tempfile::TempDir;
+    use wye_broker::{Broker, BrokerConfig};
     use wye_log::client::LogConfig;
-    use wye_log::embedded::{EmbeddedBroker, EmbeddedConfig};
 
     use super::*;
 
-    async fn log() -> (Log, EmbeddedBroker, TempDir) {
+    async fn log() -> (Log, Broker, TempDir) {
         let directory = tempfile::tempdir().unwrap();
-        let broker = EmbeddedBroker::start(EmbeddedConfig::new(directory.path())).await.unwrap();
+        let broker = Broker::start(BrokerConfig::new(directory.path())).await.unwrap();
         let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 2)).unwrap();
         log.ensure_topics().await.unwrap();
         (log, broker, directory)

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
+use wye_broker::{Broker, BrokerConfig};
 use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
 use wye_domain::epoch::Fence;
 use wye_domain::realtime_row::{self, Header, Rows};
@@ -13,7 +14,6 @@ use wye_domain::registry::Registry;
 use wye_domain::summary::Summary;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
-use wye_log::embedded::{EmbeddedBroker, EmbeddedConfig};
 use wye_log::producer::Outgoing;
 use wye_log::reader::read_all;
 use wye_log::topics::{CONTROL, DEAD_LETTER, REALTIME_VIEWS};
@@ -27,14 +27,14 @@ const PATIENCE: Duration = Duration::from_secs(30);
 struct Site {
     log: Log,
     producer: Producer,
-    _broker: EmbeddedBroker,
+    _broker: Broker,
     _directory: tempfile::TempDir,
 }
 
 impl Site {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let broker = EmbeddedBroker::start(EmbeddedConfig::new(directory.path())).await.unwrap();
+        let broker = Broker::start(BrokerConfig::new(directory.path())).await.unwrap();
         let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
         log.wait_ready(&CancellationToken::new()).await.unwrap();
         log.ensure_topics().await.unwrap();

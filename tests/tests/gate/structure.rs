@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use wye_tests::datasets::project_root;
 
-const SHARED: [&str; 4] = ["wye-domain", "wye-runtime", "wye-log", "wye-tables"];
+const SHARED: [&str; 5] = ["wye-domain", "wye-runtime", "wye-log", "wye-broker", "wye-tables"];
 const LAYERS: [&str; 3] = ["wye-speed", "wye-batch", "wye-serving"];
 
 /// Which crates of ours a crate may use. The direction is
@@ -18,7 +18,10 @@ fn allowed(name: &str) -> Option<Vec<&'static str>> {
     match name {
         "wye-domain" => Some(Vec::new()),
         "wye-runtime" | "wye-datasets" => Some(vec!["wye-domain"]),
-        "wye-log" | "wye-tables" => Some(vec!["wye-domain", "wye-runtime"]),
+        "wye-broker" => Some(vec!["wye-domain"]),
+        // The broker is what the tests of the client talk to.
+        "wye-log" => Some(vec!["wye-domain", "wye-runtime", "wye-broker"]),
+        "wye-tables" => Some(vec!["wye-domain", "wye-runtime"]),
         layer if LAYERS.contains(&layer) => Some(SHARED.to_vec()),
         "wye" => Some(all()),
         "wye-tests" => Some([all(), vec!["wye"]].concat()),
@@ -27,28 +30,17 @@ fn allowed(name: &str) -> Option<Vec<&'static str>> {
 }
 
 /// A dependency whose name begins so lives only in these crates.
-const HOMES: [(&str, &[&str]); 5] = [
+const HOMES: [(&str, &[&str]); 4] = [
     ("rdkafka", &["wye-log"]),
-    ("tansu", &["wye-log"]),
-    ("slatedb", &["wye-log"]),
+    ("kafka-protocol", &["wye-broker"]),
     ("deltalake", &["wye-tables"]),
     // Ingest is served by the speed layer's crate, everything else by the serving layer; the program joins the two.
     ("axum", &["wye-speed", "wye-serving", "wye"]),
 ];
 
 /// What the domain is free of: it knows no threads of control, no network and no storage.
-const NOT_IN_DOMAIN: [&str; 10] = [
-    "tokio",
-    "rdkafka",
-    "tansu",
-    "slatedb",
-    "deltalake",
-    "axum",
-    "hyper",
-    "reqwest",
-    "object_store",
-    "tonic",
-];
+const NOT_IN_DOMAIN: [&str; 9] =
+    ["tokio", "rdkafka", "kafka-protocol", "deltalake", "axum", "hyper", "reqwest", "object_store", "tonic"];
 
 /// What stands at the top of the source tree.
 const TOP: [&str; 14] = [

@@ -11,15 +11,15 @@ use wye_domain::ErrorKind;
 use super::{DEADLINE, beside, new_topic, plain, read_numbers, write_numbers};
 use crate::LogError;
 use crate::client::{Log, LogConfig, OffsetRange};
-use crate::embedded::{EmbeddedBroker, EmbeddedConfig};
 use crate::producer::Producer;
 use crate::reader::{Reader, read_all};
+use wye_broker::{Broker, BrokerConfig};
 
-async fn start(directory: &Path, port: Option<u16>) -> (EmbeddedBroker, Log) {
-    let config = EmbeddedConfig { port, ..EmbeddedConfig::new(directory) };
+async fn start(directory: &Path, port: Option<u16>) -> (Broker, Log) {
+    let config = BrokerConfig { port, ..BrokerConfig::new(directory) };
     let since = Instant::now();
     loop {
-        match EmbeddedBroker::start(config.clone()).await {
+        match Broker::start(config.clone()).await {
             Ok(broker) => {
                 let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 3)).unwrap();
                 return (broker, log);
@@ -33,7 +33,7 @@ async fn start(directory: &Path, port: Option<u16>) -> (EmbeddedBroker, Log) {
     }
 }
 
-fn port_of(broker: &EmbeddedBroker) -> u16 {
+fn port_of(broker: &Broker) -> u16 {
     broker.bootstrap_servers().rsplit(':').next().unwrap().parse().unwrap()
 }
 
@@ -109,8 +109,8 @@ async fn a_producer_and_a_reader_outlast_restarts_with_each_message_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn deleting_records_gives_the_disk_back() {
     let directory = tempfile::tempdir().unwrap();
-    let config = EmbeddedConfig { segment_bytes: 4 << 20, ..EmbeddedConfig::new(directory.path()) };
-    let broker = EmbeddedBroker::start(config).await.unwrap();
+    let config = BrokerConfig { segment_bytes: 4 << 20, ..BrokerConfig::new(directory.path()) };
+    let broker = Broker::start(config).await.unwrap();
     let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
     let topic = new_topic(&log, 1).await;
     let producer = Producer::new(&log, Duration::ZERO).unwrap();
@@ -137,12 +137,12 @@ async fn deleting_records_gives_the_disk_back() {
 async fn a_port_or_a_directory_in_use_is_said_clearly() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (broker, _log) = start(first.path(), None).await;
-    let taken = EmbeddedConfig { port: Some(port_of(&broker)), ..EmbeddedConfig::new(second.path()) };
-    let error = EmbeddedBroker::start(taken).await.err().unwrap();
+    let taken = BrokerConfig { port: Some(port_of(&broker)), ..BrokerConfig::new(second.path()) };
+    let error = Broker::start(taken).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.to_string().contains(broker.bootstrap_servers()), "{error}");
 
-    let error = EmbeddedBroker::start(EmbeddedConfig::new(first.path())).await.err().unwrap();
+    let error = Broker::start(BrokerConfig::new(first.path())).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.to_string().contains("another process"), "{error}");
     broker.stop().await;

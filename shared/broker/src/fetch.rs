@@ -1,6 +1,6 @@
 //! Fetches: what is there goes out at once; where there is nothing, the answer waits for the next append.
 //!
-//! This file knows nothing of files; what a Kafka partition can give is for [`super::partition_log`].
+//! This file knows nothing of files; what a Kafka partition can give is for [`crate::partition_log`].
 
 use std::io;
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, Partition
 use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse};
 use tokio::time::{Instant, timeout_at};
 
-use super::catalog::{Catalog, Topic};
-use super::partition_log::ReadError;
-use super::requests::read_error;
+use crate::catalog::{Catalog, Topic};
+use crate::partition_log::ReadError;
+use crate::requests::read_error;
 
 /// The most bytes in one answer, whatever the client would take (a single larger batch still goes out whole).
 const MOST_BYTES: usize = 16 * 1024 * 1024;
@@ -22,7 +22,7 @@ const MOST_BYTES: usize = 16 * 1024 * 1024;
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Answers a fetch: with data, with an error of a Kafka partition, or, when neither comes in time, with nothing.
-pub(super) async fn fetch(catalog: &Arc<Catalog>, request: FetchRequest) -> io::Result<FetchResponse> {
+pub(crate) async fn fetch(catalog: &Arc<Catalog>, request: FetchRequest) -> io::Result<FetchResponse> {
     let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)).min(LONGEST_WAIT);
     let deadline = Instant::now() + wait;
     let enough = u64::try_from(request.min_bytes).unwrap_or(0);

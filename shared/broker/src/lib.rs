@@ -19,11 +19,12 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::error::LogError;
 use catalog::Catalog;
+pub use error::BrokerError;
 use server::Server;
 
 mod catalog;
+mod error;
 mod fetch;
 mod partition_log;
 mod record_batch;
@@ -32,12 +33,12 @@ mod segment;
 mod sequences;
 mod server;
 
-/// How long [`EmbeddedBroker::stop`] waits for a write that a client did not wait for.
+/// How long [`Broker::stop`] waits for a write that a client did not wait for.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How the embedded broker runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EmbeddedConfig {
+pub struct BrokerConfig {
     /// Its directory; created if absent. One process at a time.
     pub data_dir: PathBuf,
     /// The port on 127.0.0.1; `None` takes a free one.
@@ -47,7 +48,7 @@ pub struct EmbeddedConfig {
     pub segment_bytes: u64,
 }
 
-impl EmbeddedConfig {
+impl BrokerConfig {
     /// A broker in `data_dir`, on a free port.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self { data_dir: data_dir.into(), port: None, segment_bytes: 32 * 1024 * 1024 }
@@ -55,20 +56,20 @@ impl EmbeddedConfig {
 }
 
 /// A running broker. Dropping it stops it as a crash would; [`Self::stop`] is the orderly way.
-pub struct EmbeddedBroker {
+pub struct Broker {
     bootstrap_servers: String,
     catalog: Arc<Catalog>,
     cancel: CancellationToken,
     tasks: JoinSet<()>,
 }
 
-impl EmbeddedBroker {
+impl Broker {
     /// Opens the directory, takes the port, and serves until [`Self::stop`].
     ///
     /// # Errors
-    /// `Embedded`: of kind `Conflict` when another process has the directory or the port, `Corrupt` when the
+    /// `Storage`: of kind `Conflict` when another process has the directory or the port, `Corrupt` when the
     /// directory holds something else.
-    pub async fn start(config: EmbeddedConfig) -> Result<Self, LogError> {
+    pub async fn start(config: BrokerConfig) -> Result<Self, BrokerError> {
         let started = Instant::now();
         let (directory, segment_bytes) = (config.data_dir.clone(), config.segment_bytes);
         let opened = tokio::task::spawn_blocking(move || Catalog::open(&directory, segment_bytes)).await;
@@ -78,7 +79,7 @@ impl EmbeddedBroker {
                 return Err(failure("open, because another process has it open,", &config.data_dir, source));
             }
             Ok(Err(source)) => return Err(failure("open", &config.data_dir, source)),
-            Err(_) => return Err(LogError::Cancelled),
+            Err(_) => return Err(BrokerError::Cancelled),
         };
         let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, config.port.unwrap_or(0)));
         let listen = |source| failure("listen on", Path::new(&wanted.to_string()), source);
@@ -94,7 +95,7 @@ impl EmbeddedBroker {
         Ok(Self { bootstrap_servers: address.to_string(), catalog, cancel, tasks })
     }
 
-    /// `host:port`, for [`crate::client::LogConfig`].
+    /// `host:port`, for a Kafka client.
     pub fn bootstrap_servers(&self) -> &str {
         &self.bootstrap_servers
     }
@@ -111,6 +112,15 @@ impl EmbeddedBroker {
     }
 }
 
-fn failure(what: &'static str, path: &Path, source: io::Error) -> LogError {
-    LogError::Embedded { what, path: path.to_owned(), source }
+fn failure(what: &'static str, path: &Path, source: io::Error) -> BrokerError {
+    BrokerError::Storage { what, path: path.to_owned(), source }
+}
+
+/// The offsets that a Kafka partition holds: `[low, high)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OffsetRange {
+    /// The first offset that is still there (or, with nothing there, the next one to come).
+    pub(crate) low: i64,
+    /// The offset that the next record will get.
+    pub(crate) high: i64,
 }

@@ -1,7 +1,7 @@
 //! One file of a Kafka partition: record batches one after the other, and a sparse index of where they stand.
 //!
 //! This file knows files and batches; which segments there are, and what is deleted, is for
-//! [`super::partition_log`].
+//! [`crate::partition_log`].
 
 use std::fs::File;
 use std::io;
@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::record_batch::{HEADER, NoBatch, RecordBatch};
+use crate::record_batch::{HEADER, NoBatch, RecordBatch};
 
 /// One index entry about every so many bytes: what a read may have to skip.
 const INDEX_EVERY: u64 = 32 * 1024;
@@ -19,7 +19,7 @@ const SCAN_CHUNK: usize = 256 * 1024;
 
 /// Where some of the batches of a segment start, in order.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Index {
+pub(crate) struct Index {
     entries: Vec<Entry>,
 }
 
@@ -31,27 +31,27 @@ struct Entry {
 
 impl Index {
     /// Notes a batch at `position`, if it is far enough from the last noted one.
-    pub(super) fn note(&mut self, base_offset: i64, position: u64) {
+    pub(crate) fn note(&mut self, base_offset: i64, position: u64) {
         if self.entries.last().is_none_or(|last| position - last.position >= INDEX_EVERY) {
             self.entries.push(Entry { base_offset, position });
         }
     }
 
     /// A position at or before the batch that holds `offset`.
-    pub(super) fn position_before(&self, offset: i64) -> u64 {
+    pub(crate) fn position_before(&self, offset: i64) -> u64 {
         let after = self.entries.partition_point(|entry| entry.base_offset <= offset);
         after.checked_sub(1).map_or(0, |at| self.entries[at].position)
     }
 }
 
 /// The file name of the segment that starts at `base_offset`; names sort like offsets.
-pub(super) fn path_of(directory: &Path, base_offset: i64, extension: &str) -> PathBuf {
+pub(crate) fn path_of(directory: &Path, base_offset: i64, extension: &str) -> PathBuf {
     directory.join(format!("{base_offset:020}.{extension}"))
 }
 
 /// Walks the batches of a file from its start; hands each to `on` with its position. Stops before the first that is
 /// cut off or (with `check`) damaged, and returns where: the length of the sound part.
-pub(super) fn scan(
+pub(crate) fn scan(
     file: &File,
     length: u64,
     check: Check,
@@ -85,7 +85,7 @@ pub(super) fn scan(
 
 /// How closely [`scan`] looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Check {
+pub(crate) enum Check {
     /// Headers only: for a segment that was closed in good order.
     Header,
     /// Checksums too: for one that may have been cut off.
@@ -94,7 +94,7 @@ pub(super) enum Check {
 
 /// Reads whole batches from `file`, starting with the one that holds `offset`: as many as fit into `max_bytes`, but
 /// at least one. `from` is at or before it, `length` is where the written part ends.
-pub(super) fn read(
+pub(crate) fn read(
     file: &File,
     (from, length): (u64, u64),
     offset: i64,

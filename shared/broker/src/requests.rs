@@ -1,4 +1,4 @@
-//! What the embedded broker answers to each request of the Kafka protocol, fetches aside (see [`super::fetch`]).
+//! What the embedded broker answers to each request of the Kafka protocol, fetches aside (see [`crate::fetch`]).
 //!
 //! Source: the message definitions of the Kafka protocol documentation; versions are offered up to the last one that
 //! names topics by name.
@@ -37,22 +37,22 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::StrBytes;
 use tracing::error;
 
-use super::catalog::{self, CreateError, Topic};
-use super::fetch;
-use super::partition_log::{AppendError, ReadError};
-use super::server::Server;
+use crate::catalog::{self, CreateError, Topic};
+use crate::fetch;
+use crate::partition_log::{AppendError, ReadError};
+use crate::server::Server;
 
 /// The only node there is.
-pub(super) const NODE: BrokerId = BrokerId(1);
+pub(crate) const NODE: BrokerId = BrokerId(1);
 const CLUSTER_ID: &str = "wye-embedded";
 /// How many Kafka partitions a topic gets that does not say.
 const DEFAULT_PARTITIONS: usize = 1;
 
 /// One kind of request and the versions of it that are served.
-pub(super) struct Api {
-    pub(super) key: ApiKey,
-    pub(super) min: i16,
-    pub(super) max: i16,
+pub(crate) struct Api {
+    pub(crate) key: ApiKey,
+    pub(crate) min: i16,
+    pub(crate) max: i16,
 }
 
 const fn api(key: ApiKey, min: i16, max: i16) -> Api {
@@ -60,7 +60,7 @@ const fn api(key: ApiKey, min: i16, max: i16) -> Api {
 }
 
 /// All that is served.
-pub(super) const SUPPORTED: [Api; 12] = [
+pub(crate) const SUPPORTED: [Api; 12] = [
     api(ApiKey::Produce, 3, 9),
     api(ApiKey::Fetch, 4, 12),
     api(ApiKey::ListOffsets, 1, 6),
@@ -76,7 +76,7 @@ pub(super) const SUPPORTED: [Api; 12] = [
 ];
 
 /// Answers one request; `None` where the client asked for no acknowledgement. An error closes the connection.
-pub(super) async fn answer(server: &Server, request: RequestKind) -> io::Result<Option<ResponseKind>> {
+pub(crate) async fn answer(server: &Server, request: RequestKind) -> io::Result<Option<ResponseKind>> {
     let response = match request {
         RequestKind::Fetch(request) => ResponseKind::Fetch(fetch::fetch(&server.catalog, request).await?),
         RequestKind::ApiVersions(_) => ResponseKind::ApiVersions(api_versions()),
@@ -117,7 +117,7 @@ pub(super) async fn answer(server: &Server, request: RequestKind) -> io::Result<
 }
 
 /// The answer to a client that asks for versions in a version that is too new.
-pub(super) fn unsupported_version() -> ApiVersionsResponse {
+pub(crate) fn unsupported_version() -> ApiVersionsResponse {
     api_versions().with_error_code(ResponseError::UnsupportedVersion.code())
 }
 
@@ -260,7 +260,7 @@ fn list_offsets(server: &Server, request: &ListOffsetsRequest) -> ListOffsetsRes
 }
 
 /// The protocol's word for a failed read; what is the disk's fault is said aloud.
-pub(super) fn read_error(topic: &str, error: &ReadError) -> ResponseError {
+pub(crate) fn read_error(topic: &str, error: &ReadError) -> ResponseError {
     match error {
         ReadError::OutOfRange => ResponseError::OffsetOutOfRange,
         ReadError::Io(cause) => {

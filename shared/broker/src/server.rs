@@ -1,6 +1,6 @@
 //! Connections: frames in, frames out, one request of a connection at a time, as Kafka does.
 //!
-//! What a request means is in [`super::requests`].
+//! What a request means is in [`crate::requests`].
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,8 +16,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::catalog::Catalog;
-use super::requests;
+use crate::catalog::Catalog;
+use crate::requests;
 
 /// The largest request, in bytes.
 const LARGEST_REQUEST: usize = 64 * 1024 * 1024;
@@ -26,19 +26,19 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 
 /// What every connection shares.
 #[derive(Clone, Debug)]
-pub(super) struct Server {
-    pub(super) catalog: Arc<Catalog>,
+pub(crate) struct Server {
+    pub(crate) catalog: Arc<Catalog>,
     /// Where clients find this broker.
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
 }
 
 impl Server {
-    pub(super) fn new(catalog: Arc<Catalog>, address: SocketAddr) -> Self {
+    pub(crate) fn new(catalog: Arc<Catalog>, address: SocketAddr) -> Self {
         Self { catalog, address }
     }
 
     /// Serves every connection until `cancel`; returns once all are closed.
-    pub(super) async fn accept(self, listener: TcpListener, cancel: CancellationToken) {
+    pub(crate) async fn accept(self, listener: TcpListener, cancel: CancellationToken) {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {

@@ -2,7 +2,7 @@
 //!
 //! # Stability contract
 //! `catalog.json` in the data directory names every topic, its number of Kafka partitions and its settings, and the
-//! next free producer number. The Kafka partitions lie beside it, in `TOPIC-N/` (see [`super::partition_log`]). `lock`
+//! next free producer number. The Kafka partitions lie beside it, in `TOPIC-N/` (see [`crate::partition_log`]). `lock`
 //! is held by the process that has the directory open.
 //!
 //! This file does not know the Kafka protocol.
@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::partition_log::{PartitionLog, write_atomically};
+use crate::partition_log::{PartitionLog, write_atomically};
 
 /// How many producer numbers are taken from the file at once.
 const PRODUCER_BLOCK: i64 = 1000;
@@ -27,7 +27,7 @@ const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
 
 /// All that is in one data directory.
 #[derive(Debug)]
-pub(super) struct Catalog {
+pub(crate) struct Catalog {
     directory: PathBuf,
     segment_bytes: u64,
     state: Mutex<State>,
@@ -46,15 +46,15 @@ struct State {
 
 /// One topic.
 #[derive(Debug)]
-pub(super) struct Topic {
-    pub(super) name: String,
-    pub(super) config: BTreeMap<String, String>,
-    pub(super) partitions: Vec<PartitionLog>,
+pub(crate) struct Topic {
+    pub(crate) name: String,
+    pub(crate) config: BTreeMap<String, String>,
+    pub(crate) partitions: Vec<PartitionLog>,
 }
 
 /// Why a topic cannot be created.
 #[derive(Debug)]
-pub(super) enum CreateError {
+pub(crate) enum CreateError {
     Exists,
     InvalidName,
     InvalidPartitions,
@@ -75,20 +75,20 @@ struct StoredTopic {
 
 impl Topic {
     /// The largest batch that it takes, in bytes.
-    pub(super) fn max_message_bytes(&self) -> usize {
+    pub(crate) fn max_message_bytes(&self) -> usize {
         let configured = self.config.get("max.message.bytes").and_then(|text| text.parse().ok());
         configured.unwrap_or(DEFAULT_MAX_MESSAGE_BYTES)
     }
 
     /// One of its Kafka partitions.
-    pub(super) fn partition(&self, kafka_partition: i32) -> Option<&PartitionLog> {
+    pub(crate) fn partition(&self, kafka_partition: i32) -> Option<&PartitionLog> {
         self.partitions.get(usize::try_from(kafka_partition).ok()?)
     }
 }
 
 impl Catalog {
     /// Opens a data directory, or starts an empty one. Fails with `WouldBlock` where another process has it open.
-    pub(super) fn open(directory: &Path, segment_bytes: u64) -> io::Result<Self> {
+    pub(crate) fn open(directory: &Path, segment_bytes: u64) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
         let lock = File::create(directory.join("lock"))?;
         lock.try_lock()?;
@@ -114,17 +114,17 @@ impl Catalog {
     }
 
     /// All topics, by name.
-    pub(super) fn topics(&self) -> Vec<Arc<Topic>> {
+    pub(crate) fn topics(&self) -> Vec<Arc<Topic>> {
         self.lock().topics.values().cloned().collect()
     }
 
     /// One topic.
-    pub(super) fn topic(&self, name: &str) -> Option<Arc<Topic>> {
+    pub(crate) fn topic(&self, name: &str) -> Option<Arc<Topic>> {
         self.lock().topics.get(name).cloned()
     }
 
     /// Creates a topic with empty Kafka partitions.
-    pub(super) fn create(
+    pub(crate) fn create(
         &self,
         name: &str,
         kafka_partitions: usize,
@@ -142,7 +142,7 @@ impl Catalog {
     }
 
     /// Deletes a topic with all that is in it; whether it was there.
-    pub(super) fn delete(&self, name: &str) -> io::Result<bool> {
+    pub(crate) fn delete(&self, name: &str) -> io::Result<bool> {
         let mut state = self.lock();
         let Some(topic) = state.topics.remove(name) else { return Ok(false) };
         self.store(&state)?;
@@ -153,7 +153,7 @@ impl Catalog {
     }
 
     /// A producer number that was never given before, not even before a crash.
-    pub(super) fn new_producer(&self) -> io::Result<i64> {
+    pub(crate) fn new_producer(&self) -> io::Result<i64> {
         let mut state = self.lock();
         if state.next_producer == state.reserved_producers {
             state.reserved_producers += PRODUCER_BLOCK;
@@ -164,12 +164,12 @@ impl Catalog {
     }
 
     /// Says that something was appended somewhere.
-    pub(super) fn announce_append(&self) {
+    pub(crate) fn announce_append(&self) {
         self.appended.send_modify(|count| *count += 1);
     }
 
     /// Tells of appends from now on.
-    pub(super) fn watch_appends(&self) -> watch::Receiver<u64> {
+    pub(crate) fn watch_appends(&self) -> watch::Receiver<u64> {
         self.appended.subscribe()
     }
 
@@ -189,7 +189,7 @@ impl Catalog {
 }
 
 /// Whether a topic could be created, were it not there yet.
-pub(super) fn check_creatable(name: &str, kafka_partitions: usize) -> Result<(), CreateError> {
+pub(crate) fn check_creatable(name: &str, kafka_partitions: usize) -> Result<(), CreateError> {
     let sound = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
     if name.is_empty() || name.len() > LONGEST_NAME || [".", ".."].contains(&name) || !name.chars().all(sound)
     {

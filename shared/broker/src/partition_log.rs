@@ -23,14 +23,14 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use bytes::Bytes;
 use tracing::warn;
 
-use super::record_batch::{self, RecordBatch};
-use super::segment::{self, Check, Index};
-use super::sequences::{Sequences, Verdict};
-use crate::client::OffsetRange;
+use crate::OffsetRange;
+use crate::record_batch::{self, RecordBatch};
+use crate::segment::{self, Check, Index};
+use crate::sequences::{Sequences, Verdict};
 
 /// A Kafka partition. Shared by all connections.
 #[derive(Debug)]
-pub(super) struct PartitionLog {
+pub(crate) struct PartitionLog {
     directory: PathBuf,
     segment_bytes: u64,
     state: Mutex<State>,
@@ -74,7 +74,7 @@ struct ActiveSegment {
 
 /// Why a batch was not appended.
 #[derive(Debug)]
-pub(super) enum AppendError {
+pub(crate) enum AppendError {
     /// The bytes are no sound record batches.
     Malformed,
     /// A batch is larger than allowed.
@@ -91,7 +91,7 @@ pub(super) enum AppendError {
 
 /// Why nothing can be read.
 #[derive(Debug)]
-pub(super) enum ReadError {
+pub(crate) enum ReadError {
     /// The offset is not in the log.
     OutOfRange,
     /// The disk does not give it, or gives nonsense.
@@ -100,14 +100,14 @@ pub(super) enum ReadError {
 
 /// Batches that were read, and the bounds of the log at that moment.
 #[derive(Debug)]
-pub(super) struct Fetched {
-    pub(super) records: Bytes,
-    pub(super) range: OffsetRange,
+pub(crate) struct Fetched {
+    pub(crate) records: Bytes,
+    pub(crate) range: OffsetRange,
 }
 
 impl PartitionLog {
     /// Opens the Kafka partition in `directory`, or starts an empty one there. Segments are closed at `segment_bytes`.
-    pub(super) fn open(directory: PathBuf, segment_bytes: u64) -> io::Result<Self> {
+    pub(crate) fn open(directory: PathBuf, segment_bytes: u64) -> io::Result<Self> {
         fs::create_dir_all(&directory)?;
         let mut bases = segment_bases(&directory)?;
         let low = read_low(&directory)?.max(bases.first().copied().unwrap_or(0));
@@ -136,14 +136,14 @@ impl PartitionLog {
     }
 
     /// The bounds of the log now.
-    pub(super) fn range(&self) -> OffsetRange {
+    pub(crate) fn range(&self) -> OffsetRange {
         let state = self.lock();
         OffsetRange { low: state.low, high: state.high }
     }
 
     /// Appends the batches in `records`, brings them to the disk, and returns the offset of the first record. A batch
     /// that is here already is not written again; its old offset counts.
-    pub(super) fn append(&self, records: &[u8], max_bytes: usize) -> Result<i64, AppendError> {
+    pub(crate) fn append(&self, records: &[u8], max_bytes: usize) -> Result<i64, AppendError> {
         let written = self.write_all(records, max_bytes);
         // Also after a refusal: a batch before the refused one may have been written.
         self.sync().map_err(AppendError::Io)?;
@@ -187,7 +187,7 @@ impl PartitionLog {
 
     /// Reads whole batches from the one that holds `offset` on, within one segment: as many as fit into `max_bytes`,
     /// but at least one; nothing at the end of the log.
-    pub(super) fn read(&self, offset: i64, max_bytes: usize) -> Result<Fetched, ReadError> {
+    pub(crate) fn read(&self, offset: i64, max_bytes: usize) -> Result<Fetched, ReadError> {
         let state = self.lock();
         let range = OffsetRange { low: state.low, high: state.high };
         if offset < range.low || offset > range.high {
@@ -218,7 +218,7 @@ impl PartitionLog {
 
     /// Makes `before` the low watermark and deletes the segments below it. Returns the low watermark, or `None` if
     /// `before` lies past the end.
-    pub(super) fn delete_before(&self, before: i64) -> io::Result<Option<i64>> {
+    pub(crate) fn delete_before(&self, before: i64) -> io::Result<Option<i64>> {
         let mut state = self.lock();
         if before > state.high {
             return Ok(None);
@@ -241,7 +241,7 @@ impl PartitionLog {
 
     /// The first batch that may hold a record of `timestamp` (milliseconds since 1970) or later: its offset and its
     /// own latest time. `None` if there is none. Looks at every batch header from the low watermark on.
-    pub(super) fn find_time(&self, timestamp: i64) -> Result<Option<(i64, i64)>, ReadError> {
+    pub(crate) fn find_time(&self, timestamp: i64) -> Result<Option<(i64, i64)>, ReadError> {
         let mut offset = self.range().low;
         loop {
             let fetched = match self.read(offset, 1024 * 1024) {
@@ -438,7 +438,7 @@ fn read_sequences(directory: &Path, base_offset: i64) -> io::Result<Sequences> {
 }
 
 /// Replaces a small file so that, whatever happens, either the old or the new content is there.
-pub(super) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let new = path.with_extension("new");
     let file = File::create(&new)?;
     file.write_all_at(content, 0)?;

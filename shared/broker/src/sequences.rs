@@ -6,7 +6,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::record_batch::Sequence;
+use crate::record_batch::Sequence;
 
 /// How many batches of a producer are remembered: as many as a client may have in flight.
 const REMEMBERED_BATCHES: usize = 5;
@@ -15,7 +15,7 @@ const REMEMBERED_PRODUCERS: usize = 1000;
 
 /// The state of all producers of one Kafka partition.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Sequences {
+pub(crate) struct Sequences {
     producers: HashMap<i64, Producer>,
 }
 
@@ -35,7 +35,7 @@ struct Written {
 
 /// What to do with a numbered batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(crate) enum Verdict {
     /// It is the next one: write it.
     Append,
     /// It is here already, at this offset: acknowledge it again.
@@ -48,7 +48,7 @@ pub(super) enum Verdict {
 
 impl Sequences {
     /// Decides about a batch without changing anything.
-    pub(super) fn judge(&self, sequence: &Sequence) -> Verdict {
+    pub(crate) fn judge(&self, sequence: &Sequence) -> Verdict {
         let Some(producer) = self.producers.get(&sequence.producer_id) else {
             // Nothing is known of it: it is new here, or was forgotten. As in Kafka, any number is a start.
             return Verdict::Append;
@@ -68,7 +68,7 @@ impl Sequences {
     }
 
     /// Remembers a batch that was written at `base_offset`.
-    pub(super) fn remember(&mut self, sequence: &Sequence, base_offset: i64) {
+    pub(crate) fn remember(&mut self, sequence: &Sequence, base_offset: i64) {
         let producer = self
             .producers
             .entry(sequence.producer_id)

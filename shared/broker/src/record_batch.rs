@@ -5,35 +5,35 @@
 
 /// What the broker needs of a record batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct RecordBatch {
+pub(crate) struct RecordBatch {
     /// The offset of its first record, once it is in the log.
-    pub(super) base_offset: i64,
+    pub(crate) base_offset: i64,
     /// Bytes of the whole batch with its header.
-    pub(super) size: usize,
+    pub(crate) size: usize,
     /// How many offsets it takes: at least 1.
-    pub(super) offsets: i64,
+    pub(crate) offsets: i64,
     /// The largest create time in it, milliseconds since 1970.
-    pub(super) max_timestamp: i64,
+    pub(crate) max_timestamp: i64,
     /// Who numbered it, if anybody did.
-    pub(super) sequence: Option<Sequence>,
+    pub(crate) sequence: Option<Sequence>,
     /// Whether it belongs to a Kafka transaction.
-    pub(super) transactional: bool,
+    pub(crate) transactional: bool,
 }
 
 /// The numbering by which a repeated batch is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sequence {
-    pub(super) producer_id: i64,
-    pub(super) producer_epoch: i16,
+pub(crate) struct Sequence {
+    pub(crate) producer_id: i64,
+    pub(crate) producer_epoch: i16,
     /// The number of its first record; numbers go on at 0 after `i32::MAX`.
-    pub(super) first: i32,
+    pub(crate) first: i32,
     /// The number of its last record.
-    pub(super) last: i32,
+    pub(crate) last: i32,
 }
 
 /// Why bytes are no record batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NoBatch {
+pub(crate) enum NoBatch {
     /// There are fewer bytes than it needs: `needed` in all, as far as can be told.
     Short { needed: usize },
     /// What is there cannot be a batch.
@@ -41,7 +41,7 @@ pub(super) enum NoBatch {
 }
 
 /// Bytes of the header up to the first record.
-pub(super) const HEADER: usize = 61;
+pub(crate) const HEADER: usize = 61;
 /// Bytes before those that the length field counts.
 const UNCOUNTED: usize = 12;
 /// Where the checksum stands; it covers everything from [`CHECKED`] on.
@@ -50,7 +50,7 @@ const CHECKED: usize = 21;
 
 impl RecordBatch {
     /// Reads the header of the batch that `bytes` start with. The records need not be there.
-    pub(super) fn read_header(bytes: &[u8]) -> Result<Self, NoBatch> {
+    pub(crate) fn read_header(bytes: &[u8]) -> Result<Self, NoBatch> {
         if bytes.len() < HEADER {
             return Err(NoBatch::Short { needed: HEADER });
         }
@@ -83,7 +83,7 @@ impl RecordBatch {
     }
 
     /// Reads the header and checks that the whole batch is there and undamaged.
-    pub(super) fn check(bytes: &[u8]) -> Result<Self, NoBatch> {
+    pub(crate) fn check(bytes: &[u8]) -> Result<Self, NoBatch> {
         let batch = Self::read_header(bytes)?;
         if bytes.len() < batch.size {
             return Err(NoBatch::Short { needed: batch.size });
@@ -96,13 +96,13 @@ impl RecordBatch {
     }
 
     /// The offset after its last record.
-    pub(super) fn end_offset(&self) -> i64 {
+    pub(crate) fn end_offset(&self) -> i64 {
         self.base_offset + self.offsets
     }
 }
 
 /// Writes where a batch stands in the log into its header: neither field is under the checksum.
-pub(super) fn place(bytes: &mut [u8], base_offset: i64) {
+pub(crate) fn place(bytes: &mut [u8], base_offset: i64) {
     bytes[0..8].copy_from_slice(&base_offset.to_be_bytes());
     // The leader epoch. There is one leader, for ever.
     bytes[12..16].copy_from_slice(&0_i32.to_be_bytes());
@@ -121,7 +121,7 @@ fn int64(bytes: &[u8], at: usize) -> i64 {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::{NoBatch, RecordBatch, Sequence, place};
 
     /// A batch with a true header and `size` bytes that nobody decodes in place of its records.

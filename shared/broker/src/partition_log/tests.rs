@@ -4,9 +4,9 @@ use std::fs::{self, OpenOptions};
 use std::path::Path;
 
 use super::{AppendError, PartitionLog, ReadError};
-use crate::client::OffsetRange;
-use crate::embedded::record_batch::RecordBatch;
-use crate::embedded::record_batch::tests::batch;
+use crate::OffsetRange;
+use crate::record_batch::RecordBatch;
+use crate::record_batch::tests::batch;
 
 const SEGMENT: u64 = 10_000;
 const ANY: usize = 1 << 20;

@@ -1,0 +1,100 @@
+//! A position in the log of readings: for each Kafka partition, the offset that comes next.
+//!
+//! A write answers with the position behind what it wrote; a question may name a position and is answered once the
+//! answer covers it. Stability contract: the text form, `0:1234,2:99` (Kafka partition, colon, offset), is part of the
+//! HTTP API.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+
+use crate::DomainError;
+
+/// For each Kafka partition of `readings`, the offset after the last record meant. Partitions that are not named are
+/// not meant at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    next: BTreeMap<i32, i64>,
+}
+
+impl Position {
+    /// Widens the position so that it includes the record at `offset`.
+    pub fn include(&mut self, kafka_partition: i32, offset: i64) {
+        let next = self.next.entry(kafka_partition).or_default();
+        *next = (*next).max(offset.saturating_add(1));
+    }
+
+    /// Each Kafka partition with the offset after the last record meant, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
+        self.next.iter().map(|(kafka_partition, next)| (*kafka_partition, *next))
+    }
+
+    /// Whether no record is meant.
+    pub fn is_empty(&self) -> bool {
+        self.next.is_empty()
+    }
+
+    /// Whether readings below `reached(kafka_partition)` include everything meant.
+    pub fn is_covered_by(&self, reached: impl Fn(i32) -> i64) -> bool {
+        self.iter().all(|(kafka_partition, next)| reached(kafka_partition) >= next)
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (kafka_partition, next)) in self.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "," };
+            write!(formatter, "{separator}{kafka_partition}:{next}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Position {
+    type Err = DomainError;
+
+    fn from_str(text: &str) -> Result<Self, DomainError> {
+        let malformed = |part: &str| DomainError::Decode {
+            what: "position",
+            reason: format!("{part:?} is not KAFKA_PARTITION:OFFSET; an example is 0:1234,1:99"),
+        };
+        let mut position = Self::default();
+        for part in text.split(',').filter(|part| !part.is_empty()) {
+            let (kafka_partition, next) = part.split_once(':').ok_or_else(|| malformed(part))?;
+            let kafka_partition: i32 = kafka_partition.trim().parse().map_err(|_| malformed(part))?;
+            let next: i64 = next.trim().parse().map_err(|_| malformed(part))?;
+            if kafka_partition < 0 || next < 0 {
+                return Err(malformed(part));
+            }
+            let known = position.next.entry(kafka_partition).or_default();
+            *known = (*known).max(next);
+        }
+        Ok(position)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Position;
+
+    #[test]
+    fn the_text_form_comes_back_and_is_covered_only_when_every_partition_is() {
+        let mut position = Position::default();
+        position.include(2, 98);
+        position.include(0, 1233);
+        position.include(0, 7);
+        assert_eq!(position.to_string(), "0:1234,2:99");
+        assert_eq!(position.to_string().parse::<Position>().unwrap(), position);
+        assert!(position.is_covered_by(|kafka_partition| [1234, 0, 99][kafka_partition as usize]));
+        assert!(!position.is_covered_by(|kafka_partition| [1233, 0, 99][kafka_partition as usize]));
+    }
+
+    #[test]
+    fn what_is_no_position_is_refused_with_an_example() {
+        for text in ["7", "a:1", "0:-1", "-1:0", "0:1;1:2", "0:99999999999999999999"] {
+            let error = text.parse::<Position>().unwrap_err().to_string();
+            assert!(error.contains("0:1234"), "{error}");
+        }
+        assert!("".parse::<Position>().unwrap().is_empty());
+    }
+}
