@@ -301,6 +301,7 @@ async fn start_serving(
         plans: Arc::clone(&setup.plans),
         telemetry: telemetry.clone(),
         batch_trigger: Some(batch_trigger),
+        probes: Vec::new(),
     };
     Ok(Serving::start(ServingConfig::default(), parts, stop.clone()).await?)
 }

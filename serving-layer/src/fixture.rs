@@ -120,7 +120,13 @@ pub(crate) fn begin(hub: &Hub, epoch: i64) {
     hub.apply(0, &Header::Begin { generation: 1, epoch, definitions, reset: false }, &[]);
 }
 
+/// Writes rows of an epoch that holds no reading more than its start.
 pub(crate) fn flush(hub: &Hub, epoch: i64, rows: &[Row]) {
+    flush_through(hub, epoch, epoch, rows);
+}
+
+/// Writes rows of an epoch that hold its readings below an offset.
+pub(crate) fn flush_through(hub: &Hub, epoch: i64, through: i64, rows: &[Row]) {
     let rows: Vec<RealtimeRow> = rows
         .iter()
         .map(|(text, window_start, summary)| RealtimeRow {
@@ -129,7 +135,7 @@ pub(crate) fn flush(hub: &Hub, epoch: i64, rows: &[Row]) {
             summary: summary.clone(),
         })
         .collect();
-    let header = Header::Rows { generation: 1, epoch, through: 0, complete: true, newest_event_time: 0 };
+    let header = Header::Rows { generation: 1, epoch, through, complete: true, newest_event_time: 0 };
     hub.apply(0, &header, &rows);
 }
 
@@ -156,6 +162,11 @@ impl Site {
         let limits = Limits { memory: 256 << 20, time: std::time::Duration::from_secs(60), threads: 2 };
         let engine = SqlEngine::new(Arc::clone(&hub), sources, &root, limits).unwrap();
         Self { hub, engine, views, _folder: folder }
+    }
+
+    /// Says that the log ends here now.
+    pub(crate) fn log_ends_at(&self, end: i64) {
+        self.hub.note_log_ends(&BTreeMap::from([(0, end)]), wye_runtime::clock::now_micros());
     }
 
     /// Commits a batch view, a file for each list of rows, and serves it.

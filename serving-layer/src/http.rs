@@ -1,9 +1,10 @@
-//! HTTP over the merge: definitions, current values, series, SQL, health.
+//! HTTP over the merge: definitions, current values, series, coverage, SQL, health.
 //!
 //! `current` never runs SQL and copies no large map; whatever computes runs on the query threads. This file only says
 //! which path is answered by what.
 
 mod answer;
+mod coverage;
 mod current;
 mod encode;
 pub mod error;
@@ -16,9 +17,11 @@ mod series;
 mod sql;
 #[cfg(test)]
 mod tests;
+mod wait;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -35,6 +38,10 @@ use crate::telemetry::Instruments;
 /// Does a batch run, for `POST /v1/batch-runs`; answers with what it did, as JSON.
 pub type BatchTrigger =
     Arc<dyn Fn(BatchRequest) -> BoxFuture<'static, Result<serde_json::Value, BatchRefusal>> + Send + Sync>;
+
+/// Says what is wrong with a part of the process beside this layer; `None` while it is well. It is called for each
+/// `GET /readyz` and must not block.
+pub type Probe = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// What a batch run is asked for.
 #[derive(Clone, Copy, Debug, Default, serde::Deserialize)]
@@ -62,6 +69,10 @@ pub(crate) struct Api {
     /// Whether the batch views were looked at, and loaded if there were any.
     pub(crate) looked: Arc<AtomicBool>,
     pub(crate) batch_trigger: Option<BatchTrigger>,
+    /// What else has to be well before `/readyz` says so.
+    pub(crate) probes: Vec<Probe>,
+    /// How long a question may wait for a position.
+    pub(crate) max_wait: Duration,
     /// When the process started (µs), so that entity tags of another process never match.
     pub(crate) started: i64,
 }
@@ -74,6 +85,7 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/v1/metrics", get(metrics::list))
         .route("/v1/metrics/{name}/current", get(current::current))
         .route("/v1/metrics/{name}/series", get(series::series))
+        .route("/v1/coverage", get(coverage::coverage))
         .route("/v1/sql", post(sql::sql))
         .route("/v1/batch-runs", post(runs::run))
         .route("/healthz", get(health::healthz))

@@ -7,14 +7,16 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use tokio::sync::watch;
+use tokio::time::Instant;
 use wye_domain::confidence::LatenessHistogram;
-use wye_domain::epoch::covers;
+use wye_domain::position::Position;
 use wye_domain::realtime_row::Header;
-use wye_log::client::OffsetRange;
 
+use crate::coverage::{Coverage, LogEnd, PartitionCoverage, Reason};
 use crate::directory::{Directory, SeriesInfo};
 use crate::merge::{Answer, Judge, Sides, Source, merge};
-use crate::realtime::{Applied, EpochView, RealtimeRow, RealtimeStore};
+use crate::realtime::{Applied, EpochView, Flaw, RealtimeRow, RealtimeStore, Start};
 use crate::snapshot::BatchSnapshot;
 
 /// How many rows are applied before readers get their turn.
@@ -26,14 +28,18 @@ pub struct Hub {
     directory: Arc<Directory>,
     kafka_partitions: i32,
     state: RwLock<State>,
+    /// Wakes those who wait until answers cover something.
+    moved: watch::Sender<()>,
 }
 
 #[derive(Debug)]
 struct State {
     store: RealtimeStore,
     snapshot: Option<Arc<BatchSnapshot>>,
-    /// Which offsets the readings topic had when it was last asked, by Kafka partition.
-    readings: BTreeMap<i32, OffsetRange>,
+    /// The ends of the Kafka partitions of `readings`.
+    ends: BTreeMap<i32, LogEnd>,
+    /// Their oldest offsets, where no batch view says from where on epochs are needed.
+    log_starts: BTreeMap<i32, i64>,
     /// Whether the realtime-views topic was read to the end that it had at the start.
     caught_up: bool,
 }
@@ -45,15 +51,15 @@ pub struct Capture {
     pub snapshot: Option<Arc<BatchSnapshot>>,
     /// The epochs at and after its horizon.
     pub epochs: Vec<Arc<EpochView>>,
-    /// Whether that is all that there is.
-    pub complete: bool,
+    /// What that covers of the log.
+    pub coverage: Arc<Coverage>,
     /// Tells this state from every other of this process.
-    pub position: Position,
+    pub edition: Edition,
 }
 
 /// A state of the data, for caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Position {
+pub struct Edition {
     /// The version of the batch view; 0 without one.
     pub version: u64,
     /// Changes of the realtime side.
@@ -78,20 +84,24 @@ pub struct Current {
 pub struct Taken<T> {
     /// The answers.
     pub answers: T,
-    /// Whether they hold everything that there is.
-    pub complete: bool,
-    /// The batch view's horizon.
-    pub horizon: Option<BTreeMap<i32, i64>>,
+    /// What they cover of the log.
+    pub coverage: Coverage,
     /// The state that they were taken from.
-    pub position: Position,
+    pub edition: Edition,
 }
 
 impl Hub {
     /// An empty hub for a log with so many Kafka partitions of readings.
     pub fn new(directory: Arc<Directory>, kafka_partitions: i32) -> Self {
         let store = RealtimeStore::new(directory.plans().fingerprint());
-        let state = State { store, snapshot: None, readings: BTreeMap::new(), caught_up: false };
-        Self { directory, kafka_partitions, state: RwLock::new(state) }
+        let state = State {
+            store,
+            snapshot: None,
+            ends: BTreeMap::new(),
+            log_starts: BTreeMap::new(),
+            caught_up: false,
+        };
+        Self { directory, kafka_partitions, state: RwLock::new(state), moved: watch::Sender::new(()) }
     }
 
     /// The series.
@@ -99,16 +109,28 @@ impl Hub {
         &self.directory
     }
 
+    /// How many Kafka partitions the readings have.
+    pub fn kafka_partitions(&self) -> i32 {
+        self.kafka_partitions
+    }
+
     /// Takes in the next record of a Kafka partition of the realtime-views topic.
     pub fn apply(&self, kafka_partition: i32, header: &Header, rows: &[RealtimeRow]) -> Applied {
         let mut dropped = Vec::new();
-        let mut turns = rows.chunks(ROWS_PER_TURN);
-        let mut applied =
-            self.write().store.apply(kafka_partition, header, turns.next().unwrap_or_default(), &mut dropped);
+        let (last, turns) = in_turns(rows);
+        // A flush is complete with its last rows, and not before.
+        let incomplete = incomplete(header);
         for turn in turns {
-            applied = self.write().store.apply(kafka_partition, header, turn, &mut dropped);
+            self.write().store.apply(kafka_partition, &incomplete, turn, &mut dropped);
         }
+        let applied = self.write().store.apply(kafka_partition, header, last, &mut dropped);
+        self.moved.send_replace(());
         applied
+    }
+
+    /// Notes that a record of a Kafka partition of the realtime-views topic could not be read.
+    pub fn damage(&self, kafka_partition: i32) {
+        self.write().store.damage(kafka_partition);
     }
 
     /// Forgets the realtime views of a Kafka partition, whose topic was replaced.
@@ -123,6 +145,7 @@ impl Hub {
         let dropped = state.store.trim(snapshot.horizon());
         let replaced = state.snapshot.replace(snapshot);
         drop(state);
+        self.moved.send_replace(());
         // Giving large maps back takes time, which readers need not wait for.
         drop((dropped, replaced));
     }
@@ -132,26 +155,49 @@ impl Hub {
         self.write().caught_up = true;
     }
 
-    /// Notes which offsets the readings topic has now.
-    pub fn set_readings(&self, kafka_partition: i32, range: OffsetRange) {
-        self.write().readings.insert(kafka_partition, range);
+    /// Notes the ends of `readings` that the broker told at `now` (µs), by Kafka partition.
+    pub fn note_log_ends(&self, ends: &BTreeMap<i32, i64>, now: i64) {
+        let mut state = self.write();
+        for (kafka_partition, end) in ends {
+            let covered = state.covered(*kafka_partition);
+            state.ends.entry(*kafka_partition).or_default().asked(*end, covered, now);
+        }
     }
 
-    /// The Kafka partitions of which an answer with this horizon would lack something.
-    pub fn uncovered(&self, horizon: &BTreeMap<i32, i64>) -> Vec<i32> {
-        let state = self.read();
-        let lacks = |kafka_partition: &i32| !state.covers(*kafka_partition, Some(horizon));
-        (0..self.kafka_partitions).filter(lacks).collect()
+    /// Notes that the log has acknowledged everything below a position, at `now` (µs). Answers that lack it say so from
+    /// now on, without waiting until the log is asked again.
+    pub fn note_written(&self, position: &Position, now: i64) {
+        let mut state = self.write();
+        for (kafka_partition, next) in position.iter() {
+            state.ends.entry(kafka_partition).or_default().written(next, now);
+        }
     }
 
-    /// The Kafka partitions whose epoch at the horizon has not begun, so that it depends on the end of the readings
-    /// topic whether something is lacking.
-    pub fn without_epoch(&self) -> Vec<i32> {
+    /// Notes the oldest offset of a Kafka partition of `readings`.
+    pub fn note_log_start(&self, kafka_partition: i32, low: i64) {
+        self.write().log_starts.insert(kafka_partition, low);
+    }
+
+    /// The Kafka partitions without a batch view of which it depends on the oldest offset of the log whether something
+    /// is missing.
+    pub fn without_start(&self, now: i64) -> Vec<i32> {
         let state = self.read();
-        let horizon = state.snapshot.as_ref().map(|snapshot| snapshot.horizon());
-        (0..self.kafka_partitions)
-            .filter(|kafka_partition| !state.has_epoch(*kafka_partition, horizon))
-            .collect()
+        let unclear = |kafka_partition: &i32| {
+            let partition = state.partition(*kafka_partition, now);
+            let known = state.log_starts.get(kafka_partition).copied().unwrap_or(0);
+            partition.horizon.is_none() && partition.covered <= known && partition.lacking() != Some(0)
+        };
+        (0..self.kafka_partitions).filter(unclear).collect()
+    }
+
+    /// The Kafka partitions of which answers with this horizon would cover less than they do now.
+    pub fn would_lose(&self, horizon: &BTreeMap<i32, i64>) -> Vec<i32> {
+        let state = self.read();
+        let loses = |kafka_partition: &i32| {
+            let start = state.start_at(*kafka_partition, Some(horizon));
+            state.store.reach(*kafka_partition, start).covered < state.covered(*kafka_partition)
+        };
+        (0..self.kafka_partitions).filter(loses).collect()
     }
 
     /// Whether the realtime-views topic was read to the end that it had at the start.
@@ -164,9 +210,47 @@ impl Hub {
         self.read().snapshot.as_ref().map(|snapshot| snapshot.version())
     }
 
-    /// Whether an answer would hold everything that there is.
-    pub fn complete(&self) -> bool {
-        self.read().complete(self.kafka_partitions)
+    /// What answers cover of the log at `now` (µs).
+    pub fn coverage(&self, now: i64) -> Coverage {
+        self.read().coverage(self.kafka_partitions, now)
+    }
+
+    /// The Kafka partitions of which readings have been missing for long, without any progress, at `now` (µs).
+    pub fn stalled(&self, now: i64) -> Vec<i32> {
+        let state = self.read();
+        let stalls = |(kafka_partition, end): (&i32, &LogEnd)| {
+            end.stalled(state.covered(*kafka_partition), now).then_some(*kafka_partition)
+        };
+        state.ends.iter().filter_map(stalls).collect()
+    }
+
+    /// Waits until answers hold everything below a position; until `deadline` at most. Returns whether they do.
+    pub async fn until_covered(&self, position: &Position, deadline: Instant) -> bool {
+        self.until(deadline, || {
+            let state = self.read();
+            position.is_covered_by(|kafka_partition| state.covered(kafka_partition))
+        })
+        .await
+    }
+
+    /// Waits until this or a later version of the batch views is served; until `deadline` at most. Returns whether it
+    /// is.
+    pub async fn until_version(&self, version: u64, deadline: Instant) -> bool {
+        self.until(deadline, || self.version().is_some_and(|served| served >= version)).await
+    }
+
+    async fn until(&self, deadline: Instant, reached: impl Fn() -> bool) -> bool {
+        let mut moved = self.moved.subscribe();
+        loop {
+            moved.mark_unchanged();
+            if reached() {
+                return true;
+            }
+            match tokio::time::timeout_at(deadline, moved.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return false,
+            }
+        }
     }
 
     /// How many epochs and windows are held.
@@ -175,13 +259,13 @@ impl Hub {
     }
 
     /// The state of the data now.
-    pub fn position(&self) -> Position {
-        self.read().position()
+    pub fn edition(&self) -> Edition {
+        self.read().edition()
     }
 
-    /// What an answer is made of, as it is now.
-    pub fn capture(&self) -> Capture {
-        self.read().capture(self.kafka_partitions)
+    /// What an answer is made of, as it is at `now` (µs).
+    pub fn capture(&self, now: i64) -> Capture {
+        self.read().capture(self.kafka_partitions, now)
     }
 
     /// The same together with the newest windows of all series, in one step, at `now` (µs).
@@ -189,7 +273,7 @@ impl Hub {
         let infos = self.directory.infos();
         let state = self.read();
         let current = state.current(&infos, now);
-        (state.capture(self.kafka_partitions), current)
+        (state.capture(self.kafka_partitions, now), current)
     }
 
     /// The newest windows of some series at `now` (µs).
@@ -200,12 +284,17 @@ impl Hub {
             .iter()
             .filter_map(|info| Some((Arc::clone(info), state.newest(info, judge.judge(now))?)))
             .collect();
-        Taken {
-            answers,
-            complete: state.complete(self.kafka_partitions),
-            horizon: state.snapshot.as_ref().map(|snapshot| snapshot.horizon().clone()),
-            position: state.position(),
-        }
+        let coverage = state.coverage(self.kafka_partitions, now);
+        Taken { answers, coverage, edition: state.edition() }
+    }
+
+    /// From the oldest to the end of the newest window (µs) that there is of some series; `None` where there is none.
+    pub fn available(&self, infos: &[Arc<SeriesInfo>]) -> Option<(i64, i64)> {
+        let state = self.read();
+        infos
+            .iter()
+            .filter_map(|info| state.available(info))
+            .reduce(|(from, to), (oldest, newest)| (from.min(oldest), to.max(newest)))
     }
 
     fn read(&self) -> RwLockReadGuard<'_, State> {
@@ -239,56 +328,104 @@ impl Facts {
     }
 }
 
-/// Where the epochs that complete a batch view begin.
-enum FirstStart {
-    At(i64),
-    UpTo(i64),
+/// Rows in pieces, so that readers get their turn between them; the last piece apart.
+fn in_turns(rows: &[RealtimeRow]) -> (&[RealtimeRow], std::slice::Chunks<'_, RealtimeRow>) {
+    let last = rows.len().saturating_sub(1) / ROWS_PER_TURN * ROWS_PER_TURN;
+    (&rows[last..], rows[..last].chunks(ROWS_PER_TURN))
+}
+
+/// The header of a part of a record that is not its end.
+fn incomplete(header: &Header) -> Header {
+    let mut header = header.clone();
+    if let Header::Rows { complete, .. } = &mut header {
+        *complete = false;
+    }
+    header
 }
 
 impl State {
-    /// The offset at which the first epoch has to start.
-    fn first_start(&self, kafka_partition: i32, horizon: Option<&BTreeMap<i32, i64>>) -> FirstStart {
+    /// Where the epochs of an answer begin.
+    fn start_at(&self, kafka_partition: i32, horizon: Option<&BTreeMap<i32, i64>>) -> Start {
         match horizon.and_then(|horizon| horizon.get(&kafka_partition)) {
-            Some(horizon) => FirstStart::At(*horizon),
+            Some(horizon) => Start::Horizon(*horizon),
             // No batch view has anything of this Kafka partition: all that the log has must be in epochs.
-            None => FirstStart::UpTo(self.readings.get(&kafka_partition).map_or(0, |range| range.low)),
+            None => Start::LogStart(self.log_starts.get(&kafka_partition).copied().unwrap_or(0)),
         }
     }
 
-    fn has_epoch(&self, kafka_partition: i32, horizon: Option<&BTreeMap<i32, i64>>) -> bool {
-        let mut starts = self.store.epoch_starts(kafka_partition);
-        match self.first_start(kafka_partition, horizon) {
-            FirstStart::At(horizon) => covers(horizon, starts, i64::MAX),
-            FirstStart::UpTo(low) => starts.any(|start| start <= low),
+    fn start(&self, kafka_partition: i32) -> Start {
+        self.start_at(kafka_partition, self.snapshot.as_ref().map(|snapshot| snapshot.horizon()))
+    }
+
+    /// The offset below which answers hold every reading.
+    fn covered(&self, kafka_partition: i32) -> i64 {
+        self.store.reach(kafka_partition, self.start(kafka_partition)).covered
+    }
+
+    fn partition(&self, kafka_partition: i32, now: i64) -> PartitionCoverage {
+        let start = self.start(kafka_partition);
+        let reach = self.store.reach(kafka_partition, start);
+        let end = self.ends.get(&kafka_partition);
+        let log_end = end.and_then(|end| end.end(now));
+        let usable = self.snapshot.as_ref().is_none_or(|snapshot| snapshot.usable());
+        let reason = if !self.caught_up {
+            Some(Reason::Starting)
+        } else if !usable || self.store.has_other_definitions() {
+            Some(Reason::OtherDefinitions)
+        } else if let Some(flaw @ (Flaw::Damaged | Flaw::Gap)) = reach.flaw {
+            Some(Reason::Flawed(flaw))
+        } else {
+            match log_end {
+                None => Some(Reason::LogEndUnknown),
+                Some(end) if end > reach.covered => Some(reach.flaw.map_or(Reason::Behind, Reason::Flawed)),
+                Some(_) => None,
+            }
+        };
+        PartitionCoverage {
+            kafka_partition,
+            horizon: match start {
+                Start::Horizon(horizon) => Some(horizon),
+                Start::LogStart(_) => None,
+            },
+            covered: reach.covered,
+            log_end,
+            lacking_since: end.and_then(|end| end.lacking_since(reach.covered)),
+            generation: self.store.generation(kafka_partition),
+            reason,
         }
     }
 
-    fn covers(&self, kafka_partition: i32, horizon: Option<&BTreeMap<i32, i64>>) -> bool {
-        let end = self.readings.get(&kafka_partition).map_or(i64::MAX, |range| range.high);
-        let (FirstStart::At(first) | FirstStart::UpTo(first)) = self.first_start(kafka_partition, horizon);
-        end <= first || self.has_epoch(kafka_partition, horizon)
+    fn coverage(&self, kafka_partitions: i32, now: i64) -> Coverage {
+        Coverage {
+            version: self.snapshot.as_ref().map(|snapshot| snapshot.version()),
+            horizon: self.snapshot.as_ref().map(|snapshot| snapshot.horizon().clone()),
+            kafka_partitions: (0..kafka_partitions)
+                .map(|kafka_partition| self.partition(kafka_partition, now))
+                .collect(),
+            now,
+        }
     }
 
-    fn complete(&self, kafka_partitions: i32) -> bool {
-        let horizon = self.snapshot.as_ref().map(|snapshot| snapshot.horizon());
-        self.caught_up
-            && self.snapshot.as_ref().is_none_or(|snapshot| snapshot.usable())
-            && !self.store.has_other_definitions()
-            && (0..kafka_partitions).all(|kafka_partition| self.covers(kafka_partition, horizon))
-    }
-
-    fn position(&self) -> Position {
+    fn edition(&self) -> Edition {
         let version = self.snapshot.as_ref().map_or(0, |snapshot| snapshot.version());
-        Position { version, changes: self.store.changes() }
+        Edition { version, changes: self.store.changes() }
     }
 
-    fn capture(&self, kafka_partitions: i32) -> Capture {
+    fn capture(&self, kafka_partitions: i32, now: i64) -> Capture {
         Capture {
             snapshot: self.snapshot.clone(),
             epochs: self.store.capture(),
-            complete: self.complete(kafka_partitions),
-            position: self.position(),
+            coverage: Arc::new(self.coverage(kafka_partitions, now)),
+            edition: self.edition(),
         }
+    }
+
+    fn available(&self, info: &SeriesInfo) -> Option<(i64, i64)> {
+        let batch = self.snapshot.as_ref().and_then(|snapshot| snapshot.newest(info.id));
+        let oldest_batch = self.snapshot.as_ref().and_then(|snapshot| snapshot.oldest(info.id));
+        let newest = batch.map(|row| row.window_start).max(self.store.newest_window(info.id))?;
+        let oldest = [oldest_batch, self.store.oldest_window(info.id)].into_iter().flatten().min();
+        Some((oldest.unwrap_or(newest), newest.saturating_add(info.window.micros())))
     }
 
     /// The newest window of the exact merge.
@@ -323,3 +460,6 @@ impl State {
         infos.iter().filter_map(each).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

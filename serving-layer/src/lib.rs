@@ -1,9 +1,9 @@
 //! The serving layer: the exact merge of the batch views with the realtime views, over SQL and HTTP.
 //!
 //! Reading order: which series there are ([`directory`]); what the realtime-views topic adds up to ([`realtime`]) and
-//! how it is followed ([`tail`]); one batch view ([`snapshot`]) and how a new one takes over ([`watch`]); both side by
-//! side, captured in one step ([`hub`]); the merge itself ([`merge`]); SQL ([`sql`]) and HTTP ([`http`]) over it; the
-//! whole as one running part ([`serving`]).
+//! how it is followed ([`tail`]); one batch view ([`snapshot`]) and how a new one takes over ([`watch`]); what an answer
+//! covers of the log ([`coverage`]); all of it side by side, captured in one step ([`hub`]); the merge itself ([`merge`]);
+//! SQL ([`sql`]) and HTTP ([`http`]) over it; the whole as one running part ([`serving`]).
 //!
 //! This crate computes no summary from readings: it only merges what the other layers computed.
 
@@ -12,9 +12,12 @@ pub mod directory;
 pub mod realtime;
 pub mod tail;
 
+mod log_ends;
+
 pub mod snapshot;
 pub mod watch;
 
+pub mod coverage;
 pub mod hub;
 pub mod merge;
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use wye_domain::position::Position;
 use wye_log::client::Log;
 use wye_runtime::clock::now_micros;
 use wye_runtime::telemetry::Telemetry;
@@ -19,8 +20,9 @@ use wye_tables::views::BatchViews;
 
 use crate::ServingError;
 use crate::directory::Directory;
-use crate::http::{Api, BatchTrigger, router};
+use crate::http::{Api, BatchTrigger, Probe, router};
 use crate::hub::Hub;
+use crate::log_ends::LogEnds;
 use crate::sql::{Limits, Sources, SqlEngine};
 use crate::tail::{Tail, TailPositions};
 use crate::telemetry::Instruments;
@@ -38,6 +40,8 @@ pub struct ServingConfig {
     pub coverage_patience: Duration,
     /// What queries may use.
     pub limits: Limits,
+    /// How long a question may wait until answers cover a position.
+    pub max_wait: Duration,
 }
 
 impl Default for ServingConfig {
@@ -47,6 +51,7 @@ impl Default for ServingConfig {
             poll_interval: Duration::from_millis(500),
             coverage_patience: Duration::from_secs(10),
             limits: Limits { memory: 1 << 30, time: Duration::from_secs(600), threads },
+            max_wait: Duration::from_secs(60),
         }
     }
 }
@@ -64,13 +69,15 @@ pub struct ServingParts {
     pub telemetry: Telemetry,
     /// Does a batch run by hand; `None` where no batch layer runs in this process.
     pub batch_trigger: Option<BatchTrigger>,
+    /// Other parts of the process that have to be well before `/readyz` says so.
+    pub probes: Vec<Probe>,
 }
 
 /// A running serving layer.
 pub struct Serving {
     api: Arc<Api>,
     tasks: JoinSet<()>,
-    tail: JoinHandle<()>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Serving {
@@ -106,6 +113,13 @@ impl Serving {
             shutdown: shutdown.clone(),
         }
         .start()?;
+        let log_ends = LogEnds {
+            log: parts.log.clone(),
+            hub: Arc::clone(&hub),
+            instruments: instruments.clone(),
+            shutdown: shutdown.clone(),
+        }
+        .start()?;
         let looked = Arc::new(AtomicBool::new(false));
         let watcher = Watcher {
             hub: Arc::clone(&hub),
@@ -126,9 +140,11 @@ impl Serving {
             instruments,
             looked,
             batch_trigger: parts.batch_trigger,
+            probes: parts.probes,
+            max_wait: config.max_wait,
             started: now_micros(),
         };
-        Ok(Self { api: Arc::new(api), tasks, tail })
+        Ok(Self { api: Arc::new(api), tasks, threads: vec![tail, log_ends] })
     }
 
     /// All paths of the serving layer; without a fallback, so that it can be merged with another router.
@@ -144,6 +160,11 @@ impl Serving {
         self.api.waits_for().map_or(Ok(()), Err)
     }
 
+    /// Says that the log has acknowledged everything below a position, so that answers that lack it say so at once.
+    pub fn note_written(&self, position: &Position) {
+        self.api.hub.note_written(position, now_micros());
+    }
+
     /// Waits until answers can be used; however long it takes.
     pub async fn until_ready(&self) {
         while self.ready().is_err() {
@@ -154,9 +175,10 @@ impl Serving {
     /// Waits until everything has ended, after the token given to [`Serving::start`] was cancelled.
     pub async fn join(mut self) {
         while self.tasks.join_next().await.is_some() {}
-        let tail = self.tail;
-        // A panic of the thread has been printed; there is nothing left to end in order.
-        let _ = tokio::task::spawn_blocking(move || tail.join()).await;
+        for thread in self.threads {
+            // A panic of the thread has been printed; there is nothing left to end in order.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
     }
 }
 

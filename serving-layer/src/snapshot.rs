@@ -42,7 +42,14 @@ pub struct BatchSnapshot {
     view: ViewSnapshot,
     facts: RunFacts,
     usable: bool,
-    /// By series number.
+    windows: SeriesWindows,
+}
+
+/// The first and the last window with readings of each series, by series number.
+#[derive(Debug, Default)]
+struct SeriesWindows {
+    /// Window starts in µs.
+    oldest: Vec<Option<i64>>,
     newest: Vec<Option<Box<BatchRow>>>,
 }
 
@@ -58,14 +65,15 @@ impl BatchSnapshot {
     ) -> Result<Self, ServingError> {
         let facts = RunFacts::of(&view);
         let usable = facts.definitions == Some(directory.plans().fingerprint());
-        let newest = if usable { newest_rows(&view, directory, context).await? } else { Vec::new() };
+        let windows =
+            if usable { series_windows(&view, directory, context).await? } else { SeriesWindows::default() };
         if !usable {
             warn!(
                 version = view.version(),
                 "the batch view was made with other metric definitions; its numbers are left out until the next run"
             );
         }
-        Ok(Self { view, facts, usable, newest })
+        Ok(Self { view, facts, usable, windows })
     }
 
     /// The version of the batch views table.
@@ -90,7 +98,12 @@ impl BatchSnapshot {
 
     /// The newest row of a series that has readings.
     pub fn newest(&self, series: SeriesId) -> Option<&BatchRow> {
-        self.newest.get(series.0 as usize)?.as_deref()
+        self.windows.newest.get(series.0 as usize)?.as_deref()
+    }
+
+    /// The start (µs) of the oldest window of a series that has readings.
+    pub fn oldest(&self, series: SeriesId) -> Option<i64> {
+        *self.windows.oldest.get(series.0 as usize)?
     }
 
     /// A plan over its rows, one plan partition a file; `None` where there is no row, or none that may be used.
@@ -125,13 +138,14 @@ pub(crate) fn time_literal(micros: i64) -> Expr {
     lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())))
 }
 
-async fn newest_rows(
+async fn series_windows(
     view: &ViewSnapshot,
     directory: &Directory,
     context: &Arc<TaskContext>,
-) -> Result<Vec<Option<Box<BatchRow>>>, ServingError> {
+) -> Result<SeriesWindows, ServingError> {
+    let mut found = SeriesWindows::default();
     if view.rows() == 0 {
-        return Ok(Vec::new());
+        return Ok(found);
     }
     let mut windows: HashMap<SeriesId, i64> = HashMap::new();
     let plan = view.scan(&["series", "window_start", "count"], &[])?;
@@ -140,34 +154,43 @@ async fn newest_rows(
         let counts = count(batch)?.values();
         for (range, id) in runs(&series, batch.num_rows(), directory) {
             let Some(id) = id else { continue };
-            let newest = range.filter(|row| counts[*row] > 0).map(|row| starts[row]).max();
-            if let Some(newest) = newest {
-                let known = windows.entry(id).or_insert(newest);
-                *known = newest.max(*known);
-            }
+            let filled = range.filter(|row| counts[*row] > 0).map(|row| starts[row]);
+            let bounds = filled.fold(None, |bounds, start| match bounds {
+                None => Some((start, start)),
+                Some((oldest, newest)) => Some((start.min(oldest), start.max(newest))),
+            });
+            let Some((oldest, newest)) = bounds else { continue };
+            let known = windows.entry(id).or_insert(newest);
+            *known = newest.max(*known);
+            let known = place(&mut found.oldest, id).get_or_insert(oldest);
+            *known = oldest.min(*known);
         }
         Ok(())
     })
     .await?;
-    let Some(oldest) = windows.values().min().copied() else { return Ok(Vec::new()) };
-    let mut rows: Vec<Option<Box<BatchRow>>> = Vec::new();
+    let Some(oldest) = windows.values().min().copied() else { return Ok(found) };
     let plan = view.scan(&ROW_COLUMNS, &[col("window_start").gt_eq(time_literal(oldest))])?;
     for_each_batch(&plan, context, |batch| {
         let columns = ViewRows::of(batch)?;
         for (range, id) in runs(&columns.series, batch.num_rows(), directory) {
             let Some((id, newest)) = id.and_then(|id| Some((id, *windows.get(&id)?))) else { continue };
             for row in range.filter(|row| columns.window_start.value(*row) == newest) {
-                let place = id.0 as usize;
-                if place >= rows.len() {
-                    rows.resize_with(place + 1, || None);
-                }
-                rows[place] = Some(Box::new(columns.row(row)?));
+                *place(&mut found.newest, id) = Some(Box::new(columns.row(row)?));
             }
         }
         Ok(())
     })
     .await?;
-    Ok(rows)
+    Ok(found)
+}
+
+/// The place of a series in a list by series number, which grows as needed.
+fn place<T>(list: &mut Vec<Option<T>>, series: SeriesId) -> &mut Option<T> {
+    let at = series.0 as usize;
+    if at >= list.len() {
+        list.resize_with(at + 1, || None);
+    }
+    &mut list[at]
 }
 
 /// Runs a plan, plan partition by plan partition.

@@ -17,6 +17,7 @@ use std::time::Duration;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider};
+use datafusion::execution::SendableRecordBatchStream;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
@@ -33,6 +34,7 @@ use wye_tables::store::TableRoot;
 use wye_tables::views::BatchViews;
 
 use crate::ServingError;
+use crate::coverage::Coverage;
 use crate::hub::Hub;
 use catalog::{CaptureSchema, UNIFIED_METRICS, UNIFIED_METRICS_CLASSIC};
 pub use runtime::QueryRuntime;
@@ -83,6 +85,8 @@ pub struct SqlEngine {
 pub struct Rows {
     /// Its columns.
     pub schema: SchemaRef,
+    /// What it covers of the log.
+    pub coverage: Arc<Coverage>,
     /// Its rows; an error is the last item. Dropping this stops the query.
     pub batches: mpsc::Receiver<Result<RecordBatch, ServingError>>,
 }
@@ -137,7 +141,7 @@ impl SqlEngine {
         };
         let planned =
             self.runtime.run(tokio::time::timeout_at(deadline, async move { engine.plan(&sql).await }));
-        let mut stream = planned.await?.map_err(|_| too_long(self.time))??;
+        let (mut stream, coverage) = planned.await?.map_err(|_| too_long(self.time))??;
         let (sender, batches) = mpsc::channel(AHEAD);
         let (schema, time) = (stream.schema(), self.time);
         self.runtime.start(async move {
@@ -158,20 +162,17 @@ impl SqlEngine {
                 }
             }
         });
-        Ok(Rows { schema, batches })
+        Ok(Rows { schema, coverage, batches })
     }
 
-    async fn plan(
-        &self,
-        sql: &str,
-    ) -> Result<datafusion::execution::SendableRecordBatchStream, ServingError> {
+    async fn plan(&self, sql: &str) -> Result<(SendableRecordBatchStream, Arc<Coverage>), ServingError> {
         let failed = ServingError::of_query;
         let dialect = self.base.config().options().sql_parser.dialect;
         let statement = self.base.sql_to_statement(sql, &dialect).map_err(failed)?;
         let tables = self.base.resolve_table_references(&statement).map_err(failed)?;
         let current =
             tables.iter().any(|table| [UNIFIED_METRICS, UNIFIED_METRICS_CLASSIC].contains(&table.table()));
-        let context = self.session(current)?;
+        let (context, coverage) = self.session(current)?;
         let plan = context.state().statement_to_plan(statement).await.map_err(failed)?;
         SQLOptions::new()
             .with_allow_ddl(false)
@@ -187,16 +188,17 @@ impl SqlEngine {
         let frame = context.execute_logical_plan(plan).await.map_err(failed)?;
         let task_context = Arc::new(frame.task_ctx());
         let plan = frame.create_physical_plan().await.map_err(failed)?;
-        execute_stream(plan, task_context).map_err(failed)
+        Ok((execute_stream(plan, task_context).map_err(failed)?, coverage))
     }
 
-    /// A session over what there is now.
-    fn session(&self, with_current: bool) -> Result<SessionContext, ServingError> {
+    /// A session over what there is now, and what that covers of the log.
+    fn session(&self, with_current: bool) -> Result<(SessionContext, Arc<Coverage>), ServingError> {
         let now = now_micros();
         let (capture, current) = match with_current {
             true => self.hub.capture_with_current(now),
-            false => (self.hub.capture(), Vec::new()),
+            false => (self.hub.capture(now), Vec::new()),
         };
+        let coverage = Arc::clone(&capture.coverage);
         let schema = CaptureSchema {
             directory: Arc::clone(self.hub.directory()),
             sources: self.sources.clone(),
@@ -212,6 +214,6 @@ impl SqlEngine {
             .with_catalog_list(Arc::new(datafusion::catalog::MemoryCatalogProviderList::new()))
             .build();
         state.catalog_list().register_catalog(CATALOG.to_owned(), Arc::new(catalog));
-        Ok(SessionContext::new_with_state(state))
+        Ok((SessionContext::new_with_state(state), coverage))
     }
 }

@@ -122,7 +122,7 @@ impl Tail {
                     assign(&mut reader, positions)?;
                 }
                 Err(problem @ LogError::OffsetAhead { kafka_partition, .. }) => {
-                    warn!(error = %problem, kafka_partition, "reading the realtime views anew");
+                    warn!(error = %problem, kafka_partition, "reading the realtime views again from their start");
                     self.hub.clear(kafka_partition);
                     let low = self.log.offsets_blocking(REALTIME_VIEWS, kafka_partition)?.low;
                     positions.insert(kafka_partition, low);
@@ -142,6 +142,7 @@ impl Tail {
             Ok(Applied::OtherDefinitions) => self.instruments.skip("other_definitions"),
             Err(problem) => {
                 self.instruments.skip("undecodable");
+                self.hub.damage(kafka_partition);
                 warn!(error = %problem, kafka_partition, offset = message.offset, "cannot decode realtime record");
             }
         }

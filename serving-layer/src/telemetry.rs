@@ -1,13 +1,17 @@
 //! All telemetry names of the serving layer.
 
 use wye_runtime::telemetry::{
-    KafkaPartitionLabel, PartitionGauge, PlainCounter, PlainGauge, ReasonCounter, ReasonLabel, Telemetry,
+    KafkaPartitionLabel, PartitionGauge, PlainCounter, PlainGauge, RealGauge, ReasonCounter, ReasonLabel,
+    Telemetry,
 };
+
+use crate::coverage::Coverage;
 
 /// The instruments of one serving layer.
 #[derive(Clone, Debug)]
 pub(crate) struct Instruments {
     lag: PartitionGauge,
+    lacking: PartitionGauge,
     skipped: ReasonCounter,
     /// Epochs held of all Kafka partitions.
     pub(crate) epochs: PlainGauge,
@@ -17,8 +21,10 @@ pub(crate) struct Instruments {
     pub(crate) version: PlainGauge,
     /// The newest ingest time (seconds since 1970) that the served batch view has seen.
     pub(crate) as_of: PlainGauge,
+    /// How long (s) the oldest record that is not in answers has been in the log.
+    lacking_for: RealGauge,
     /// 1 when answers hold everything that the log has, else 0.
-    pub(crate) complete: PlainGauge,
+    complete: PlainGauge,
     /// SQL queries that were begun.
     pub(crate) queries: PlainCounter,
     /// HTTP requests that were answered with an error.
@@ -34,6 +40,16 @@ impl Instruments {
                 "wye_serving_realtime_lag_records",
                 "Records of the realtime-views topic that are not applied yet",
                 PartitionGauge::default(),
+            ),
+            lacking: telemetry.register(
+                "wye_serving_lacking_records",
+                "Records of the readings topic that are not in answers yet",
+                PartitionGauge::default(),
+            ),
+            lacking_for: telemetry.register(
+                "wye_serving_lacking_seconds",
+                "How long the oldest record that is not in answers has been in the readings topic",
+                RealGauge::default(),
             ),
             skipped: telemetry.register(
                 "wye_serving_realtime_skipped_records",
@@ -52,6 +68,17 @@ impl Instruments {
 
     pub(crate) fn set_lag(&self, kafka_partition: i32, records: i64) {
         self.lag.get_or_create(&KafkaPartitionLabel { kafka_partition }).set(records);
+    }
+
+    pub(crate) fn covered(&self, coverage: &Coverage) {
+        self.complete.set(i64::from(coverage.complete()));
+        self.lacking_for.set(coverage.lacking_for() as f64 / 1e6);
+        for partition in &coverage.kafka_partitions {
+            let label = KafkaPartitionLabel { kafka_partition: partition.kafka_partition };
+            if let Some(lacking) = partition.lacking() {
+                self.lacking.get_or_create(&label).set(lacking);
+            }
+        }
     }
 
     pub(crate) fn skip(&self, reason: &'static str) {

@@ -1,4 +1,5 @@
-//! Watches for new batch views and switches to them, once the realtime side has the epochs that belong to their horizon.
+//! Watches for new batch views and switches to each, once answers from it and the epochs from its horizon on cover what
+//! answers covered before.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use wye_log::client::Log;
-use wye_log::topics::{READINGS, REALTIME_VIEWS};
+use wye_log::topics::REALTIME_VIEWS;
 use wye_tables::views::{BatchViews, ViewSnapshot};
 
 use crate::ServingError;
@@ -18,7 +19,7 @@ use crate::sql::QueryRuntime;
 use crate::tail::TailPositions;
 use crate::telemetry::Instruments;
 
-/// How often a missing epoch is looked for.
+/// How often the epochs at a new horizon are looked for.
 const COVERAGE_POLL: Duration = Duration::from_millis(100);
 /// How often the lag is reported.
 const LAG_REPORT: Duration = Duration::from_secs(5);
@@ -28,7 +29,7 @@ const LAG_REPORT: Duration = Duration::from_secs(5);
 pub(crate) struct Patience {
     /// How often a new batch view is looked for.
     pub(crate) poll: Duration,
-    /// How long a new batch view waits for the epochs at its horizon.
+    /// How long a new batch view waits until answers from it cover no less than before.
     pub(crate) coverage: Duration,
 }
 
@@ -91,11 +92,6 @@ impl Watcher {
         {
             self.switch(view).await?;
         }
-        for kafka_partition in self.hub.without_epoch() {
-            let range = self.log.offsets(READINGS, kafka_partition).await?;
-            self.hub.set_readings(kafka_partition, range);
-        }
-        self.instruments.complete.set(i64::from(self.hub.complete()));
         Ok(())
     }
 
@@ -105,7 +101,7 @@ impl Watcher {
             self.runtime.run(async move { BatchSnapshot::load(view, &directory, &context).await }).await??;
         let deadline = Instant::now() + self.patience.coverage;
         loop {
-            let missing = self.hub.uncovered(snapshot.horizon());
+            let missing = self.hub.would_lose(snapshot.horizon());
             if missing.is_empty() {
                 break;
             }
@@ -113,13 +109,9 @@ impl Watcher {
                 warn!(
                     version = snapshot.version(),
                     kafka_partitions = ?missing,
-                    "the realtime views do not go on where the batch view ends; answers are marked incomplete"
+                    "the realtime views do not resume where the batch view ends; answers are incomplete until they do"
                 );
                 break;
-            }
-            for kafka_partition in missing {
-                let range = self.log.offsets(READINGS, kafka_partition).await?;
-                self.hub.set_readings(kafka_partition, range);
             }
             tokio::time::sleep(COVERAGE_POLL).await;
         }

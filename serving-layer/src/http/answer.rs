@@ -14,8 +14,9 @@ use wye_domain::time::{SECOND, format_rfc3339};
 
 use super::Api;
 use super::params::{Choice, Metric};
+use crate::coverage::{Coverage, Reason};
 use crate::directory::SeriesInfo;
-use crate::hub::Position;
+use crate::hub::Edition;
 use crate::merge::Answer;
 
 /// How long a confidence that changes with time alone may be taken for the same, in µs.
@@ -28,21 +29,53 @@ pub(super) struct Head<'a> {
     pub(super) definition: &'a str,
     pub(super) unit: &'a str,
     pub(super) window: String,
-    /// Whether this holds everything that there is.
+    /// Whether this holds every reading that is known to be in the log.
     pub(super) complete: bool,
-    /// Per Kafka partition the offset up to which numbers are from the batch view.
-    pub(super) horizon: Option<BTreeMap<i32, i64>>,
+    /// Per Kafka partition the offset below which readings are from the batch view.
+    pub(super) horizon: Option<&'a BTreeMap<i32, i64>>,
+    pub(super) coverage: Covered,
+}
+
+/// What an answer covers of the log, in short; `GET /v1/coverage` says it for each Kafka partition.
+#[derive(Serialize)]
+pub(super) struct Covered {
+    /// Readings below are in the answer: `KAFKA_PARTITION:OFFSET,..`.
+    covered: String,
+    /// How many records of the log are not; null where the log cannot be asked.
+    lacking: Option<i64>,
+    /// How long the oldest of them has been in the log.
+    lacking_seconds: f64,
+    /// Why the answer is incomplete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+}
+
+impl Covered {
+    pub(super) fn of(coverage: &Coverage) -> Self {
+        Self {
+            covered: coverage.covered().to_string(),
+            lacking: coverage.lacking(),
+            lacking_seconds: seconds(coverage.lacking_for()),
+            reason: coverage.reason().map(Reason::name),
+        }
+    }
+}
+
+/// Microseconds as seconds with three decimals.
+pub(super) fn seconds(micros: i64) -> f64 {
+    (micros as f64 / 1e3).round() / 1e3
 }
 
 impl<'a> Head<'a> {
-    pub(super) fn new(metric: &'a Metric<'_>, complete: bool, horizon: Option<BTreeMap<i32, i64>>) -> Self {
+    pub(super) fn new(metric: &'a Metric<'_>, coverage: &'a Coverage) -> Self {
         Self {
             metric: &metric.name,
             definition: &metric.definition.name,
             unit: &metric.definition.unit,
             window: metric.definition.window.to_string(),
-            complete,
-            horizon,
+            complete: coverage.complete(),
+            horizon: coverage.horizon.as_ref(),
+            coverage: Covered::of(coverage),
         }
     }
 }
@@ -149,23 +182,32 @@ fn number(aggregate: Aggregate, answer: &Answer) -> Option<Number> {
 /// Tells one state of the data from another, for the caches of clients.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Tag {
-    pub(super) started: i64,
-    pub(super) position: Position,
-    pub(super) complete: bool,
-    pub(super) now: i64,
+    started: i64,
+    edition: Edition,
+    complete: bool,
+    lacking: Option<i64>,
+    now: i64,
 }
 
 impl Tag {
-    pub(super) fn of(api: &Arc<Api>, position: Position, now: i64) -> Self {
-        Self { started: api.started, position, complete: api.hub.complete(), now }
+    /// Of an answer with this coverage.
+    pub(super) fn of(api: &Arc<Api>, edition: Edition, coverage: &Coverage) -> Self {
+        Self {
+            started: api.started,
+            edition,
+            complete: coverage.complete(),
+            lacking: coverage.lacking(),
+            now: coverage.now,
+        }
     }
 
     fn header(&self) -> HeaderValue {
-        let Position { version, changes } = self.position;
+        let Edition { version, changes } = self.edition;
         let text = format!(
-            "W/\"{:x}-{version}-{changes}-{}-{}\"",
+            "W/\"{:x}-{version}-{changes}-{}-{}-{}\"",
             self.started,
             u8::from(self.complete),
+            self.lacking.unwrap_or(-1),
             self.now.div_euclid(SCORES_LAST)
         );
         HeaderValue::from_str(&text).expect("hexadecimal and decimal digits are a header value")

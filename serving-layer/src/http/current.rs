@@ -13,6 +13,7 @@ use super::Api;
 use super::answer::{Group, Head, Point, Tag};
 use super::error::ApiError;
 use super::params::{Choice, Metric, Pairs};
+use super::wait::Patience;
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -35,17 +36,24 @@ pub(super) async fn current(
     query: Result<Query<Pairs>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let Query(pairs) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let Query(mut pairs) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let patience = Patience::take(&mut pairs, &headers, api.max_wait)?;
+    patience.hold(&api).await?;
     let directory = api.hub.directory();
-    let metric = Metric::find(directory, &name)?;
+    let metric = Metric::find(&api, &name)?;
     let choice = Choice::read(&metric, &[], pairs)?;
-    let now = now_micros();
-    let tag = Tag::of(&api, api.hub.position(), now);
-    if let Some(unchanged) = tag.unchanged(&headers) {
-        return Ok(unchanged);
-    }
-    let taken = api.hub.current(&choice.series(directory, &metric), now);
-    let tag = Tag { position: taken.position, complete: taken.complete, ..tag };
+    let taken = loop {
+        let now = now_micros();
+        let tag = Tag::of(&api, api.hub.edition(), &api.hub.coverage(now));
+        if let Some(unchanged) = tag.unchanged(&headers) {
+            return Ok(unchanged);
+        }
+        let taken = api.hub.current(&choice.series(directory, &metric), now);
+        if patience.is_met(&taken.coverage) {
+            break taken;
+        }
+        patience.hold(&api).await?;
+    };
     let rows = taken
         .answers
         .iter()
@@ -55,5 +63,6 @@ pub(super) async fn current(
             point: Point::new(&choice, answer),
         })
         .collect();
-    Ok(tag.answer(Body { head: Head::new(&metric, taken.complete, taken.horizon), rows }))
+    let tag = Tag::of(&api, taken.edition, &taken.coverage);
+    Ok(tag.answer(Body { head: Head::new(&metric, &taken.coverage), rows }))
 }

@@ -18,8 +18,16 @@ use crate::ServingError;
 /// Why a request is not answered.
 #[derive(Debug)]
 pub struct ApiError {
-    kind: ErrorKind,
+    cause: Cause,
     message: String,
+}
+
+/// What decides the status.
+#[derive(Clone, Copy, Debug)]
+enum Cause {
+    Kind(ErrorKind),
+    /// The answer did not cover the position that was asked for in time.
+    NotCovered,
 }
 
 #[derive(Serialize)]
@@ -32,12 +40,17 @@ struct Body<'a> {
 impl ApiError {
     /// An error of a kind with a message for the asker.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into() }
+        Self { cause: Cause::Kind(kind), message: message.into() }
     }
 
     /// The request is wrong.
     pub(super) fn invalid(message: impl Into<String>) -> Self {
         Self::new(ErrorKind::Invalid, message)
+    }
+
+    /// The answer does not cover the position that was asked for.
+    pub(super) fn not_covered(message: impl Into<String>) -> Self {
+        Self { cause: Cause::NotCovered, message: message.into() }
     }
 }
 
@@ -49,7 +62,7 @@ impl From<ServingError> for ApiError {
             message = format!("{message}: {cause}");
             source = cause.source();
         }
-        Self { kind: error.kind(), message }
+        Self { cause: Cause::Kind(error.kind()), message }
     }
 }
 
@@ -57,12 +70,15 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let request_id = format!("{:x}-{:x}", now_micros(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let (status, error_code) = match self.kind {
-            ErrorKind::Invalid => (StatusCode::BAD_REQUEST, "invalid"),
-            ErrorKind::NotFound => (StatusCode::NOT_FOUND, "not_found"),
-            ErrorKind::Conflict => (StatusCode::CONFLICT, "conflict"),
-            ErrorKind::Unavailable => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
-            ErrorKind::Corrupt | ErrorKind::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        let (status, error_code) = match self.cause {
+            Cause::NotCovered => (StatusCode::GATEWAY_TIMEOUT, "not_covered"),
+            Cause::Kind(ErrorKind::Invalid) => (StatusCode::BAD_REQUEST, "invalid"),
+            Cause::Kind(ErrorKind::NotFound) => (StatusCode::NOT_FOUND, "not_found"),
+            Cause::Kind(ErrorKind::Conflict) => (StatusCode::CONFLICT, "conflict"),
+            Cause::Kind(ErrorKind::Unavailable) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable"),
+            Cause::Kind(ErrorKind::Corrupt | ErrorKind::Internal) => {
+                (StatusCode::INTERNAL_SERVER_ERROR, "internal")
+            }
         };
         let message = if status == StatusCode::INTERNAL_SERVER_ERROR {
             error!(request_id, error = self.message, "cannot answer a request");

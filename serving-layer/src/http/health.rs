@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use wye_domain::ErrorKind;
+use wye_runtime::clock::now_micros;
 
 use super::Api;
 use super::error::ApiError;
@@ -19,6 +20,20 @@ impl Api {
         }
         (!self.looked.load(Ordering::Acquire)).then_some("the batch view is being loaded")
     }
+
+    /// What is wrong with a process that has started, or nothing.
+    fn troubles(&self) -> Vec<String> {
+        let mut troubles: Vec<String> = self.probes.iter().filter_map(|probe| probe()).collect();
+        let stalled = self.hub.stalled(now_micros());
+        if !stalled.is_empty() {
+            let list = stalled.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            troubles.push(format!(
+                "readings of Kafka partition {list} do not reach answers: no speed layer owns it, or it is stuck; \
+                 GET /v1/coverage says more"
+            ));
+        }
+        troubles
+    }
 }
 
 pub(super) async fn healthz() -> &'static str {
@@ -26,10 +41,14 @@ pub(super) async fn healthz() -> &'static str {
 }
 
 pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, ApiError> {
-    match api.waits_for() {
-        None => Ok("ready\n"),
-        Some(reason) => Err(ApiError::new(ErrorKind::Unavailable, reason)),
+    if let Some(reason) = api.waits_for() {
+        return Err(ApiError::new(ErrorKind::Unavailable, reason));
     }
+    let troubles = api.troubles();
+    if troubles.is_empty() {
+        return Ok("ready\n");
+    }
+    Err(ApiError::new(ErrorKind::Unavailable, troubles.join("; ")))
 }
 
 pub(super) async fn telemetry(State(api): State<Arc<Api>>) -> Response {

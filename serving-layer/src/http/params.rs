@@ -6,9 +6,15 @@ use wye_domain::ErrorKind;
 use wye_domain::definition::{Aggregate, Definition};
 use wye_domain::series::SeriesKey;
 use wye_domain::time::{WindowSize, parse_rfc3339};
+use wye_runtime::clock::now_micros;
 
+use super::Api;
 use super::error::ApiError;
+use super::wait::PARAMETERS;
 use crate::directory::{Directory, SeriesInfo};
+
+/// How many metrics are listed where one is not found.
+const LISTED: usize = 10;
 
 /// Query parameters as they were written.
 pub(super) type Pairs = Vec<(String, String)>;
@@ -24,7 +30,8 @@ pub(super) struct Metric<'a> {
 
 impl<'a> Metric<'a> {
     /// A definition of this name, else a reading name of a family.
-    pub(super) fn find(directory: &'a Directory, name: &str) -> Result<Self, ApiError> {
+    pub(super) fn find(api: &'a Api, name: &str) -> Result<Self, ApiError> {
+        let directory = api.hub.directory();
         let definitions =
             || directory.plans().plans().iter().enumerate().map(|(place, plan)| (place, plan.definition()));
         let named = definitions().find(|(_, definition)| !definition.is_family() && definition.name == name);
@@ -43,13 +50,35 @@ impl<'a> Metric<'a> {
                 known.push(definition.name.clone());
             }
         }
-        let close = close_names(name, &known);
-        let hint = match close.as_slice() {
-            [] => "GET /v1/metrics lists the metrics".to_owned(),
-            close => format!("is it {}?", close.join(" or ")),
-        };
-        Err(ApiError::new(ErrorKind::NotFound, format!("there is no metric {name:?}; {hint}")))
+        let lacking = api.hub.coverage(now_micros()).lacking().unwrap_or(0);
+        Err(ApiError::new(ErrorKind::NotFound, no_such_metric(name, &known, lacking)))
     }
+}
+
+/// What is said where there is no metric of a name: which one may be meant, some that there are, and whether readings
+/// are still on their way.
+fn no_such_metric(name: &str, known: &[String], lacking: i64) -> String {
+    let close = close_names(name, known);
+    let mut message = format!("there is no metric {name:?}");
+    match close.as_slice() {
+        [] => {}
+        close => message.push_str(&format!("; is it {}?", close.join(" or "))),
+    }
+    if lacking > 0 {
+        message.push_str(&format!(
+            "; {lacking} records of the log are not in answers yet and may hold it: ask again in a moment, or with \
+             ?after=POSITION of the write"
+        ));
+    }
+    if known.is_empty() {
+        message.push_str("; no reading has come yet: send some by POST /v1/readings or wye load");
+    } else if close.is_empty() {
+        let some: Vec<String> = known.iter().take(LISTED).map(|name| format!("{name:?}")).collect();
+        let more = if known.len() > LISTED { ", and more" } else { "" };
+        message.push_str(&format!("; there are {}{more}", some.join(", ")));
+    }
+    message.push_str("; GET /v1/metrics lists all");
+    message
 }
 
 /// What a query asks for of a metric.
@@ -61,7 +90,7 @@ pub(super) struct Choice {
     /// The aggregate that is the answer's `value`.
     pub(super) value: Aggregate,
     /// Parameters of the path's own, by the place of their name.
-    pub(super) others: Vec<Option<String>>,
+    others: Vec<Option<String>>,
 }
 
 impl Choice {
@@ -79,8 +108,8 @@ impl Choice {
             } else if let Some(place) = dimensions.iter().position(|known| *known == name) {
                 groups[place].push(value);
             } else {
-                let known =
-                    own.iter().chain(&["agg"]).chain(&dimensions).copied().collect::<Vec<_>>().join(", ");
+                let known = own.iter().chain(&["agg"]).chain(&dimensions).chain(&PARAMETERS);
+                let known = known.copied().collect::<Vec<_>>().join(", ");
                 return Err(ApiError::invalid(format!("unknown parameter {name:?}; known are {known}")));
             }
         }
@@ -99,6 +128,11 @@ impl Choice {
             }
         };
         Ok(Self { groups, aggregates, value, others })
+    }
+
+    /// A parameter of the path's own, by the place of its name.
+    pub(super) fn other(&self, place: usize) -> Option<&str> {
+        self.others.get(place)?.as_deref()
     }
 
     /// The series that are wanted.

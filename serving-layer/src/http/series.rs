@@ -1,5 +1,6 @@
 //! `GET /v1/metrics/{name}/series`: windows over a range of time, longer ones by merging summaries.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
@@ -15,6 +16,10 @@ use super::answer::{Group, Head, Point, Tag};
 use super::error::ApiError;
 use super::params::{Choice, Metric, Pairs, time};
 use super::range::Question;
+use super::wait::Patience;
+
+/// How many steps of the newest data are answered where nothing says from when on.
+const NEWEST: i64 = 60;
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -23,7 +28,16 @@ struct Body<'a> {
     step: String,
     from: String,
     to: String,
+    /// Where the series that were asked for have data; null where they have none.
+    available: Option<Available>,
     series: Vec<Series<'a>>,
+}
+
+/// From the oldest to the end of the newest window.
+#[derive(Serialize)]
+struct Available {
+    from: String,
+    to: String,
 }
 
 #[derive(Serialize)]
@@ -39,30 +53,31 @@ pub(super) async fn series(
     query: Result<Query<Pairs>, QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
-    let Query(pairs) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let Query(mut pairs) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let patience = Patience::take(&mut pairs, &headers, api.max_wait)?;
+    patience.hold(&api).await?;
     let directory = Arc::clone(api.hub.directory());
-    let metric = Metric::find(&directory, &name)?;
+    let metric = Metric::find(&api, &name)?;
     let choice = Choice::read(&metric, &["from", "to", "step"], pairs)?;
-    let now = now_micros();
-    let [from, to, step] = choice.others.as_slice() else { unreachable!("three parameters were asked for") };
-    let from = time("from", from.as_deref().unwrap_or("-1h"), now)?;
-    let to = time("to", to.as_deref().unwrap_or("now"), now)?;
-    let step = read_step(&metric, step.as_deref())?;
-    if from >= to {
-        return Err(ApiError::invalid("from must lie before to"));
-    }
-    let tag = Tag::of(&api, api.hub.position(), now);
-    if let Some(unchanged) = tag.unchanged(&headers) {
-        return Ok(unchanged);
-    }
-    // The window that holds `from` is the first, the one that holds the last moment before `to` the last; all whole.
-    let windows = step.start_of(from)..step.start_of(to.saturating_sub(1)).saturating_add(step.micros());
+    let step = read_step(&metric, choice.other(2))?;
     let infos = choice.series(&directory, &metric);
-    let capture = api.hub.capture();
+    let (capture, available, windows) = loop {
+        let now = now_micros();
+        let available = api.hub.available(&infos);
+        let windows = windows((choice.other(0), choice.other(1)), available, step, now)?;
+        let tag = Tag::of(&api, api.hub.edition(), &api.hub.coverage(now));
+        if let Some(unchanged) = tag.unchanged(&headers) {
+            return Ok(unchanged);
+        }
+        let capture = api.hub.capture(now);
+        if patience.is_met(&capture.coverage) {
+            break (capture, available, windows);
+        }
+        patience.hold(&api).await?;
+    };
     let context = api.engine.runtime().task_context();
-    let question = Question { infos, windows: windows.clone(), step, now };
-    let (complete, position) = (capture.complete, capture.position);
-    let horizon = capture.snapshot.as_ref().map(|snapshot| snapshot.horizon().clone());
+    let (coverage, edition) = (Arc::clone(&capture.coverage), capture.edition);
+    let question = Question { infos, windows: windows.clone(), step, now: coverage.now };
     let shared = Arc::clone(&directory);
     let asked = async move { question.answer(&capture, &shared, &context).await };
     let answers = api.engine.runtime().run(asked).await??;
@@ -74,13 +89,41 @@ pub(super) async fn series(
             points: answers.iter().map(|answer| Point::new(&choice, answer)).collect(),
         })
         .collect();
-    Ok(Tag { position, complete, ..tag }.answer(Body {
-        head: Head::new(&metric, complete, horizon),
+    Ok(Tag::of(&api, edition, &coverage).answer(Body {
+        head: Head::new(&metric, &coverage),
         step: step.to_string(),
         from: format_rfc3339(windows.start),
         to: format_rfc3339(windows.end),
+        available: available
+            .map(|(from, to)| Available { from: format_rfc3339(from), to: format_rfc3339(to) }),
         series,
     }))
+}
+
+/// The starts of the windows (µs) that are asked for, all whole: the one that holds `from` is the first, the one that
+/// holds the last moment before `to` the last. Without `from` they are the newest that have data, [`NEWEST`] steps.
+fn windows(
+    (from, to): (Option<&str>, Option<&str>),
+    available: Option<(i64, i64)>,
+    step: WindowSize,
+    now: i64,
+) -> Result<Range<i64>, ApiError> {
+    let newest = available.map(|(_, newest)| newest);
+    let to = match (to, from) {
+        (Some(to), _) => time("to", to, now)?,
+        // Clocks of devices may be ahead.
+        (None, Some(_)) => now.max(newest.unwrap_or(now)),
+        (None, None) => newest.unwrap_or(now),
+    };
+    let end = step.start_of(to.saturating_sub(1)).saturating_add(step.micros());
+    let Some(from) = from else {
+        return Ok(end.saturating_sub(step.micros().saturating_mul(NEWEST))..end);
+    };
+    let from = time("from", from, now)?;
+    if from >= to {
+        return Err(ApiError::invalid("from must lie before to"));
+    }
+    Ok(step.start_of(from)..end)
 }
 
 fn read_step(metric: &Metric<'_>, text: Option<&str>) -> Result<WindowSize, ApiError> {

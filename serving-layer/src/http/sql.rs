@@ -14,9 +14,12 @@ use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::Api;
+use super::answer::seconds;
 use super::encode::{Encoder, Format};
 use super::error::ApiError;
+use super::wait::Patience;
 use crate::ServingError;
+use crate::coverage::Coverage;
 use crate::sql::Rows;
 
 /// Pieces of an answer that wait for the network.
@@ -26,6 +29,8 @@ const AHEAD: usize = 4;
 #[serde(deny_unknown_fields)]
 struct Request {
     sql: String,
+    after: Option<String>,
+    wait: Option<String>,
 }
 
 pub(super) async fn sql(
@@ -43,7 +48,16 @@ pub(super) async fn sql(
         ApiError::invalid(format!("the body must be like {{\"sql\": \"SELECT 1\"}}: {error}"))
     })?;
     api.instruments.queries.inc();
-    let rows = api.engine.query(&request.sql).await?;
+    let patience =
+        Patience::read((request.after.as_deref(), request.wait.as_deref()), &headers, api.max_wait)?;
+    let rows = loop {
+        patience.hold(&api).await?;
+        let rows = api.engine.query(&request.sql).await?;
+        if patience.is_met(&rows.coverage) {
+            break rows;
+        }
+    };
+    let covered = coverage_headers(&rows.coverage);
     let (sender, mut pieces) = mpsc::channel(AHEAD);
     api.engine.runtime().start(encode(format, rows, sender));
     // A query that fails before its first row is an error of its own and no broken answer.
@@ -60,7 +74,21 @@ pub(super) async fn sql(
         Some((piece, pieces))
     });
     let all = futures::StreamExt::chain(stream::iter([Ok(first)]), rest);
-    Ok(([(CONTENT_TYPE, format.media_type())], Body::from_stream(all)).into_response())
+    Ok(([(CONTENT_TYPE, format.media_type())], covered, Body::from_stream(all)).into_response())
+}
+
+/// What an answer covers of the log, where its body is rows alone.
+fn coverage_headers(coverage: &Coverage) -> [(&'static str, String); 5] {
+    [
+        ("wye-complete", coverage.complete().to_string()),
+        ("wye-horizon", coverage.horizon_position().to_string()),
+        ("wye-covered", coverage.covered().to_string()),
+        (
+            "wye-lacking",
+            coverage.lacking().map_or_else(|| "unknown".to_owned(), |lacking| lacking.to_string()),
+        ),
+        ("wye-lacking-seconds", seconds(coverage.lacking_for()).to_string()),
+    ]
 }
 
 async fn encode(format: Format, mut rows: Rows, sender: mpsc::Sender<Result<Bytes, ServingError>>) {

@@ -1,7 +1,8 @@
 //! HTTP as a caller sees it, over a router of its own.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
 use axum::http::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
@@ -12,13 +13,14 @@ use wye_domain::ErrorKind;
 use wye_runtime::telemetry::Telemetry;
 
 use super::{Api, BatchRefusal, BatchTrigger, router};
-use crate::fixture::{MINUTE, Site, begin, family, flush, line, sketched, summary};
+use crate::fixture::{MINUTE, Site, begin, family, flush, flush_through, line, sketched, summary};
 use crate::telemetry::Instruments;
 
 struct Client {
     router: axum::Router,
     site: Site,
     looked: Arc<AtomicBool>,
+    trouble: Arc<Mutex<Option<String>>>,
 }
 
 impl Client {
@@ -36,6 +38,8 @@ impl Client {
             };
             std::future::ready(outcome).boxed()
         });
+        let trouble: Arc<Mutex<Option<String>>> = Arc::default();
+        let probe = Arc::clone(&trouble);
         let api = Api {
             hub: Arc::clone(&site.hub),
             engine: site.engine.clone(),
@@ -43,9 +47,11 @@ impl Client {
             telemetry,
             looked: Arc::clone(&looked),
             batch_trigger: Some(trigger),
+            probes: vec![Arc::new(move || probe.lock().unwrap().clone())],
+            max_wait: Duration::from_secs(60),
             started: 1,
         };
-        Self { router: router(Arc::new(api)), site, looked }
+        Self { router: router(Arc::new(api)), site, looked, trouble }
     }
 
     async fn send(&self, request: Request<Body>) -> Response<Body> {
@@ -80,6 +86,7 @@ impl Client {
         let row =
             |device: &str, value: f64, second: i64| (family("t", device), 0, summary(&[(value, second)]));
         self.site.batch(10, &[vec![row("a", 1.0, 1), row("b", 5.0, 2)]]).await;
+        self.site.log_ends_at(10);
         begin(&self.site.hub, 10);
         let late = (family("t", "a"), 61 * MINUTE, summary(&[(7.0, 61 * 60)]));
         let named = (line("L1"), 0, sketched(&[(2.0, 1), (4.0, 2)], "a"));
@@ -97,6 +104,7 @@ async fn current_answers_with_its_confidence() {
         (&body["complete"], &body["horizon"], &body["window"]),
         (&json!(true), &json!({"0": 10}), &json!("1m"))
     );
+    assert_eq!(body["coverage"], json!({"covered": "0:10", "lacking": 0, "lacking_seconds": 0.0}));
     let row = &body["rows"][0];
     assert_eq!(row["metric_key"], r#"t{device_id="a"}"#);
     assert_eq!(row["group"], json!({"device_id": "a"}));
@@ -131,6 +139,18 @@ async fn series_come_in_steps() {
     let series = body["series"].as_array().unwrap();
     assert_eq!((series.len(), &body["step"]), (2, &json!("2h")));
     assert_eq!(series[0]["points"][0]["values"], json!({"sum": 11.0, "count": 3}));
+    // Without a range the newest data come, however old they are, and where there is any is said.
+    let (_, body) = client.get("/v1/metrics/t/series?device_id=a&agg=sum").await;
+    assert_eq!(
+        (&body["from"], &body["to"]),
+        (&json!("1970-01-01T00:02:00Z"), &json!("1970-01-01T01:02:00Z"))
+    );
+    assert_eq!(body["series"][0]["points"].as_array().unwrap().len(), 1);
+    let available = json!({"from": "1970-01-01T00:00:00Z", "to": "1970-01-01T01:02:00Z"});
+    assert_eq!(body["available"], available);
+    let (status, body) = client.get("/v1/metrics/t/series?device_id=a&from=-1h").await;
+    assert_eq!((status, &body["series"], &body["available"]), (200, &json!([]), &available));
+    assert_eq!(client.get("/v1/metrics/t/series?device_id=none").await.1["available"], Value::Null);
     let narrow = "/v1/metrics/t/series?from=0&to=60000&device_id=b";
     assert_eq!(client.get(narrow).await.1["series"][0]["points"][0]["state"], "SETTLED");
     for (wrong, word) in [
@@ -151,10 +171,12 @@ async fn what_is_wrong_is_said() {
     client.fill().await;
     let (status, body) = client.get("/v1/metrics/lineheat/current").await;
     assert_eq!((status, &body["error_code"]), (404, &json!("not_found")));
-    assert!(body["message"].as_str().unwrap().contains("\"line_heat\""), "{body}");
+    assert!(body["message"].as_str().unwrap().contains("is it \"line_heat\"?"), "{body}");
+    let (_, body) = client.get("/v1/metrics/humidity/current").await;
+    assert!(body["message"].as_str().unwrap().contains("there are \"t\", \"line_heat\""), "{body}");
     let (status, body) = client.get("/v1/metrics/t/current?devic_id=a").await;
     assert_eq!(status, 400);
-    assert!(body["message"].as_str().unwrap().contains("known are agg, device_id"), "{body}");
+    assert!(body["message"].as_str().unwrap().contains("known are agg, device_id, after, wait"), "{body}");
     assert!(!body["request_id"].as_str().unwrap().is_empty());
     let (status, body) = client.sql("SELECT nothing FROM unified_series", "application/json").await;
     assert_eq!(status, 400, "{}", String::from_utf8_lossy(&body));
@@ -162,7 +184,7 @@ async fn what_is_wrong_is_said() {
     assert_eq!(client.sql("SELECT 1", "text/html").await.0, 400);
     let request = Request::post("/v1/sql").body(Body::from("SELECT 1")).unwrap();
     assert_eq!(client.send(request).await.status(), 400);
-    assert!(client.get("/metrics").await.1.as_str().unwrap().contains("wye_serving_http_errors_total 6"));
+    assert!(client.get("/metrics").await.1.as_str().unwrap().contains("wye_serving_http_errors_total 7"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -225,6 +247,10 @@ async fn health_definitions_and_batch_runs() {
     assert_eq!((status, &body["message"]), (503, &json!("the batch view is being loaded")));
     client.looked.store(true, Ordering::Release);
     assert_eq!(client.get("/readyz").await.0, 200);
+    *client.trouble.lock().unwrap() = Some("Kafka partition 0 has no owner".to_owned());
+    let (status, body) = client.get("/readyz").await;
+    assert_eq!((status, &body["message"]), (503, &json!("Kafka partition 0 has no owner")));
+    *client.trouble.lock().unwrap() = None;
     client.fill().await;
     let (_, body) = client.get("/v1/metrics").await;
     assert_eq!(body["metrics"][0]["metrics"], json!(["t"]));
@@ -234,4 +260,80 @@ async fn health_definitions_and_batch_runs() {
     assert_eq!(run("").await.status(), 409);
     assert_eq!(run(r#"{"force": true}"#).await.status(), 200);
     assert_eq!(run("nonsense").await.status(), 400);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readings_that_do_not_reach_answers_make_it_unready() {
+    let client = Client::new().await;
+    client.looked.store(true, Ordering::Release);
+    let now = wye_runtime::clock::now_micros();
+    client.site.hub.note_log_ends(&[(0, 5)].into(), now - 60_000_000);
+    let (status, body) = client.get("/readyz").await;
+    assert_eq!(status, 503);
+    assert!(body["message"].as_str().unwrap().contains("Kafka partition 0"), "{body}");
+    begin(&client.site.hub, 0);
+    flush_through(&client.site.hub, 0, 5, &[]);
+    assert_eq!(client.get("/readyz").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_answer_says_what_it_covers() {
+    let client = Client::new().await;
+    client.fill().await;
+    client.site.log_ends_at(14);
+    let (_, body) = client.get("/v1/metrics/t/series?from=0").await;
+    assert_eq!((&body["complete"], &body["coverage"]["lacking"]), (&json!(false), &json!(4)));
+    assert_eq!(body["coverage"]["reason"], "behind");
+    let (status, body) = client.get("/v1/coverage").await;
+    assert_eq!((status, &body["covered"], &body["horizon"]), (200, &json!("0:10"), &json!("0:10")));
+    let row = &body["kafka_partitions"][0];
+    assert_eq!(
+        (&row["log_end"], &row["lacking"], &row["generation"], &row["complete"]),
+        (&json!(14), &json!(4), &json!(1), &json!(false))
+    );
+    let body = Body::from(json!({"sql": "SELECT 1"}).to_string());
+    let response = client.send(Request::post("/v1/sql").body(body).unwrap()).await;
+    let headers = ["wye-complete", "wye-horizon", "wye-covered", "wye-lacking"]
+        .map(|name| response.headers()[name].to_str().unwrap().to_owned());
+    assert_eq!(headers, ["false", "0:10", "0:10", "4"]);
+    let sql = "SELECT kafka_partition, horizon, covered, log_end, lacking, generation, complete, reason FROM coverage";
+    let (_, csv) = client.sql(sql, "text/csv").await;
+    let csv = String::from_utf8(csv).unwrap();
+    assert_eq!(csv.lines().nth(1), Some("0,10,10,14,4,1,false,behind"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_waits_until_its_position_is_covered() {
+    let client = Client::new().await;
+    client.fill().await;
+    client.site.log_ends_at(14);
+    for path in [
+        "/v1/metrics/t/current?after=0:14&wait=50ms",
+        "/v1/metrics/t/series?after=0:14&wait=50ms",
+        "/v1/coverage?after=0:14&wait=50ms",
+    ] {
+        let (status, body) = client.get(path).await;
+        assert_eq!((status, &body["error_code"]), (504, &json!("not_covered")), "{body}");
+        assert!(body["message"].as_str().unwrap().contains("4 records of Kafka partition 0"), "{body}");
+    }
+    let ask = |wait: &str| {
+        let body = Body::from(json!({"sql": "SELECT 1", "after": "0:14", "wait": wait}).to_string());
+        client.send(Request::post("/v1/sql").body(body).unwrap())
+    };
+    assert_eq!(ask("0s").await.status(), 504);
+    for (wrong, word) in [("after=7", "0:1234"), ("after=0:1&wait=soon", "10s"), ("wait=1h", "max_wait")] {
+        let (status, body) = client.get(&format!("/v1/coverage?{wrong}")).await;
+        assert_eq!(status, 400);
+        assert!(body["message"].as_str().unwrap().contains(word), "{body}");
+    }
+    let waiting = async {
+        let by_header = Request::get("/v1/metrics/t/current").header("Wye-After", "0:14").body(Body::empty());
+        let (current, sql) = tokio::join!(client.send(by_header.unwrap()), ask("10s"));
+        (current.status().as_u16(), sql.status().as_u16())
+    };
+    let writing = async {
+        tokio::task::yield_now().await;
+        flush_through(&client.site.hub, 10, 14, &[]);
+    };
+    assert_eq!(tokio::join!(waiting, writing).0, (200, 200));
 }

@@ -1,4 +1,5 @@
-//! The newest window of each series and which epochs have a part of it, so that a current value is found at once.
+//! The newest window of each series and which epochs have a part of it, so that a current value is found at once; and
+//! the oldest window that was ever seen, so that an empty answer can say where there is data.
 //!
 //! A row with conflicts and no reading makes no window; it is remembered until a reading comes to its window, because
 //! it lowers the validity of that window.
@@ -28,6 +29,8 @@ pub(super) struct Offer {
 pub(super) struct Newest {
     /// By series.
     places: Vec<Option<Place>>,
+    /// By series: the oldest window with readings. It stays when its epoch goes, because the batch view has it then.
+    oldest: Vec<Option<i64>>,
     /// Parts with conflicts only, of windows that have no reading yet.
     ahead: HashMap<(SeriesId, i64), Vec<Part>>,
 }
@@ -44,6 +47,11 @@ impl Newest {
         let at = offer.series.0 as usize;
         if at >= self.places.len() {
             self.places.resize_with(at + 1, || None);
+            self.oldest.resize(at + 1, None);
+        }
+        if offer.filled {
+            let oldest = self.oldest[at].get_or_insert(offer.window_start);
+            *oldest = offer.window_start.min(*oldest);
         }
         let newer = match &mut self.places[at] {
             Some(place) if place.window_start == offer.window_start => {
@@ -70,6 +78,11 @@ impl Newest {
         self.places.get(series.0 as usize)?.as_ref().map(|place| place.window_start)
     }
 
+    /// The oldest window with readings.
+    pub(super) fn oldest(&self, series: SeriesId) -> Option<i64> {
+        *self.oldest.get(series.0 as usize)?
+    }
+
     /// The epochs that have a row of a window that is not older than the newest.
     pub(super) fn parts(&self, series: SeriesId, window_start: i64) -> &[Part] {
         match self.places.get(series.0 as usize).and_then(Option::as_ref) {
@@ -85,7 +98,7 @@ impl Newest {
         for (at, slot) in self.places.iter_mut().enumerate() {
             let Some(place) = slot else { continue };
             if place.parts.iter().any(|part| gone.contains(part)) {
-                // A part that is left may hold conflicts only, so the series is looked through anew.
+                // A part that is left may hold conflicts only, so the series is looked through again.
                 *slot = None;
                 orphans.insert(SeriesId(u32::try_from(at).expect("places are numbered by series")));
             }

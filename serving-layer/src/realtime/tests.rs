@@ -34,7 +34,7 @@ fn apply(store: &mut RealtimeStore, header: &Header, rows: &[RealtimeRow]) -> Ap
 }
 
 #[test]
-fn a_replaced_owner_writes_in_vain() {
+fn records_of_a_replaced_owner_are_ignored() {
     let mut store = store();
     assert_eq!(apply(&mut store, &begin(1, 0, false), &[]), Applied::Taken);
     assert_eq!(apply(&mut store, &Header::Claim { generation: 4 }, &[]), Applied::Taken);
@@ -53,7 +53,7 @@ fn a_reset_forgets_this_and_later_epochs() {
     }
     assert_eq!(store.newest_window(SeriesId(0)), Some(20));
     apply(&mut store, &begin(2, 10, true), &[]);
-    assert_eq!(store.epoch_starts(0).collect::<Vec<_>>(), [0, 10]);
+    assert_eq!(store.capture().iter().map(|view| view.start()).collect::<Vec<_>>(), [0, 10]);
     assert_eq!(store.newest_window(SeriesId(0)), Some(0));
     assert_eq!(store.size(), (2, 1));
 }
@@ -98,6 +98,105 @@ fn epochs_below_the_horizon_do_not_come_back() {
     store.trim(&BTreeMap::from([(0, 10)]));
     assert_eq!(apply(&mut store, &begin(1, 5, false), &[]), Applied::NoEpoch);
     assert_eq!(apply(&mut store, &begin(1, 10, false), &[]), Applied::Taken);
+}
+
+#[test]
+fn a_cleared_kafka_partition_keeps_its_horizon() {
+    let mut store = store();
+    apply(&mut store, &begin(7, 0, false), &[]);
+    store.trim(&BTreeMap::from([(0, 10)]));
+    store.clear(0);
+    // The topic was replaced, so generations begin again; what the batch view holds must not come back.
+    assert_eq!(apply(&mut store, &begin(1, 5, false), &[]), Applied::NoEpoch);
+    assert_eq!(apply(&mut store, &begin(1, 10, false), &[]), Applied::Taken);
+}
+
+fn flushed(generation: i64, epoch: i64, through: i64) -> Header {
+    Header::Rows { generation, epoch, through, complete: true, newest_event_time: 0 }
+}
+
+fn partly(generation: i64, epoch: i64, through: i64) -> Header {
+    Header::Rows { generation, epoch, through, complete: false, newest_event_time: 0 }
+}
+
+#[test]
+fn epochs_reach_to_their_last_complete_flush() {
+    let mut store = store();
+    let horizon = Start::Horizon(0);
+    assert_eq!(store.reach(0, horizon), Reach { covered: 0, flaw: None });
+    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &partly(1, 0, 6), &[row(0, 0, &[1])]);
+    assert_eq!(store.reach(0, horizon).covered, 0);
+    apply(&mut store, &flushed(1, 0, 6), &[]);
+    assert_eq!(store.reach(0, horizon).covered, 6);
+    apply(&mut store, &begin(1, 6, false), &[]);
+    apply(&mut store, &flushed(1, 6, 9), &[]);
+    assert_eq!(store.reach(0, horizon), Reach { covered: 9, flaw: None });
+    assert_eq!(store.reach(0, Start::Horizon(6)), Reach { covered: 9, flaw: None });
+    // Nothing says what lies between this horizon and the next epoch.
+    assert_eq!(store.reach(0, Start::Horizon(4)), Reach { covered: 4, flaw: Some(Flaw::Gap) });
+    assert_eq!(store.generation(0), Some(1));
+}
+
+#[test]
+fn a_rebuild_is_a_flaw_until_it_is_done() {
+    let mut store = store();
+    let horizon = Start::Horizon(0);
+    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &flushed(1, 0, 9), &[]);
+    apply(&mut store, &begin(4, 0, true), &[]);
+    assert_eq!(store.reach(0, horizon), Reach { covered: 0, flaw: Some(Flaw::Rebuilding) });
+    apply(&mut store, &flushed(4, 0, 5), &[]);
+    assert_eq!(store.reach(0, horizon), Reach { covered: 5, flaw: Some(Flaw::Rebuilding) });
+    // A fenced owner does not finish it.
+    apply(&mut store, &flushed(1, 0, 12), &[]);
+    assert_eq!(store.reach(0, horizon).covered, 5);
+    apply(&mut store, &flushed(4, 0, 9), &[]);
+    assert_eq!(store.reach(0, horizon), Reach { covered: 9, flaw: None });
+}
+
+#[test]
+fn rows_of_an_epoch_that_was_rebuilt_at_a_newer_horizon_wait_for_it() {
+    let mut store = store();
+    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &flushed(1, 0, 9), &[row(0, 0, &[1, 2]), row(1, 0, &[1])]);
+    // A batch run has pinned 6; the next owner begins there, and brings the readings from 6 to 9 once more.
+    apply(&mut store, &begin(4, 6, true), &[]);
+    apply(&mut store, &flushed(4, 6, 12), &[row(0, 0, &[2]), row(0, 60, &[3])]);
+    let count = |store: &RealtimeStore| {
+        let rows = CapturedRows::collect(&store.capture(), &Selection::all());
+        (0..rows.len()).map(|group| rows.summary(group).count).sum::<u64>()
+    };
+    assert_eq!(count(&store), 3);
+    assert_eq!(store.newest_window(SeriesId(0)), Some(0));
+    assert_eq!(store.newest_summary(SeriesId(0), 0).unwrap().count, 2);
+    assert_eq!(store.reach(0, Start::Horizon(0)), Reach { covered: 9, flaw: Some(Flaw::Rebuilding) });
+    assert_eq!(store.reach(0, Start::Horizon(6)).covered, 12);
+    store.trim(&BTreeMap::from([(0, 6)]));
+    assert_eq!((count(&store), store.newest_window(SeriesId(0))), (2, Some(60)));
+    assert_eq!(store.reach(0, Start::Horizon(6)), Reach { covered: 12, flaw: None });
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_a_flaw_until_its_epoch_goes() {
+    let mut store = store();
+    for epoch in [0, 10] {
+        apply(&mut store, &begin(1, epoch, false), &[]);
+        apply(&mut store, &flushed(1, epoch, epoch + 10), &[]);
+    }
+    store.damage(0);
+    assert_eq!(store.reach(0, Start::Horizon(0)).flaw, Some(Flaw::Damaged));
+    store.trim(&BTreeMap::from([(0, 20)]));
+    assert_eq!(store.reach(0, Start::Horizon(20)), Reach { covered: 20, flaw: None });
+}
+
+#[test]
+fn the_oldest_window_stays_known() {
+    let mut store = store();
+    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &rows(1, 0), &[row(0, 60, &[1]), row(0, 0, &[1]), row(0, 120, &[1])]);
+    store.trim(&BTreeMap::from([(0, 10)]));
+    assert_eq!((store.oldest_window(SeriesId(0)), store.newest_window(SeriesId(0))), (Some(0), None));
 }
 
 #[test]

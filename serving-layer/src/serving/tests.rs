@@ -38,10 +38,10 @@ impl Writer {
         self.write(REALTIME_VIEWS, &encode(&header, None)).await;
     }
 
-    async fn flush(&self, epoch: i64, rows: &[Row]) {
+    async fn flush(&self, epoch: i64, through: i64, rows: &[Row]) {
         let mut builder = RowsBuilder::default();
         rows.iter().for_each(|(series, window, summary)| builder.append(series, *window, summary));
-        let header = Header::Rows { generation: 1, epoch, through: 0, complete: true, newest_event_time: 0 };
+        let header = Header::Rows { generation: 1, epoch, through, complete: true, newest_event_time: 0 };
         self.write(REALTIME_VIEWS, &encode(&header, Some(&builder.finish()))).await;
     }
 }
@@ -76,35 +76,47 @@ async fn what_is_written_shows_up_and_a_batch_view_takes_over() {
     let plans = fixture::plans();
     let producer = Producer::new(&log, Duration::ZERO).unwrap();
     let writer = Writer { producer, definitions: plans.fingerprint() };
-    for _ in 0..4 {
+    for _ in 0..2 {
         writer.write(READINGS, b"[]").await;
     }
     writer.begin(0).await;
-    writer.flush(0, &[(family("t", "a"), 0, summary(&[(1.0, 1)]))]).await;
+    writer.flush(0, 1, &[(family("t", "a"), 0, summary(&[(1.0, 1)]))]).await;
 
     let tables = TableRoot::directory(&folder.path().join("tables")).unwrap();
     let views = BatchViews::open(&tables).unwrap();
     let config = ServingConfig { poll_interval: Duration::from_millis(20), ..ServingConfig::default() };
     let telemetry = Telemetry::default();
-    let parts =
-        ServingParts { log: log.clone(), tables, plans, telemetry: telemetry.clone(), batch_trigger: None };
+    let parts = ServingParts {
+        log: log.clone(),
+        tables,
+        plans,
+        telemetry: telemetry.clone(),
+        batch_trigger: None,
+        probes: Vec::new(),
+    };
     let serving = Serving::start(config, parts, shutdown.clone()).await.unwrap();
     serving.until_ready().await;
-    until(&serving, |body| body["rows"][0]["value"] == 1.0 && body["complete"] == true).await;
+    until(&serving, |body| body["rows"][0]["value"] == 1.0 && body["coverage"]["lacking"] == 1).await;
+    writer.flush(0, 2, &[]).await;
+    until(&serving, |body| body["complete"] == true).await;
 
     writer.write(REALTIME_VIEWS, b"junk").await;
-    writer.flush(0, &[(family("t", "a"), 0, summary(&[(1.0, 1), (2.0, 2)]))]).await;
+    until(&serving, |body| body["coverage"]["reason"] == "damaged").await;
+    writer.flush(0, 2, &[(family("t", "a"), 0, summary(&[(1.0, 1), (2.0, 2)]))]).await;
     until(&serving, |body| body["rows"][0]["value"] == 2.0).await;
 
     // The view waits for the epoch at its horizon.
     let batch: Vec<Row> = vec![(family("t", "a"), 0, summary(&[(1.0, 1), (2.0, 2)]))];
     let directory = Arc::clone(serving.api.hub.directory());
     fixture::commit(&views, &directory, 2, &[batch]).await;
+    for _ in 0..2 {
+        writer.write(READINGS, b"[]").await;
+    }
     writer.begin(2).await;
-    writer.flush(2, &[(family("t", "a"), 0, summary(&[(3.0, 3)]))]).await;
+    writer.flush(2, 4, &[(family("t", "a"), 0, summary(&[(3.0, 3)]))]).await;
     until(&serving, |body| body["horizon"] == json!({"0": 2}) && body["rows"][0]["data_points"] == 3).await;
-    let body = current(&serving).await;
-    assert_eq!((&body["rows"][0]["source"], &body["complete"]), (&json!("merged"), &json!(true)));
+    until(&serving, |body| body["complete"] == true).await;
+    assert_eq!(current(&serving).await["rows"][0]["source"], "merged");
     assert_eq!(serving.api.hub.size(), (1, 1));
     assert!(
         telemetry.render().contains("wye_serving_realtime_skipped_records_total{reason=\"undecodable\"} 1")

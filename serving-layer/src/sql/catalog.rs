@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt64Array};
+use arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray, UInt64Array,
+};
 use async_trait::async_trait;
 use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
 use datafusion::error::{DataFusionError, Result};
@@ -16,6 +19,7 @@ use wye_tables::views::CommittedRun;
 use super::Sources;
 use super::columns::{Builder, Column};
 use super::table::{Layers, MergedTable, TableSpec};
+use crate::coverage::{Coverage, PartitionCoverage, Reason};
 use crate::directory::{Directory, SeriesInfo};
 use crate::hub::{Capture, Current};
 use crate::merge::Answer;
@@ -26,7 +30,7 @@ const RUNS: usize = 1_000;
 const CLASSIC_AGE: i64 = 3_600 * SECOND;
 
 /// The fixed tables.
-pub(super) const TABLES: [&str; 8] = [
+pub(super) const TABLES: [&str; 9] = [
     "readings",
     "realtime_metrics",
     "batch_metrics",
@@ -35,6 +39,7 @@ pub(super) const TABLES: [&str; 8] = [
     UNIFIED_METRICS_CLASSIC,
     "dead_letters",
     "batch_runs",
+    "coverage",
 ];
 /// One row per series: the newest window of the exact merge.
 pub(super) const UNIFIED_METRICS: &str = "unified_metrics";
@@ -76,6 +81,7 @@ impl SchemaProvider for CaptureSchema {
             }
             "dead_letters" => self.sources.dead_letters.provider().await.map_err(external)?,
             "batch_runs" => memory(runs(&self.sources.views.history(RUNS).await.map_err(external)?)?)?,
+            "coverage" => memory(coverage(&self.capture.coverage)?)?,
             "realtime_metrics" => self.wide(Layers::Realtime),
             "batch_metrics" => self.wide(Layers::Batch),
             "unified_series" => self.wide(Layers::Both),
@@ -226,6 +232,34 @@ fn runs(runs: &[CommittedRun]) -> Result<RecordBatch> {
         ),
     ];
     Ok(RecordBatch::try_from_iter(columns)?)
+}
+
+/// What the query's answer covers of the log: a row for each Kafka partition.
+fn coverage(coverage: &Coverage) -> Result<RecordBatch> {
+    fn offsets(coverage: &Coverage, value: impl Fn(&PartitionCoverage) -> Option<i64>) -> ArrayRef {
+        Arc::new(coverage.kafka_partitions.iter().map(value).collect::<Int64Array>())
+    }
+    let rows = &coverage.kafka_partitions;
+    let numbers = Int32Array::from_iter_values(rows.iter().map(|row| row.kafka_partition));
+    let since: TimestampMicrosecondArray = rows.iter().map(|row| row.lacking_since).collect();
+    let seconds = rows.iter().map(|row| {
+        row.lacking_since.map_or(0.0, |since| (coverage.now - since).max(0) as f64 / SECOND as f64)
+    });
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("kafka_partition", Arc::new(numbers)),
+        ("horizon", offsets(coverage, |row| row.horizon)),
+        ("covered", offsets(coverage, |row| Some(row.covered))),
+        ("log_end", offsets(coverage, |row| row.log_end)),
+        ("lacking", offsets(coverage, PartitionCoverage::lacking)),
+        ("lacking_since", Arc::new(since.with_timezone("UTC"))),
+        ("lacking_seconds", Arc::new(Float64Array::from_iter_values(seconds))),
+        ("generation", offsets(coverage, |row| row.generation)),
+        ("complete", Arc::new(BooleanArray::from_iter(rows.iter().map(|row| Some(row.reason.is_none()))))),
+        ("reason", Arc::new(rows.iter().map(|row| row.reason.map(Reason::name)).collect::<StringArray>())),
+    ];
+    Ok(RecordBatch::try_from_iter_with_nullable(
+        columns.into_iter().map(|(name, column)| (name, column, true)),
+    )?)
 }
 
 fn memory(batch: RecordBatch) -> Result<Arc<dyn TableProvider>> {

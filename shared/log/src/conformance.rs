@@ -10,6 +10,7 @@ use wye_domain::ErrorKind;
 
 use crate::LogError;
 use crate::client::{Log, LogConfig, OffsetRange};
+use crate::ends::Ends;
 use crate::producer::{Outgoing, Producer};
 use crate::reader::{Reader, first_offset_since, read_all};
 use crate::topics::{self, MAX_MESSAGE_BYTES, TopicSpec};
@@ -378,5 +379,18 @@ async fn a_waiting_reader_gets_a_new_record_soon() {
         }
         reading.await.unwrap();
         assert!(slowest < Duration::from_secs(2), "a record took {slowest:?} to a reader that waited for it");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ends_of_all_kafka_partitions_come_in_one_answer() {
+    for target in targets().await {
+        let topic = new_topic(&target.log, 3).await;
+        write_numbers(&target.log, topic, 0, 7).await;
+        let log = target.log.clone();
+        let ends =
+            tokio::task::spawn_blocking(move || Ends::new(&log, topic, 3).unwrap().ask(DEADLINE).unwrap());
+        let ends: Vec<(i32, i64)> = ends.await.unwrap().into_iter().collect();
+        assert_eq!(ends, [(0, 7), (1, 0), (2, 0)]);
     }
 }

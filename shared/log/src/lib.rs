@@ -1,8 +1,8 @@
 //! The log: the only crate of Wye that knows Kafka.
 //!
 //! Reading order: what topics there are ([`topics`]), the connection ([`client`]), writing ([`producer`],
-//! [`partitioner`]), reading ([`reader`]). The broker for machines without Kafka is a crate of its own, `wye-broker`;
-//! the same client talks to it over loopback, so that there is one code path.
+//! [`partitioner`]), reading ([`reader`]), how far there is something to read ([`ends`]). The broker for machines without
+//! Kafka is a crate of its own, `wye-broker`; the same client talks to it over loopback, so that there is one code path.
 //!
 //! This crate carries bytes: what a payload means is for others to know.
 
@@ -12,6 +12,7 @@ pub mod topics;
 pub mod partitioner;
 pub mod producer;
 
+pub mod ends;
 pub mod reader;
 
 mod error;

@@ -36,6 +36,8 @@ pub type ReasonCounter = Family<ReasonLabel, Counter<u64, AtomicU64>>;
 pub type PlainCounter = Counter<u64, AtomicU64>;
 /// A plain gauge.
 pub type PlainGauge = Gauge<i64, AtomicI64>;
+/// A gauge of a number that is not whole, such as seconds.
+pub type RealGauge = Gauge<f64, AtomicU64>;
 
 /// Where all of a process's instruments are registered.
 #[derive(Clone, Debug, Default)]

@@ -19,14 +19,14 @@ use wye_batch::fold::{Fold, combine};
 use wye_domain::assemble::Assembler;
 use wye_domain::control::{ControlRecord, ControlView};
 use wye_domain::definition::{Definition, MetricConfig};
-use wye_domain::epoch::{Recovery, choose_horizon, covers};
+use wye_domain::epoch::{Recovery, choose_horizon};
 use wye_domain::reading::{Reading, ReadingBatchBuilder, ReadingColumns};
 use wye_domain::realtime_row::{self, Header, Rows};
 use wye_domain::registry::Registry;
 use wye_domain::series::{SeriesKey, SeriesTable};
 use wye_domain::summary::Summary;
 use wye_domain::wire;
-use wye_serving::realtime::{CapturedRows, RealtimeRow, RealtimeStore, Selection};
+use wye_serving::realtime::{CapturedRows, Reach, RealtimeRow, RealtimeStore, Selection, Start};
 use wye_speed::duplicates::DuplicateWindow;
 use wye_speed::operator::Operator;
 use wye_speed::takeover::{ViewsState, decide};
@@ -323,10 +323,8 @@ impl World {
         store.trim(&horizon);
         for (place, partition) in (0..).zip(&self.partitions) {
             let end = partition.readings.len() as i64;
-            ensure!(
-                covers(horizon[&place], store.epoch_starts(place), end),
-                "HOR-3: no epoch starts at the horizon"
-            );
+            let reach = store.reach(place, Start::Horizon(horizon[&place]));
+            ensure!(reach == Reach { covered: end, flaw: None }, "HOR-3: {reach:?} does not cover {end}");
         }
         let rows = CapturedRows::collect(&store.capture(), &Selection::all());
         let mut served = self.batch.clone();

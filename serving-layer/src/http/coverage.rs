@@ -1,0 +1,90 @@
+//! `GET /v1/coverage`: what answers cover of the log now, for each Kafka partition.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::header::CACHE_CONTROL;
+use axum::http::{HeaderMap, HeaderValue};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use wye_runtime::clock::now_micros;
+
+use super::Api;
+use super::answer::{Covered, seconds};
+use super::error::ApiError;
+use super::wait::Patience;
+use crate::coverage::{Coverage, PartitionCoverage, Reason};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Parameters {
+    after: Option<String>,
+    wait: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Body {
+    complete: bool,
+    /// The version of the batch view.
+    version: Option<u64>,
+    horizon: String,
+    #[serde(flatten)]
+    covered: Covered,
+    kafka_partitions: Vec<Row>,
+}
+
+#[derive(Serialize)]
+struct Row {
+    kafka_partition: i32,
+    horizon: Option<i64>,
+    covered: i64,
+    log_end: Option<i64>,
+    lacking: Option<i64>,
+    lacking_seconds: f64,
+    generation: Option<i64>,
+    complete: bool,
+    reason: Option<&'static str>,
+}
+
+impl Row {
+    fn of(partition: &PartitionCoverage, now: i64) -> Self {
+        Self {
+            kafka_partition: partition.kafka_partition,
+            horizon: partition.horizon,
+            covered: partition.covered,
+            log_end: partition.log_end,
+            lacking: partition.lacking(),
+            lacking_seconds: partition.lacking_since.map_or(0.0, |since| seconds((now - since).max(0))),
+            generation: partition.generation,
+            complete: partition.reason.is_none(),
+            reason: partition.reason.map(Reason::name),
+        }
+    }
+}
+
+pub(super) async fn coverage(
+    State(api): State<Arc<Api>>,
+    query: Result<Query<Parameters>, QueryRejection>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    let Query(asked) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
+    let patience = Patience::read((asked.after.as_deref(), asked.wait.as_deref()), &headers, api.max_wait)?;
+    let coverage = loop {
+        patience.hold(&api).await?;
+        let coverage = api.hub.coverage(now_micros());
+        if patience.is_met(&coverage) {
+            break coverage;
+        }
+    };
+    let Coverage { kafka_partitions, now, .. } = &coverage;
+    let body = Body {
+        complete: coverage.complete(),
+        version: coverage.version,
+        horizon: coverage.horizon_position().to_string(),
+        covered: Covered::of(&coverage),
+        kafka_partitions: kafka_partitions.iter().map(|partition| Row::of(partition, *now)).collect(),
+    };
+    Ok(([(CACHE_CONTROL, HeaderValue::from_static("no-store"))], Json(body)).into_response())
+}
