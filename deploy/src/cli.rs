@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Batch(Batch),
     /// Run an SQL query on a running Wye
     Sql(Sql),
+    /// Check the log of a stopped `wye up` for damage on the disk, and give up what is damaged if told so
+    RepairLog(RepairLog),
 }
 
 /// `wye up`
@@ -114,6 +116,17 @@ pub(crate) struct BatchRun {
     /// Where.
     #[command(flatten)]
     pub target: Target,
+}
+
+/// `wye repair-log`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct RepairLog {
+    /// The data directory of the stopped `wye up`
+    #[arg(long, value_name = "DIR", env = "WYE_DATA_DIR", default_value = "wye-data")]
+    pub data_dir: PathBuf,
+    /// Give up the records that are damaged, so that Wye starts again; the damaged files are kept
+    #[arg(long)]
+    pub accept_loss: bool,
 }
 
 /// How an SQL result is printed.

@@ -14,6 +14,7 @@ mod cli;
 mod client;
 mod demo;
 mod load;
+mod repair_log;
 mod sql;
 mod terminal;
 mod up;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
                 BatchCommand::Run(arguments) => batch::run(&arguments).await,
             },
             Command::Sql(arguments) => sql::run(&arguments).await,
+            Command::RepairLog(arguments) => repair_log::run(&arguments),
         }
     });
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));

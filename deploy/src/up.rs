@@ -19,12 +19,13 @@ use wye_batch::compute::Compute;
 use wye_batch::run::{BatchParts, BatchRunner, RunOptions};
 use wye_batch::schedule::{self, BatchHandle, Schedule};
 use wye_batch::telemetry::BatchTelemetry;
-use wye_broker::{Broker, BrokerConfig};
+use wye_broker::{Broker, BrokerConfig, BrokerError};
+use wye_domain::ErrorKind;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
 use wye_runtime::config::{Config, DEFAULTS, definition_error};
 use wye_runtime::telemetry::Telemetry;
-use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger};
+use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger, Probe};
 use wye_serving::serving::{Serving, ServingConfig, ServingParts};
 use wye_speed::ingest::{self, Ingest};
 use wye_speed::layer::{Rhythm, SpeedLayer};
@@ -123,7 +124,8 @@ pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<
     let serving_stop = CancellationToken::new();
     let speed_telemetry = SpeedTelemetry::register(&telemetry);
     let batch = start_batch(&setup, &log, &root, &telemetry, &mut layers, &layers_stop).await?;
-    let serving = start_serving(&setup, &log, &root, &telemetry, batch, &serving_stop).await?;
+    let probes = broker.iter().map(log_probe).collect();
+    let serving = start_serving(&setup, &log, &root, &telemetry, (batch, probes), &serving_stop).await?;
     let ingest =
         Ingest::start(&log, setup.acceptance, setup.config.ingest.linger, speed_telemetry.clone()).await?;
     let speed = start_speed(&setup, &log, speed_telemetry, &layers_stop)?;
@@ -228,7 +230,7 @@ async fn open_log(
     let (broker, bootstrap_servers) = if config.log.bootstrap_servers.is_empty() {
         let mut embedded = BrokerConfig::new(data_dir.join("log"));
         embedded.port = (config.log.embedded_port != 0).then_some(config.log.embedded_port);
-        let broker = Broker::start(embedded).await?;
+        let broker = Broker::start(embedded).await.map_err(|error| log_refused(error, data_dir))?;
         let servers = broker.bootstrap_servers().to_owned();
         (Some(broker), servers)
     } else {
@@ -242,6 +244,26 @@ async fn open_log(
     log.wait_ready(cancel).await?;
     log.ensure_topics().await?;
     Ok((broker, log))
+}
+
+/// A log that is damaged comes with the command that gives up what is damaged.
+fn log_refused(error: BrokerError, data_dir: &Path) -> anyhow::Error {
+    if error.kind() != ErrorKind::Corrupt {
+        return error.into();
+    }
+    let command = format!("{} repair-log --data-dir {}", program(), data_dir.display());
+    anyhow!(
+        "{error}; nothing was changed. `{command}` shows what is lost; with --accept-loss it gives that up, and keeps a copy"
+    )
+}
+
+/// What `/readyz` says of the embedded broker.
+fn log_probe(broker: &Broker) -> Probe {
+    let health = broker.health();
+    Arc::new(move || {
+        let troubles: Vec<String> = health.troubles().iter().map(ToString::to_string).collect();
+        (!troubles.is_empty()).then(|| troubles.join("; "))
+    })
 }
 
 async fn start_batch(
@@ -282,7 +304,7 @@ async fn start_serving(
     log: &Log,
     root: &TableRoot,
     telemetry: &Telemetry,
-    batch: BatchHandle,
+    (batch, probes): (BatchHandle, Vec<Probe>),
     stop: &CancellationToken,
 ) -> Result<Serving> {
     let batch_trigger: BatchTrigger = Arc::new(move |request: BatchRequest| {
@@ -301,7 +323,7 @@ async fn start_serving(
         plans: Arc::clone(&setup.plans),
         telemetry: telemetry.clone(),
         batch_trigger: Some(batch_trigger),
-        probes: Vec::new(),
+        probes,
     };
     Ok(Serving::start(ServingConfig::default(), parts, stop.clone()).await?)
 }

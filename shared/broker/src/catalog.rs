@@ -2,21 +2,29 @@
 //!
 //! # Stability contract
 //! `catalog.json` in the data directory names every topic, its number of Kafka partitions and its settings, and the
-//! next free producer number. The Kafka partitions lie beside it, in `TOPIC-N/` (see [`crate::partition_log`]). `lock`
-//! is held by the process that has the directory open.
+//! next free producer number; it is a small file as in [`crate::storage`]. The Kafka partitions lie beside it, in
+//! `TOPIC-N/` (see [`crate::partition_log`]). `lock` is held by the process that has the directory open.
+//!
+//! A topic, its deletion and a producer number are on the disk before anybody sees them.
+//!
+//! # Locks
+//! `changes`, then `topics`. The first is held while files are written, so no async thread may take it; looking up a
+//! topic takes only the second.
 //!
 //! This file does not know the Kafka protocol.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tracing::warn;
 
-use crate::partition_log::{PartitionLog, write_atomically};
+use crate::disk::{Disk, OsDisk};
+use crate::partition_log::PartitionLog;
+use crate::storage::{Damage, Storage};
 
 /// How many producer numbers are taken from the file at once.
 const PRODUCER_BLOCK: i64 = 1000;
@@ -24,24 +32,31 @@ const PRODUCER_BLOCK: i64 = 1000;
 const LONGEST_NAME: usize = 249;
 /// The largest batch where a topic does not say: Kafka's default.
 const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
+/// Settings that would promise what is not done here, and the only value that they may have.
+const FIXED_SETTINGS: [(&str, &str); 3] =
+    [("retention.ms", "-1"), ("retention.bytes", "-1"), ("cleanup.policy", "delete")];
 
 /// All that is in one data directory.
 #[derive(Debug)]
 pub(crate) struct Catalog {
-    directory: PathBuf,
+    storage: Arc<Storage>,
     segment_bytes: u64,
-    state: Mutex<State>,
+    /// Held while the catalog changes.
+    changes: Mutex<Changes>,
+    topics: Mutex<Topics>,
     /// Counts appends, so that who waits for records wakes up.
     appended: watch::Sender<u64>,
-    /// Held as long as this lives; the system lets go of it when the process ends in any way.
-    _lock: File,
 }
 
+type Topics = BTreeMap<String, Arc<Topic>>;
+
 #[derive(Debug)]
-struct State {
-    topics: BTreeMap<String, Arc<Topic>>,
+struct Changes {
     next_producer: i64,
+    /// Producer numbers below are noted on the disk as given.
     reserved_producers: i64,
+    /// The last change failed on its way: the disk may have it or not.
+    doubtful: bool,
 }
 
 /// One topic.
@@ -53,12 +68,26 @@ pub(crate) struct Topic {
 }
 
 /// Why a topic cannot be created.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub(crate) enum CreateError {
+    #[error("a topic of this name exists")]
     Exists,
+    #[error("a topic name has 1 to {LONGEST_NAME} letters, digits, dots, dashes and underscores")]
     InvalidName,
+    #[error("a topic has 1 to 10000 Kafka partitions")]
     InvalidPartitions,
+    #[error("the embedded broker deletes nothing by itself: leave {setting} out, or set it to {only}")]
+    Unsupported { setting: &'static str, only: &'static str },
+    #[error("the disk does not take it: {0}")]
     Io(io::Error),
+}
+
+/// What is wrong with one Kafka partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Trouble {
+    pub(crate) topic: String,
+    pub(crate) kafka_partition: usize,
+    pub(crate) reason: String,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -87,40 +116,52 @@ impl Topic {
 }
 
 impl Catalog {
-    /// Opens a data directory, or starts an empty one. Fails with `WouldBlock` where another process has it open.
+    /// Opens a data directory of this machine, or starts an empty one. Fails with `WouldBlock` where another process has
+    /// it open, and with [`Damage`] where something acknowledged is not as it was written.
     pub(crate) fn open(directory: &Path, segment_bytes: u64) -> io::Result<Self> {
-        fs::create_dir_all(directory)?;
-        let lock = File::create(directory.join("lock"))?;
-        lock.try_lock()?;
-        let stored: Stored = match fs::read(directory.join("catalog.json")) {
-            Ok(json) => serde_json::from_slice(&json)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Stored::default(),
-            Err(error) => return Err(error),
+        Self::open_on(Arc::new(OsDisk), directory, segment_bytes)
+    }
+
+    /// As [`Self::open`], on any disk.
+    pub(crate) fn open_on(disk: Arc<dyn Disk>, directory: &Path, segment_bytes: u64) -> io::Result<Self> {
+        let storage = Arc::new(Storage::open(disk, directory)?);
+        // A process that was killed may have left names that the system has and the disk has not.
+        storage.disk().sync_directory(storage.root())?;
+        let stored = match read_catalog(&storage)? {
+            Some(stored) => stored,
+            None => {
+                let empty = Stored::default();
+                write_catalog(&storage, &empty)?;
+                empty
+            }
         };
-        let mut topics = BTreeMap::new();
-        for (name, stored) in stored.topics {
-            let topic = open_topic(directory, segment_bytes, name.clone(), stored)?;
-            topics.insert(name, Arc::new(topic));
+        let mut topics = Topics::new();
+        for (name, StoredTopic { kafka_partitions, config }) in stored.topics {
+            let open = |directory| PartitionLog::open(&storage, directory, segment_bytes);
+            let partitions = partition_directories(storage.root(), &name, kafka_partitions).map(open);
+            let partitions = partitions.collect::<io::Result<_>>()?;
+            topics.insert(name.clone(), Arc::new(Topic { name, config, partitions }));
         }
+        warn_of_leftovers(&storage, &topics)?;
         let next_producer = stored.next_producer;
-        let state = State { topics, next_producer, reserved_producers: next_producer };
+        let changes = Changes { next_producer, reserved_producers: next_producer, doubtful: false };
         Ok(Self {
-            directory: directory.to_owned(),
+            storage,
             segment_bytes,
-            state: Mutex::new(state),
+            changes: Mutex::new(changes),
+            topics: Mutex::new(topics),
             appended: watch::Sender::new(0),
-            _lock: lock,
         })
     }
 
-    /// All topics, by name.
+    /// All topics, by name. Never waits for the disk.
     pub(crate) fn topics(&self) -> Vec<Arc<Topic>> {
-        self.lock().topics.values().cloned().collect()
+        self.lock().values().cloned().collect()
     }
 
-    /// One topic.
+    /// One topic. Never waits for the disk.
     pub(crate) fn topic(&self, name: &str) -> Option<Arc<Topic>> {
-        self.lock().topics.get(name).cloned()
+        self.lock().get(name).cloned()
     }
 
     /// Creates a topic with empty Kafka partitions.
@@ -130,37 +171,74 @@ impl Catalog {
         kafka_partitions: usize,
         config: BTreeMap<String, String>,
     ) -> Result<(), CreateError> {
-        check_creatable(name, kafka_partitions)?;
-        let mut state = self.lock();
-        if state.topics.contains_key(name) {
+        check_creatable(name, kafka_partitions, &config)?;
+        let mut changes = self.changes();
+        if self.topic(name).is_some() {
             return Err(CreateError::Exists);
         }
-        let stored = StoredTopic { kafka_partitions, config };
-        let topic = open_topic(&self.directory, self.segment_bytes, name.to_owned(), stored);
-        state.topics.insert(name.to_owned(), Arc::new(topic.map_err(CreateError::Io)?));
-        self.store(&state).map_err(CreateError::Io)
+        let topic = self.create_durably(&mut changes, name, kafka_partitions, config).map_err(|error| {
+            self.storage.note_shortage(&error);
+            CreateError::Io(error)
+        })?;
+        self.lock().insert(name.to_owned(), topic);
+        Ok(())
     }
 
-    /// Deletes a topic with all that is in it; whether it was there.
+    /// Deletes a topic with all that is in it, also where the disk is full; whether it was there.
     pub(crate) fn delete(&self, name: &str) -> io::Result<bool> {
-        let mut state = self.lock();
-        let Some(topic) = state.topics.remove(name) else { return Ok(false) };
-        self.store(&state)?;
-        for kafka_partition in 0..topic.partitions.len() {
-            fs::remove_dir_all(partition_directory(&self.directory, name, kafka_partition))?;
+        let mut changes = self.changes();
+        let mut rest = self.lock().clone();
+        let Some(topic) = rest.remove(name) else { return Ok(false) };
+        // First: where the deletion fails on its way, a crash may finish it.
+        for partition in &topic.partitions {
+            partition.close("the topic is being deleted");
+        }
+        let reserved = changes.reserved_producers;
+        self.storage.freeing(|| self.store(&mut changes, &rest, reserved))?;
+        *self.lock() = rest;
+        // What a crash leaves of them is removed when a topic of that name is created.
+        for directory in partition_directories(self.storage.root(), name, topic.partitions.len()) {
+            self.storage.disk().remove_directory(&directory)?;
         }
         Ok(true)
     }
 
     /// A producer number that was never given before, not even before a crash.
     pub(crate) fn new_producer(&self) -> io::Result<i64> {
-        let mut state = self.lock();
-        if state.next_producer == state.reserved_producers {
-            state.reserved_producers += PRODUCER_BLOCK;
-            self.store(&state)?;
+        let mut changes = self.changes();
+        if changes.next_producer == changes.reserved_producers {
+            let topics = self.lock().clone();
+            let reserved = changes.reserved_producers + PRODUCER_BLOCK;
+            self.store(&mut changes, &topics, reserved).inspect_err(|error| {
+                self.storage.note_shortage(error);
+            })?;
         }
-        state.next_producer += 1;
-        Ok(state.next_producer - 1)
+        changes.next_producer += 1;
+        Ok(changes.next_producer - 1)
+    }
+
+    /// Why the disk takes nothing, while it does not. Never waits for the disk.
+    pub(crate) fn shortage(&self) -> Option<String> {
+        self.storage.shortage()
+    }
+
+    /// Looks whether the disk has room again, if it had none.
+    pub(crate) fn look_for_room(&self) {
+        // Where there is none, [`Self::shortage`] says so already.
+        let _ = self.storage.look_for_room();
+    }
+
+    /// What is wrong with the Kafka partitions. Never waits for the disk.
+    pub(crate) fn troubles(&self) -> Vec<Trouble> {
+        let mut troubles = Vec::new();
+        for topic in self.topics() {
+            for (kafka_partition, partition) in topic.partitions.iter().enumerate() {
+                if let Some(reason) = partition.trouble() {
+                    troubles.push(Trouble { topic: topic.name.clone(), kafka_partition, reason });
+                }
+            }
+        }
+        troubles
     }
 
     /// Says that something was appended somewhere.
@@ -173,23 +251,64 @@ impl Catalog {
         self.appended.subscribe()
     }
 
-    fn store(&self, state: &State) -> io::Result<()> {
-        let topics = state.topics.iter().map(|(name, topic)| {
+    fn create_durably(
+        &self,
+        changes: &mut Changes,
+        name: &str,
+        kafka_partitions: usize,
+        config: BTreeMap<String, String>,
+    ) -> io::Result<Arc<Topic>> {
+        let _room = self.storage.room()?;
+        let (root, reserved) = (self.storage.root(), changes.reserved_producers);
+        let mut topics = self.lock().clone();
+        if changes.doubtful {
+            // The directories of a topic that the disk may still name are not touched.
+            self.store(changes, &topics, reserved)?;
+        }
+        let mut partitions = Vec::with_capacity(kafka_partitions);
+        for directory in partition_directories(root, name, kafka_partitions) {
+            // Left by a topic of that name that was deleted.
+            match self.storage.disk().remove_directory(&directory) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            partitions.push(PartitionLog::create(&self.storage, directory, self.segment_bytes)?);
+        }
+        self.storage.disk().sync_directory(root)?;
+        let topic = Arc::new(Topic { name: name.to_owned(), config, partitions });
+        topics.insert(name.to_owned(), Arc::clone(&topic));
+        self.store(changes, &topics, reserved)?;
+        Ok(topic)
+    }
+
+    fn store(&self, changes: &mut Changes, topics: &Topics, reserved_producers: i64) -> io::Result<()> {
+        changes.doubtful = true;
+        let topics = topics.iter().map(|(name, topic)| {
             let stored =
                 StoredTopic { kafka_partitions: topic.partitions.len(), config: topic.config.clone() };
             (name.clone(), stored)
         });
-        let stored = Stored { topics: topics.collect(), next_producer: state.reserved_producers };
-        write_atomically(&self.directory.join("catalog.json"), &serde_json::to_vec_pretty(&stored)?)
+        let stored = Stored { topics: topics.collect(), next_producer: reserved_producers };
+        write_catalog(&self.storage, &stored)?;
+        (changes.doubtful, changes.reserved_producers) = (false, reserved_producers);
+        Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().expect("no thread panics while it holds the lock")
+    fn changes(&self) -> MutexGuard<'_, Changes> {
+        self.changes.lock().expect("no thread panics while it holds the lock")
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Topics> {
+        self.topics.lock().expect("no thread panics while it holds the lock")
     }
 }
 
 /// Whether a topic could be created, were it not there yet.
-pub(crate) fn check_creatable(name: &str, kafka_partitions: usize) -> Result<(), CreateError> {
+pub(crate) fn check_creatable(
+    name: &str,
+    kafka_partitions: usize,
+    config: &BTreeMap<String, String>,
+) -> Result<(), CreateError> {
     let sound = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
     if name.is_empty() || name.len() > LONGEST_NAME || [".", ".."].contains(&name) || !name.chars().all(sound)
     {
@@ -198,54 +317,68 @@ pub(crate) fn check_creatable(name: &str, kafka_partitions: usize) -> Result<(),
     if kafka_partitions == 0 || kafka_partitions > 10_000 {
         return Err(CreateError::InvalidPartitions);
     }
+    for (setting, only) in FIXED_SETTINGS {
+        if config.get(setting).is_some_and(|value| value != only) {
+            return Err(CreateError::Unsupported { setting, only });
+        }
+    }
     Ok(())
 }
 
-fn open_topic(directory: &Path, segment_bytes: u64, name: String, stored: StoredTopic) -> io::Result<Topic> {
-    let open = |kafka_partition| {
-        PartitionLog::open(partition_directory(directory, &name, kafka_partition), segment_bytes)
+/// The directories of all Kafka partitions in a data directory, by topic.
+pub(crate) fn directories(storage: &Storage) -> io::Result<Vec<PathBuf>> {
+    let Some(stored) = read_catalog(storage)? else { return Ok(Vec::new()) };
+    let of_topic = |(name, topic): (&String, &StoredTopic)| {
+        partition_directories(storage.root(), name, topic.kafka_partitions).collect::<Vec<_>>()
     };
-    let partitions = (0..stored.kafka_partitions).map(open).collect::<io::Result<_>>()?;
-    Ok(Topic { name, config: stored.config, partitions })
+    Ok(stored.topics.iter().flat_map(of_topic).collect())
 }
 
-fn partition_directory(directory: &Path, topic: &str, kafka_partition: usize) -> PathBuf {
-    directory.join(format!("{topic}-{kafka_partition}"))
+fn partition_directories(root: &Path, topic: &str, number: usize) -> impl Iterator<Item = PathBuf> {
+    (0..number).map(move |kafka_partition| root.join(format!("{topic}-{kafka_partition}")))
+}
+
+fn catalog_path(storage: &Storage) -> PathBuf {
+    storage.root().join("catalog.json")
+}
+
+/// What the catalog says; `None` in a new directory.
+fn read_catalog(storage: &Storage) -> io::Result<Option<Stored>> {
+    let path = catalog_path(storage);
+    if let Some(json) = storage.read_small(&path)? {
+        let parsed = serde_json::from_slice(&json);
+        return parsed.map_err(|error| Damage::whole(&path, format!("it does not parse: {error}")).into());
+    }
+    // The first thing that is written is the catalog: where there is something without it, it was lost.
+    match partition_names(storage)?.first() {
+        Some(left) => Err(Damage::whole(&path, format!("it is missing, though there is {left}")).into()),
+        None => Ok(None),
+    }
+}
+
+/// The names in a data directory that Kafka partitions have.
+fn partition_names(storage: &Storage) -> io::Result<Vec<String>> {
+    let numbered =
+        |name: &String| name.rsplit_once('-').is_some_and(|(_, number)| number.parse::<usize>().is_ok());
+    Ok(storage.disk().names(storage.root())?.into_iter().filter(numbered).collect())
+}
+
+fn warn_of_leftovers(storage: &Storage, topics: &Topics) -> io::Result<()> {
+    for name in partition_names(storage)? {
+        let known = name.rsplit_once('-').and_then(|(topic, number)| {
+            Some(number.parse::<usize>().ok()? < topics.get(topic)?.partitions.len())
+        });
+        if known != Some(true) {
+            let directory = storage.root().join(name);
+            warn!(directory = %directory.display(), "embedded broker: left by a topic that was deleted; it can be removed");
+        }
+    }
+    Ok(())
+}
+
+fn write_catalog(storage: &Storage, stored: &Stored) -> io::Result<()> {
+    storage.replace(&catalog_path(storage), &serde_json::to_vec_pretty(stored)?)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-    use std::io;
-
-    use super::{Catalog, CreateError};
-
-    #[test]
-    fn remembers_topics_and_never_repeats_a_producer_number() {
-        let directory = tempfile::tempdir().unwrap();
-        let catalog = Catalog::open(directory.path(), 1024).unwrap();
-        let config = BTreeMap::from([("max.message.bytes".to_owned(), "17".to_owned())]);
-        catalog.create("readings", 3, config).unwrap();
-        assert!(matches!(catalog.create("readings", 3, BTreeMap::new()), Err(CreateError::Exists)));
-        assert!(matches!(catalog.create("a/b", 3, BTreeMap::new()), Err(CreateError::InvalidName)));
-        assert!(matches!(catalog.create("b", 0, BTreeMap::new()), Err(CreateError::InvalidPartitions)));
-        let first = catalog.new_producer().unwrap();
-        drop(catalog);
-
-        let catalog = Catalog::open(directory.path(), 1024).unwrap();
-        assert_eq!(catalog.topic("readings").unwrap().partitions.len(), 3);
-        assert_eq!(catalog.topic("readings").unwrap().max_message_bytes(), 17);
-        assert!(catalog.new_producer().unwrap() > first);
-        assert!(catalog.delete("readings").unwrap());
-        assert!(!catalog.delete("readings").unwrap());
-        assert!(!directory.path().join("readings-0").exists());
-    }
-
-    #[test]
-    fn a_directory_is_opened_once() {
-        let directory = tempfile::tempdir().unwrap();
-        let _first = Catalog::open(directory.path(), 1024).unwrap();
-        let second = Catalog::open(directory.path(), 1024).unwrap_err();
-        assert_eq!(second.kind(), io::ErrorKind::WouldBlock);
-    }
-}
+mod tests;

@@ -21,17 +21,24 @@ use tracing::info;
 
 use catalog::Catalog;
 pub use error::BrokerError;
+pub use health::{HealthWatch, Trouble};
+pub use repair::{Loss, Repair, repair};
 use server::Server;
 
 mod catalog;
+mod disk;
 mod error;
 mod fetch;
+mod health;
 mod partition_log;
 mod record_batch;
+mod recovery;
+mod repair;
 mod requests;
 mod segment;
 mod sequences;
 mod server;
+mod storage;
 
 /// How long [`Broker::stop`] waits for a write that a client did not wait for.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
@@ -90,6 +97,7 @@ impl Broker {
         let server = Server::new(Arc::clone(&catalog), address);
         let mut tasks = JoinSet::new();
         tasks.spawn(server.accept(listener, cancel.clone()));
+        tasks.spawn(health::look_for_room(Arc::clone(&catalog), cancel.clone()));
         let milliseconds = started.elapsed().as_millis() as u64;
         info!(%address, data_dir = %config.data_dir.display(), milliseconds, "embedded broker is up");
         Ok(Self { bootstrap_servers: address.to_string(), catalog, cancel, tasks })
@@ -98,6 +106,11 @@ impl Broker {
     /// `host:port`, for a Kafka client.
     pub fn bootstrap_servers(&self) -> &str {
         &self.bootstrap_servers
+    }
+
+    /// What is wrong with the storage, now and later, for who says whether the process is ready.
+    pub fn health(&self) -> HealthWatch {
+        HealthWatch::new(&self.catalog)
     }
 
     /// Stops taking requests and lets go of the directory. What was acknowledged is on the disk already.

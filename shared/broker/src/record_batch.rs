@@ -12,6 +12,8 @@ pub(crate) struct RecordBatch {
     pub(crate) size: usize,
     /// How many offsets it takes: at least 1.
     pub(crate) offsets: i64,
+    /// How many records it announces; none where the records of these offsets were lost.
+    pub(crate) records: i32,
     /// The largest create time in it, milliseconds since 1970.
     pub(crate) max_timestamp: i64,
     /// Who numbered it, if anybody did.
@@ -61,7 +63,7 @@ impl RecordBatch {
             || counted < (HEADER - UNCOUNTED) as i32
             || last_offset_delta < 0
             || last_offset_delta == i32::MAX
-            || records <= 0
+            || records < 0
         {
             return Err(NoBatch::Malformed);
         }
@@ -76,6 +78,7 @@ impl RecordBatch {
             base_offset: int64(bytes, 0),
             size: counted as usize + UNCOUNTED,
             offsets: i64::from(last_offset_delta) + 1,
+            records,
             max_timestamp: int64(bytes, 35),
             sequence,
             transactional: attributes & 0b11_0000 != 0,

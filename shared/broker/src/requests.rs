@@ -221,10 +221,8 @@ fn append(topic: Option<&Arc<Topic>>, kafka_partition: i32, records: &[u8]) -> R
         AppendError::Transactional => ResponseError::InvalidTxnState,
         AppendError::OutOfOrder => ResponseError::OutOfOrderSequenceNumber,
         AppendError::Fenced => ResponseError::InvalidProducerEpoch,
-        AppendError::Io(cause) => {
-            error!(topic = topic.name, kafka_partition, error = %cause, "embedded broker: the disk refuses a write");
-            ResponseError::KafkaStorageError
-        }
+        // A client tries these again. The log has said what is wrong.
+        AppendError::Full(_) | AppendError::Stopped(_) => ResponseError::KafkaStorageError,
     })
 }
 
@@ -259,10 +257,12 @@ fn list_offsets(server: &Server, request: &ListOffsetsRequest) -> ListOffsetsRes
     ListOffsetsResponse::default().with_topics(topics.collect())
 }
 
-/// The protocol's word for a failed read; what is the disk's fault is said aloud.
+/// The protocol's word for a failed read.
 pub(crate) fn read_error(topic: &str, error: &ReadError) -> ResponseError {
     match error {
         ReadError::OutOfRange => ResponseError::OffsetOutOfRange,
+        // The log has said where.
+        ReadError::Damaged(_) => ResponseError::CorruptMessage,
         ReadError::Io(cause) => {
             error!(topic, error = %cause, "embedded broker: the disk refuses a read");
             ResponseError::KafkaStorageError
@@ -279,7 +279,9 @@ fn create_topics(server: &Server, request: &CreateTopicsRequest) -> CreateTopics
         };
         match create_topic(server, topic, kafka_partitions, request.validate_only) {
             Ok(()) => result.with_num_partitions(kafka_partitions as i32).with_replication_factor(1),
-            Err(error) => result.with_error_code(error.code()),
+            Err((error, reason)) => {
+                result.with_error_code(error.code()).with_error_message(Some(StrBytes::from_string(reason)))
+            }
         }
     });
     CreateTopicsResponse::default().with_topics(topics.collect())
@@ -290,27 +292,32 @@ fn create_topic(
     topic: &CreatableTopic,
     kafka_partitions: usize,
     validate_only: bool,
-) -> Result<(), ResponseError> {
+) -> Result<(), (ResponseError, String)> {
     if topic.replication_factor > 1 {
-        return Err(ResponseError::InvalidReplicationFactor);
+        let reason = "the embedded broker is one node: the replication factor is 1".to_owned();
+        return Err((ResponseError::InvalidReplicationFactor, reason));
     }
     let settings = topic.configs.iter().map(|setting| {
         (setting.name.to_string(), setting.value.as_ref().map(ToString::to_string).unwrap_or_default())
     });
     let config: BTreeMap<_, _> = settings.collect();
     let created = if validate_only {
-        catalog::check_creatable(&topic.name, kafka_partitions)
+        catalog::check_creatable(&topic.name, kafka_partitions, &config)
     } else {
         server.catalog.create(&topic.name, kafka_partitions, config)
     };
-    created.map_err(|refused| match refused {
-        CreateError::Exists => ResponseError::TopicAlreadyExists,
-        CreateError::InvalidName => ResponseError::InvalidTopicException,
-        CreateError::InvalidPartitions => ResponseError::InvalidPartitions,
-        CreateError::Io(cause) => {
-            error!(topic = %topic.name.0, error = %cause, "embedded broker: the disk refuses a new topic");
-            ResponseError::KafkaStorageError
-        }
+    created.map_err(|refused| {
+        let error = match &refused {
+            CreateError::Exists => ResponseError::TopicAlreadyExists,
+            CreateError::InvalidName => ResponseError::InvalidTopicException,
+            CreateError::InvalidPartitions => ResponseError::InvalidPartitions,
+            CreateError::Unsupported { .. } => ResponseError::InvalidConfig,
+            CreateError::Io(cause) => {
+                error!(topic = %topic.name.0, error = %cause, "embedded broker: the disk refuses a new topic");
+                ResponseError::KafkaStorageError
+            }
+        };
+        (error, refused.to_string())
     })
 }
 

@@ -1,0 +1,182 @@
+//! What a crash tears, and what is damaged on the disk, of one Kafka partition.
+
+use super::tests::{ANY, bases, create, directory, fill, reopen};
+use super::{PartitionLog, ReadError};
+use crate::OffsetRange;
+use crate::disk::Disk;
+use crate::disk::memory::{MemoryDisk, Unsynced};
+use crate::record_batch::tests::batch;
+
+/// Bytes of a batch of [`fill`].
+const BATCH: usize = 1061;
+
+fn path(name: &str) -> std::path::PathBuf {
+    directory().join(name)
+}
+
+fn first_segment() -> std::path::PathBuf {
+    path("00000000000000000000.log")
+}
+
+/// Why the log is not opened.
+fn refusal(disk: &MemoryDisk) -> String {
+    let error = reopen(disk).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
+    error.to_string()
+}
+
+fn side_files(disk: &MemoryDisk) -> Vec<String> {
+    let names = disk.names(&directory()).unwrap();
+    names.into_iter().filter(|name| name.contains("cut-at")).collect()
+}
+
+#[test]
+fn a_torn_end_is_cut_off_and_kept() {
+    let disk = MemoryDisk::default();
+    fill(&create(&disk), 5);
+    for (number, torn) in [1, 1000, 1050, 1061].into_iter().enumerate() {
+        disk.damage(&first_segment(), |bytes| bytes.truncate(5 * BATCH - torn));
+        let before = disk.content(&first_segment());
+        let log = reopen(&disk).unwrap();
+        // What was kept must outlive a loss of power as well, since the log does not have it any more.
+        drop(log);
+        disk.crash(Unsynced::Dropped);
+        let log = reopen(&disk).unwrap();
+        assert_eq!(log.range().high, 40, "torn by {torn}");
+        assert_eq!(side_files(&disk).len(), if torn == 1061 { 3 } else { number + 1 });
+        if torn == 1 {
+            let kept = disk.content(&path("00000000000000000000.cut-at-4244"));
+            assert_eq!(kept, before[4 * BATCH..]);
+        }
+        assert_eq!(log.append(&batch(10, 1000, None, 0), ANY).unwrap(), 40);
+        assert_eq!(bases(&log, 40, ANY), [40]);
+    }
+    // A loss of power can leave a longer file with nothing in it.
+    disk.damage(&first_segment(), |bytes| bytes.resize(5 * BATCH + 5000, 0));
+    assert_eq!(reopen(&disk).unwrap().range().high, 50);
+    assert_eq!(side_files(&disk).len(), 3, "nothing is not kept");
+}
+
+#[test]
+fn damage_before_sound_records_is_not_cut_off() {
+    // Any byte: base offset, length, leader epoch, magic, checksum, records.
+    for byte in (0..61).chain([61, 500, BATCH - 1]) {
+        let disk = MemoryDisk::default();
+        fill(&create(&disk), 5);
+        disk.damage(&first_segment(), |bytes| bytes[2 * BATCH + byte] ^= 0x01);
+        let before = disk.content(&first_segment());
+        let refused = refusal(&disk);
+        assert!(refused.contains("00000000000000000000.log is damaged at byte 2122, offset 20"), "{refused}");
+        assert_eq!(disk.content(&first_segment()), before, "nothing is changed");
+    }
+}
+
+#[test]
+fn a_base_offset_is_data_too() {
+    // That of the last batch, whose checksum does not cover it.
+    for byte in (0..8).chain(12..16) {
+        let disk = MemoryDisk::default();
+        fill(&create(&disk), 5);
+        disk.damage(&first_segment(), |bytes| bytes[4 * BATCH + byte] ^= 0x01);
+        let refused = refusal(&disk);
+        assert!(refused.contains("at byte 4244, offset 40"), "{refused}");
+    }
+}
+
+#[test]
+fn every_closed_segment_ends_where_the_next_begins() {
+    let disk = MemoryDisk::default();
+    fill(&create(&disk), 30);
+    let second = path("00000000000000000090.log");
+    let whole = disk.content(&second);
+    disk.damage(&second, |bytes| bytes.truncate(8 * BATCH));
+    let refused = refusal(&disk);
+    assert!(refused.contains("00000000000000000090.log is damaged at byte 8488, offset 170"), "{refused}");
+    assert!(refused.contains("the next segment starts at offset 180"), "{refused}");
+
+    disk.damage(&second, |bytes| bytes.truncate(8 * BATCH - 10));
+    assert!(refusal(&disk).contains("cut off"));
+    // A segment left behind by a roll that failed, while its predecessor was written to.
+    disk.damage(&second, |bytes| *bytes = whole);
+    let phantom = disk.open(&path("00000000000000000170.log"), crate::disk::Open::New).unwrap();
+    phantom.sync().unwrap();
+    assert!(refusal(&disk).contains("00000000000000000090.log"));
+    disk.remove_file(&path("00000000000000000170.log")).unwrap();
+    assert!(reopen(&disk).is_ok());
+    disk.remove_file(&second).unwrap();
+    assert!(refusal(&disk).contains("the next segment starts at offset 180"));
+    disk.remove_file(&first_segment()).unwrap();
+    assert!(refusal(&disk).contains("the segment with offset 0 is missing"));
+}
+
+#[test]
+fn small_files_are_checked() {
+    let disk = MemoryDisk::default();
+    let log = create(&disk);
+    fill(&log, 30);
+    log.delete_before(115).unwrap();
+    drop(log);
+    for name in ["low", "00000000000000000270.producers"] {
+        let whole = disk.content(&path(name));
+        for byte in 0..whole.len() - 1 {
+            disk.damage(&path(name), |bytes| bytes[byte] ^= 0x01);
+            let refused = refusal(&disk);
+            assert!(refused.contains(name), "{refused}");
+            disk.damage(&path(name), |bytes| bytes.clone_from(&whole));
+        }
+    }
+    disk.remove_file(&path("00000000000000000270.producers")).unwrap();
+    assert!(refusal(&disk).contains("270.producers is damaged: it is missing"));
+}
+
+#[test]
+fn files_of_an_earlier_version_are_read() {
+    let disk = MemoryDisk::default();
+    fill(&create(&disk), 30);
+    for (name, content) in [("low", "115\n"), ("00000000000000000270.producers", r#"{"producers":{}}"#)] {
+        let file = disk.open(&path(name), crate::disk::Open::Empty).unwrap();
+        file.write_all_at(content.as_bytes(), 0).unwrap();
+    }
+    assert_eq!(reopen(&disk).unwrap().range(), OffsetRange { low: 115, high: 300 });
+}
+
+#[test]
+fn bytes_at_rest_are_checked_when_they_are_read() {
+    for (file, first) in [("00000000000000000000.log", 0), ("00000000000000000180.log", 180)] {
+        for byte in (0..61).chain([61, 500, BATCH - 1]) {
+            let disk = MemoryDisk::default();
+            let log = create(&disk);
+            fill(&log, 25);
+            disk.damage(&path(file), |bytes| bytes[2 * BATCH + byte] ^= 0x01);
+            assert_eq!(bases(&log, first, ANY), [first, first + 10], "the sound ones before it are given");
+            assert!(log.trouble().is_none());
+            let error = log.read(first + 20, ANY).unwrap_err();
+            assert!(matches!(error, ReadError::Damaged(_)), "byte {byte}: {error}");
+            let trouble = log.trouble().unwrap();
+            assert!(trouble.contains(file) && trouble.contains("byte 2122"), "{trouble}");
+            assert_eq!(log.append(&batch(10, 1000, None, 0), ANY).unwrap(), 250, "writes are taken");
+        }
+    }
+}
+
+#[test]
+fn a_log_that_ends_below_its_low_watermark_restarts_there() {
+    let disk = MemoryDisk::default();
+    let log = create(&disk);
+    log.append(&batch(10, 1000, Some((7, 0)), 0), ANY).unwrap();
+    fill(&log, 30);
+    log.delete_before(305).unwrap();
+    drop(log);
+    disk.damage(&path("00000000000000000270.log"), |bytes| bytes.truncate(2 * BATCH));
+    let restarted = |log: &PartitionLog| {
+        assert_eq!(log.range(), OffsetRange { low: 305, high: 305 });
+        assert!(log.read(305, ANY).unwrap().records.is_empty());
+        assert!(matches!(log.read(290, ANY), Err(ReadError::OutOfRange)));
+    };
+    restarted(&reopen(&disk).unwrap());
+    disk.crash(Unsynced::Dropped);
+    let log = reopen(&disk).unwrap();
+    restarted(&log);
+    assert_eq!(log.append(&batch(10, 1000, Some((7, 0)), 0), ANY).unwrap(), 0, "its producers are known");
+    assert_eq!(log.append(&batch(10, 1000, Some((7, 10)), 0), ANY).unwrap(), 305);
+}
