@@ -32,9 +32,6 @@ const PRODUCER_BLOCK: i64 = 1000;
 const LONGEST_NAME: usize = 249;
 /// The largest batch where a topic does not say: Kafka's default.
 const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
-/// Settings that would promise what is not done here, and the only value that they may have.
-const FIXED_SETTINGS: [(&str, &str); 3] =
-    [("retention.ms", "-1"), ("retention.bytes", "-1"), ("cleanup.policy", "delete")];
 
 /// All that is in one data directory.
 #[derive(Debug)]
@@ -76,8 +73,6 @@ pub(crate) enum CreateError {
     InvalidName,
     #[error("a topic has 1 to 10000 Kafka partitions")]
     InvalidPartitions,
-    #[error("the embedded broker deletes nothing by itself: leave {setting} out, or set it to {only}")]
-    Unsupported { setting: &'static str, only: &'static str },
     #[error("the disk does not take it: {0}")]
     Io(io::Error),
 }
@@ -171,7 +166,7 @@ impl Catalog {
         kafka_partitions: usize,
         config: BTreeMap<String, String>,
     ) -> Result<(), CreateError> {
-        check_creatable(name, kafka_partitions, &config)?;
+        check_creatable(name, kafka_partitions)?;
         let mut changes = self.changes();
         if self.topic(name).is_some() {
             return Err(CreateError::Exists);
@@ -304,11 +299,7 @@ impl Catalog {
 }
 
 /// Whether a topic could be created, were it not there yet.
-pub(crate) fn check_creatable(
-    name: &str,
-    kafka_partitions: usize,
-    config: &BTreeMap<String, String>,
-) -> Result<(), CreateError> {
+pub(crate) fn check_creatable(name: &str, kafka_partitions: usize) -> Result<(), CreateError> {
     let sound = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
     if name.is_empty() || name.len() > LONGEST_NAME || [".", ".."].contains(&name) || !name.chars().all(sound)
     {
@@ -316,11 +307,6 @@ pub(crate) fn check_creatable(
     }
     if kafka_partitions == 0 || kafka_partitions > 10_000 {
         return Err(CreateError::InvalidPartitions);
-    }
-    for (setting, only) in FIXED_SETTINGS {
-        if config.get(setting).is_some_and(|value| value != only) {
-            return Err(CreateError::Unsupported { setting, only });
-        }
     }
     Ok(())
 }

@@ -399,9 +399,6 @@ impl PartitionLog {
                 Condition::CutBack => return Err(cut_off()),
                 Condition::Stopped(reason) => return Err(AppendError::Stopped(reason.clone())),
             }
-            if view.high == view.end {
-                return Ok(());
-            }
             let active = &view.active;
             (Arc::clone(&active.file), active.base_offset, view.end, active.length)
         };
@@ -468,6 +465,7 @@ impl PartitionLog {
     /// Closes the active segment, which brings it to the disk, and starts the next one where it ends.
     fn roll(&self, writer: &mut Writer) -> Result<(), AppendError> {
         let _turn = self.syncing();
+        // Also where all records are on the disk: a length that a failed write was cut back to may not be.
         self.sync_active().inspect_err(|_| self.drop_unsynced(writer))?;
         writer.rolling = true;
         let end = self.view().end;

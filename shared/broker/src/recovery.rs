@@ -65,7 +65,12 @@ impl ActiveSegment {
 /// Opens what is in `directory`. Fails with [`Damage`] where acknowledged records are not as they were written.
 pub(crate) fn open(storage: &Storage, directory: &Path) -> io::Result<Recovered> {
     // A process that was killed may have left names that the system has and the disk has not.
-    storage.disk().sync_directory(directory)?;
+    match storage.disk().sync_directory(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(Damage::whole(directory, "it is missing").into());
+        }
+        synced => synced?,
+    }
     let low = read_low(storage, directory)?;
     let bases = untrimmed(storage, directory, low)?;
     let (&active_base, closed_bases) =

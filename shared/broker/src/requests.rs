@@ -302,7 +302,7 @@ fn create_topic(
     });
     let config: BTreeMap<_, _> = settings.collect();
     let created = if validate_only {
-        catalog::check_creatable(&topic.name, kafka_partitions, &config)
+        catalog::check_creatable(&topic.name, kafka_partitions)
     } else {
         server.catalog.create(&topic.name, kafka_partitions, config)
     };
@@ -311,7 +311,6 @@ fn create_topic(
             CreateError::Exists => ResponseError::TopicAlreadyExists,
             CreateError::InvalidName => ResponseError::InvalidTopicException,
             CreateError::InvalidPartitions => ResponseError::InvalidPartitions,
-            CreateError::Unsupported { .. } => ResponseError::InvalidConfig,
             CreateError::Io(cause) => {
                 error!(topic = %topic.name.0, error = %cause, "embedded broker: the disk refuses a new topic");
                 ResponseError::KafkaStorageError

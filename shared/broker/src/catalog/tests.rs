@@ -63,22 +63,6 @@ fn a_directory_is_opened_once() {
 }
 
 #[test]
-fn retention_that_would_not_be_kept_is_refused() {
-    let catalog = open(&MemoryDisk::default());
-    for (setting, bad, good) in [
-        ("retention.ms", "86400000", "-1"),
-        ("retention.bytes", "1", "-1"),
-        ("cleanup.policy", "compact", "delete"),
-    ] {
-        let config = |value: &str| BTreeMap::from([(setting.to_owned(), value.to_owned())]);
-        let refused = catalog.create("t", 1, config(bad)).unwrap_err();
-        let expected = format!("leave {setting} out, or set it to {good}");
-        assert!(refused.to_string().contains(&expected), "{refused}");
-        catalog.create(setting, 1, config(good)).unwrap();
-    }
-}
-
-#[test]
 fn what_was_answered_survives_a_loss_of_power() {
     let disk = MemoryDisk::default();
     // Its parent was made by somebody who did not see to it that it stays.
@@ -363,7 +347,7 @@ fn run(steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
     #[test]
     fn what_was_answered_is_so_after_any_history(steps in steps()) {
