@@ -78,7 +78,9 @@ tests() {
     step "build" cargo build --locked --release --workspace --bins --tests
     step "start Apache Kafka" start_kafka
     WYE_TEST_KAFKA="$(cat "$kafka_dir/bootstrap")"
-    export WYE_TEST_KAFKA
+    # Its listener with TLS and a password: what a client needs for it.
+    WYE_TEST_KAFKA_TLS="$kafka_dir/tls"
+    export WYE_TEST_KAFKA WYE_TEST_KAFKA_TLS
     export WYE_TEST_PYTHON="$python"
     step "tests" cargo test --locked --release --workspace --tests
     step "documentation tests" cargo test --locked --release --workspace --doc

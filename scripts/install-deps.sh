@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what building, running and testing Wye needs beside Rust, where it is missing. Quick when nothing is.
 #
-#   scripts/install-deps.sh run      to build and run it: a C and C++ compiler, make
+#   scripts/install-deps.sh run      to build and run it: a C and C++ compiler, make, OpenSSL
 #   scripts/install-deps.sh test     also to test it: Python with venv, Java and Maven for a real Apache Kafka
 #   scripts/install-deps.sh bench    also to run it beside others: a Java compiler
 #
@@ -18,11 +18,13 @@ need() { # need PACKAGE TEST...: the package is missing unless the test succeeds
 }
 
 need_for_run() {
-    # librdkafka, zstd, lz4 and the TLS library are built from their sources.
+    # librdkafka, zstd and lz4 are built from their sources; librdkafka takes TLS and SCRAM from OpenSSL.
     need gcc have gcc
     need g++ have g++
     need libc6-dev test -e /usr/include/stdio.h
     need make have make
+    need pkg-config have pkg-config
+    need libssl-dev test -e /usr/include/openssl/ssl.h
 }
 
 need_for_test() {
@@ -30,6 +32,7 @@ need_for_test() {
     need python3-venv python3 -c 'import ensurepip, venv'
     need default-jre-headless java -version
     need maven have mvn
+    need openssl have openssl
 }
 
 # Prints how to become root, as the words to put before a command; fails if there is no way without a question.

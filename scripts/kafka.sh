@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # A real Apache Kafka 4.1 on this machine: one KRaft node for tests, from Maven Central, without a container.
 #
-#   scripts/kafka.sh start DIR     start it with its data in DIR; returns once it answers; DIR/bootstrap holds its address
+#   scripts/kafka.sh start DIR     start it with its data in DIR; returns once it answers; DIR/bootstrap holds its address,
+#                                  DIR/tls what a client needs for its listener with TLS and SCRAM: bootstrap, ca.pem, user,
+#                                  password, and other-ca.pem, a certificate authority that it has nothing to do with
 #   scripts/kafka.sh stop DIR      stop it
 #   scripts/kafka.sh status DIR    say whether it runs; exit 0 if so, 1 if not
 #   scripts/kafka.sh fetch         only fetch the jars
 #
-# Needs java and mvn (scripts/install-deps.sh test).
+# Needs java, mvn and openssl (scripts/install-deps.sh test).
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -32,11 +34,11 @@ fetch() {
     touch "$libs/.complete"
 }
 
-# Two different free ports: both stay bound until both are known.
+# Three different free ports: all stay bound until all are known.
 free_ports() {
     python3 -c '
 import socket
-held = [socket.socket() for _ in range(2)]
+held = [socket.socket() for _ in range(3)]
 for s in held:
     s.bind(("127.0.0.1", 0))
 print(*(s.getsockname()[1] for s in held))'
@@ -63,16 +65,43 @@ answers() {
     [ "${answer:8}" = "000000070000" ]
 }
 
+# A certificate authority of the tests' own, another one, and a certificate for 127.0.0.1 by the first; the user's name
+# and password.
+make_credentials() {
+    mkdir -p "$dir/tls"
+    (
+        umask 077
+        cd "$dir/tls" \
+            && new_authority ca \
+            && new_authority other-ca \
+            && openssl req -newkey rsa:2048 -nodes -subj "/CN=127.0.0.1" -keyout server.key -out server.csr \
+            && openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 30 \
+                -extfile <(echo "subjectAltName=IP:127.0.0.1,DNS:localhost") -out server.pem \
+            && cat server.key server.pem ca.pem >keystore.pem \
+            && printf wye >user \
+            && openssl rand -hex 16 | tr -d '\n' >password
+    ) </dev/null >"$dir/kafka.log" 2>&1 || fail "cannot make certificates: see $dir/kafka.log"
+}
+
+new_authority() {
+    openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj "/CN=wye tests $1" -keyout "$1.key" -out "$1.pem"
+}
+
 write_properties() {
-    local broker_port="$1" controller_port="$2"
+    local broker_port="$1" controller_port="$2" secured_port="$3"
     cat >"$dir/server.properties" <<EOF
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:$controller_port
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:$broker_port,CONTROLLER://127.0.0.1:$controller_port
-advertised.listeners=PLAINTEXT://127.0.0.1:$broker_port
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listeners=PLAINTEXT://127.0.0.1:$broker_port,SASL_SSL://127.0.0.1:$secured_port,CONTROLLER://127.0.0.1:$controller_port
+advertised.listeners=PLAINTEXT://127.0.0.1:$broker_port,SASL_SSL://127.0.0.1:$secured_port
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_SSL:SASL_SSL,CONTROLLER:PLAINTEXT
+ssl.keystore.type=PEM
+ssl.keystore.location=$dir/tls/keystore.pem
+listener.name.sasl_ssl.sasl.enabled.mechanisms=SCRAM-SHA-256,SCRAM-SHA-512
+listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+listener.name.sasl_ssl.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 log.dirs=$dir/data
 # One node: nothing to replicate to, and a consumer group need not wait for members that do not exist.
 offsets.topic.replication.factor=1
@@ -95,13 +124,18 @@ EOF
 launch() {
     local ports pid deadline
     ports="$(free_ports)"
-    # shellcheck disable=SC2086 # two words on purpose
+    # shellcheck disable=SC2086 # three words on purpose
     write_properties $ports
-    local port="${ports%% *}"
+    local port="${ports%% *}" secured_port="${ports##* }"
     if [ ! -e "$dir/data/meta.properties" ]; then
-        local id
+        local id user password
+        make_credentials
+        user="$(cat "$dir/tls/user")"
+        password="$(cat "$dir/tls/password")"
         id="$(java -cp "$libs/*" kafka.tools.StorageTool random-uuid 2>/dev/null)"
-        java -cp "$libs/*" kafka.tools.StorageTool format -t "$id" -c "$dir/server.properties" >"$dir/kafka.log" 2>&1 \
+        java -cp "$libs/*" kafka.tools.StorageTool format -t "$id" -c "$dir/server.properties" \
+            --add-scram "SCRAM-SHA-256=[name=$user,password=$password]" \
+            --add-scram "SCRAM-SHA-512=[name=$user,password=$password]" >"$dir/kafka.log" 2>&1 \
             || fail "cannot format $dir/data: see $dir/kafka.log"
     fi
     # A session of its own, so that an interrupt at the terminal reaches the tests and not the broker below them.
@@ -119,12 +153,14 @@ launch() {
         fi
         sleep 0.2
     done
+    echo "127.0.0.1:$secured_port" >"$dir/tls/bootstrap"
     echo "127.0.0.1:$port" >"$dir/bootstrap.new"
     mv "$dir/bootstrap.new" "$dir/bootstrap"
 }
 
 start() {
     have java || fail "java is missing: run scripts/install-deps.sh test"
+    have openssl || fail "openssl is missing: run scripts/install-deps.sh test"
     mkdir -p "$dir"
     if alive >/dev/null; then
         say "Kafka already runs at $(cat "$dir/bootstrap")"

@@ -3,6 +3,7 @@
 //! Order: what can be wrong is found before anything is written; parts are started in the order in which they need
 //! each other, and stopped the other way round, so that what was taken in is flushed.
 
+use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -95,6 +96,8 @@ struct Setup {
     plans: Arc<MetricPlans>,
     listen: SocketAddr,
     acceptance: Acceptance,
+    /// Of the Kafka client.
+    properties: BTreeMap<String, String>,
 }
 
 /// Starts everything; returns once the API is ready. `cancel` calls the start off.
@@ -113,7 +116,7 @@ pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<
     })?;
     let address = listener.local_addr().context("cannot tell the address in use")?;
 
-    let (broker, log) = open_log(&setup.config, data_dir, cancel).await?;
+    let (broker, log) = open_log(&setup, data_dir, cancel).await?;
     let root = match setup.config.tables.root.as_str() {
         "" => TableRoot::directory(&data_dir.join("tables"))?,
         location => TableRoot::parse(location)?,
@@ -197,7 +200,8 @@ fn check(arguments: &Up) -> Result<Setup> {
         earliest: config.ingest.earliest_event_time,
         max_future: micros(config.ingest.max_future),
     };
-    Ok(Setup { config, plans: Arc::new(plans), listen, acceptance })
+    let properties = config.log.client_properties(file)?;
+    Ok(Setup { config, plans: Arc::new(plans), listen, acceptance, properties })
 }
 
 fn lock(data_dir: &Path) -> Result<File> {
@@ -223,7 +227,7 @@ fn lock(data_dir: &Path) -> Result<File> {
 }
 
 async fn open_log(
-    config: &Config,
+    Setup { config, properties, .. }: &Setup,
     data_dir: &Path,
     cancel: &CancellationToken,
 ) -> Result<(Option<Broker>, Log)> {
@@ -239,7 +243,7 @@ async fn open_log(
     write_address(data_dir, "kafka.addr", &bootstrap_servers)?;
     let mut log_config = LogConfig::new(bootstrap_servers, config.log.kafka_partitions);
     log_config.replication_factor = config.log.replication_factor;
-    log_config.extra = config.log.client.clone();
+    log_config.extra = properties.clone();
     let log = Log::new(log_config)?;
     log.wait_ready(cancel).await?;
     log.ensure_topics().await?;

@@ -128,6 +128,10 @@ impl Tail {
                     positions.insert(kafka_partition, low);
                     assign(&mut reader, positions)?;
                 }
+                Err(problem @ LogError::Unreadable { .. }) => {
+                    self.instruments.skip("undecodable");
+                    warn!(error = %problem, "realtime records are skipped");
+                }
                 Err(problem) => return Err(problem),
             }
         }

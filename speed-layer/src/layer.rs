@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use wye_domain::ErrorKind;
 use wye_domain::control::ControlRecord;
+use wye_log::LogError;
 use wye_log::producer::Producer;
 use wye_log::reader::Reader;
 use wye_log::topics::{CONTROL, READINGS};
@@ -141,11 +142,18 @@ fn own(
     loop {
         let mut failed = None;
         let wait = next_flush.saturating_duration_since(Instant::now());
-        readings.poll_batch(POLL_MESSAGES, wait, &mut |message| {
+        let polled = readings.poll_batch(POLL_MESSAGES, wait, &mut |message| {
             if failed.is_none() {
                 failed = owners[slot_of[message.kafka_partition as usize]].push(&message).err();
             }
-        })?;
+        });
+        match polled {
+            Err(LogError::Unreadable { kafka_partition, from, next, reason, .. }) if failed.is_none() => {
+                owners[slot_of[kafka_partition as usize]].pass_unreadable(from..next, &reason);
+            }
+            Err(error) if failed.is_none() => return Err(error.into()),
+            _ => {}
+        }
         if let Some(error) = failed {
             return Err(error);
         }
@@ -184,7 +192,7 @@ fn own(
 /// Takes in what stands new in the control topic.
 fn listen(control: &mut Reader, owners: &mut [Owner], slot_of: &[usize]) -> Result<(), SpeedError> {
     let mut failed = None;
-    control.poll_batch(POLL_MESSAGES, Duration::ZERO, &mut |message| {
+    let polled = control.poll_batch(POLL_MESSAGES, Duration::ZERO, &mut |message| {
         // A record of a later version is passed over.
         if let Ok(record) = ControlRecord::decode(message.payload)
             && failed.is_none()
@@ -192,7 +200,13 @@ fn listen(control: &mut Reader, owners: &mut [Owner], slot_of: &[usize]) -> Resu
             let owner = &mut owners[slot_of[message.kafka_partition as usize]];
             failed = owner.on_control(message.offset, &record, now_micros()).err();
         }
-    })?;
+    });
+    match polled {
+        Err(error @ LogError::Unreadable { .. }) => warn!(%error, "control records are skipped"),
+        polled => {
+            polled?;
+        }
+    }
     failed.map_or(Ok(()), Err)
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Reading order: [`ingest`] puts accepted readings into the log; [`layer`] runs owners of Kafka partitions; an
 //! [`owner`] feeds its [`operator`] and writes what changed; [`takeover`] finds out where an owner goes on;
-//! [`duplicates`] knows which readings were there before.
+//! [`duplicates`] knows which readings were there before; [`placement`] watches where producers put their devices.
 //!
 //! This layer does not know the batch and serving layers: they meet in topics.
 
@@ -12,6 +12,7 @@ pub mod layer;
 pub mod duplicates;
 pub mod operator;
 pub mod owner;
+pub mod placement;
 pub mod takeover;
 
 pub mod telemetry;

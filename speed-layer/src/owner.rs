@@ -5,6 +5,7 @@
 //! before the `Begin` of the next epoch; that before its announcement.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ use crate::SpeedError;
 use crate::duplicates::DuplicateWindow;
 use crate::letter::{Letter, Origin};
 use crate::operator::Operator;
+use crate::placement::Placement;
 use crate::takeover::take_over;
 use crate::telemetry::SpeedTelemetry;
 
@@ -79,6 +81,7 @@ pub struct Owner {
     first_record: BTreeMap<i64, i64>,
     pending: Vec<Delivery>,
     newest_ingest_time: i64,
+    placement: Placement,
 }
 
 impl Owner {
@@ -111,6 +114,7 @@ impl Owner {
         }
         shared.telemetry.takeovers.get_or_create(&KafkaPartitionLabel { kafka_partition }).inc();
         let assembler = Assembler::new(shared.acceptance);
+        let placement = Placement::new(kafka_partition, shared.log.config().kafka_partitions);
         let mut owner = Self {
             shared,
             producer,
@@ -127,6 +131,7 @@ impl Owner {
             first_record,
             pending: Vec::new(),
             newest_ingest_time: 0,
+            placement,
         };
         owner.begin(reset)?;
         owner.announce(now)?;
@@ -212,11 +217,17 @@ impl Owner {
             }
         }
         self.newest_ingest_time = self.newest_ingest_time.max(message.timestamp_ms * 1_000);
+        self.placement.look_at(message.key);
         self.assembler.push(message.payload, message.offset, message.timestamp_ms * 1_000);
         if self.assembler.rows() >= BATCH_ROWS {
             self.process()?;
         }
         Ok(())
+    }
+
+    /// Goes past messages that no reader of the log can decode.
+    pub fn pass_unreadable(&mut self, offsets: Range<i64>, problem: &str) {
+        self.assembler.pass_unreadable(offsets, problem, wye_runtime::clock::now_micros());
     }
 
     /// Evaluates what was taken in.
@@ -275,6 +286,7 @@ impl Owner {
         let label = KafkaPartitionLabel { kafka_partition: self.kafka_partition };
         let telemetry = &self.shared.telemetry;
         telemetry.rows.get_or_create(&label).inc_by(changed as u64);
+        self.placement.report(&telemetry.misplaced);
         let newest = self.operator.newest_event_time();
         if newest > i64::MIN {
             telemetry.watermark.get_or_create(&label).set(newest / 1_000_000);

@@ -10,6 +10,7 @@ pub struct SpeedTelemetry {
     pub duplicates: PartitionCounter,
     pub conflicts: PartitionCounter,
     pub rejected: ReasonCounter,
+    pub misplaced: PartitionCounter,
     pub rows: PartitionCounter,
     pub log_lag: PartitionGauge,
     pub watermark: PartitionGauge,
@@ -41,6 +42,11 @@ impl SpeedTelemetry {
             "wye_speed_rejected",
             "Entries of the log that are no readings",
             own.rejected.clone(),
+        );
+        telemetry.register(
+            "wye_speed_misplaced_messages",
+            "Messages whose key belongs to another Kafka partition: the producer's partitioner is not murmur2",
+            own.misplaced.clone(),
         );
         telemetry.register("wye_speed_rows", "Rows written to the realtime views", own.rows.clone());
         telemetry.register(

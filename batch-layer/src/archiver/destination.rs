@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use arrow::array::{
 use tracing::warn;
 use wye_domain::assemble::Assembler;
 use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
-use wye_domain::wire::Acceptance;
+use wye_domain::wire::{Acceptance, Reason};
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::reader::{Message, first_offset_since};
@@ -114,6 +115,10 @@ impl Collect for ReadingsCollector {
     #[inline]
     fn push(&mut self, message: &Message<'_>) {
         self.assembler.push(message.payload, message.offset, message.timestamp_ms.saturating_mul(1_000));
+    }
+
+    fn pass_unreadable(&mut self, offsets: Range<i64>, problem: &str) {
+        self.assembler.pass_unreadable(offsets, problem, now_micros());
     }
 
     fn rows(&self) -> usize {
@@ -229,25 +234,16 @@ impl Collect for LettersCollector {
     fn push(&mut self, message: &Message<'_>) {
         let context = Context::decode(message.header(CONTEXT_HEADER).unwrap_or_default());
         // What stands in the topic and is no letter is kept as it is: it may be a letter of a later version.
-        let context = context.unwrap_or_else(|error| Context {
-            received_time: message.timestamp_ms.saturating_mul(1_000),
-            reason: "not_a_dead_letter".to_owned(),
-            detail: error.to_string(),
-            source: "kafka".to_owned(),
-            kafka_partition: None,
-            kafka_offset: None,
-            item_index: 0,
-        });
-        self.received_time.push(context.received_time);
-        self.reason.append_value(&context.reason);
-        self.detail.append_value(&context.detail);
-        self.source.append_value(&context.source);
-        self.kafka_topic.append_option(context.kafka_offset.map(|_| READINGS));
-        self.kafka_partition.append_option(context.kafka_partition);
-        self.kafka_offset.append_option(context.kafka_offset);
-        self.item_index.append_option(i32::try_from(context.item_index).ok());
-        self.payload.append_value(message.payload);
-        self.letter_offset.push(message.offset);
+        let received = message.timestamp_ms.saturating_mul(1_000);
+        let context =
+            context.unwrap_or_else(|error| no_letter(received, "not_a_dead_letter", error.to_string()));
+        self.append(&context, message.payload, message.offset);
+    }
+
+    fn pass_unreadable(&mut self, offsets: Range<i64>, problem: &str) {
+        let detail = format!("offsets {} to {} of this topic: {problem}", offsets.start, offsets.end - 1);
+        let reason = Reason::UnreadableRecordBatch.name();
+        self.append(&no_letter(now_micros(), reason, detail), &[], offsets.start);
     }
 
     fn rows(&self) -> usize {
@@ -274,5 +270,33 @@ impl Collect for LettersCollector {
         ];
         let batch = RecordBatch::try_new(dead_letter_schema(), columns);
         vec![batch.expect("the builders have the schema's types and one length")]
+    }
+}
+
+impl LettersCollector {
+    fn append(&mut self, context: &Context, payload: &[u8], offset: i64) {
+        self.received_time.push(context.received_time);
+        self.reason.append_value(&context.reason);
+        self.detail.append_value(&context.detail);
+        self.source.append_value(&context.source);
+        self.kafka_topic.append_option(context.kafka_offset.map(|_| READINGS));
+        self.kafka_partition.append_option(context.kafka_partition);
+        self.kafka_offset.append_option(context.kafka_offset);
+        self.item_index.append_option(i32::try_from(context.item_index).ok());
+        self.payload.append_value(payload);
+        self.letter_offset.push(offset);
+    }
+}
+
+/// The context of something in the topic of dead letters that is none.
+fn no_letter(received_time: i64, reason: &str, detail: String) -> Context {
+    Context {
+        received_time,
+        reason: reason.to_owned(),
+        detail,
+        source: "kafka".to_owned(),
+        kafka_partition: None,
+        kafka_offset: None,
+        item_index: 0,
     }
 }

@@ -1,11 +1,12 @@
 //! The thread that reads a topic and gathers what it has read, until it is time to append it. Must not know tables.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::{debug, error};
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::reader::{Message, Reader};
@@ -33,6 +34,8 @@ pub(super) struct Start {
 pub(super) trait Collect {
     /// Takes in the next message.
     fn push(&mut self, message: &Message<'_>);
+    /// Goes past messages that no reader of the log can decode.
+    fn pass_unreadable(&mut self, offsets: Range<i64>, problem: &str);
     /// Rows gathered.
     fn rows(&self) -> usize;
     /// What has gathered.
@@ -104,6 +107,19 @@ impl Intake {
                 one.collector.push(&message);
                 one.next = message.offset + 1;
             });
+            let polled = match polled {
+                Err(LogError::Unreadable { kafka_partition, from, next, reason, .. }) => {
+                    error!(
+                        topic = self.topic,
+                        kafka_partition, from, next, reason, "records cannot be decoded and are passed over"
+                    );
+                    let one = &mut gathering[kafka_partition as usize];
+                    one.collector.pass_unreadable(from..next, &reason);
+                    one.next = next;
+                    Ok(1)
+                }
+                polled => polled,
+            };
             if !matches!(polled, Ok(0)) {
                 since = since.or_else(|| Some(Instant::now()));
             }

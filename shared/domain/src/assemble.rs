@@ -1,13 +1,14 @@
 //! From messages of one Kafka partition to batches of readings with their places: what both the speed layer and the
 //! archiver do first.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use crate::reading::{self, time_type};
-use crate::wire::{Acceptance, Collected, Decoded, Rejected, decode};
+use crate::wire::{Acceptance, Collected, Decoded, Reason, Rejected, decode};
 
 /// Readings with their places.
 ///
@@ -86,6 +87,15 @@ impl Assembler {
             }));
         }
         self.next_offset = Some(kafka_offset + 1);
+    }
+
+    /// Goes past messages that no reader of the log can decode, and takes note of them as refused; `now` in µs.
+    pub fn pass_unreadable(&mut self, offsets: Range<i64>, problem: &str, now: i64) {
+        let detail = format!("offsets {} to {}: {problem}", offsets.start, offsets.end - 1);
+        let reason = Reason::UnreadableRecordBatch;
+        let rejected = Rejected { item_index: 0, reason, detail, payload: Vec::new() };
+        self.rejected.push(RejectedAt { kafka_offset: offsets.start, ingest_time: now, rejected });
+        self.next_offset = Some(offsets.end);
     }
 
     /// How many readings wait to be taken.
@@ -198,5 +208,16 @@ mod tests {
             assembler.take_rejected().iter().map(|r| (r.kafka_offset, r.rejected.item_index)).collect();
         assert_eq!(rejected, [(5, 1), (8, 1)]);
         assert_eq!(assembler.rows(), 0);
+    }
+
+    #[test]
+    fn what_no_reader_can_decode_is_refused_as_one_and_passed() {
+        let mut assembler = Assembler::default();
+        assembler.pass_unreadable(10..13, "broken", 7);
+        assert_eq!((assembler.rows(), assembler.next_offset()), (0, Some(13)));
+        let refused = assembler.take_rejected();
+        assert_eq!((refused.len(), refused[0].kafka_offset, refused[0].ingest_time), (1, 10, 7));
+        assert_eq!(refused[0].rejected.reason.name(), "unreadable_record_batch");
+        assert_eq!(refused[0].rejected.detail, "offsets 10 to 12: broken");
     }
 }

@@ -50,6 +50,8 @@ pub enum Reason {
     BadArrow,
     /// The payload is larger than a message may be.
     TooLarge,
+    /// The record batch around it does not decode, so that no reader of the log gets to the payload.
+    UnreadableRecordBatch,
 }
 
 impl Reason {
@@ -67,6 +69,7 @@ impl Reason {
             Self::UnknownVersion => "unknown_version",
             Self::BadArrow => "bad_arrow",
             Self::TooLarge => "too_large",
+            Self::UnreadableRecordBatch => "unreadable_record_batch",
         }
     }
 }

@@ -3,10 +3,11 @@
 //! This file does not know what is in a topic, nor how records are written or read.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
@@ -16,19 +17,24 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use wye_domain::ErrorKind;
 
+use crate::doorman;
 use crate::error::{LogError, kind_of_code};
 use crate::kafka_logs::{Seldom, TracingContext};
+use crate::properties::{self, configure};
+use crate::topic_settings::{self, Objection, Weight};
 use crate::topics::{self, TopicSpec};
 
 /// How long one question to the broker may take.
 pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long new topics may take until every partition has a leader.
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
+/// So many refusals of a connection one after the other are final.
+const REFUSALS: u32 = 2;
 /// How often "still waiting" is said.
 const WAITING_NOTICE: Duration = Duration::from_secs(5);
 
 /// Where the log is and what it looks like.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct LogConfig {
     /// `host:port`, comma-separated.
     pub bootstrap_servers: String,
@@ -36,8 +42,22 @@ pub struct LogConfig {
     pub kafka_partitions: i32,
     /// On how many brokers each record stands.
     pub replication_factor: i32,
-    /// librdkafka properties passed through as they are (security, tuning); they win over Wye's own.
+    /// librdkafka properties passed through as they are (security, tuning); they win over Wye's own. Those that Wye's
+    /// invariants rest on are refused by [`Log::new`]. Values may be secrets.
     pub extra: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for LogConfig {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bootstrap_servers, kafka_partitions, replication_factor, extra } = self;
+        formatter
+            .debug_struct("LogConfig")
+            .field("bootstrap_servers", bootstrap_servers)
+            .field("kafka_partitions", kafka_partitions)
+            .field("replication_factor", replication_factor)
+            .field("extra", &extra.keys())
+            .finish()
+    }
 }
 
 impl LogConfig {
@@ -102,9 +122,9 @@ impl Log {
     /// Prepares the clients; nothing is sent yet.
     ///
     /// # Errors
-    /// `Configure` when librdkafka refuses a property.
+    /// `Setting` when a property may not be set or librdkafka refuses it; `Configure` when the client cannot be made.
     pub fn new(config: LogConfig) -> Result<Self, LogError> {
-        let configure = |source: KafkaError| LogError::Configure { source: source.into() };
+        config.extra.keys().try_for_each(|property| properties::check(property))?;
         // Nobody polls the log queue of an admin client, so nothing may be put there: it would grow for ever.
         let mut quiet = config.client(&[]);
         quiet.set_log_level(RDKafkaLogLevel::Emerg);
@@ -120,17 +140,24 @@ impl Log {
     /// Waits until a broker answers, however long it takes, and says so every few seconds.
     ///
     /// # Errors
-    /// `Cancelled` when `cancel` fires first.
+    /// `Refused` when a broker is there but refuses the connection (certificate, password); `Cancelled` when `cancel`
+    /// fires first.
     pub async fn wait_ready(&self, cancel: &CancellationToken) -> Result<(), LogError> {
         let mut notice = Seldom::new(WAITING_NOTICE);
+        let mut refusals = 0;
         loop {
-            let log = self.clone();
-            let answer = blocking(move || log.metadata(None, Duration::from_secs(2)));
+            let config = self.inner.config.clone();
+            let answer = blocking(move || doorman::ask(&config, Duration::from_secs(2)));
             let answered = tokio::select! {
                 () = cancel.cancelled() => return Err(LogError::Cancelled),
                 answer = answer => answer,
             };
             let Err(error) = answered else { return Ok(()) };
+            // A broker that is starting or stopping may refuse once what it takes a moment later.
+            refusals = if matches!(error, LogError::Refused { .. }) { refusals + 1 } else { 0 };
+            if refusals == REFUSALS {
+                return Err(error);
+            }
             if notice.now() {
                 let bootstrap_servers = &self.inner.config.bootstrap_servers;
                 warn!(%error, "cannot reach Kafka at {bootstrap_servers}; waiting");
@@ -142,13 +169,16 @@ impl Log {
         }
     }
 
-    /// Creates Wye's topics that are not there yet, and waits until they can be used. Repeating it does no harm.
+    /// Creates Wye's topics that are not there yet, waits until they can be used, and checks the settings of all of
+    /// them. Repeating it does no harm.
     ///
     /// # Errors
-    /// `PartitionCount` when a topic is there with another number of Kafka partitions; `Administer` when the broker
-    /// refuses one; `Ask` when it cannot be reached.
+    /// `PartitionCount` when a topic is there with another number of Kafka partitions; `TopicSettings` when it has
+    /// settings that lose readings or mislead; `Administer` when the broker refuses one; `Ask` when it cannot be
+    /// reached.
     pub async fn ensure_topics(&self) -> Result<(), LogError> {
-        self.ensure(&topics::specs(self.inner.config.kafka_partitions)).await
+        let LogConfig { kafka_partitions, replication_factor, .. } = self.inner.config;
+        self.ensure(&topics::specs(kafka_partitions, replication_factor)).await
     }
 
     /// [`Self::ensure_topics`] for any topics.
@@ -163,7 +193,7 @@ impl Log {
         let deadline = Instant::now() + CREATE_TIMEOUT;
         loop {
             let missing = self.missing(specs).await?;
-            let Some(first) = missing.first() else { return Ok(()) };
+            let Some(first) = missing.first() else { return self.check_settings(specs).await };
             if Instant::now() >= deadline {
                 return Err(LogError::Administer {
                     what: format!("use topic {:?}", first.name),
@@ -190,12 +220,19 @@ impl Log {
     /// # Errors
     /// As [`Self::offsets`].
     pub fn offsets_blocking(&self, topic: &str, kafka_partition: i32) -> Result<OffsetRange, LogError> {
-        let (low, high) =
-            self.inner.admin.inner().fetch_watermarks(topic, kafka_partition, ASK_TIMEOUT).map_err(
-                |source| {
-                    self.ask_error(format!("the offsets of {topic:?} partition {kafka_partition}"), source)
-                },
-            )?;
+        self.offsets_within(topic, kafka_partition, ASK_TIMEOUT)
+    }
+
+    /// [`Self::offsets_blocking`] that blocks for up to `timeout`.
+    pub(crate) fn offsets_within(
+        &self,
+        topic: &str,
+        kafka_partition: i32,
+        timeout: Duration,
+    ) -> Result<OffsetRange, LogError> {
+        let found = self.inner.admin.inner().fetch_watermarks(topic, kafka_partition, timeout);
+        let what = || format!("the offsets of {topic:?} partition {kafka_partition}");
+        let (low, high) = found.map_err(|source| self.ask_error(what(), source))?;
         Ok(OffsetRange { low, high })
     }
 
@@ -216,8 +253,7 @@ impl Log {
         }
         let what = || format!("delete the records of {topic:?} partition {kafka_partition} below {before}");
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, kafka_partition, Offset::Offset(before))
-            .map_err(|source| LogError::Configure { source: source.into() })?;
+        list.add_partition_offset(topic, kafka_partition, Offset::Offset(before)).map_err(configure)?;
         let options =
             AdminOptions::new().request_timeout(Some(ASK_TIMEOUT)).operation_timeout(Some(ASK_TIMEOUT));
         let deleted = self.inner.admin.delete_records(&list, &options).await;
@@ -274,6 +310,55 @@ impl Log {
             }
         }
         Ok(missing)
+    }
+
+    /// Looks at the settings that the topics have.
+    async fn check_settings(&self, specs: &[TopicSpec]) -> Result<(), LogError> {
+        let what = || "ask for the settings of the topics".to_owned();
+        let topics: Vec<_> = specs.iter().map(|spec| ResourceSpecifier::Topic(spec.name)).collect();
+        let options = AdminOptions::new().request_timeout(Some(ASK_TIMEOUT));
+        let described = self.inner.admin.describe_configs(&topics, &options).await;
+        let described = described.map_err(|source| administer(what(), &source))?;
+        let log = self.clone();
+        let metadata = blocking(move || log.metadata(None, ASK_TIMEOUT)).await?;
+        for (spec, resource) in specs.iter().zip(described) {
+            let topic = spec.name;
+            let entries = match resource {
+                Ok(resource) => resource.entries,
+                Err(code) => {
+                    warn!(topic, %code, "cannot check the settings of a topic");
+                    continue;
+                }
+            };
+            let found = entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect();
+            let partitions = metadata.topics().iter().filter(|found| found.name() == topic);
+            let replicas = partitions.flat_map(|found| found.partitions()).map(|one| one.replicas().len());
+            let replication_factor = replicas.min().unwrap_or(1) as i32;
+            self.judge(topic, topic_settings::objections(&found, replication_factor))?;
+        }
+        Ok(())
+    }
+
+    fn judge(&self, topic: &str, objections: Vec<Objection>) -> Result<(), LogError> {
+        let (refused, warned): (Vec<_>, Vec<_>) =
+            objections.into_iter().partition(|objection| objection.weight == Weight::Refused);
+        for Objection { setting, found, wanted, why, .. } in &warned {
+            warn!(topic, "{setting} is {found:?} and should be {wanted:?}: {why}");
+        }
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let problems: Vec<String> = refused
+            .iter()
+            .map(|Objection { setting, found, wanted, why, .. }| {
+                format!("{setting} is {found:?} and must be {wanted:?} ({why})")
+            })
+            .collect();
+        Err(LogError::TopicSettings {
+            topic: topic.to_owned(),
+            problems: problems.join(", "),
+            command: topic_settings::command(&self.inner.config.bootstrap_servers, topic, &refused),
+        })
     }
 
     fn metadata(&self, topic: Option<&str>, timeout: Duration) -> Result<Metadata, LogError> {

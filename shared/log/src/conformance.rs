@@ -17,6 +17,9 @@ use crate::topics::{self, MAX_MESSAGE_BYTES, TopicSpec};
 use wye_broker::{Broker, BrokerConfig};
 
 mod embedded_only;
+mod secured;
+mod settings;
+mod unreadable;
 
 /// Longer than anything may take on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -46,7 +49,7 @@ async fn new_topic(log: &Log, kafka_partitions: i32) -> &'static str {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
     let name = format!("wye-test-{since}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let name: &'static str = Box::leak(name.into_boxed_str());
-    let config = topics::specs(1).swap_remove(0).config;
+    let config = topics::specs(1, 1).swap_remove(0).config;
     log.ensure(&[TopicSpec { name, kafka_partitions, config }]).await.unwrap();
     name
 }
@@ -93,7 +96,7 @@ async fn topics_are_created_once_and_their_partitions_are_checked() {
         log.wait_ready(&CancellationToken::new()).await.unwrap();
         log.ensure_topics().await.unwrap();
         log.ensure_topics().await.unwrap();
-        for spec in topics::specs(3) {
+        for spec in topics::specs(3, 1) {
             for kafka_partition in 0..spec.kafka_partitions {
                 log.offsets(spec.name, kafka_partition).await.unwrap();
             }

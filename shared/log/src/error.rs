@@ -12,6 +12,24 @@ pub enum LogError {
         /// What librdkafka says.
         source: Box<KafkaError>,
     },
+    /// A property of the Kafka client is not known, has a value that cannot be used, or may not be set.
+    #[error("{property:?} in [log] client: {problem}")]
+    Setting {
+        /// The property.
+        property: String,
+        /// What is wrong. Never the value, which may be a secret.
+        problem: String,
+    },
+    /// Kafka and this client do not agree on encryption or on who the client is.
+    #[error("Kafka at {bootstrap_servers} refuses the connection: {reason}; check {check} in [log] client")]
+    Refused {
+        /// Where Kafka was looked for.
+        bootstrap_servers: String,
+        /// What librdkafka says.
+        reason: String,
+        /// The properties that it may be due to.
+        check: &'static str,
+    },
     /// Metadata or offsets cannot be had from the broker.
     #[error("cannot ask Kafka at {bootstrap_servers} for {what}: {source}")]
     Ask {
@@ -44,6 +62,16 @@ pub enum LogError {
         found: i32,
         /// How many were configured.
         expected: i32,
+    },
+    /// A topic that is there already has settings that lose readings or mislead.
+    #[error("topic {topic:?} cannot be used: {problems}; change it with: {command}")]
+    TopicSettings {
+        /// Which topic.
+        topic: String,
+        /// Each setting with what it is, what it must be, and why.
+        problems: String,
+        /// The command of Apache Kafka that changes them.
+        command: String,
     },
     /// The producer's queue is full: await deliveries, then try again.
     #[error("the producer queue is full")]
@@ -107,6 +135,21 @@ pub enum LogError {
         /// The end of the log.
         high: i64,
     },
+    /// Records that no client can decode, though the broker has them. The reader has gone past them: what comes from
+    /// `next` on is read by the next call.
+    #[error("the records of {topic:?} partition {kafka_partition} from offset {from} to {} cannot be decoded: {reason}", next - 1)]
+    Unreadable {
+        /// Which topic.
+        topic: String,
+        /// Which Kafka partition.
+        kafka_partition: i32,
+        /// The first offset of them.
+        from: i64,
+        /// The first offset after them.
+        next: i64,
+        /// What is wrong, in the client's words.
+        reason: String,
+    },
     /// The wait for the broker was called off.
     #[error("the wait for Kafka was called off")]
     Cancelled,
@@ -116,15 +159,15 @@ impl LogError {
     /// What the caller can do about it. Only `Unavailable` is worth a retry as it stands.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Configure { .. } => ErrorKind::Invalid,
+            Self::Configure { .. } | Self::Setting { .. } | Self::Refused { .. } => ErrorKind::Invalid,
             Self::Ask { source, .. } | Self::Write { source, .. } | Self::Read { source, .. } => {
                 kind_of(source)
             }
             Self::Administer { kind, .. } => *kind,
-            Self::PartitionCount { .. } => ErrorKind::Invalid,
+            Self::PartitionCount { .. } | Self::TopicSettings { .. } => ErrorKind::Invalid,
             Self::QueueFull | Self::Stalled { .. } | Self::Cancelled => ErrorKind::Unavailable,
             Self::OffsetGone { .. } => ErrorKind::NotFound,
-            Self::OffsetAhead { .. } => ErrorKind::Corrupt,
+            Self::OffsetAhead { .. } | Self::Unreadable { .. } => ErrorKind::Corrupt,
         }
     }
 }

@@ -28,6 +28,7 @@ use tracing::warn;
 use crate::client::Log;
 use crate::error::LogError;
 use crate::kafka_logs::TracingContext;
+use crate::properties::configure;
 use crate::topics::MAX_MESSAGE_BYTES;
 
 /// How long [`Producer::send`] rests before it tries a full queue again.
@@ -168,7 +169,7 @@ impl Producer {
 }
 
 fn create(config: &ClientConfig) -> Result<Client, LogError> {
-    config.create_with_context(TracingContext).map_err(|source| LogError::Configure { source: source.into() })
+    config.create_with_context(TracingContext).map_err(configure)
 }
 
 /// The acknowledgement to come of one message: its offset.

@@ -2,23 +2,42 @@
 //!
 //! There is no consumer group here and nothing is committed: who reads knows where it stands, because its position
 //! is stored with what it made of the records. This file does not know what a payload means.
+//!
+//! A record batch that no client can decode stops librdkafka for good, mostly without a word. Here a Kafka partition
+//! that stands still before its end is looked at more closely (`unreadable`), and the reader goes past what does not
+//! decode: its caller gets [`LogError::Unreadable`] with the offsets.
 
-use std::time::{Duration, Instant};
+mod unreadable;
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
-use rdkafka::{Offset, TopicPartitionList};
-use tracing::{debug, warn};
+use rdkafka::{Offset, Timestamp, TopicPartitionList};
+use tracing::{debug, error, warn};
 
 use crate::client::{ASK_TIMEOUT, Log};
 use crate::error::LogError;
 use crate::kafka_logs::{Seldom, TracingContext};
+use crate::properties::configure;
+use crate::reader::unreadable::{Finding, is_undecodable};
 
 /// How often a broker that is away is reported.
 const AWAY_NOTICE: Duration = Duration::from_secs(5);
 /// How long [`read_all`] waits for the next record before it gives up.
 const STALL: Duration = Duration::from_secs(30);
+/// How long a Kafka partition may stand still before its end until it is looked at, at first; each look that finds
+/// nothing doubles it, up to [`LAZIEST_LOOK`].
+const FIRST_LOOK: Duration = Duration::from_secs(1);
+/// See [`FIRST_LOOK`].
+const LAZIEST_LOOK: Duration = Duration::from_secs(60);
+/// When to look again where a look got no answer: a client that does not answer may not even be closed.
+const NO_ANSWER: Duration = Duration::from_secs(3600);
+/// How long a look may ask the broker for the end of the log.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
+/// About how long one call searches for the end of what cannot be decoded; the next call goes on.
+const SEARCH: Duration = Duration::from_secs(2);
 
 /// One record, borrowed from the client's buffers.
 #[derive(Clone, Copy)]
@@ -27,7 +46,8 @@ pub struct Message<'a> {
     pub kafka_partition: i32,
     /// Its offset there.
     pub offset: i64,
-    /// When the producer or the log says it came: milliseconds since 1970, 0 where nobody says.
+    /// When the log took it: milliseconds since 1970, 0 where nobody says. For a record of a log that does not stamp
+    /// what it takes (one written before its topic was set right), what the producer says, but never in the future.
     pub timestamp_ms: i64,
     /// The key, if any.
     pub key: Option<&'a [u8]>,
@@ -47,10 +67,21 @@ impl<'a> Message<'a> {
         Self {
             kafka_partition: inner.partition(),
             offset: inner.offset(),
-            timestamp_ms: inner.timestamp().to_millis().unwrap_or(0).max(0),
+            timestamp_ms: ingest_time(inner.timestamp()),
             key: inner.key(),
             payload: inner.payload().unwrap_or_default(),
             inner,
+        }
+    }
+}
+
+fn ingest_time(timestamp: Timestamp) -> i64 {
+    match timestamp {
+        Timestamp::NotAvailable => 0,
+        Timestamp::LogAppendTime(millis) => millis.max(0),
+        Timestamp::CreateTime(millis) => {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+            millis.clamp(0, i64::try_from(now).unwrap_or(i64::MAX))
         }
     }
 }
@@ -69,6 +100,27 @@ pub struct Reader {
 struct Place {
     next: i64,
     at_end: bool,
+    /// The end of the log as far as it was asked for.
+    high: i64,
+    /// `next` when progress was last looked for, and since when it has been that.
+    stood_at: i64,
+    since: Instant,
+    /// How long it may stand still before the next look.
+    patience: Duration,
+}
+
+impl Place {
+    fn at(next: i64) -> Self {
+        Self { next, at_end: false, high: next, stood_at: next, since: Instant::now(), patience: FIRST_LOOK }
+    }
+
+    /// Whether it has stood still for so long that it must be looked at.
+    fn is_suspect(&mut self, now: Instant) -> bool {
+        if self.next != self.stood_at || self.at_end {
+            (self.stood_at, self.since, self.patience) = (self.next, now, FIRST_LOOK);
+        }
+        now.duration_since(self.since) >= self.patience
+    }
 }
 
 impl Reader {
@@ -101,9 +153,7 @@ impl Reader {
             ("fetch.wait.max.ms", "100"),
             ("fetch.error.backoff.ms", "100"),
         ]);
-        let consumer = config
-            .create_with_context(TracingContext)
-            .map_err(|source| LogError::Configure { source: source.into() })?;
+        let consumer = config.create_with_context(TracingContext).map_err(configure)?;
         let (log, topic) = (log.clone(), topic.to_owned());
         Ok(Self { log, topic, consumer, places: Vec::new(), away: Seldom::new(AWAY_NOTICE) })
     }
@@ -123,7 +173,7 @@ impl Reader {
             if places.len() <= index {
                 places.resize(index + 1, None);
             }
-            places[index] = Some(Place { next, at_end: false });
+            places[index] = Some(Place::at(next));
         }
         self.consumer.assign(&list).map_err(refuse)?;
         self.places = places;
@@ -153,8 +203,9 @@ impl Reader {
     ///
     /// # Errors
     /// `OffsetGone` when the next offset of a Kafka partition has been deleted, `OffsetAhead` when it lies past the
-    /// end; both stop the Kafka partition until [`Self::seek`] or [`Self::assign`]. `Read` when the client cannot go on. Records handed
-    /// over before an error stay handed over: see [`Self::position`].
+    /// end; both stop the Kafka partition until [`Self::seek`] or [`Self::assign`]. `Unreadable` when records do not
+    /// decode: the reader has gone past them, and the next call reads on. `Read` when the client cannot go on. Records
+    /// handed over before an error stay handed over: see [`Self::position`].
     pub fn poll_batch(
         &mut self,
         max_messages: usize,
@@ -162,7 +213,7 @@ impl Reader {
         on: &mut impl FnMut(Message<'_>),
     ) -> Result<usize, LogError> {
         let deadline = Instant::now() + timeout;
-        let mut count = 0;
+        let (mut count, mut past_the_end) = (0, None);
         while count < max_messages {
             let wait =
                 if count == 0 { deadline.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
@@ -170,15 +221,26 @@ impl Reader {
             match polled {
                 Ok(message) => {
                     let message = Message::of(&message);
+                    let index = message.kafka_partition as usize;
+                    let Some(place) = self.places.get_mut(index).and_then(Option::as_mut) else { continue };
                     // What was in flight when `assign` was called may still turn up.
-                    let place =
-                        self.places.get_mut(message.kafka_partition as usize).and_then(Option::as_mut);
-                    if let Some(place) = place.filter(|place| message.offset >= place.next) {
-                        place.next = message.offset + 1;
-                        place.at_end = false;
-                        on(message);
-                        count += 1;
+                    if message.offset < place.next {
+                        continue;
                     }
+                    // A batch that does not decode may name any offset.
+                    if message.offset > place.next && message.offset >= place.high {
+                        let range =
+                            self.log.offsets_within(&self.topic, message.kafka_partition, LOOK_TIMEOUT);
+                        place.high = range.map_or(place.high, |range| range.high);
+                        if message.offset >= place.high {
+                            past_the_end = Some((message.kafka_partition, place.next));
+                            break;
+                        }
+                    }
+                    place.next = message.offset + 1;
+                    place.at_end = false;
+                    on(message);
+                    count += 1;
                 }
                 Err(KafkaError::PartitionEOF(kafka_partition)) => {
                     if let Some(place) =
@@ -190,12 +252,18 @@ impl Reader {
                 Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
                     self.out_of_range()?;
                 }
+                Err(KafkaError::MessageConsumption(code)) if is_undecodable(code) => self.look_at_all()?,
                 Err(KafkaError::MessageConsumption(code)) => self.report(code),
                 Err(source) => {
                     return Err(LogError::Read { topic: self.topic.clone(), source: source.into() });
                 }
             }
         }
+        if let Some((kafka_partition, next)) = past_the_end {
+            self.seek(kafka_partition, next)?;
+            self.look_at(kafka_partition)?;
+        }
+        self.look_at_suspects()?;
         Ok(count)
     }
 
@@ -222,6 +290,64 @@ impl Reader {
         }
         // The broker was asked while it changed: go on where we stand.
         self.assign(&starts)
+    }
+
+    /// Looks at the Kafka partitions that have stood still for too long.
+    fn look_at_suspects(&mut self) -> Result<(), LogError> {
+        let now = Instant::now();
+        let suspects = (0_i32..).zip(&mut self.places).filter_map(|(kafka_partition, place)| {
+            place.as_mut().is_some_and(|place| place.is_suspect(now)).then_some(kafka_partition)
+        });
+        let suspects: Vec<i32> = suspects.collect();
+        suspects.into_iter().try_for_each(|kafka_partition| self.look_at(kafka_partition))
+    }
+
+    /// Looks at every Kafka partition that is not read to its end: the client does not say which one it cannot decode.
+    fn look_at_all(&mut self) -> Result<(), LogError> {
+        let places = (0_i32..).zip(&self.places);
+        let open = places.filter(|(_, place)| place.is_some_and(|place| !place.at_end));
+        let open: Vec<i32> = open.map(|(kafka_partition, _)| kafka_partition).collect();
+        open.into_iter().try_for_each(|kafka_partition| self.look_at(kafka_partition))
+    }
+
+    /// Finds out whether what comes next in a Kafka partition can be decoded, and goes past it if not.
+    fn look_at(&mut self, kafka_partition: i32) -> Result<(), LogError> {
+        let place = self.places.get_mut(kafka_partition as usize).and_then(Option::as_mut);
+        let Some(place) = place else { return Ok(()) };
+        let from = place.next;
+        (place.since, place.patience) =
+            (Instant::now(), (place.patience * 2).clamp(FIRST_LOOK, LAZIEST_LOOK));
+        // A broker that does not answer is away, and that is reported elsewhere.
+        let Ok(range) = self.log.offsets_within(&self.topic, kafka_partition, LOOK_TIMEOUT) else {
+            return Ok(());
+        };
+        place.high = range.high;
+        if from < range.low || from >= range.high {
+            return Ok(());
+        }
+        let asked = unreadable::Place { log: &self.log, topic: &self.topic, kafka_partition };
+        let found = match unreadable::find(asked, from, range, SEARCH)? {
+            Finding::Readable => return Ok(()),
+            Finding::Unreadable(found) => found,
+            Finding::NoAnswer => {
+                place.patience = NO_ANSWER;
+                error!(
+                    topic = self.topic,
+                    kafka_partition,
+                    offset = from,
+                    "Kafka answers, but no client gets a record at this offset; if it stays so, the record batch there \
+                     is damaged in a way that stops the client: delete the records up to it with kafka-delete-records.sh"
+                );
+                return Ok(());
+            }
+        };
+        self.seek(kafka_partition, found.next)?;
+        // More of them may follow: look again at once.
+        if let Some(place) = self.places.get_mut(kafka_partition as usize).and_then(Option::as_mut) {
+            place.patience = Duration::ZERO;
+        }
+        let (topic, next, reason) = (self.topic.clone(), found.next, found.reason);
+        Err(LogError::Unreadable { topic, kafka_partition, from, next, reason })
     }
 
     fn report(&mut self, code: RDKafkaErrorCode) {
@@ -262,7 +388,7 @@ pub fn first_offset_since(
 /// Reads a Kafka partition from `from` (or its low watermark, whichever is higher) to the high watermark that it has
 /// when this is called, and returns that: the place to go on from. For small topics. Blocks; give it a thread.
 ///
-/// A head that is deleted meanwhile is skipped.
+/// A head that is deleted meanwhile is skipped, and so, with a warning, is what cannot be decoded.
 ///
 /// # Errors
 /// `Ask` when the broker cannot be reached, `Stalled` when it stops answering on the way, `Read` when the client
@@ -295,6 +421,10 @@ pub fn read_all(
                 reader.assign(&[(kafka_partition, start)])?;
             }
             Err(LogError::OffsetGone { .. }) => return Ok(range.high),
+            Err(error @ LogError::Unreadable { .. }) => {
+                warn!(%error, "records are skipped");
+                progress = Instant::now();
+            }
             Err(error) => return Err(error),
         }
         // The last offsets may hold nothing to deliver (transaction markers), so the end counts as well.

@@ -2,6 +2,8 @@
 //!
 //! Nothing else in the project spells a topic name. This file does not know how a topic is created.
 
+use crate::topic_settings;
+
 /// Readings as they were accepted; key = device identity. Any Kafka producer may write here.
 pub const READINGS: &str = "readings";
 /// What could not be accepted as a reading, with its bytes, its source and the reason.
@@ -29,22 +31,15 @@ pub struct TopicSpec {
     pub config: Vec<(&'static str, String)>,
 }
 
-/// All topics, for a log with `kafka_partitions` partitions of readings.
+/// All topics, for a log with `kafka_partitions` partitions of readings, on `replication_factor` brokers each.
 ///
-/// Brokers must not delete anything by age or size: Wye deletes the heads itself, once what they held is archived.
-pub fn specs(kafka_partitions: i32) -> Vec<TopicSpec> {
-    let spec = |name, kafka_partitions| {
-        let mut config = vec![
-            ("cleanup.policy", "delete".to_owned()),
-            ("retention.ms", "-1".to_owned()),
-            ("retention.bytes", "-1".to_owned()),
-            ("max.message.bytes", MAX_MESSAGE_BYTES.to_string()),
-        ];
-        if name == READINGS {
-            // Replays and loads keep the time that the producer stamped.
-            config.push(("message.timestamp.type", "CreateTime".to_owned()));
-        }
-        TopicSpec { name, kafka_partitions, config }
+/// Brokers must not delete anything by age or size: Wye deletes the heads itself, once what they held is archived. And
+/// they stamp what they take: a producer's clock decides nothing.
+pub fn specs(kafka_partitions: i32, replication_factor: i32) -> Vec<TopicSpec> {
+    let spec = |name, kafka_partitions| TopicSpec {
+        name,
+        kafka_partitions,
+        config: topic_settings::of_new_topic(replication_factor),
     };
     vec![
         spec(READINGS, kafka_partitions),
@@ -61,7 +56,7 @@ mod tests {
 
     #[test]
     fn what_goes_together_has_the_same_number_of_partitions() {
-        for spec in specs(7) {
+        for spec in specs(7, 1) {
             let together = [READINGS, REALTIME_VIEWS, CONTROL].contains(&spec.name);
             assert_eq!(spec.kafka_partitions, if together { 7 } else { 1 }, "{}", spec.name);
             assert!(spec.config.contains(&("retention.ms", "-1".to_owned())));

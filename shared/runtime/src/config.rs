@@ -4,6 +4,7 @@
 //! are written `"30s"`, sizes `"64MiB"`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -72,7 +73,56 @@ pub struct LogSection {
     pub kafka_partitions: i32,
     pub replication_factor: i32,
     pub embedded_port: u16,
-    pub client: BTreeMap<String, String>,
+    pub client: BTreeMap<String, Secret>,
+    pub sasl_password: Secret,
+    pub sasl_password_file: String,
+}
+
+/// A setting that may be secret: nothing shows it but [`Self::reveal`].
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// What it is.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(if self.0.is_empty() { "\"\"" } else { "\"(not shown)\"" })
+    }
+}
+
+impl LogSection {
+    /// The properties of the Kafka client, with the password from where it was written; a password file is relative to
+    /// the configuration file's folder.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the password file cannot be read, or there are two passwords.
+    pub fn client_properties(&self, file: Option<&Path>) -> Result<BTreeMap<String, String>, ConfigError> {
+        const PASSWORD: &str = "sasl.password";
+        let client = self.client.iter();
+        let mut properties: BTreeMap<String, String> =
+            client.map(|(property, value)| (property.clone(), value.0.clone())).collect();
+        let mut passwords: Vec<String> = properties.remove(PASSWORD).into_iter().collect();
+        passwords.extend((!self.sasl_password.0.is_empty()).then(|| self.sasl_password.0.clone()));
+        if !self.sasl_password_file.is_empty() {
+            let base = file.and_then(Path::parent).unwrap_or(Path::new(""));
+            let path = base.join(&self.sasl_password_file);
+            let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path, source })?;
+            passwords.push(text.trim_end_matches(['\r', '\n']).to_owned());
+        }
+        if passwords.len() > 1 {
+            let problem = "the password for Kafka is written more than once; keep one of sasl_password, \
+                           sasl_password_file and client.\"sasl.password\"";
+            return Err(ConfigError::Parse { place: "[log]".to_owned(), problem: problem.to_owned() });
+        }
+        properties.extend(passwords.pop().map(|password| (PASSWORD.to_owned(), password)));
+        Ok(properties)
+    }
 }
 
 /// `[http]`
@@ -362,6 +412,30 @@ mod tests {
             [("WYE_SPEED__FLUSH_INTERVAL".to_owned(), "2s".to_owned()), ("PATH".to_owned(), "x".to_owned())];
         let config = Config::load(Some(file.path()), environment).unwrap();
         assert_eq!((config.log.kafka_partitions, config.speed.flush_interval), (2, Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn a_password_comes_from_one_place_and_is_shown_nowhere() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("password"), "s3cret\n").unwrap();
+        let path = folder.path().join("wye.toml");
+        let variable = [("WYE_LOG__SASL_PASSWORD".to_owned(), "s3cret".to_owned())];
+        for (text, environment) in [
+            ("[log]\nclient = { \"sasl.password\" = \"s3cret\", \"sasl.username\" = \"wye\" }\n", None),
+            ("[log]\nsasl_password_file = \"password\"\nclient = { \"sasl.username\" = \"wye\" }\n", None),
+            ("[log]\nclient = { \"sasl.username\" = \"wye\" }\n", Some(variable.clone())),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            let config = Config::load(Some(&path), environment.into_iter().flatten()).unwrap();
+            let properties = config.log.client_properties(Some(&path)).unwrap();
+            assert_eq!(properties["sasl.password"], "s3cret");
+            assert_eq!(properties["sasl.username"], "wye");
+            assert!(!format!("{config:?}").contains("s3cret"), "{config:?}");
+        }
+        std::fs::write(&path, "[log]\nsasl_password_file = \"password\"\n").unwrap();
+        let twice = Config::load(Some(&path), variable).unwrap();
+        let error = twice.log.client_properties(Some(&path)).unwrap_err().to_string();
+        assert!(error.contains("more than once") && !error.contains("s3cret"), "{error}");
     }
 
     #[test]

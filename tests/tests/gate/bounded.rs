@@ -47,7 +47,7 @@ type Records = BTreeMap<&'static str, (i64, i64)>;
 
 fn records(log: &Log, runtime: &Runtime) -> Result<Records> {
     let mut records = Records::new();
-    for spec in specs(KAFKA_PARTITIONS) {
+    for spec in specs(KAFKA_PARTITIONS, 1) {
         for kafka_partition in 0..spec.kafka_partitions {
             let range = runtime.block_on(log.offsets(spec.name, kafka_partition))?;
             let (written, there) = records.entry(spec.name).or_default();

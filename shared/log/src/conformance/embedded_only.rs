@@ -15,7 +15,7 @@ use crate::producer::Producer;
 use crate::reader::{Reader, read_all};
 use wye_broker::{Broker, BrokerConfig};
 
-async fn start(directory: &Path, port: Option<u16>) -> (Broker, Log) {
+pub(super) async fn start(directory: &Path, port: Option<u16>) -> (Broker, Log) {
     let config = BrokerConfig { port, ..BrokerConfig::new(directory) };
     let since = Instant::now();
     loop {

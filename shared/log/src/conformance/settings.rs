@@ -1,0 +1,48 @@
+//! Topics that somebody else has made: their settings are checked before they are used.
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+
+use super::{Target, new_topic, targets};
+use crate::LogError;
+use crate::client::Log;
+use crate::topics::{self, TopicSpec};
+
+/// Makes a topic with these settings instead of Wye's.
+async fn make(log: &Log, name: &str, settings: &[(&str, &str)]) {
+    let client: AdminClient<DefaultClientContext> = log.config().client(&[]).create().unwrap();
+    let mut topic = NewTopic::new(name, 1, TopicReplication::Fixed(1));
+    for (setting, value) in settings {
+        topic = topic.set(setting, value);
+    }
+    client.create_topics([&topic], &AdminOptions::new()).await.unwrap().remove(0).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_whose_settings_lose_readings_is_refused_with_what_to_change() {
+    for (number, target) in targets().await.into_iter().enumerate() {
+        let Target { log, _embedded } = target;
+        for (setting, value, wanted) in [
+            ("retention.ms", "604800000", "-1"),
+            ("retention.bytes", "1000000000", "-1"),
+            ("max.message.bytes", "1048588", "8388608"),
+            ("cleanup.policy", "compact", "delete"),
+            ("message.timestamp.type", "CreateTime", "LogAppendTime"),
+        ] {
+            // The embedded broker knows neither retention nor compaction, and stamps every record itself.
+            if number == 0 && setting != "max.message.bytes" {
+                continue;
+            }
+            let name: &'static str = format!("{}-made", new_topic(&log, 1).await).leak();
+            make(&log, name, &[(setting, value)]).await;
+            let config = topics::specs(1, 1).swap_remove(0).config;
+            let error = log.ensure(&[TopicSpec { name, kafka_partitions: 1, config }]).await.unwrap_err();
+            assert!(matches!(error, LogError::TopicSettings { .. }), "{error}");
+            let message = error.to_string();
+            let change = format!("{setting}={wanted}");
+            for words in [name, setting, value, wanted, "kafka-configs.sh", &change] {
+                assert!(message.contains(words), "{words}: {message}");
+            }
+        }
+    }
+}
