@@ -1,45 +1,68 @@
-//! `wye batch run`: one batch run on a running Wye, now.
+//! `wye batch run`: one batch run on a running Wye, now; by default until its result is in the answers.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::cli::BatchRun;
-use crate::client::{Client, body_of};
-use crate::terminal::{grouped, seconds, spinner};
+use crate::client::{Client, TryAgain, body_of};
+use crate::terminal::{grouped, say, seconds, spinner};
+
+/// How long the result may take into the answers.
+const SERVED_WITHIN: &str = "60s";
 
 /// Runs the command.
 ///
 /// # Errors
-/// When no Wye answers, or the run failed; as a try-again when another run was first.
+/// When no Wye answers, or the run failed; as a try-again when another run was first, or its result is not in the answers
+/// yet.
 pub(crate) async fn run(arguments: &BatchRun) -> Result<()> {
     let client = Client::find(&arguments.target)?;
+    let wait = if arguments.no_wait { "0s" } else { SERVED_WITHIN };
+    let body = serde_json::to_vec(&json!({ "force": arguments.force, "wait": wait }))?;
+    let headers = [("content-type", "application/json")];
     let bar = spinner("batch run");
-    let answer = async { body_of(client.post("/v1/batch-runs", &[], Vec::new()).await?).await }.await;
+    let answer = async { body_of(client.post("/v1/batch-runs", &headers, body).await?).await }.await;
     bar.finish_and_clear();
     let report: Value = serde_json::from_slice(&answer?).context("the answer is no report")?;
     if arguments.json {
-        println!("{report}");
-        return Ok(());
+        say(&report)?;
+    } else {
+        print_report(&report)?;
     }
+    if !arguments.no_wait && report.get("served").and_then(Value::as_bool) == Some(false) {
+        let message = format!(
+            "the run is done, but its result is not in the answers after {SERVED_WITHIN}; see GET /readyz"
+        );
+        return Err(TryAgain(message).into());
+    }
+    Ok(())
+}
+
+fn print_report(report: &Value) -> Result<()> {
     let number = |key: &str| grouped(report.get(key).and_then(Value::as_u64).unwrap_or_default());
     let text = |key: &str| {
         report.get(key).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
     };
-    println!("outcome        {}", text("outcome").unwrap_or_default());
+    let outcome = text("outcome").unwrap_or_default();
+    say(format!("outcome        {:>12}", outcome.replace('_', " ")))?;
     for key in ["readings", "duplicates", "conflicts", "windows", "series"] {
-        println!("{key:<14} {:>12}", number(key));
+        say(format!("{key:<14} {:>12}", number(key)))?;
     }
     let duration = report.get("duration_ms").and_then(Value::as_f64).unwrap_or_default();
-    println!("duration       {:>12}", seconds(Duration::from_secs_f64(duration / 1e3)));
+    say(format!("duration       {:>12}", seconds(Duration::from_secs_f64(duration / 1e3))))?;
+    if let Some(version) = report.get("version").and_then(Value::as_u64) {
+        let served = match report.get("served").and_then(Value::as_bool) {
+            Some(true) => "in the answers",
+            _ => "not in the answers yet",
+        };
+        say(format!("view version   {:>12}   {served}", grouped(version)))?;
+    }
     if let Some(horizon) = report.get("horizon").and_then(Value::as_object) {
         let parts: Vec<String> =
-            horizon.iter().map(|(partition, offset)| format!("{partition}: {offset}")).collect();
-        println!("horizon        {} (kafka partition: offset)", parts.join(", "));
-    }
-    if let Some(version) = text("version") {
-        println!("view version   {version:>12}");
+            horizon.iter().map(|(partition, offset)| format!("{partition}:{offset}")).collect();
+        say(format!("horizon        {} (Kafka partition:offset)", parts.join(",")))?;
     }
     Ok(())
 }

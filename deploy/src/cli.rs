@@ -110,6 +110,12 @@ pub(crate) enum BatchCommand {
 /// `wye batch run`
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BatchRun {
+    /// Run even where nothing is new, and compute everything again
+    #[arg(long)]
+    pub force: bool,
+    /// Do not wait until the result is in the answers
+    #[arg(long)]
+    pub no_wait: bool,
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,

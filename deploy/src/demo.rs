@@ -18,7 +18,7 @@ use wye_domain::wire;
 
 use crate::cli::{Demo, Up};
 use crate::client::{Client, body_of};
-use crate::terminal::{grouped, program};
+use crate::terminal::{grouped, program, tell};
 use crate::up;
 
 /// How often readings are sent.
@@ -118,11 +118,11 @@ fn write_settings(data_dir: &Path, simulations: &[Simulation]) -> Result<PathBuf
 fn print_welcome(running: &up::Running, simulations: &[Simulation]) {
     let devices: usize =
         simulations.iter().map(|simulation| simulation.registry_toml().matches("[[device]]").count()).sum();
-    println!();
-    println!(
+    tell("");
+    tell(format!(
         "{devices} simulated devices report every second, some twice, some late. Try, in another terminal:"
-    );
-    println!();
+    ));
+    tell("");
     let (data_dir, wye) = (running.data_dir.display(), program());
     let base = format!("http://{}", running.address);
     for command in [
@@ -136,9 +136,9 @@ fn print_welcome(running: &up::Running, simulations: &[Simulation]) {
         ),
         format!("{wye} batch run --data-dir {data_dir}"),
     ] {
-        println!("  {command}");
+        tell(format!("  {command}"));
     }
-    println!();
+    tell("");
 }
 
 /// Sends what the simulations hand out, and compares, until cancelled.
@@ -158,7 +158,7 @@ async fn feed(client: &Client, simulations: &mut [Simulation], cancel: &Cancella
         if Instant::now() >= next_check {
             next_check = Instant::now() + CHECK;
             match compare(client, simulations).await {
-                Ok(outcome) => println!("{outcome}"),
+                Ok(outcome) => tell(outcome),
                 Err(error) => warn!(%error, "cannot compare with the truth"),
             }
             for simulation in simulations.iter_mut() {

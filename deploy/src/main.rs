@@ -58,6 +58,7 @@ fn main() -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<terminal::ReaderGone>() => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("wye: {error:#}");
             if error.downcast_ref::<client::TryAgain>().is_some() {

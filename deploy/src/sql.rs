@@ -1,13 +1,20 @@
-//! `wye sql`: a query on a running Wye, printed as a table.
+//! `wye sql`: a query on a running Wye, printed as a table, or as the server writes it.
+//!
+//! What is printed is printed while it comes. When nobody reads any more, the answer is dropped and the query ends.
 
-use std::io::{Read, Write};
+use std::io::Read;
 
 use anyhow::{Context, Result};
+use arrow::array::RecordBatch;
 use arrow::ipc::reader::StreamReader;
 use arrow::util::pretty::pretty_format_batches;
+use reqwest::Response;
+use serde_json::json;
+use wye_serving::http::readable;
 
 use crate::cli::{Format, Sql};
 use crate::client::{Client, body_of};
+use crate::terminal::{grouped, say, write_all};
 
 /// More rows than this are not laid out as a table.
 const MOST_TABLE_ROWS: usize = 10_000;
@@ -23,47 +30,83 @@ pub(crate) async fn run(arguments: &Sql) -> Result<()> {
         query.clear();
         std::io::stdin().read_to_string(&mut query).context("cannot read the query from standard input")?;
     }
-    let accept = match arguments.format {
-        Format::Table => "application/vnd.apache.arrow.stream",
-        Format::Csv => "text/csv",
-        Format::Json => "application/json",
-    };
-    let body = serde_json::to_vec(&serde_json::json!({ "sql": query }))?;
-    let headers = [("content-type", "application/json"), ("accept", accept)];
-    let answer = body_of(client.post("/v1/sql", &headers, body).await?).await?;
-    if arguments.format != Format::Table {
-        let mut out = std::io::stdout().lock();
-        out.write_all(&answer).context("cannot write the result")?;
-        if !answer.ends_with(b"\n") {
-            out.write_all(b"\n").context("cannot write the result")?;
+    let (accept, request) = match arguments.format {
+        // One row more than is shown says that there are more.
+        Format::Table => {
+            ("application/vnd.apache.arrow.stream", json!({ "sql": query, "limit": MOST_TABLE_ROWS + 1 }))
         }
-        return Ok(());
+        Format::Csv => ("text/csv", json!({ "sql": query })),
+        Format::Json => ("application/json", json!({ "sql": query })),
+    };
+    let headers = [("content-type", "application/json"), ("accept", accept)];
+    let answer = client.post("/v1/sql", &headers, serde_json::to_vec(&request)?).await?;
+    match arguments.format {
+        Format::Table => print_table(answer).await,
+        Format::Csv | Format::Json => print_as_it_comes(answer).await,
     }
+}
+
+async fn print_as_it_comes(mut answer: Response) -> Result<()> {
+    if !answer.status().is_success() {
+        return body_of(answer).await.map(drop);
+    }
+    let mut last = None;
+    while let Some(piece) =
+        answer.chunk().await.context("the answer broke off; the log of the server says why")?
+    {
+        write_all(&piece)?;
+        last = piece.last().copied().or(last);
+    }
+    if last == Some(b'\n') { Ok(()) } else { write_all(b"\n") }
+}
+
+async fn print_table(answer: Response) -> Result<()> {
+    let note = incomplete(&answer);
+    let answer = body_of(answer).await?;
     let batches = StreamReader::try_new(answer.as_slice(), None)
         .and_then(|reader| {
             let schema = reader.schema();
             let mut batches = reader.collect::<Result<Vec<_>, _>>()?;
             if batches.is_empty() {
-                batches.push(arrow::array::RecordBatch::new_empty(schema));
+                batches.push(RecordBatch::new_empty(schema));
             }
             Ok(batches)
         })
         .context("the answer is no Arrow stream")?;
-    let rows: usize = batches.iter().map(|batch| batch.num_rows()).sum();
+    let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
     let mut shown = Vec::new();
     let mut left = MOST_TABLE_ROWS;
     for batch in &batches {
         let take = batch.num_rows().min(left);
-        shown.push(batch.slice(0, take));
+        shown.push(readable(&batch.slice(0, take)));
         left -= take;
     }
-    println!("{}", pretty_format_batches(&shown)?);
+    say(pretty_format_batches(&shown)?)?;
     match rows {
-        1 => println!("1 row"),
+        1 => say("1 row")?,
         rows if rows > MOST_TABLE_ROWS => {
-            println!("{rows} rows, the first {MOST_TABLE_ROWS} shown; --format csv gives them all");
+            let shown = grouped(MOST_TABLE_ROWS as u64);
+            say(format!(
+                "the first {shown} rows; there are more: add a LIMIT or a condition, or take them all by --format csv"
+            ))?;
         }
-        rows => println!("{rows} rows"),
+        rows => say(format!("{} rows", grouped(rows as u64)))?,
     }
-    Ok(())
+    note.map_or(Ok(()), say)
+}
+
+/// What a person should know of an answer that lacks readings.
+fn incomplete(answer: &Response) -> Option<String> {
+    let header = |name: &str| answer.headers().get(name)?.to_str().ok();
+    if header("wye-complete")? == "true" {
+        return None;
+    }
+    Some(match header("wye-lacking")?.parse::<u64>() {
+        Ok(0) | Err(_) => "incomplete: SELECT * FROM coverage says why".to_owned(),
+        Ok(lacking) => format!(
+            "incomplete: {} records of the log are not in it, the oldest for {} s; SELECT * FROM coverage says more",
+            grouped(lacking),
+            header("wye-lacking-seconds")?
+        ),
+    })
 }

@@ -1,12 +1,49 @@
-//! Numbers and bars as people read them on a terminal.
+//! What people see on a terminal: lines, numbers, bars.
 
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
+use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// The program as it was called, for commands that people copy.
 pub(crate) fn program() -> String {
     std::env::args().next().unwrap_or_else(|| "wye".to_owned())
+}
+
+/// Nobody reads what the program prints any more, as in `wye sql ... | head`; the command then ends quietly.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads the output")]
+pub(crate) struct ReaderGone;
+
+/// Writes a line to standard output.
+///
+/// # Errors
+/// [`ReaderGone`], or when it cannot be written.
+pub(crate) fn say(line: impl Display) -> Result<()> {
+    write_all(format!("{line}\n").as_bytes())
+}
+
+/// Writes bytes to standard output.
+///
+/// # Errors
+/// As [`say`].
+pub(crate) fn write_all(bytes: &[u8]) -> Result<()> {
+    written(std::io::stdout().lock().write_all(bytes))
+}
+
+/// Writes a line for whoever may look; a program that serves goes on where nobody does.
+pub(crate) fn tell(line: impl Display) {
+    // There is nobody to tell of a failure either.
+    let _ = say(line);
+}
+
+fn written(outcome: std::io::Result<()>) -> Result<()> {
+    match outcome {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+        other => other.context("cannot write to standard output"),
+    }
 }
 
 /// Groups the digits of a number by thousands.
@@ -52,6 +89,13 @@ pub(crate) fn spinner(message: &'static str) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reader_that_is_gone_is_told_from_other_failures() {
+        let failed = |kind: ErrorKind| written(Err(kind.into())).unwrap_err();
+        assert!(failed(ErrorKind::BrokenPipe).is::<ReaderGone>());
+        assert!(!failed(ErrorKind::StorageFull).is::<ReaderGone>());
+    }
 
     #[test]
     fn numbers_are_readable() {

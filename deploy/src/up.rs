@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +22,11 @@ use wye_batch::schedule::{self, BatchHandle, Schedule};
 use wye_batch::telemetry::BatchTelemetry;
 use wye_broker::{Broker, BrokerConfig, BrokerError};
 use wye_domain::ErrorKind;
+use wye_domain::definition::Definition;
+use wye_domain::registry::Registry;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
-use wye_runtime::config::{Config, DEFAULTS, definition_error};
+use wye_runtime::config::{Config, ConfigError, DEFAULTS, definition_error};
 use wye_runtime::telemetry::Telemetry;
 use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger, Probe};
 use wye_serving::serving::{Serving, ServingConfig, ServingParts};
@@ -37,7 +39,7 @@ use wye_tables::store::TableRoot;
 
 use crate::cli::Up;
 use crate::client::ADDRESS_FILE;
-use crate::terminal::program;
+use crate::terminal::{program, say, tell};
 
 /// How long requests under way may take once the end was asked for.
 const HTTP_PATIENCE: Duration = Duration::from_secs(10);
@@ -68,24 +70,23 @@ pub(crate) struct Running {
 /// One line that says what to do.
 pub(crate) async fn run(arguments: &Up) -> Result<()> {
     if arguments.print_defaults {
-        print!("{DEFAULTS}");
-        return Ok(());
+        return say(DEFAULTS.trim_end());
     }
     let cancel = CancellationToken::new();
     let mut signals = JoinSet::new();
     signals.spawn(wye_runtime::shutdown::cancel_on_signal(cancel.clone()));
     let running = start(arguments, &cancel).await?;
-    println!();
-    println!("Try, in another terminal:");
-    println!();
+    tell("");
+    tell("Try, in another terminal:");
+    tell("");
     let data_dir = running.data_dir.display();
-    println!(
+    tell(format!(
         "  curl http://{}/v1/readings -d '{{\"device_id\": \"pump-1\", \"metric\": \"temperature\", \"value\": 21.5, \"event_time\": \"{}\"}}'",
         running.address,
         chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
-    );
-    println!("  {} sql --data-dir {data_dir} \"SELECT * FROM unified_metrics\"", program());
-    println!();
+    ));
+    tell(format!("  {} sql --data-dir {data_dir} \"SELECT * FROM unified_metrics\"", program()));
+    tell("");
     cancel.cancelled().await;
     running.stop().await
 }
@@ -168,28 +169,31 @@ pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<
         }
     }
     write_address(data_dir, ADDRESS_FILE, &address.to_string())?;
-    println!("Wye is up");
-    println!("  API        http://{address}");
-    println!("  Kafka      {}", log.config().bootstrap_servers);
-    println!("  data       {}", data_dir.display());
+    tell("Wye is up");
+    tell(format!("  API        http://{address}"));
+    tell(format!("  Kafka      {}", log.config().bootstrap_servers));
+    tell(format!("  data       {}", data_dir.display()));
     Ok(running)
 }
 
 /// Reads and checks everything that can be wrong before anything is started.
 fn check(arguments: &Up) -> Result<Setup> {
+    if arguments.data_dir.as_os_str().is_empty() {
+        bail!("--data-dir is empty; write for example --data-dir wye-data");
+    }
     let file = arguments.config.as_deref();
     let config = Config::load(file, std::env::vars())?;
-    let registry = Arc::new(config.registry(file)?);
-    let definitions = config.definitions(file)?;
-    let names: Vec<String> = definitions.iter().map(|definition| definition.name.clone()).collect();
-    let plans = MetricPlans::new(definitions, registry).map_err(|error| {
-        let index = names.iter().position(|name| *name == error.metric).unwrap_or(0);
-        definition_error(file, index, error.key, &error.to_string())
-    })?;
+    let mut problems = Vec::new();
+    let registry = config.registry(file).map_err(|error| problems.push(error));
+    let definitions = config.definitions(file).map_err(|error| problems.push(error));
+    let plans = match (definitions, registry) {
+        (Ok(definitions), Ok(registry)) => plan(definitions, registry, file, &mut problems),
+        _ => None,
+    };
     let listen = arguments.http.as_deref().unwrap_or(&config.http.listen);
-    let listen: SocketAddr = listen
-        .parse()
-        .map_err(|_| anyhow!("{listen:?} is no address to listen on; write for example 127.0.0.1:8080"))?;
+    let listen = address(listen).map_err(|error| problems.push(error));
+    ConfigError::all(problems)?;
+    let (Some(plans), Ok(listen)) = (plans, listen) else { bail!("the settings cannot be used") };
     if !listen.ip().is_loopback() && !config.http.allow_remote {
         bail!(
             "{listen} can be reached from other machines, and Wye asks nobody who they are; listen on 127.0.0.1, or set \
@@ -202,6 +206,47 @@ fn check(arguments: &Up) -> Result<Setup> {
     };
     let properties = config.log.client_properties(file)?;
     Ok(Setup { config, plans: Arc::new(plans), listen, acceptance, properties })
+}
+
+/// Plans the definitions; what is wrong with any of them is added to the problems.
+fn plan(
+    definitions: Vec<Definition>,
+    registry: Registry,
+    file: Option<&Path>,
+    problems: &mut Vec<ConfigError>,
+) -> Option<MetricPlans> {
+    let registry = Arc::new(registry);
+    let wrong = problems.len();
+    for (index, definition) in definitions.iter().enumerate() {
+        if let Err(error) = MetricPlans::new(vec![definition.clone()], Arc::clone(&registry)) {
+            problems.push(definition_error(file, index, error.key, &error.to_string()));
+        }
+    }
+    if problems.len() > wrong {
+        return None;
+    }
+    let names: Vec<String> = definitions.iter().map(|definition| definition.name.clone()).collect();
+    let planned = MetricPlans::new(definitions, registry).map_err(|error| {
+        let index = names.iter().rposition(|name| *name == error.metric).unwrap_or(0);
+        problems.push(definition_error(file, index, error.key, &error.to_string()));
+    });
+    planned.ok()
+}
+
+/// Finds the address of `HOST:PORT`; where a name such as `localhost` has several, that of IPv4.
+fn address(text: &str) -> Result<SocketAddr, ConfigError> {
+    let refuse = |problem: String| ConfigError::Parse {
+        place: "the address of the API".to_owned(),
+        problem: format!("{text:?} {problem}; write for example 127.0.0.1:8080 or localhost:8080"),
+    };
+    if !text.contains(':') {
+        return Err(refuse("is no HOST:PORT".to_owned()));
+    }
+    let found =
+        text.to_socket_addrs().map_err(|error| refuse(format!("is no address to listen on ({error})")))?;
+    let mut found: Vec<SocketAddr> = found.collect();
+    found.sort_by_key(|address| address.is_ipv6());
+    found.first().copied().ok_or_else(|| refuse("has no address".to_owned()))
 }
 
 fn lock(data_dir: &Path) -> Result<File> {
@@ -399,7 +444,51 @@ impl Running {
         if let Some(broker) = self.broker {
             broker.stop().await;
         }
-        println!("Wye has stopped");
+        tell("Wye has stopped");
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(config: &str, http: &str) -> String {
+        let file =
+            std::env::temp_dir().join(format!("wye-up-test-{}-{:x}.toml", std::process::id(), config.len()));
+        std::fs::write(&file, config).unwrap();
+        let up = Up {
+            data_dir: "data".into(),
+            config: Some(file.clone()),
+            http: Some(http.to_owned()),
+            print_defaults: false,
+        };
+        let outcome = check(&up);
+        std::fs::remove_file(file).unwrap();
+        outcome.map(|_| ()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn localhost_is_an_address() {
+        let address = address("localhost:8080").unwrap();
+        assert!(address.ip().is_loopback() && address.is_ipv4());
+        assert_eq!(address.port(), 8080);
+    }
+
+    #[test]
+    fn all_definitions_that_cannot_be_planned_are_named_at_once() {
+        let config =
+            "[[metric]]\nname = \"a\"\nwhere = \"value >\"\n[[metric]]\nname = \"b\"\nvalue = \"upper(\"\n";
+        let message = refused(config, "nowhere");
+        for word in ["3 settings", "line 3", "line 6", "\"nowhere\"", "localhost:8080"] {
+            assert!(message.contains(word), "{word}: {message}");
+        }
+    }
+
+    #[test]
+    fn views_of_two_metrics_cannot_have_one_name() {
+        let config = "[[metric]]\nname = \"a\"\nrollups = [\"1h\"]\n[[metric]]\nname = \"b\"\n[[metric]]\nname = \"a_1h\"\n";
+        let message = refused(config, "127.0.0.1:0");
+        assert!(message.contains("line 7") && message.contains("\"a\""), "{message}");
     }
 }

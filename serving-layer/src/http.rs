@@ -31,6 +31,8 @@ use futures::future::BoxFuture;
 use wye_domain::ErrorKind;
 use wye_runtime::telemetry::Telemetry;
 
+pub use encode::readable;
+
 use crate::hub::Hub;
 use crate::sql::SqlEngine;
 use crate::telemetry::Instruments;
@@ -44,8 +46,7 @@ pub type BatchTrigger =
 pub type Probe = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
 /// What a batch run is asked for.
-#[derive(Clone, Copy, Debug, Default, serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct BatchRequest {
     /// Whether to recompute even where nothing is new.
     pub force: bool,

@@ -3,9 +3,10 @@
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::RecordBatch;
+use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, RecordBatchOptions, StringArray};
+use arrow::compute::cast;
 use arrow::csv;
-use arrow::datatypes::Schema;
+use arrow::datatypes::{DataType, Field, Schema};
 use arrow::error::ArrowError;
 use arrow::ipc::writer::StreamWriter;
 use arrow::json;
@@ -76,8 +77,8 @@ impl Encoder {
     /// The bytes of some rows, and of whatever comes before them.
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<Bytes, ArrowError> {
         match &mut self.writer {
-            Writer::Json(writer) => writer.write(batch)?,
-            Writer::Csv(writer) => writer.write(batch)?,
+            Writer::Json(writer) => writer.write(&readable(batch))?,
+            Writer::Csv(writer) => writer.write(&readable(batch))?,
             Writer::Arrow(writer) => writer.write(batch)?,
         }
         Ok(self.pipe.take())
@@ -92,6 +93,42 @@ impl Encoder {
         }
         drop(self.writer);
         Ok(self.pipe.take())
+    }
+}
+
+/// Rows as people read them: bytes as text where they are text, else as `\\x` and hexadecimal digits.
+pub fn readable(batch: &RecordBatch) -> RecordBatch {
+    let (mut fields, mut columns) = (Vec::new(), Vec::new());
+    for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+        let bytes =
+            is_bytes(column.data_type()).then(|| cast(column, &DataType::LargeBinary)).and_then(Result::ok);
+        let Some(bytes) = bytes else {
+            fields.push(Arc::clone(field));
+            columns.push(Arc::clone(column));
+            continue;
+        };
+        let texts = bytes.as_binary::<i64>().iter().map(|bytes| bytes.map(text_of));
+        columns.push(Arc::new(texts.collect::<StringArray>()) as ArrayRef);
+        fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, field.is_nullable())));
+    }
+    let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
+    RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)
+        .expect("every column has its field's type and the length of the batch")
+}
+
+fn is_bytes(data_type: &DataType) -> bool {
+    matches!(
+        data_type,
+        DataType::Binary | DataType::LargeBinary | DataType::BinaryView | DataType::FixedSizeBinary(_)
+    )
+}
+
+/// Bytes as text; `\\x` and hexadecimal digits where they are none.
+fn text_of(bytes: &[u8]) -> String {
+    let shown = |c: char| !c.is_control() || matches!(c, '\n' | '\r' | '\t');
+    match std::str::from_utf8(bytes) {
+        Ok(text) if text.chars().all(shown) => text.to_owned(),
+        _ => bytes.iter().fold("\\x".to_owned(), |text, byte| text + &format!("{byte:02x}")),
     }
 }
 
@@ -113,5 +150,30 @@ impl Write for Pipe {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::BinaryArray;
+
+    use super::*;
+
+    #[test]
+    fn bytes_are_text_where_they_are_text() {
+        let payload = BinaryArray::from_opt_vec(vec![
+            Some(b"{\"value\": 1}"),
+            Some(b"\xff\x00{"),
+            Some(b"a\x00b"),
+            None,
+            Some("Grüße\n".as_bytes()),
+        ]);
+        let batch = RecordBatch::try_from_iter([("payload", Arc::new(payload) as ArrayRef)]).unwrap();
+        let shown = readable(&batch);
+        let shown: Vec<Option<&str>> = shown.column(0).as_string::<i32>().iter().collect();
+        assert_eq!(
+            shown,
+            [Some("{\"value\": 1}"), Some("\\xff007b"), Some("\\x610062"), None, Some("Grüße\n")]
+        );
     }
 }

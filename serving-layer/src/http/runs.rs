@@ -1,31 +1,53 @@
-//! `POST /v1/batch-runs`: a batch run by hand, done by whoever runs beside this layer.
+//! `POST /v1/batch-runs`: a batch run by hand, done by whoever runs beside this layer; answered once its result is in
+//! the answers, or after a wait.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::time::Instant;
 use wye_domain::ErrorKind;
 
 use super::error::ApiError;
+use super::wait::bounded;
 use super::{Api, BatchRequest};
 
-pub(super) async fn run(
-    State(api): State<Arc<Api>>,
-    body: Bytes,
-) -> Result<Json<serde_json::Value>, ApiError> {
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Body {
+    /// Whether to run even where nothing is new.
+    force: bool,
+    /// How long to wait until the result is in the answers, such as `10s`; by default as long as is allowed.
+    wait: Option<String>,
+}
+
+pub(super) async fn run(State(api): State<Arc<Api>>, body: Bytes) -> Result<Json<Value>, ApiError> {
     let Some(trigger) = &api.batch_trigger else {
         return Err(ApiError::new(
             ErrorKind::NotFound,
             "no batch layer runs in this process; use wye batch run",
         ));
     };
-    let request = if body.is_empty() {
-        BatchRequest::default()
+    let body = if body.is_empty() {
+        Body::default()
     } else {
         serde_json::from_slice(&body).map_err(|error| {
-            ApiError::invalid(format!("the body must be like {{\"force\": true}}, or empty: {error}"))
+            ApiError::invalid(format!(
+                "the body must be like {{\"force\": true, \"wait\": \"10s\"}}, or empty: {error}"
+            ))
         })?
     };
-    trigger(request).await.map(Json).map_err(|refusal| ApiError::new(refusal.kind, refusal.message))
+    let wait = bounded(body.wait.as_deref(), api.max_wait, api.max_wait)?;
+    let mut report = trigger(BatchRequest { force: body.force })
+        .await
+        .map_err(|refusal| ApiError::new(refusal.kind, refusal.message))?;
+    let version = report.get("version").and_then(Value::as_u64);
+    if let (Some(version), Some(fields)) = (version, report.as_object_mut()) {
+        let served = api.hub.until_version(version, Instant::now() + wait).await;
+        fields.insert("served".to_owned(), Value::Bool(served));
+    }
+    Ok(Json(report))
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arrow::array::RecordBatch;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::HeaderMap;
@@ -31,6 +32,8 @@ struct Request {
     sql: String,
     after: Option<String>,
     wait: Option<String>,
+    /// So many rows are enough: the query ends with them.
+    limit: Option<usize>,
 }
 
 pub(super) async fn sql(
@@ -59,7 +62,7 @@ pub(super) async fn sql(
     };
     let covered = coverage_headers(&rows.coverage);
     let (sender, mut pieces) = mpsc::channel(AHEAD);
-    api.engine.runtime().start(encode(format, rows, sender));
+    api.engine.runtime().start(encode(format, rows, request.limit.unwrap_or(usize::MAX), sender));
     // A query that fails before its first row is an error of its own and no broken answer.
     let first = match pieces.recv().await {
         None => return Err(ServingError::Stopping.into()),
@@ -91,7 +94,14 @@ fn coverage_headers(coverage: &Coverage) -> [(&'static str, String); 5] {
     ]
 }
 
-async fn encode(format: Format, mut rows: Rows, sender: mpsc::Sender<Result<Bytes, ServingError>>) {
+/// Writes rows until there are no more, or enough.
+async fn encode(
+    format: Format,
+    mut rows: Rows,
+    enough: usize,
+    sender: mpsc::Sender<Result<Bytes, ServingError>>,
+) {
+    let mut left = enough;
     let failed = |source| ServingError::Run { source: Box::new(DataFusionError::from(source)) };
     let mut encoder = match Encoder::new(format, &rows.schema) {
         Ok(encoder) => encoder,
@@ -102,7 +112,9 @@ async fn encode(format: Format, mut rows: Rows, sender: mpsc::Sender<Result<Byte
         }
     };
     while let Some(batch) = rows.batches.recv().await {
-        let piece = batch.and_then(|batch| encoder.write(&batch).map_err(failed));
+        let wanted = batch.map(|batch| batch.slice(0, batch.num_rows().min(left)));
+        left -= wanted.as_ref().map_or(0, RecordBatch::num_rows);
+        let piece = wanted.and_then(|batch| encoder.write(&batch).map_err(failed));
         let ended = piece.is_err();
         // What an encoder keeps back comes with the next batch.
         if matches!(&piece, Ok(bytes) if bytes.is_empty()) {
@@ -111,6 +123,10 @@ async fn encode(format: Format, mut rows: Rows, sender: mpsc::Sender<Result<Byte
         if sender.send(piece).await.is_err() || ended {
             return;
         }
+        if left == 0 {
+            break;
+        }
     }
+    drop(rows);
     let _ = sender.send(encoder.finish().map_err(failed)).await;
 }

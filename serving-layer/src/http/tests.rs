@@ -30,7 +30,7 @@ impl Client {
         let looked = Arc::new(AtomicBool::new(false));
         let trigger: BatchTrigger = Arc::new(|request| {
             let outcome = match request.force {
-                true => Ok(json!({"outcome": "committed"})),
+                true => Ok(json!({"outcome": "committed", "version": 0})),
                 false => Err(BatchRefusal {
                     kind: ErrorKind::Conflict,
                     message: "another run was first".to_owned(),
@@ -251,14 +251,19 @@ async fn health_definitions_and_batch_runs() {
     let (status, body) = client.get("/readyz").await;
     assert_eq!((status, &body["message"]), (503, &json!("Kafka partition 0 has no owner")));
     *client.trouble.lock().unwrap() = None;
-    client.fill().await;
+    let run =
+        |body: &'static str| client.send(Request::post("/v1/batch-runs").body(Body::from(body)).unwrap());
+    let served = async |body: &'static str| -> Value {
+        let bytes = to_bytes(run(body).await.into_body(), usize::MAX).await.unwrap();
+        serde_json::from_slice::<Value>(&bytes).unwrap()["served"].clone()
+    };
+    assert_eq!(served(r#"{"force": true, "wait": "0s"}"#).await, json!(false));
+    let waiting = served(r#"{"force": true}"#);
+    assert_eq!(tokio::join!(waiting, client.fill()).0, json!(true));
     let (_, body) = client.get("/v1/metrics").await;
     assert_eq!(body["metrics"][0]["metrics"], json!(["t"]));
     assert_eq!(body["metrics"][1]["dimensions"][0]["name"], "line");
-    let run =
-        |body: &'static str| client.send(Request::post("/v1/batch-runs").body(Body::from(body)).unwrap());
     assert_eq!(run("").await.status(), 409);
-    assert_eq!(run(r#"{"force": true}"#).await.status(), 200);
     assert_eq!(run("nonsense").await.status(), 400);
 }
 
@@ -336,4 +341,21 @@ async fn a_question_waits_until_its_position_is_covered() {
         flush_through(&client.site.hub, 10, 14, &[]);
     };
     assert_eq!(tokio::join!(waiting, writing).0, (200, 200));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_ends_with_the_rows_that_are_enough() {
+    let client = Client::new().await;
+    let rows = async |limit: usize| {
+        // All of it would take minutes, and gigabytes.
+        let sql = "SELECT value FROM generate_series(1, 100000000000)";
+        let body = Body::from(json!({"sql": sql, "limit": limit}).to_string());
+        let request = Request::post("/v1/sql").header(ACCEPT, "application/json").body(body).unwrap();
+        let response = client.send(request).await;
+        assert_eq!(response.status(), 200);
+        let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+        serde_json::from_slice::<Vec<Value>>(&bytes).unwrap()
+    };
+    assert_eq!(rows(10_001).await.len(), 10_001);
+    assert_eq!(rows(0).await.len(), 0);
 }

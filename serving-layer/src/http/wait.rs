@@ -50,17 +50,7 @@ impl Patience {
             None => Position::default(),
             Some(text) => text.parse().map_err(|error| ApiError::invalid(format!("after: {error}")))?,
         };
-        let wait = match wait.or_else(|| header(WAIT)) {
-            None => DEFAULT_WAIT.min(longest),
-            Some(text) => duration(text)?,
-        };
-        if wait > longest {
-            return Err(ApiError::invalid(format!(
-                "wait: {} s is too long; at most {} s ([http] max_wait)",
-                wait.as_secs_f64(),
-                longest.as_secs_f64()
-            )));
-        }
+        let wait = bounded(wait.or_else(|| header(WAIT)), DEFAULT_WAIT.min(longest), longest)?;
         Ok(Self { after, wait, deadline: Instant::now() + wait })
     }
 
@@ -104,6 +94,23 @@ fn take_last(pairs: &mut Pairs, own: &str) -> Option<String> {
         std::mem::take(pairs).into_iter().partition(|(name, _)| name == own);
     *pairs = others;
     taken.into_iter().next_back().map(|(_, value)| value)
+}
+
+/// Reads how long to wait; at most `longest`.
+pub(super) fn bounded(
+    text: Option<&str>,
+    default: Duration,
+    longest: Duration,
+) -> Result<Duration, ApiError> {
+    let wait = text.map_or(Ok(default), duration)?;
+    if wait > longest {
+        return Err(ApiError::invalid(format!(
+            "wait: {} s is too long; at most {} s ([http] max_wait)",
+            wait.as_secs_f64(),
+            longest.as_secs_f64()
+        )));
+    }
+    Ok(wait)
 }
 
 /// Reads `250ms`, `10s` or `0`.

@@ -209,6 +209,22 @@ const RESERVED: [&str; 39] = [
     "last_updated",
 ];
 
+/// The tables that SQL has beside the views of metrics. A metric of such a name would have no view.
+pub const TABLES: [&str; 12] = [
+    "readings",
+    "realtime_metrics",
+    "batch_metrics",
+    "unified_series",
+    "unified_metrics",
+    "unified_metrics_classic",
+    "late_readings",
+    "dead_letters",
+    "batch_runs",
+    "coverage",
+    "devices",
+    "alerts",
+];
+
 impl Definition {
     /// The default: every device and reading name, one-minute windows.
     pub fn family() -> Self {
@@ -262,6 +278,20 @@ impl Definition {
                 "name",
                 format!("{:?} is not a name", config.name),
                 "use letters, digits and _, starting with a letter, or \"*\" for one metric per reading name",
+            ));
+        }
+        let taken = if TABLES.contains(&config.name.as_str()) {
+            Some("a table")
+        } else if RESERVED.contains(&config.name.as_str()) {
+            Some("a column")
+        } else {
+            None
+        };
+        if let Some(taken) = taken {
+            return Err(fail(
+                "name",
+                format!("{:?} is {taken} of Wye's own", config.name),
+                &format!("write for example \"{}_of_line\"", config.name),
             ));
         }
         let default_by = if family {
@@ -414,6 +444,17 @@ mod tests {
             message(&MetricConfig { by: Some(vec!["count".into()]), ..config("m") })
                 .contains("AS another_name")
         );
+    }
+
+    #[test]
+    fn a_metric_cannot_have_the_name_of_a_table_or_column() {
+        for name in TABLES.iter().chain(&["count", "window_start"]) {
+            let message = Definition::check(&config(name)).unwrap_err().to_string();
+            assert!(
+                message.contains("of Wye's own") && message.contains(&format!("{name}_of_line")),
+                "{message}"
+            );
+        }
     }
 
     #[test]

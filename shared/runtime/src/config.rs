@@ -1,4 +1,4 @@
-//! Configuration: what was written, read strictly, with the place of every mistake.
+//! Configuration: what was written, read strictly, with the place of every mistake, all of them at once.
 //!
 //! Order: defaults (`default.toml`, the reference) < file < environment. Flags are applied by the program. Durations
 //! are written `"30s"`, sizes `"64MiB"`.
@@ -15,6 +15,11 @@ use wye_domain::registry::{Registry, RegistryConfig};
 /// The embedded reference of all settings.
 pub const DEFAULTS: &str = include_str!("default.toml");
 
+mod rules;
+mod written;
+
+use written::Written;
+
 /// The prefix of environment variables; the section and the key follow, parted by two underscores.
 pub const ENVIRONMENT_PREFIX: &str = "WYE_";
 
@@ -29,14 +34,36 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// A file or variable holds something else than settings.
+    /// A file or variable holds something else than settings, or a setting that cannot work.
     #[error("{place}: {problem}")]
     Parse {
-        /// The file, or the environment variable.
+        /// The file with the line, or the environment variable.
         place: String,
-        /// What is wrong, with the line for a file.
+        /// What is wrong, and what to write instead.
         problem: String,
     },
+    /// Several of them.
+    #[error("{} settings cannot be used:{}", .0.len(), listed(.0))]
+    Several(Vec<ConfigError>),
+}
+
+impl ConfigError {
+    /// All problems as one error; `Ok` where there is none.
+    ///
+    /// # Errors
+    /// The problem, or all of them.
+    pub fn all(mut problems: Vec<Self>) -> Result<(), Self> {
+        match problems.len() {
+            0 => Ok(()),
+            1 => Err(problems.remove(0)),
+            _ => Err(Self::Several(problems)),
+        }
+    }
+}
+
+/// One problem a line.
+fn listed(problems: &[ConfigError]) -> String {
+    problems.iter().map(|problem| format!("\n  {problem}")).collect()
 }
 
 /// All settings; see `default.toml` for units, defaults and reasons.
@@ -204,43 +231,40 @@ pub struct BatchSection {
 
 impl Config {
     /// Reads the defaults, the file if one is given, and the environment's variables (all of them; others than
-    /// Wye's are passed over).
+    /// Wye's are passed over), and checks that every setting can work.
     ///
     /// # Errors
-    /// [`ConfigError`] naming the file and line, or the variable.
+    /// [`ConfigError`] naming file and line or variable, and what to write instead, for all problems at once.
     pub fn load(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
     ) -> Result<Self, ConfigError> {
-        let mut settings: toml::Table = toml::from_str(DEFAULTS).expect("the embedded defaults are TOML");
-        let mut place = "the defaults".to_owned();
+        let mut written = Written::default();
         if let Some(path) = file {
             let text = std::fs::read_to_string(path)
                 .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-            place = path.display().to_string();
-            let table: toml::Table =
-                toml::from_str(&text).map_err(|error| parse_error(&place, &text, &error))?;
-            overlay(&mut settings, table);
-            check(&settings, &place).map_err(|error| with_line(error, &text))?;
+            written.take_file(path, &text)?;
         }
         for (variable, value) in environment {
-            let Some(path) = variable.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
-            let Some((section, key)) = path.split_once("__") else { continue };
-            let (section, key) = (section.to_lowercase(), key.to_lowercase());
-            let value = match settings.get(&section).and_then(|section| section.get(&key)) {
-                Some(toml::Value::Integer(_)) => {
-                    value.parse().map_or(toml::Value::String(value), toml::Value::Integer)
-                }
-                _ => toml::Value::String(value),
-            };
-            let single = toml::Table::from_iter([(
-                section,
-                toml::Value::Table(toml::Table::from_iter([(key, value)])),
-            )]);
-            overlay(&mut settings, single);
-            check(&settings, &format!("environment variable {variable}"))?;
+            written.take_variable(&variable, value);
         }
-        check(&settings, &place)
+        let (settings, mut problems) = written.finish();
+        let config = Self::deserialize(settings).map_err(|error| ConfigError::Parse {
+            place: "the settings".to_owned(),
+            problem: error.to_string().trim().replace('\n', " "),
+        });
+        let config = match config {
+            Ok(config) => config,
+            Err(error) => {
+                problems.errors.push(error);
+                return Err(ConfigError::Several(problems.errors));
+            }
+        };
+        for unworkable in rules::check(&config) {
+            problems.refuse(&unworkable);
+        }
+        ConfigError::all(problems.errors)?;
+        Ok(config)
     }
 
     /// Checks the metric definitions; `file` is where they were written.
@@ -248,22 +272,24 @@ impl Config {
     /// # Errors
     /// [`ConfigError`] naming file, line, key, problem and what to write instead.
     pub fn definitions(&self, file: Option<&Path>) -> Result<Vec<Definition>, ConfigError> {
-        self.metric
-            .iter()
-            .enumerate()
-            .map(|(index, metric)| {
-                Definition::check(metric).map_err(|error| {
-                    let key = error
-                        .to_string()
-                        .split("key \"")
-                        .nth(1)
-                        .and_then(|rest| rest.split('"').next())
-                        .unwrap_or("name")
-                        .to_owned();
-                    definition_error(file, index, &key, &error.to_string())
-                })
-            })
-            .collect()
+        let (mut definitions, mut problems): (Vec<Definition>, Vec<ConfigError>) = Default::default();
+        for (index, metric) in self.metric.iter().enumerate() {
+            match Definition::check(metric) {
+                Ok(definition) => definitions.push(definition),
+                Err(error) => {
+                    let text = error.to_string();
+                    let key = text.split("key \"").nth(1).and_then(|rest| rest.split('"').next());
+                    problems.push(definition_error(file, index, key.unwrap_or("name"), &text));
+                }
+            }
+        }
+        for (index, metric) in self.metric.iter().enumerate() {
+            if let Some(problem) = view_taken(&self.metric, &metric.name) {
+                problems.push(definition_error(file, index, "name", &problem));
+            }
+        }
+        ConfigError::all(problems)?;
+        Ok(definitions)
     }
 
     /// Reads the device registry that the settings name; relative to the configuration file's folder.
@@ -283,6 +309,21 @@ impl Config {
             toml::from_str(&text).map_err(|error| parse_error(&place, &text, &error))?;
         Registry::check(written).map_err(|error| ConfigError::Parse { place, problem: error.to_string() })
     }
+}
+
+/// What is wrong where a metric's name is the name of another one's view of a rollup.
+fn view_taken(others: &[MetricConfig], name: &str) -> Option<String> {
+    others.iter().find_map(|other| {
+        let view = other
+            .rollups
+            .iter()
+            .map(|rollup| format!("{}_{rollup}", other.name))
+            .find(|view| view == name)?;
+        Some(format!(
+            "{view:?} is the view of a rollup of the metric {:?}; give this one another name",
+            other.name
+        ))
+    })
 }
 
 /// An error in the n-th `[[metric]]` of a file, with the line of the key.
@@ -309,44 +350,6 @@ fn line_of_definition(text: &str, index: usize, key: &str) -> Option<usize> {
     Some(key_line.map_or(start, |(line, _)| line) + 1)
 }
 
-fn overlay(settings: &mut toml::Table, over: toml::Table) {
-    for (key, value) in over {
-        match (settings.get_mut(&key), value) {
-            (Some(toml::Value::Table(section)), toml::Value::Table(given)) if key != "client" => {
-                overlay(section, given);
-            }
-            (_, value) => {
-                settings.insert(key, value);
-            }
-        }
-    }
-}
-
-fn check(settings: &toml::Table, place: &str) -> Result<Config, ConfigError> {
-    Config::deserialize(settings.clone()).map_err(|error| ConfigError::Parse {
-        place: place.to_owned(),
-        problem: error.to_string().trim().replace('\n', " "),
-    })
-}
-
-/// The line of the first key that the problem names, where the text has it.
-fn with_line(error: ConfigError, text: &str) -> ConfigError {
-    let ConfigError::Parse { place, problem } = error else { return error };
-    let named: Vec<&str> = problem.split(['`', '"']).filter(|word| !word.trim().is_empty()).collect();
-    let line = named.iter().find_map(|word| {
-        let last = word.rsplit('.').next().unwrap_or(word).trim();
-        text.lines().position(|line| {
-            let line = line.trim_start();
-            line.strip_prefix(last).is_some_and(|rest| rest.trim_start().starts_with('='))
-                || line.trim_end() == format!("[{last}]")
-        })
-    });
-    match line {
-        Some(line) => ConfigError::Parse { place: format!("{place}, line {}", line + 1), problem },
-        None => ConfigError::Parse { place, problem },
-    }
-}
-
 fn parse_error(place: &str, text: &str, error: &toml::de::Error) -> ConfigError {
     let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
     let place = line.map_or_else(|| place.to_owned(), |line| format!("{place}, line {line}"));
@@ -370,7 +373,9 @@ fn byte_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Err
     let count: usize = digits
         .parse()
         .map_err(|_| serde::de::Error::custom(format!("{text:?} is no size; write for example \"64MiB\"")))?;
-    Ok(count * unit)
+    count
+        .checked_mul(unit)
+        .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is more than this machine can count")))
 }
 
 fn event_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
@@ -442,13 +447,15 @@ mod tests {
     fn mistakes_are_named_with_their_line() {
         for (text, words) in [
             ("[log\n", vec!["line 1"]),
-            ("\n[log]\nkafka_partition = 2\n", vec!["line 3", "kafka_partition"]),
-            ("[speed]\nflush_interval = 5\n", vec!["duration"]),
+            ("\n[log]\nkafka_partition = 2\n", vec!["line 3", "`kafka_partition`", "kafka_partitions"]),
+            ("[sped]\n", vec!["line 1", "[speed]"]),
+            ("[speed]\nflush_interval = 5\n", vec!["line 2", "flush_interval = \"100ms\""]),
             (
                 "[[metric]]\nname = \"a\"\n[[metric]]\nname = \"b\"\nwindow = \"soon\"\n",
                 vec!["line 5", "write for example"],
             ),
             ("[[metric]]\nname = \"a b\"\n", vec!["line 2", "letters"]),
+            ("[[metric]]\nname = \"a\"\n[[metric]]\nname = \"b\"\nwhen = \"x\"\n", vec!["line 5", "`when`"]),
         ] {
             let message = message(text);
             for word in words {
@@ -457,5 +464,56 @@ mod tests {
         }
         let bad = [("WYE_LOG__KAFKA_PARTITIONS".to_owned(), "many".to_owned())];
         assert!(Config::load(None, bad).unwrap_err().to_string().contains("WYE_LOG__KAFKA_PARTITIONS"));
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_refused_with_one_that_can() {
+        for (text, words) in [
+            ("[ingest]\nmax_body = \"0\"\n", ["line 2", "max_body = \"64MiB\""]),
+            ("[speed]\nflush_interval = \"0s\"\n", ["line 2", "flush_interval = \"100ms\""]),
+            ("[speed]\nepoch_interval = \"50ms\"\n", ["flush_interval (100ms)", "epoch_interval = \"10s\""]),
+            ("[log]\nkafka_partitions = 0\n", ["line 2", "kafka_partitions = 4"]),
+            ("[log]\nbootstrap_servers = \"kafka\"\n", ["\"kafka\"", "kafka-1:9092"]),
+            ("[http]\nlisten = \"8080\"\n", ["line 2", "localhost:8080"]),
+            ("[archive]\nmax_rows = 0\n", ["line 2", "max_rows = 1000000"]),
+            ("[archive]\ninterval = \"0s\"\n", ["line 2", "interval = \"2s\""]),
+            ("[batch]\nkeep_versions = \"0s\"\n", ["line 2", "keep_versions = \"15m\""]),
+            ("[ingest]\nmax_body = \"99999999999GiB\"\n", ["line 2", "64MiB"]),
+        ] {
+            let message = message(text);
+            for word in words {
+                assert!(message.contains(word), "{message}");
+            }
+        }
+        assert!(Config::load(Some(file("[batch]\ninterval = \"0s\"\n").path()), []).is_ok());
+    }
+
+    #[test]
+    fn all_problems_come_at_once_each_with_its_place() {
+        let file = file(
+            "[ingest]\nmax_body = \"0\"\n\n[speed]\nflush_interval = \"soon\"\nepoch = 1\n[[metric]]\nname = 7\n",
+        );
+        let environment = [
+            ("WYE_LOG__KAFKA_PARTITIONS".to_owned(), "0".to_owned()),
+            ("WYE_HTTP__ALLOW_REMOTE".to_owned(), "true".to_owned()),
+        ];
+        let message = Config::load(Some(file.path()), environment).unwrap_err().to_string();
+        assert!(message.starts_with("5 settings cannot be used:\n"), "{message}");
+        for word in ["line 2: ", "line 5: ", "line 6: ", "line 8: ", "variable WYE_LOG__KAFKA_PARTITIONS: "] {
+            assert!(message.contains(word), "{word}: {message}");
+        }
+    }
+
+    #[test]
+    fn every_kind_of_setting_can_come_from_the_environment() {
+        let environment = [
+            ("WYE_HTTP__ALLOW_REMOTE", "true"),
+            ("WYE_LOG__CLIENT", "{ \"client.id\" = \"x\" }"),
+            ("WYE_SPEED__DUPLICATE_ENTRIES", "7"),
+        ]
+        .map(|(variable, value)| (variable.to_owned(), value.to_owned()));
+        let config = Config::load(None, environment).unwrap();
+        assert!(config.http.allow_remote && config.log.client.contains_key("client.id"));
+        assert_eq!(config.speed.duplicate_entries, 7);
     }
 }

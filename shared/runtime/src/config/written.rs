@@ -1,0 +1,176 @@
+//! Settings as they were written: which file and line or which variable each came from, so that every problem can name
+//! its place. This file does not know what a setting means, nor which values can work.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::rules::Unworkable;
+use super::{Config, ConfigError, DEFAULTS, ENVIRONMENT_PREFIX, definition_error, parse_error};
+
+/// The section of metric definitions, which is a list.
+const METRIC: &str = "metric";
+
+/// The settings so far.
+pub(super) struct Written {
+    defaults: toml::Table,
+    settings: toml::Table,
+    problems: Problems,
+}
+
+/// What is wrong so far, and where each setting was written.
+#[derive(Default)]
+pub(super) struct Problems {
+    pub(super) errors: Vec<ConfigError>,
+    /// By section and key.
+    places: BTreeMap<(String, String), String>,
+}
+
+impl Default for Written {
+    fn default() -> Self {
+        let defaults: toml::Table = toml::from_str(DEFAULTS).expect("the embedded defaults are TOML");
+        Self { settings: defaults.clone(), defaults, problems: Problems::default() }
+    }
+}
+
+impl Written {
+    /// Takes in a file.
+    ///
+    /// # Errors
+    /// When it is no TOML at all; what is wrong with its settings is kept for later.
+    pub(super) fn take_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
+        let name = path.display().to_string();
+        let table: toml::Table = toml::from_str(text).map_err(|error| parse_error(&name, text, &error))?;
+        let place = |line: Option<usize>| match line {
+            Some(line) => format!("{name}, line {line}"),
+            None => name.clone(),
+        };
+        for (section, value) in table {
+            match value {
+                toml::Value::Array(metrics) if section == METRIC => self.take_metrics(path, metrics),
+                toml::Value::Table(given) if self.knows(&section) => {
+                    for (key, value) in given {
+                        let place = place(line_of(text, &section, &key));
+                        self.take(&section, &key, value, place);
+                    }
+                }
+                _ => {
+                    let header = [format!("[{section}]"), format!("[[{section}]]"), format!("{section} =")];
+                    let line = text.lines().position(|line| {
+                        header.iter().any(|header| line.trim_start().starts_with(header.as_str()))
+                    });
+                    let problem = self.no_section(&section);
+                    self.problems.add(place(line.map(|line| line + 1)), problem);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes in a variable of the environment, if it is one of Wye's.
+    pub(super) fn take_variable(&mut self, variable: &str, value: String) {
+        let Some((section, key)) =
+            variable.strip_prefix(ENVIRONMENT_PREFIX).and_then(|path| path.split_once("__"))
+        else {
+            return;
+        };
+        let (section, key) = (section.to_lowercase(), key.to_lowercase());
+        let place = format!("environment variable {variable}");
+        if !self.knows(&section) {
+            let problem = self.no_section(&section);
+            return self.problems.add(place, problem);
+        }
+        let plain =
+            |value: &str| toml::from_str::<toml::Table>(&format!("value = {value}")).ok()?.remove("value");
+        let value = match self.defaults[&section].get(&key) {
+            // A text needs no quotes there; a number, a truth or a table is written as in the file.
+            Some(toml::Value::String(_)) | None => toml::Value::String(value),
+            Some(_) => plain(&value).unwrap_or(toml::Value::String(value)),
+        };
+        self.take(&section, &key, value, place);
+    }
+
+    /// All settings, those that were refused at their defaults, and what is wrong.
+    pub(super) fn finish(self) -> (toml::Table, Problems) {
+        (self.settings, self.problems)
+    }
+
+    fn knows(&self, section: &str) -> bool {
+        self.defaults.get(section).is_some_and(toml::Value::is_table)
+    }
+
+    fn take(&mut self, section: &str, key: &str, value: toml::Value, place: String) {
+        let Some(default) = self.defaults[section].get(key) else {
+            let known = self.defaults[section].as_table().into_iter().flat_map(toml::Table::keys);
+            let known = known.map(String::as_str).collect::<Vec<_>>().join(", ");
+            let problem = format!("there is no setting `{key}` in [{section}]; there are {known}");
+            return self.problems.add(place, problem);
+        };
+        let mut alone = self.defaults.clone();
+        alone[section][key] = value.clone();
+        if let Err(error) = Config::deserialize(alone) {
+            let wrong = error.to_string();
+            let wrong = wrong.lines().next().unwrap_or_default();
+            let problem = format!(
+                "`{key}` in [{section}] cannot be {value}: {wrong}; write for example {key} = {default}"
+            );
+            return self.problems.add(place, problem);
+        }
+        self.settings[section][key] = value;
+        self.problems.places.insert((section.to_owned(), key.to_owned()), place);
+    }
+
+    fn take_metrics(&mut self, path: &Path, metrics: Vec<toml::Value>) {
+        let mut sound = Vec::new();
+        for (index, metric) in metrics.into_iter().enumerate() {
+            match wye_domain::definition::MetricConfig::deserialize(metric.clone()) {
+                Ok(_) => sound.push(metric),
+                Err(error) => {
+                    let problem = error.to_string().trim().replace('\n', " ");
+                    // serde names the key last, or first where there is no such key.
+                    let key = match problem.rsplit_once(" in `") {
+                        Some((_, key)) => key.trim_end_matches('`'),
+                        None => problem.split('`').nth(1).unwrap_or("name"),
+                    };
+                    self.problems.errors.push(definition_error(Some(path), index, key, &problem));
+                }
+            }
+        }
+        self.settings.insert(METRIC.to_owned(), toml::Value::Array(sound));
+    }
+
+    fn no_section(&self, section: &str) -> String {
+        let known: Vec<String> = self.defaults.keys().map(|known| format!("[{known}]")).collect();
+        format!("there is no section [{section}]; there are {} and [[{METRIC}]]", known.join(", "))
+    }
+}
+
+impl Problems {
+    /// Refuses a setting that cannot work, at the place where it was written.
+    pub(super) fn refuse(&mut self, unworkable: &Unworkable) {
+        let Unworkable { section, key, problem, example } = unworkable;
+        let written = self.places.get(&((*section).to_owned(), (*key).to_owned()));
+        let place = written.cloned().unwrap_or_else(|| "the defaults".to_owned());
+        self.add(place, format!("`{key}` in [{section}] {problem}; write for example {key} = {example}"));
+    }
+
+    fn add(&mut self, place: String, problem: String) {
+        self.errors.push(ConfigError::Parse { place, problem });
+    }
+}
+
+/// The 1-based line of a key in a section.
+fn line_of(text: &str, section: &str, key: &str) -> Option<usize> {
+    let mut inside = false;
+    for (number, line) in (1..).zip(text.lines().map(str::trim)) {
+        if line.starts_with('[') {
+            inside = line.trim_start_matches('[').split(']').next().map(str::trim) == Some(section);
+        } else if inside
+            && line.strip_prefix(key).is_some_and(|rest| rest.trim_start().starts_with(['=', '.']))
+        {
+            return Some(number);
+        }
+    }
+    None
+}
