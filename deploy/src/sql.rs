@@ -19,6 +19,9 @@ use crate::terminal::{grouped, say, write_all};
 /// More rows than this are not laid out as a table.
 const MOST_TABLE_ROWS: usize = 10_000;
 
+/// For so long (s) a reading is on its way into the answers as a rule.
+const USUAL: f64 = 0.5;
+
 /// Runs the command.
 ///
 /// # Errors
@@ -101,12 +104,13 @@ fn incomplete(answer: &Response) -> Option<String> {
     if header("wye-complete")? == "true" {
         return None;
     }
-    Some(match header("wye-lacking")?.parse::<u64>() {
-        Ok(0) | Err(_) => "incomplete: SELECT * FROM coverage says why".to_owned(),
-        Ok(lacking) => format!(
-            "incomplete: {} records of the log are not in it, the oldest for {} s; SELECT * FROM coverage says more",
-            grouped(lacking),
-            header("wye-lacking-seconds")?
-        ),
-    })
+    let seconds: f64 = header("wye-lacking-seconds")?.parse().ok()?;
+    match header("wye-lacking")?.parse::<u64>() {
+        Ok(0) | Err(_) => Some("incomplete: SELECT * FROM coverage says why".to_owned()),
+        Ok(_) if seconds < USUAL => None,
+        Ok(lacking) => Some(format!(
+            "incomplete: {} records of the log are not in it, the oldest for {seconds:.1} s; SELECT * FROM coverage says more",
+            grouped(lacking)
+        )),
+    }
 }

@@ -29,6 +29,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use futures::future::BoxFuture;
 use wye_domain::ErrorKind;
+use wye_runtime::clock::now_micros;
 use wye_runtime::telemetry::Telemetry;
 
 pub use encode::readable;
@@ -94,6 +95,23 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .route("/metrics", get(health::telemetry))
         .layer(axum::middleware::map_response_with_state(instruments, count_errors))
         .with_state(api)
+}
+
+/// The header in which an answer to a write says the position behind it.
+const POSITION: &str = "wye-position";
+
+/// Notes the positions that a router's answers carry in the header `Wye-Position`, so that answers that lack what was
+/// written say so from then on.
+pub(crate) fn watch_writes(router: Router, hub: Arc<Hub>) -> Router {
+    router.layer(axum::middleware::map_response_with_state(hub, note_written))
+}
+
+async fn note_written(State(hub): State<Arc<Hub>>, response: Response) -> Response {
+    let position = response.headers().get(POSITION).and_then(|position| position.to_str().ok()?.parse().ok());
+    if let Some(position) = position {
+        hub.note_written(&position, now_micros());
+    }
+    response
 }
 
 async fn count_errors(State(instruments): State<Instruments>, response: Response) -> Response {

@@ -8,7 +8,6 @@ use std::time::Duration;
 use axum::Router;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use wye_domain::position::Position;
 use wye_log::client::Log;
 use wye_runtime::clock::now_micros;
 use wye_runtime::telemetry::Telemetry;
@@ -20,7 +19,7 @@ use wye_tables::views::BatchViews;
 
 use crate::ServingError;
 use crate::directory::Directory;
-use crate::http::{Api, BatchTrigger, Probe, router};
+use crate::http::{Api, BatchTrigger, Probe, router, watch_writes};
 use crate::hub::Hub;
 use crate::log_ends::LogEnds;
 use crate::sql::{Limits, Sources, SqlEngine};
@@ -160,9 +159,10 @@ impl Serving {
         self.api.waits_for().map_or(Ok(()), Err)
     }
 
-    /// Says that the log has acknowledged everything below a position, so that answers that lack it say so at once.
-    pub fn note_written(&self, position: &Position) {
-        self.api.hub.note_written(position, now_micros());
+    /// Notes the positions that the answers of a router that takes writes carry in the header `Wye-Position`, so that
+    /// answers that lack what was written say so at once.
+    pub fn watch_writes(&self, router: Router) -> Router {
+        watch_writes(router, Arc::clone(&self.api.hub))
     }
 
     /// Waits until answers can be used; however long it takes.

@@ -359,3 +359,15 @@ async fn a_query_ends_with_the_rows_that_are_enough() {
     assert_eq!(rows(10_001).await.len(), 10_001);
     assert_eq!(rows(0).await.len(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_written_is_missing_at_once() {
+    use tower::ServiceExt;
+    let client = Client::new().await;
+    client.site.log_ends_at(0);
+    let router = axum::Router::new().route("/write", axum::routing::post(async || [("Wye-Position", "0:3")]));
+    let router = super::watch_writes(router, Arc::clone(&client.site.hub));
+    router.oneshot(Request::post("/write").body(Body::empty()).unwrap()).await.unwrap();
+    let (_, body) = client.get("/v1/coverage").await;
+    assert_eq!((&body["complete"], &body["lacking"]), (&json!(false), &json!(3)));
+}
