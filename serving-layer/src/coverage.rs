@@ -142,6 +142,8 @@ pub struct LogEnd {
     /// The end, with when (µs) it was first seen there; ascending in both. The oldest step still says since when what
     /// lies below it has been there.
     steps: VecDeque<(i64, i64)>,
+    /// When (µs) it was last seen to grow.
+    grown_at: i64,
     /// How far apart (µs) steps are at least; it grows with the time that they span.
     spacing: i64,
     /// The offset covered when it was last asked, and since when (µs) that has not moved.
@@ -149,11 +151,11 @@ pub struct LogEnd {
 }
 
 impl LogEnd {
-    /// Notes the end that the broker told at `now` (µs), with what answers cover then.
+    /// Notes the end that the broker told when it was asked at `now` (µs), with what answers cover.
     pub fn asked(&mut self, end: i64, covered: i64, now: i64) {
         self.asked_at = Some(now);
-        if self.steps.back().is_some_and(|(last, _)| *last > end) {
-            // The topic was replaced.
+        // What was acknowledged while the question was under way is not in its answer; else the topic was replaced.
+        if self.grown_at < now && self.steps.back().is_some_and(|(last, _)| *last > end) {
             self.steps.clear();
         }
         self.step(end, now);
@@ -179,8 +181,14 @@ impl LogEnd {
         match self.steps.back_mut() {
             Some((last, _)) if *last >= end => {}
             // Two steps in one say that the newer record has been there as long as the older one.
-            Some((last, at)) if now.saturating_sub(*at) < self.spacing => *last = end,
-            _ => self.steps.push_back((end, now)),
+            Some((last, at)) if now.saturating_sub(*at) < self.spacing => {
+                *last = end;
+                self.grown_at = self.grown_at.max(now);
+            }
+            _ => {
+                self.steps.push_back((end, now));
+                self.grown_at = self.grown_at.max(now);
+            }
         }
         if self.steps.len() > STEPS {
             let oldest = self.steps[0].1;
@@ -229,6 +237,17 @@ mod tests {
         assert_eq!((end.end(4 * SECOND), end.lacking_since(30)), (Some(31), Some(4 * SECOND)));
         // Old knowledge is none.
         assert_eq!(end.end(6 * SECOND), None);
+    }
+
+    #[test]
+    fn an_answer_of_the_log_does_not_take_back_what_was_written_meanwhile() {
+        let mut end = LogEnd::default();
+        end.asked(10, 10, SECOND);
+        end.written(12, 3 * SECOND);
+        end.asked(10, 10, 2 * SECOND);
+        assert_eq!(end.end(2 * SECOND), Some(12));
+        end.asked(4, 0, 4 * SECOND);
+        assert_eq!(end.end(4 * SECOND), Some(4));
     }
 
     #[test]

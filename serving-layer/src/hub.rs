@@ -155,7 +155,7 @@ impl Hub {
         self.write().caught_up = true;
     }
 
-    /// Notes the ends of `readings` that the broker told at `now` (µs), by Kafka partition.
+    /// Notes the ends of `readings` that the broker told when it was asked at `now` (µs), by Kafka partition.
     pub fn note_log_ends(&self, ends: &BTreeMap<i32, i64>, now: i64) {
         let mut state = self.write();
         for (kafka_partition, end) in ends {

@@ -69,8 +69,9 @@ impl LogEnds {
     }
 
     fn ask(&self, ends: &Ends) -> Result<(), LogError> {
+        let asked_at = now_micros();
         let ends = ends.ask(PATIENCE)?;
-        self.hub.note_log_ends(&ends, now_micros());
+        self.hub.note_log_ends(&ends, asked_at);
         for kafka_partition in self.hub.without_start(now_micros()) {
             let low = self.log.offsets_blocking(READINGS, kafka_partition)?.low;
             self.hub.note_log_start(kafka_partition, low);
