@@ -326,7 +326,12 @@ async fn a_question_waits_until_its_position_is_covered() {
         client.send(Request::post("/v1/sql").body(body).unwrap())
     };
     assert_eq!(ask("0s").await.status(), 504);
-    for (wrong, word) in [("after=7", "0:1234"), ("after=0:1&wait=soon", "10s"), ("wait=1h", "max_wait")] {
+    for (wrong, word) in [
+        ("after=7", "0:1234"),
+        ("after=0:1&wait=soon", "10s"),
+        ("wait=1h", "max_wait"),
+        ("after=7:1", "Kafka partition 7"),
+    ] {
         let (status, body) = client.get(&format!("/v1/coverage?{wrong}")).await;
         assert_eq!(status, 400);
         assert!(body["message"].as_str().unwrap().contains(word), "{body}");

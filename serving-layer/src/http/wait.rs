@@ -56,6 +56,13 @@ impl Patience {
 
     /// Waits until answers cover the position.
     pub(super) async fn hold(&self, api: &Api) -> Result<(), ApiError> {
+        let count = api.hub.kafka_partitions();
+        if let Some((unknown, _)) = self.after.iter().find(|(kafka_partition, _)| *kafka_partition >= count) {
+            return Err(ApiError::invalid(format!(
+                "after: there is no Kafka partition {unknown}; the readings have 0 to {}",
+                count - 1
+            )));
+        }
         if self.after.is_empty() || api.hub.until_covered(&self.after, self.deadline).await {
             return Ok(());
         }
