@@ -2,7 +2,7 @@
 # Installs what building, running and testing Wye needs beside Rust, where it is missing. Quick when nothing is.
 #
 #   scripts/install-deps.sh run      to build and run it: a C and C++ compiler, make, OpenSSL
-#   scripts/install-deps.sh test     also to test it: Python with venv, Java and Maven for a real Apache Kafka
+#   scripts/install-deps.sh test     also to test it: Python with venv, Java and Maven for a real Apache Kafka, kcat
 #   scripts/install-deps.sh bench    also to run it beside others: a Java compiler
 #
 # Works as root, or through sudo. Where it may not install, or there is no apt, it says what to install and stops.
@@ -33,6 +33,8 @@ need_for_test() {
     need default-jre-headless java -version
     need maven have mvn
     need openssl have openssl
+    # A Kafka client that is not ours.
+    need kcat have kcat
 }
 
 # Prints how to become root, as the words to put before a command; fails if there is no way without a question.

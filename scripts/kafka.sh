@@ -6,7 +6,7 @@
 #                                  password, and other-ca.pem, a certificate authority that it has nothing to do with
 #   scripts/kafka.sh stop DIR      stop it
 #   scripts/kafka.sh status DIR    say whether it runs; exit 0 if so, 1 if not
-#   scripts/kafka.sh fetch         only fetch the jars
+#   scripts/kafka.sh fetch         only fetch the jars; their directory goes to standard output
 #
 # Needs java, mvn and openssl (scripts/install-deps.sh test).
 set -euo pipefail
@@ -14,7 +14,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 version=4.1.0
-libs="$wye_cache/kafka-$version"
+pom="$wye_root/scripts/kafka/pom.xml"
+# Its directory carries a digest of what it was asked for, so one that is there is complete.
+libs="$wye_cache/kafka-$version-$(sha256sum "$pom" | cut -c1-12)"
 ready_seconds=90
 stop_seconds=30
 mib=$((1024 * 1024))
@@ -29,7 +31,7 @@ fetch() {
     have mvn || fail "maven is missing: run scripts/install-deps.sh test"
     say "fetching Apache Kafka $version from Maven Central ..."
     mkdir -p "$libs"
-    mvn -q -B -f "$wye_root/scripts/kafka/pom.xml" dependency:copy-dependencies \
+    mvn -q -B -f "$pom" dependency:copy-dependencies \
         -DoutputDirectory="$libs" -DincludeScope=runtime </dev/null >&2
     touch "$libs/.complete"
 }
@@ -209,7 +211,10 @@ status() {
 }
 
 case "${1:-}" in
-    fetch) once "kafka-$version" fetch ;;
+    fetch)
+        once "kafka-$version" fetch
+        echo "$libs"
+        ;;
     start | stop | status)
         [ $# -eq 2 ] || usage
         dir="$(realpath -m "$2")"

@@ -20,13 +20,13 @@ use wye_batch::compute::Compute;
 use wye_batch::run::{BatchParts, BatchRunner, RunOptions};
 use wye_batch::schedule::{self, BatchHandle, Schedule};
 use wye_batch::telemetry::BatchTelemetry;
-use wye_broker::{Broker, BrokerConfig, BrokerError};
+use wye_broker::{Broker, BrokerConfig, BrokerError, Limits, Port};
 use wye_domain::ErrorKind;
 use wye_domain::definition::Definition;
 use wye_domain::registry::Registry;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
-use wye_runtime::config::{Config, ConfigError, DEFAULTS, definition_error};
+use wye_runtime::config::{Config, ConfigError, DEFAULTS, EmbeddedPort, definition_error};
 use wye_runtime::telemetry::Telemetry;
 use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger, Probe};
 use wye_serving::serving::{Serving, ServingConfig, ServingParts};
@@ -43,6 +43,8 @@ use crate::terminal::{program, say, tell};
 
 /// How long requests under way may take once the end was asked for.
 const HTTP_PATIENCE: Duration = Duration::from_secs(10);
+/// Where Kafka clients look for a broker.
+const KAFKA_PORT: u16 = 9092;
 /// How long the realtime views of acknowledged readings wait for company in the producer.
 const VIEWS_LINGER: Duration = Duration::from_millis(2);
 
@@ -277,9 +279,8 @@ async fn open_log(
     cancel: &CancellationToken,
 ) -> Result<(Option<Broker>, Log)> {
     let (broker, bootstrap_servers) = if config.log.bootstrap_servers.is_empty() {
-        let mut embedded = BrokerConfig::new(data_dir.join("log"));
-        embedded.port = (config.log.embedded_port != 0).then_some(config.log.embedded_port);
-        let broker = Broker::start(embedded).await.map_err(|error| log_refused(error, data_dir))?;
+        let broker = Broker::start(embedded_broker(config, data_dir));
+        let broker = broker.await.map_err(|error| log_refused(error, data_dir))?;
         let servers = broker.bootstrap_servers().to_owned();
         (Some(broker), servers)
     } else {
@@ -313,6 +314,22 @@ fn log_probe(broker: &Broker) -> Probe {
         let troubles: Vec<String> = health.troubles().iter().map(ToString::to_string).collect();
         (!troubles.is_empty()).then(|| troubles.join("; "))
     })
+}
+
+fn embedded_broker(config: &Config, data_dir: &Path) -> BrokerConfig {
+    let port = match config.log.embedded_port {
+        EmbeddedPort::Default => Port::Preferred(KAFKA_PORT),
+        EmbeddedPort::Only(0) => Port::Free,
+        EmbeddedPort::Only(port) => Port::Only(port),
+    };
+    let limits = Limits {
+        connections: config.log.embedded_connections,
+        idle: config.log.embedded_idle,
+        memory: config.log.embedded_memory,
+        unpacked_batch_bytes: config.log.embedded_max_batch,
+        ..Limits::default()
+    };
+    BrokerConfig { port, limits, ..BrokerConfig::new(data_dir.join("log")) }
 }
 
 async fn start_batch(

@@ -125,6 +125,8 @@ impl Site {
         let output = self.directory.path().join(format!("{number:03}-{}.log", words.join("-")));
         let mut command = Command::new(&self.program);
         command.args(words).arg("--data-dir").arg(self.data_dir()).args(arguments);
+        // Tests run beside each other, and beside a Kafka of the user's own.
+        command.env("WYE_LOG__EMBEDDED_PORT", "0");
         Process::start(command, &format!("wye {}", words.join(" ")), output)
     }
 }

@@ -13,16 +13,28 @@ use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse};
 use tokio::time::{Instant, timeout_at};
 
 use crate::catalog::{Catalog, Topic};
+use crate::limits::{self, Room};
 use crate::partition_log::ReadError;
 use crate::requests::read_error;
+use crate::server::Server;
 
 /// The most bytes in one answer, whatever the client would take (a single larger batch still goes out whole).
 const MOST_BYTES: usize = 16 * 1024 * 1024;
+/// The most bytes in one answer while memory is short.
+const LEAST_BYTES: usize = 256 * 1024;
+/// How often an answer is in memory: as it was read, and as it is sent.
+const COPIES: usize = 2;
 /// The longest wait, whatever the client would bear.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// Answers a fetch: with data, with an error of a Kafka partition, or, when neither comes in time, with nothing.
-pub(crate) async fn fetch(catalog: &Arc<Catalog>, request: FetchRequest) -> io::Result<FetchResponse> {
+/// Answers a fetch: with data, with an error of a Kafka partition, or, when neither comes in time, with nothing. `room`
+/// gets the memory that the answer takes; where that is short, the answer is.
+pub(crate) async fn fetch(
+    server: &Server,
+    request: FetchRequest,
+    room: &mut Room,
+) -> io::Result<FetchResponse> {
+    let catalog = &server.catalog;
     let wait = Duration::from_millis(u64::try_from(request.max_wait_ms).unwrap_or(0)).min(LONGEST_WAIT);
     let deadline = Instant::now() + wait;
     let enough = u64::try_from(request.min_bytes).unwrap_or(0);
@@ -33,12 +45,17 @@ pub(crate) async fn fetch(catalog: &Arc<Catalog>, request: FetchRequest) -> io::
         appends.mark_unchanged();
         let last = Instant::now() >= deadline;
         if last || enough == 0 || has_something(catalog, &request) {
+            let wanted = usize::try_from(request.max_bytes).unwrap_or(0).min(MOST_BYTES);
+            let most =
+                if server.answers.try_grow(room, wanted * COPIES) { wanted } else { wanted.min(LEAST_BYTES) };
             let (catalog, request) = (Arc::clone(catalog), Arc::clone(&request));
-            let gathered = tokio::task::spawn_blocking(move || gather(&catalog, &request)).await;
+            let gathered = tokio::task::spawn_blocking(move || gather(&catalog, &request, most)).await;
             let gathered = gathered.map_err(io::Error::other)?;
+            limits::shrink(room, gathered.bytes as usize * COPIES);
             if last || gathered.bytes >= enough || gathered.failed {
                 return Ok(gathered.response);
             }
+            *room = None;
         }
         // Whether it was an append or the deadline, the next look tells.
         let _ = timeout_at(deadline, appends.changed()).await;
@@ -62,8 +79,8 @@ struct Gathered {
     failed: bool,
 }
 
-fn gather(catalog: &Catalog, request: &FetchRequest) -> Gathered {
-    let mut budget = usize::try_from(request.max_bytes).unwrap_or(0).min(MOST_BYTES);
+fn gather(catalog: &Catalog, request: &FetchRequest, most_bytes: usize) -> Gathered {
+    let mut budget = most_bytes;
     let (mut bytes, mut failed) = (0, false);
     let mut responses = Vec::with_capacity(request.topics.len());
     for wanted in &request.topics {

@@ -1,10 +1,10 @@
 //! A Kafka-protocol broker within our own process, for one machine on which no Kafka is installed.
 //!
 //! It speaks to clients on loopback only, keeps its log in files of one directory, and does what Wye needs of a
-//! broker and what a foreign producer or a consumer with assigned partitions expects: idempotent writes, fetches that
-//! wait for data, DeleteRecords that give the disk back at once. What it has acknowledged is on the disk, past its
-//! cache, since there is no replica elsewhere. It has one node, no replicas, no transactions, no
-//! consumer groups, no access control: whoever needs those takes a Kafka.
+//! broker and what ordinary clients expect: idempotent writes, fetches that wait for data, classic consumer groups,
+//! DeleteRecords that give the disk back at once. What it has acknowledged is on the disk, past its cache, since there
+//! is no replica elsewhere. It has one node, no replicas, no transactions, no access control: who asks for those is told
+//! so, and takes a Kafka.
 //!
 //! It knows neither readings nor views; to it a payload is bytes.
 
@@ -17,28 +17,45 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
 use catalog::Catalog;
+use coordinator::Coordinator;
 pub use error::BrokerError;
 pub use health::{HealthWatch, Trouble};
+pub use limits::Limits;
+use offsets::Offsets;
 pub use repair::{Loss, Repair, repair};
 use server::Server;
 
 mod catalog;
+mod coordinator;
+mod decompress;
 mod disk;
 mod error;
 mod fetch;
+mod frames;
+mod groups;
 mod health;
+mod limits;
+mod offsets;
+mod old_produce;
 mod partition_log;
+mod produced;
 mod record_batch;
+mod records;
 mod recovery;
+mod refusals;
 mod repair;
 mod requests;
 mod segment;
 mod sequences;
 mod server;
+mod shape;
 mod storage;
+#[cfg(test)]
+mod testing;
+mod topic_settings;
 
 /// How long [`Broker::stop`] waits for a write that a client did not wait for.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
@@ -48,17 +65,35 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 pub struct BrokerConfig {
     /// Its directory; created if absent. One process at a time.
     pub data_dir: PathBuf,
-    /// The port on 127.0.0.1; `None` takes a free one.
-    pub port: Option<u16>,
+    /// The port on 127.0.0.1.
+    pub port: Port,
     /// At how many bytes a segment file is closed. Deleted records give the disk back in whole segments (and when
     /// everything was deleted).
     pub segment_bytes: u64,
+    /// What clients may take.
+    pub limits: Limits,
+}
+
+/// On which port of 127.0.0.1 clients find the broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// One that is free.
+    Free,
+    /// This one, or the start fails.
+    Only(u16),
+    /// This one, or a free one if somebody else has it, which is logged.
+    Preferred(u16),
 }
 
 impl BrokerConfig {
     /// A broker in `data_dir`, on a free port.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
-        Self { data_dir: data_dir.into(), port: None, segment_bytes: 32 * 1024 * 1024 }
+        Self {
+            data_dir: data_dir.into(),
+            port: Port::Free,
+            segment_bytes: 32 * 1024 * 1024,
+            limits: Limits::default(),
+        }
     }
 }
 
@@ -88,14 +123,21 @@ impl Broker {
             Ok(Err(source)) => return Err(failure("open", &config.data_dir, source)),
             Err(_) => return Err(BrokerError::Cancelled),
         };
-        let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, config.port.unwrap_or(0)));
-        let listen = |source| failure("listen on", Path::new(&wanted.to_string()), source);
-        let listener = TcpListener::bind(wanted).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let (listener, address) = listen(config.port).await?;
+        let kept = Arc::clone(&catalog);
+        let offsets = match tokio::task::spawn_blocking(move || Offsets::open(kept)).await {
+            Ok(Ok(offsets)) => offsets,
+            Ok(Err(source)) => {
+                return Err(failure("read the committed offsets in", &config.data_dir, source));
+            }
+            Err(_) => return Err(BrokerError::Cancelled),
+        };
 
         let cancel = CancellationToken::new();
-        let server = Server::new(Arc::clone(&catalog), address);
+        let coordinator = Arc::new(Coordinator::new(offsets));
+        let server = Server::new(Arc::clone(&catalog), Arc::clone(&coordinator), address, config.limits);
         let mut tasks = JoinSet::new();
+        tasks.spawn(coordinator.run(cancel.clone()));
         tasks.spawn(server.accept(listener, cancel.clone()));
         tasks.spawn(health::look_for_room(Arc::clone(&catalog), cancel.clone()));
         let milliseconds = started.elapsed().as_millis() as u64;
@@ -123,6 +165,29 @@ impl Broker {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
+}
+
+async fn listen(port: Port) -> Result<(TcpListener, SocketAddr), BrokerError> {
+    match port {
+        Port::Free => bind(0).await,
+        Port::Only(port) => bind(port).await,
+        Port::Preferred(port) => match bind(port).await {
+            Err(BrokerError::Storage { source, .. }) if source.kind() == io::ErrorKind::AddrInUse => {
+                let (listener, address) = bind(0).await?;
+                warn!(%address, "embedded broker: port {port} is taken, so Kafka clients find it at {address}");
+                Ok((listener, address))
+            }
+            bound => bound,
+        },
+    }
+}
+
+async fn bind(port: u16) -> Result<(TcpListener, SocketAddr), BrokerError> {
+    let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let refused = |source| failure("listen on", Path::new(&wanted.to_string()), source);
+    let listener = TcpListener::bind(wanted).await.map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+    Ok((listener, address))
 }
 
 fn failure(what: &'static str, path: &Path, source: io::Error) -> BrokerError {

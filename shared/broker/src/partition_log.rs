@@ -579,7 +579,7 @@ fn split(records: &[u8], max_bytes: usize) -> Result<Vec<(RecordBatch, &[u8])>, 
         if batch.records == 0 {
             return Err(AppendError::Malformed);
         }
-        if batch.transactional {
+        if batch.is_transactional() {
             return Err(AppendError::Transactional);
         }
         if batch.size > max_bytes {

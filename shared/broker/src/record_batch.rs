@@ -1,7 +1,7 @@
 //! The header of a Kafka record batch (magic 2), the unit in which records are sent, stored and fetched.
 //!
-//! Source: "Record Batch", Kafka protocol documentation. The broker looks at the header only; what is inside stays as
-//! the producer packed it.
+//! Source: "Record Batch", Kafka protocol documentation. Only the header is read here; the records in it are for
+//! [`crate::records`].
 
 /// What the broker needs of a record batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,13 +14,21 @@ pub(crate) struct RecordBatch {
     pub(crate) offsets: i64,
     /// How many records it announces; none where the records of these offsets were lost.
     pub(crate) records: i32,
-    /// The largest create time in it, milliseconds since 1970.
+    /// Codec, timestamp type and kind, as bits.
+    pub(crate) attributes: i16,
+    /// What the create time of each record is counted from, milliseconds since 1970.
+    pub(crate) base_timestamp: i64,
+    /// The largest create time in it, or the time at which the log took it; milliseconds since 1970.
     pub(crate) max_timestamp: i64,
+    /// The producer that names itself in it; negative for none.
+    pub(crate) producer_id: i64,
     /// Who numbered it, if anybody did.
     pub(crate) sequence: Option<Sequence>,
-    /// Whether it belongs to a Kafka transaction.
-    pub(crate) transactional: bool,
 }
+
+const STAMPED_BY_LOG: i16 = 0b1000;
+const TRANSACTIONAL: i16 = 0b1_0000;
+const CONTROL: i16 = 0b10_0000;
 
 /// The numbering by which a repeated batch is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +48,8 @@ pub(crate) enum NoBatch {
     Short { needed: usize },
     /// What is there cannot be a batch.
     Malformed,
+    /// The checksum does not match.
+    Damaged,
 }
 
 /// Bytes of the header up to the first record.
@@ -49,6 +59,8 @@ const UNCOUNTED: usize = 12;
 /// Where the checksum stands; it covers everything from [`CHECKED`] on.
 const CHECKSUM: usize = 17;
 const CHECKED: usize = 21;
+const ATTRIBUTES: usize = 21;
+const MAX_TIMESTAMP: usize = 35;
 
 impl RecordBatch {
     /// Reads the header of the batch that `bytes` start with. The records need not be there.
@@ -57,7 +69,7 @@ impl RecordBatch {
             return Err(NoBatch::Short { needed: HEADER });
         }
         let counted = int32(bytes, 8);
-        let (magic, attributes) = (bytes[16], int16(bytes, 21));
+        let (magic, attributes) = (bytes[16], int16(bytes, ATTRIBUTES));
         let (last_offset_delta, records) = (int32(bytes, 23), int32(bytes, 57));
         if magic != 2
             || counted < (HEADER - UNCOUNTED) as i32
@@ -68,9 +80,10 @@ impl RecordBatch {
             return Err(NoBatch::Malformed);
         }
         let (producer_id, first) = (int64(bytes, 43), int32(bytes, 53));
-        let sequence = (producer_id >= 0 && first >= 0).then(|| Sequence {
+        let producer_epoch = int16(bytes, 51);
+        let sequence = (producer_id >= 0 && producer_epoch >= 0 && first >= 0).then(|| Sequence {
             producer_id,
-            producer_epoch: int16(bytes, 51),
+            producer_epoch,
             first,
             last: first.wrapping_add(last_offset_delta) & i32::MAX,
         });
@@ -79,9 +92,11 @@ impl RecordBatch {
             size: counted as usize + UNCOUNTED,
             offsets: i64::from(last_offset_delta) + 1,
             records,
-            max_timestamp: int64(bytes, 35),
+            attributes,
+            base_timestamp: int64(bytes, 27),
+            max_timestamp: int64(bytes, MAX_TIMESTAMP),
+            producer_id,
             sequence,
-            transactional: attributes & 0b11_0000 != 0,
         })
     }
 
@@ -93,9 +108,24 @@ impl RecordBatch {
         }
         let checksum = int32(bytes, CHECKSUM) as u32;
         if crc32c::crc32c(&bytes[CHECKED..batch.size]) != checksum {
-            return Err(NoBatch::Malformed);
+            return Err(NoBatch::Damaged);
         }
         Ok(batch)
+    }
+
+    /// Whether it belongs to a Kafka transaction.
+    pub(crate) fn is_transactional(&self) -> bool {
+        self.attributes & TRANSACTIONAL != 0
+    }
+
+    /// Whether it holds what brokers tell each other.
+    pub(crate) fn is_control(&self) -> bool {
+        self.attributes & CONTROL != 0
+    }
+
+    /// Whether its records have the time at which the log took them.
+    pub(crate) fn is_stamped_by_log(&self) -> bool {
+        self.attributes & STAMPED_BY_LOG != 0
     }
 
     /// The offset after its last record.
@@ -109,6 +139,34 @@ pub(crate) fn place(bytes: &mut [u8], base_offset: i64) {
     bytes[0..8].copy_from_slice(&base_offset.to_be_bytes());
     // The leader epoch. There is one leader, for ever.
     bytes[12..16].copy_from_slice(&0_i32.to_be_bytes());
+}
+
+/// A batch of `records` plain records that are in `body`, without times and without a producer.
+pub(crate) fn pack(body: &[u8], records: i32) -> Vec<u8> {
+    let mut bytes = vec![0; HEADER];
+    bytes[8..12].copy_from_slice(&((HEADER - UNCOUNTED + body.len()) as i32).to_be_bytes());
+    bytes[12..16].copy_from_slice(&(-1_i32).to_be_bytes());
+    bytes[16] = 2;
+    bytes[23..27].copy_from_slice(&(records - 1).to_be_bytes());
+    bytes[43..57].fill(0xFF); // No producer: its number, epoch and sequence are -1.
+    bytes[57..61].copy_from_slice(&records.to_be_bytes());
+    bytes.extend_from_slice(body);
+    set_max_timestamp(&mut bytes, 0);
+    bytes
+}
+
+/// Makes `now` (milliseconds since 1970) the time of all records of a whole batch, as the log's stamp.
+pub(crate) fn set_log_append_time(bytes: &mut [u8], now: i64) {
+    let attributes = int16(bytes, ATTRIBUTES) | STAMPED_BY_LOG;
+    bytes[ATTRIBUTES..ATTRIBUTES + 2].copy_from_slice(&attributes.to_be_bytes());
+    set_max_timestamp(bytes, now);
+}
+
+/// Writes the largest time of its records into the header of a whole batch.
+pub(crate) fn set_max_timestamp(bytes: &mut [u8], milliseconds: i64) {
+    bytes[MAX_TIMESTAMP..MAX_TIMESTAMP + 8].copy_from_slice(&milliseconds.to_be_bytes());
+    let checksum = crc32c::crc32c(&bytes[CHECKED..]);
+    bytes[CHECKSUM..CHECKED].copy_from_slice(&checksum.to_be_bytes());
 }
 
 fn int16(bytes: &[u8], at: usize) -> i16 {
@@ -170,7 +228,7 @@ pub(crate) mod tests {
         let whole = batch(10, 100, None, 0);
         let mut damaged = whole.clone();
         damaged[100] ^= 1;
-        assert_eq!(RecordBatch::check(&damaged), Err(NoBatch::Malformed));
+        assert_eq!(RecordBatch::check(&damaged), Err(NoBatch::Damaged));
         assert_eq!(RecordBatch::check(&whole[..100]), Err(NoBatch::Short { needed: 161 }));
         assert_eq!(RecordBatch::check(&whole[..20]), Err(NoBatch::Short { needed: 61 }));
         assert_eq!(RecordBatch::check(&[0; 200]), Err(NoBatch::Malformed));

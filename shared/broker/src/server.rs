@@ -1,40 +1,78 @@
 //! Connections: frames in, frames out, one request of a connection at a time, as Kafka does.
 //!
-//! What a request means is in [`crate::requests`].
+//! What a request means is in [`crate::requests`]; how frames are read within bounds, in [`crate::frames`].
 
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{BufMut, Bytes, BytesMut};
-use kafka_protocol::messages::{ApiKey, RequestHeader, RequestKind, ResponseHeader, ResponseKind};
-use kafka_protocol::protocol::{Decodable, Encodable};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use bytes::Bytes;
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::{ApiKey, RequestHeader, RequestKind};
+use kafka_protocol::protocol::Decodable;
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::catalog::Catalog;
-use crate::requests;
+use crate::coordinator::Coordinator;
+use crate::frames::{self, Frame, Place, Received};
+use crate::limits::{Limits, Memory, Room};
+use crate::requests::{self, Client};
+use crate::{old_produce, refusals, shape};
 
-/// The largest request, in bytes.
-const LARGEST_REQUEST: usize = 64 * 1024 * 1024;
 /// How long accepting rests after the system refused a connection (out of file handles, say).
 const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// How long a client may take to read an answer.
+const SEND_PATIENCE: Duration = Duration::from_secs(60);
 
 /// What every connection shares.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
     pub(crate) catalog: Arc<Catalog>,
+    pub(crate) coordinator: Arc<Coordinator>,
     /// Where clients find this broker.
     pub(crate) address: SocketAddr,
+    pub(crate) limits: Limits,
+    /// Memory of requests in work.
+    pub(crate) requests: Memory,
+    /// Memory of answers under way.
+    pub(crate) answers: Memory,
+    /// How many batches are unpacked at a time.
+    pub(crate) unpacking: Arc<Semaphore>,
+}
+
+/// A frame to be sent, and the memory that it takes.
+#[derive(Debug)]
+struct Reply {
+    frame: Bytes,
+    _room: Room,
 }
 
 impl Server {
-    pub(crate) fn new(catalog: Arc<Catalog>, address: SocketAddr) -> Self {
-        Self { catalog, address }
+    pub(crate) fn new(
+        catalog: Arc<Catalog>,
+        coordinator: Arc<Coordinator>,
+        address: SocketAddr,
+        limits: Limits,
+    ) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            catalog,
+            coordinator,
+            address,
+            requests: Memory::new(limits.memory),
+            answers: Memory::new(limits.memory),
+            unpacking: Arc::new(Semaphore::new(processors * 2)),
+            limits,
+        }
     }
 
     /// Serves every connection until `cancel`; returns once all are closed.
@@ -45,12 +83,16 @@ impl Server {
                 () = cancel.cancelled() => break,
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept() => match accepted {
+                    Ok((_, peer)) if connections.len() >= self.limits.connections => {
+                        let most = self.limits.connections;
+                        warn!(%peer, most, "embedded broker: refused a connection, since there are too many");
+                    }
                     Ok((stream, peer)) => {
                         let (server, cancel) = (self.clone(), cancel.clone());
                         connections.spawn(async move {
                             tokio::select! {
                                 () = cancel.cancelled() => {}
-                                ended = server.serve(stream) => {
+                                ended = server.serve(stream, peer) => {
                                     if let Err(error) = ended {
                                         debug!(%peer, %error, "closed a connection");
                                     }
@@ -68,78 +110,92 @@ impl Server {
         connections.shutdown().await;
     }
 
-    async fn serve(&self, mut stream: TcpStream) -> io::Result<()> {
+    async fn serve(&self, mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let (read, mut write) = stream.split();
-        let mut read = BufReader::with_capacity(64 * 1024, read);
-        while let Some(frame) = read_frame(&mut read).await? {
-            if let Some(response) = self.handle(frame).await? {
-                write.write_all(&response).await?;
+        let mut read = BufReader::with_capacity(16 * 1024, read);
+        loop {
+            let (reply, last) = match frames::read(&mut read, &self.limits, &self.requests).await? {
+                Received::End => return Ok(()),
+                Received::Frame(frame) if frame.place.may_wait() => tokio::select! {
+                    reply = self.handle(frame, peer) => (reply?, false),
+                    () = gone(&mut read) => return Ok(()),
+                },
+                Received::Frame(frame) => (self.handle(frame, peer).await?, false),
+                // The rest of it is not read, so nothing after it can be.
+                Received::TooLarge(place) => (Some(refuse(place, ResponseError::InvalidRequest)?), true),
+            };
+            if let Some(reply) = reply {
+                let sent = timeout(SEND_PATIENCE, write.write_all(&reply.frame)).await;
+                sent.map_err(|_| io::Error::other("the client does not take its answer"))??;
+            }
+            if last {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
-    /// Answers one request; `None` where the client wants no answer.
-    async fn handle(&self, mut frame: Bytes) -> io::Result<Option<BytesMut>> {
-        if frame.len() < 8 {
-            return Err(malformed("a request without a header"));
-        }
-        let number = i16::from_be_bytes([frame[0], frame[1]]);
-        let version = i16::from_be_bytes([frame[2], frame[3]]);
-        let supported = requests::SUPPORTED.iter().find(|api| api.key as i16 == number);
-        let Some(api) = supported else {
-            return Err(malformed(format!("request type {number}, which is not served here")));
+    /// Answers one request; `None` where the client wants no answer. An error closes the connection.
+    async fn handle(&self, mut frame: Frame, peer: SocketAddr) -> io::Result<Option<Reply>> {
+        let place = frame.place;
+        let Some(api) = requests::SUPPORTED.iter().find(|api| api.key as i16 == place.key) else {
+            return refuse(place, ResponseError::UnsupportedVersion).map(Some);
         };
-        if !(api.min..=api.max).contains(&version) {
-            if api.key != ApiKey::ApiVersions {
-                return Err(malformed(format!("{:?} in version {version}", api.key)));
-            }
-            // A newer client asks in its newest version, and learns from the oldest answer what to use.
-            let correlation_id = i32::from_be_bytes([frame[4], frame[5], frame[6], frame[7]]);
-            let response = ResponseKind::ApiVersions(requests::unsupported_version());
-            return encode(ApiKey::ApiVersions, 0, correlation_id, &response).map(Some);
+        if !(api.min..=api.max).contains(&place.version) {
+            // A newer client asks for versions in its newest one, and learns from the oldest answer what to use.
+            let version = if api.key == ApiKey::ApiVersions { 0 } else { place.version };
+            return refuse(Place { version, ..place }, ResponseError::UnsupportedVersion).map(Some);
         }
-        let header =
-            RequestHeader::decode(&mut frame, api.key.request_header_version(version)).map_err(malformed)?;
-        let request = RequestKind::decode(api.key, &mut frame, version).map_err(malformed)?;
-        let response = requests::answer(self, request).await?;
-        response.map(|response| encode(api.key, version, header.correlation_id, &response)).transpose()
+        if !shape::fits(api.key, place.version, &frame.bytes) {
+            return refuse(place, ResponseError::InvalidRequest).map(Some);
+        }
+        let Ok((header, request)) = decode(api.key, place.version, &mut frame.bytes) else {
+            return refuse(place, ResponseError::InvalidRequest).map(Some);
+        };
+        let client = Client { id: header.client_id.map(|id| id.to_string()).unwrap_or_default(), peer };
+        let mut room = None;
+        let answer = requests::answer(self, request, place.version, &client, &mut room).await?;
+        let reply = answer.map(|answer| {
+            let frame = if old_produce::is_old(api.key, place.version) {
+                old_produce::encode(place, &answer)
+            } else {
+                frames::encode(api.key, place.version, place.correlation_id, &answer)
+            };
+            frame.map(|frame| Reply { frame, _room: room })
+        });
+        reply.transpose()
     }
 }
 
-/// Reads one length-prefixed frame; `None` when the client has closed the connection between two.
-async fn read_frame(read: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Bytes>> {
-    let mut length = [0_u8; 4];
-    match read.read_exact(&mut length).await {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
+fn decode(key: ApiKey, version: i16, bytes: &mut Bytes) -> io::Result<(RequestHeader, RequestKind)> {
+    if old_produce::is_old(key, version) {
+        return old_produce::decode(bytes);
+    }
+    let header =
+        RequestHeader::decode(bytes, key.request_header_version(version)).map_err(frames::malformed)?;
+    Ok((header, RequestKind::decode(key, bytes, version).map_err(frames::malformed)?))
+}
+
+/// Waits until the client has closed the connection. What it sends before that stays to be read; then this waits on.
+async fn gone(read: &mut (impl AsyncBufRead + Unpin)) {
+    if read.fill_buf().await.is_ok_and(|held| !held.is_empty()) {
+        pending::<()>().await;
+    }
+}
+
+/// Says no in the terms of the request, if that can be done.
+fn refuse(place: Place, error: ResponseError) -> io::Result<Reply> {
+    let key = ApiKey::try_from(place.key)
+        .map_err(|()| frames::malformed(format!("request type {}, which nobody knows", place.key)))?;
+    let answer = refusals::refusal(key, error)
+        .ok_or_else(|| frames::malformed(format!("{key:?}, which is not served here")))?;
+    let frame = if old_produce::is_old(key, place.version) {
+        old_produce::encode(place, &answer)
+    } else {
+        frames::encode(key, place.version, place.correlation_id, &answer)
     };
-    let length = usize::try_from(i32::from_be_bytes(length)).unwrap_or(usize::MAX);
-    if length > LARGEST_REQUEST {
-        return Err(malformed("a request that is too large"));
-    }
-    let mut frame = BytesMut::with_capacity(length);
-    while frame.len() < length {
-        let missing = length - frame.len();
-        if read.read_buf(&mut (&mut frame).limit(missing)).await? == 0 {
-            return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-        }
-    }
-    Ok(Some(frame.freeze()))
+    Ok(Reply { frame: frame?, _room: None })
 }
 
-fn encode(key: ApiKey, version: i16, correlation_id: i32, response: &ResponseKind) -> io::Result<BytesMut> {
-    let mut frame = BytesMut::new();
-    frame.put_i32(0);
-    let header = ResponseHeader::default().with_correlation_id(correlation_id);
-    header.encode(&mut frame, key.response_header_version(version)).map_err(malformed)?;
-    response.encode(&mut frame, version).map_err(malformed)?;
-    let length = i32::try_from(frame.len() - 4).map_err(malformed)?;
-    frame[0..4].copy_from_slice(&length.to_be_bytes());
-    Ok(frame)
-}
-
-fn malformed(reason: impl ToString) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, reason.to_string())
-}
+#[cfg(test)]
+mod tests;

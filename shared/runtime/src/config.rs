@@ -99,7 +99,15 @@ pub struct LogSection {
     pub bootstrap_servers: String,
     pub kafka_partitions: i32,
     pub replication_factor: i32,
-    pub embedded_port: u16,
+    #[serde(deserialize_with = "embedded_port")]
+    pub embedded_port: EmbeddedPort,
+    pub embedded_connections: usize,
+    #[serde(with = "humantime_serde")]
+    pub embedded_idle: Duration,
+    #[serde(deserialize_with = "byte_size")]
+    pub embedded_memory: usize,
+    #[serde(deserialize_with = "byte_size")]
+    pub embedded_max_batch: usize,
     pub client: BTreeMap<String, Secret>,
     pub sasl_password: Secret,
     pub sasl_password_file: String,
@@ -150,6 +158,15 @@ impl LogSection {
         properties.extend(passwords.pop().map(|password| (PASSWORD.to_owned(), password)));
         Ok(properties)
     }
+}
+
+/// The port of the embedded broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmbeddedPort {
+    /// Kafka's own, or a free one if that is taken.
+    Default,
+    /// This one, or Wye does not start; 0 is a free one.
+    Only(u16),
 }
 
 /// `[http]`
@@ -378,6 +395,25 @@ fn byte_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Err
         .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is more than this machine can count")))
 }
 
+fn embedded_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EmbeddedPort, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Number(i64),
+        Text(String),
+    }
+    let written = match Written::deserialize(deserializer)? {
+        Written::Text(text) if text == "default" => return Ok(EmbeddedPort::Default),
+        Written::Text(text) => text,
+        Written::Number(number) => number.to_string(),
+    };
+    written.parse().map(EmbeddedPort::Only).map_err(|_| {
+        serde::de::Error::custom(format!(
+            "{written:?} is no port; write a number from 0 to 65535, or \"default\" for 9092 or a free one"
+        ))
+    })
+}
+
 fn event_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
     let text = String::deserialize(deserializer)?;
     wye_domain::time::parse_rfc3339(&text).map_err(serde::de::Error::custom)
@@ -441,6 +477,19 @@ mod tests {
         let twice = Config::load(Some(&path), variable).unwrap();
         let error = twice.log.client_properties(Some(&path)).unwrap_err().to_string();
         assert!(error.contains("more than once") && !error.contains("s3cret"), "{error}");
+    }
+
+    #[test]
+    fn the_embedded_port_is_a_number_or_the_default() {
+        let port = |written: &str| {
+            let variable = ("WYE_LOG__EMBEDDED_PORT".to_owned(), written.to_owned());
+            Config::load(None, [variable]).map(|config| config.log.embedded_port)
+        };
+        assert_eq!(Config::load(None, []).unwrap().log.embedded_port, EmbeddedPort::Default);
+        assert_eq!(port("9094").unwrap(), EmbeddedPort::Only(9094));
+        assert!(port("70000").unwrap_err().to_string().contains("65535"));
+        let file = file("[log]\nembedded_port = 0\n");
+        assert_eq!(Config::load(Some(file.path()), []).unwrap().log.embedded_port, EmbeddedPort::Only(0));
     }
 
     #[test]

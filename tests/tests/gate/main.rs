@@ -2,6 +2,7 @@
 
 mod answers;
 mod bounded;
+mod clients;
 mod commands;
 mod crash;
 mod equivalence;

@@ -13,9 +13,10 @@ use crate::LogError;
 use crate::client::{Log, LogConfig, OffsetRange};
 use crate::producer::Producer;
 use crate::reader::{Reader, read_all};
-use wye_broker::{Broker, BrokerConfig};
+use wye_broker::{Broker, BrokerConfig, Port};
 
 pub(super) async fn start(directory: &Path, port: Option<u16>) -> (Broker, Log) {
+    let port = port.map_or(Port::Free, Port::Only);
     let config = BrokerConfig { port, ..BrokerConfig::new(directory) };
     let since = Instant::now();
     loop {
@@ -137,10 +138,17 @@ async fn deleting_records_gives_the_disk_back() {
 async fn a_port_or_a_directory_in_use_is_said_clearly() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (broker, _log) = start(first.path(), None).await;
-    let taken = BrokerConfig { port: Some(port_of(&broker)), ..BrokerConfig::new(second.path()) };
+    let taken = BrokerConfig { port: Port::Only(port_of(&broker)), ..BrokerConfig::new(second.path()) };
     let error = Broker::start(taken).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.to_string().contains(broker.bootstrap_servers()), "{error}");
+
+    let preferred =
+        BrokerConfig { port: Port::Preferred(port_of(&broker)), ..BrokerConfig::new(second.path()) };
+    let other = Broker::start(preferred).await.unwrap();
+    assert_ne!(port_of(&other), port_of(&broker), "a free port instead");
+    Log::new(LogConfig::new(other.bootstrap_servers(), 1)).unwrap().ensure_topics().await.unwrap();
+    other.stop().await;
 
     let error = Broker::start(BrokerConfig::new(first.path())).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Conflict);

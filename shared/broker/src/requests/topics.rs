@@ -1,0 +1,278 @@
+//! Topics: which there are, where their logs begin and end, creating and deleting them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::create_topics_request::CreatableTopic;
+use kafka_protocol::messages::create_topics_response::CreatableTopicResult;
+use kafka_protocol::messages::delete_records_response::{
+    DeleteRecordsPartitionResult, DeleteRecordsTopicResult,
+};
+use kafka_protocol::messages::delete_topics_response::DeletableTopicResult;
+use kafka_protocol::messages::describe_cluster_response::DescribeClusterBroker;
+use kafka_protocol::messages::list_offsets_response::{
+    ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
+};
+use kafka_protocol::messages::metadata_response::{
+    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+};
+use kafka_protocol::messages::{
+    CreateTopicsRequest, CreateTopicsResponse, DeleteRecordsRequest, DeleteRecordsResponse,
+    DeleteTopicsRequest, DeleteTopicsResponse, DescribeClusterResponse, ListOffsetsRequest,
+    ListOffsetsResponse, MetadataRequest, MetadataResponse, TopicName,
+};
+use kafka_protocol::protocol::StrBytes;
+use tracing::error;
+
+use super::{NODE, string};
+use crate::catalog::{self, CreateError, Topic};
+use crate::offsets;
+use crate::partition_log::{PartitionLog, ReadError};
+use crate::server::Server;
+use crate::topic_settings;
+
+const CLUSTER_ID: &str = "wye-embedded";
+/// How many Kafka partitions a topic gets that does not say.
+const DEFAULT_PARTITIONS: usize = 1;
+/// The first version of ListOffsets that knows leader epochs.
+const LEADER_EPOCH_SINCE: i16 = 4;
+
+pub(super) fn describe_cluster(server: &Server) -> DescribeClusterResponse {
+    let broker = DescribeClusterBroker::default()
+        .with_broker_id(NODE)
+        .with_host(string(&server.address.ip().to_string()))
+        .with_port(i32::from(server.address.port()));
+    DescribeClusterResponse::default()
+        .with_cluster_id(StrBytes::from_static_str(CLUSTER_ID))
+        .with_controller_id(NODE)
+        .with_brokers(vec![broker])
+}
+
+pub(super) fn metadata(server: &Server, request: &MetadataRequest) -> MetadataResponse {
+    let broker = MetadataResponseBroker::default()
+        .with_node_id(NODE)
+        .with_host(string(&server.address.ip().to_string()))
+        .with_port(i32::from(server.address.port()));
+    let topics = match &request.topics {
+        None => server.catalog.topics().iter().map(|topic| topic_metadata(topic)).collect(),
+        Some(wanted) => wanted
+            .iter()
+            .filter_map(|wanted| wanted.name.clone())
+            .map(|name| match server.catalog.topic(&name) {
+                Some(topic) => topic_metadata(&topic),
+                None => {
+                    let error = match catalog::check_creatable(&name, 1) {
+                        Err(CreateError::InvalidName) => ResponseError::InvalidTopicException,
+                        _ => ResponseError::UnknownTopicOrPartition,
+                    };
+                    MetadataResponseTopic::default().with_name(Some(name)).with_error_code(error.code())
+                }
+            })
+            .collect(),
+    };
+    MetadataResponse::default()
+        .with_brokers(vec![broker])
+        .with_cluster_id(Some(StrBytes::from_static_str(CLUSTER_ID)))
+        .with_controller_id(NODE)
+        .with_topics(topics)
+}
+
+fn topic_metadata(topic: &Topic) -> MetadataResponseTopic {
+    let partitions = (0..topic.partitions.len() as i32).map(|kafka_partition| {
+        MetadataResponsePartition::default()
+            .with_partition_index(kafka_partition)
+            .with_leader_id(NODE)
+            .with_leader_epoch(0)
+            .with_replica_nodes(vec![NODE])
+            .with_isr_nodes(vec![NODE])
+    });
+    MetadataResponseTopic::default()
+        .with_name(Some(TopicName(string(&topic.name))))
+        .with_is_internal(topic.name == offsets::TOPIC)
+        .with_partitions(partitions.collect())
+}
+
+pub(super) fn list_offsets(
+    server: &Server,
+    request: &ListOffsetsRequest,
+    version: i16,
+) -> ListOffsetsResponse {
+    let topics = request.topics.iter().map(|wanted| {
+        let topic = server.catalog.topic(&wanted.name);
+        let partitions = wanted.partitions.iter().map(|asked| {
+            let response = ListOffsetsPartitionResponse::default()
+                .with_partition_index(asked.partition_index)
+                .with_timestamp(-1)
+                .with_offset(-1);
+            let found = topic.as_ref().and_then(|topic| topic.partition(asked.partition_index));
+            let Some(partition) = found else {
+                return response.with_error_code(ResponseError::UnknownTopicOrPartition.code());
+            };
+            match find_offset(partition, asked.timestamp) {
+                Ok(Some((offset, timestamp))) => {
+                    let found = response.with_offset(offset).with_timestamp(timestamp);
+                    if version >= LEADER_EPOCH_SINCE { found.with_leader_epoch(0) } else { found }
+                }
+                Ok(None) => response,
+                Err(error) => response.with_error_code(read_error(&wanted.name, &error).code()),
+            }
+        });
+        ListOffsetsTopicResponse::default()
+            .with_name(wanted.name.clone())
+            .with_partitions(partitions.collect())
+    });
+    ListOffsetsResponse::default().with_topics(topics.collect())
+}
+
+/// The offset that a time (or a word for the beginning or the end) stands for, and its time where it has one.
+fn find_offset(partition: &PartitionLog, timestamp: i64) -> Result<Option<(i64, i64)>, ReadError> {
+    const LATEST: i64 = -1;
+    const EARLIEST: i64 = -2;
+    match timestamp {
+        LATEST => Ok(Some((partition.range().high, -1))),
+        EARLIEST => Ok(Some((partition.range().low, -1))),
+        timestamp => partition.find_time(timestamp),
+    }
+}
+
+/// The protocol's word for a failed read.
+pub(crate) fn read_error(topic: &str, error: &ReadError) -> ResponseError {
+    match error {
+        ReadError::OutOfRange => ResponseError::OffsetOutOfRange,
+        // The log has said where.
+        ReadError::Damaged(_) => ResponseError::CorruptMessage,
+        ReadError::Io(cause) => {
+            error!(topic, error = %cause, "embedded broker: the disk refuses a read");
+            ResponseError::KafkaStorageError
+        }
+    }
+}
+
+/// Why a topic is not created, deleted or changed.
+type Refused = (ResponseError, String);
+
+pub(super) fn create_topics(server: &Server, request: &CreateTopicsRequest) -> CreateTopicsResponse {
+    let topics = request.topics.iter().map(|topic| {
+        let result = CreatableTopicResult::default().with_name(topic.name.clone());
+        let kafka_partitions = match topic.num_partitions {
+            -1 if !topic.assignments.is_empty() => topic.assignments.len(),
+            -1 => DEFAULT_PARTITIONS,
+            number => usize::try_from(number).unwrap_or(0),
+        };
+        match create_topic(server, topic, kafka_partitions, request.validate_only) {
+            Ok(()) => result.with_num_partitions(kafka_partitions as i32).with_replication_factor(1),
+            Err((error, reason)) => {
+                result.with_error_code(error.code()).with_error_message(Some(StrBytes::from_string(reason)))
+            }
+        }
+    });
+    CreateTopicsResponse::default().with_topics(topics.collect())
+}
+
+fn create_topic(
+    server: &Server,
+    topic: &CreatableTopic,
+    kafka_partitions: usize,
+    validate_only: bool,
+) -> Result<(), Refused> {
+    refuse_internal(&topic.name)?;
+    if topic.replication_factor > 1 {
+        let reason = "the embedded broker is one node; use a replication factor of 1";
+        return Err((ResponseError::InvalidReplicationFactor, reason.to_owned()));
+    }
+    let settings = topic.configs.iter().map(|setting| {
+        (setting.name.to_string(), setting.value.as_ref().map(ToString::to_string).unwrap_or_default())
+    });
+    let settings: BTreeMap<_, _> = settings.collect();
+    topic_settings::check(&settings).map_err(|problem| (ResponseError::InvalidConfig, problem))?;
+    let created = if validate_only {
+        catalog::check_creatable(&topic.name, kafka_partitions)
+    } else {
+        server.catalog.create(&topic.name, kafka_partitions, settings)
+    };
+    created.map_err(|refused| {
+        let error = match &refused {
+            CreateError::Exists => ResponseError::TopicAlreadyExists,
+            CreateError::InvalidName => ResponseError::InvalidTopicException,
+            CreateError::InvalidPartitions => ResponseError::InvalidPartitions,
+            CreateError::Io(cause) => {
+                error!(topic = %topic.name.0, error = %cause, "embedded broker: the disk refuses a new topic");
+                ResponseError::KafkaStorageError
+            }
+        };
+        (error, refused.to_string())
+    })
+}
+
+/// The broker's own topic is not for clients to change.
+fn refuse_internal(topic: &str) -> Result<(), Refused> {
+    if topic == offsets::TOPIC {
+        let reason = "this topic belongs to the broker".to_owned();
+        return Err((ResponseError::InvalidTopicException, reason));
+    }
+    Ok(())
+}
+
+pub(super) fn delete_topics(server: &Server, request: &DeleteTopicsRequest) -> DeleteTopicsResponse {
+    let responses = request.topic_names.iter().map(|name| {
+        let result = DeletableTopicResult::default().with_name(Some(name.clone()));
+        match delete_topic(server, name) {
+            Ok(()) => result,
+            Err((error, reason)) => {
+                result.with_error_code(error.code()).with_error_message(Some(StrBytes::from_string(reason)))
+            }
+        }
+    });
+    DeleteTopicsResponse::default().with_responses(responses.collect())
+}
+
+fn delete_topic(server: &Server, name: &TopicName) -> Result<(), Refused> {
+    refuse_internal(name)?;
+    let storage = |error: &dyn std::fmt::Debug| {
+        error!(topic = %name.0, ?error, "embedded broker: cannot delete a topic");
+        (ResponseError::KafkaStorageError, "the disk of the broker refuses to delete the topic".to_owned())
+    };
+    // First, so that a topic of this name that is created at once never meets old offsets.
+    server.coordinator.offsets.forget_topic(name).map_err(|error| storage(&error))?;
+    match server.catalog.delete(name) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err((ResponseError::UnknownTopicOrPartition, "there is no such topic".to_owned())),
+        Err(error) => Err(storage(&error)),
+    }
+}
+
+pub(super) fn delete_records(server: &Server, request: &DeleteRecordsRequest) -> DeleteRecordsResponse {
+    let topics = request.topics.iter().map(|wanted| {
+        let topic = server.catalog.topic(&wanted.name);
+        let partitions = wanted.partitions.iter().map(|asked| {
+            let result = DeleteRecordsPartitionResult::default().with_partition_index(asked.partition_index);
+            match delete_below(topic.as_ref(), asked.partition_index, asked.offset) {
+                Ok(low) => result.with_low_watermark(low),
+                Err(error) => result.with_low_watermark(-1).with_error_code(error.code()),
+            }
+        });
+        DeleteRecordsTopicResult::default()
+            .with_name(wanted.name.clone())
+            .with_partitions(partitions.collect())
+    });
+    DeleteRecordsResponse::default().with_topics(topics.collect())
+}
+
+fn delete_below(topic: Option<&Arc<Topic>>, kafka_partition: i32, offset: i64) -> Result<i64, ResponseError> {
+    const ALL: i64 = -1;
+    let topic = topic.ok_or(ResponseError::UnknownTopicOrPartition)?;
+    refuse_internal(&topic.name).map_err(|(error, _)| error)?;
+    let partition = topic.partition(kafka_partition).ok_or(ResponseError::UnknownTopicOrPartition)?;
+    let before = if offset == ALL { partition.range().high } else { offset };
+    if before < 0 {
+        return Err(ResponseError::OffsetOutOfRange);
+    }
+    match partition.delete_before(before) {
+        Ok(low) => low.ok_or(ResponseError::OffsetOutOfRange),
+        Err(error) => {
+            error!(topic = topic.name, %error, "embedded broker: cannot delete records");
+            Err(ResponseError::KafkaStorageError)
+        }
+    }
+}

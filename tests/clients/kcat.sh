@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# kcat, as Debian has it: lists, writes, reads, reads as a group.
+source "$(dirname "$0")/common.sh"
+
+have kcat || skip "kcat is not installed (apt-get install kcat)"
+
+contains "list" "topic \"$topic\" with 2 partitions" "$(kcat -b "$bootstrap" -L)"
+seq 1 1000 | kcat -b "$bootstrap" -t "$topic" -P -z lz4
+same "read" "$(seq 1 1000 | sort)" "$(kcat -b "$bootstrap" -t "$topic" -C -e -q | sort)"
+same "read the last" "1" "$(kcat -b "$bootstrap" -t "$topic" -p 0 -C -o -1 -e -q | wc -l)"
+
+# A group: all is read once, and what was read is not read again.
+same "group" "$(seq 1 1000 | sort)" "$(timeout 40 kcat -b "$bootstrap" -G "kcat-$topic" -X auto.offset.reset=earliest -c 1000 -q "$topic" 2>"$directory/group" | sort)"
+seq 1001 1010 | kcat -b "$bootstrap" -t "$topic" -P -z zstd
+same "group again" "$(seq 1001 1010 | sort)" "$(timeout 40 kcat -b "$bootstrap" -G "kcat-$topic" -X auto.offset.reset=earliest -c 10 -q "$topic" 2>>"$directory/group" | sort)"

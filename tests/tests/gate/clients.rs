@@ -1,0 +1,67 @@
+//! Ordinary Kafka clients work with the embedded broker: each real client runs its script in `tests/clients` against a
+//! broker of its own. A client that is not installed is skipped in words, and in CI that is a failure.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use wye_broker::{Broker, BrokerConfig};
+use wye_log::client::{Log, LogConfig};
+use wye_log::topics::TopicSpec;
+
+/// How a script says that its client is not here.
+const ABSENT: i32 = 77;
+const TOPIC: &str = "ordinary";
+
+/// Runs the script of a client to its end.
+fn drive(client: &str) -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let broker = runtime.block_on(Broker::start(BrokerConfig::new(directory.path().join("log"))))?;
+    let bootstrap = broker.bootstrap_servers().to_owned();
+    let log = Log::new(LogConfig::new(bootstrap.clone(), 1))?;
+    let topic = TopicSpec { name: TOPIC, kafka_partitions: 2, config: Vec::new() };
+    runtime.block_on(log.ensure(&[topic]))?;
+
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(format!("{client}.sh"));
+    let since = Instant::now();
+    let ran = Command::new(&script).args([bootstrap.as_str(), TOPIC]).arg(directory.path()).output();
+    let Output { status, stdout, stderr } = ran.with_context(|| format!("run {}", script.display()))?;
+    let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    match status.code() {
+        Some(0) => println!("{client}: works, in {:?}", since.elapsed()),
+        Some(ABSENT) => {
+            ensure!(std::env::var_os("CI").is_none(), "{client} must be there in CI: {said}");
+            println!("{client}: skipped, since {said}");
+        }
+        _ => bail!("{client} does not work ({status}): {said}"),
+    }
+    runtime.block_on(broker.stop());
+    Ok(())
+}
+
+#[test]
+fn kcat_works() -> Result<()> {
+    drive("kcat")
+}
+
+#[test]
+fn the_java_clients_and_tools_work() -> Result<()> {
+    drive("java")
+}
+
+#[test]
+fn confluent_kafka_works() -> Result<()> {
+    drive("confluent")
+}
+
+#[test]
+fn kafka_python_works() -> Result<()> {
+    drive("kafka-python")
+}
+
+#[test]
+fn franz_go_works() -> Result<()> {
+    drive("franz")
+}
