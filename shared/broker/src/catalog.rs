@@ -61,7 +61,7 @@ struct Changes {
 pub(crate) struct Topic {
     pub(crate) name: String,
     pub(crate) config: BTreeMap<String, String>,
-    pub(crate) partitions: Vec<PartitionLog>,
+    pub(crate) partitions: Arc<Vec<PartitionLog>>,
 }
 
 /// Why a topic cannot be created.
@@ -134,7 +134,7 @@ impl Catalog {
         for (name, StoredTopic { kafka_partitions, config }) in stored.topics {
             let open = |directory| PartitionLog::open(&storage, directory, segment_bytes);
             let partitions = partition_directories(storage.root(), &name, kafka_partitions).map(open);
-            let partitions = partitions.collect::<io::Result<_>>()?;
+            let partitions = Arc::new(partitions.collect::<io::Result<_>>()?);
             topics.insert(name.clone(), Arc::new(Topic { name, config, partitions }));
         }
         warn_of_leftovers(&storage, &topics)?;
@@ -179,13 +179,29 @@ impl Catalog {
         Ok(())
     }
 
+    /// Gives a topic other settings; whether it is there.
+    pub(crate) fn configure(&self, name: &str, config: BTreeMap<String, String>) -> io::Result<bool> {
+        let mut changes = self.changes();
+        let Some(topic) = self.topic(name) else { return Ok(false) };
+        let _room = self.storage.room()?;
+        let partitions = Arc::clone(&topic.partitions);
+        let mut topics = self.lock().clone();
+        topics.insert(name.to_owned(), Arc::new(Topic { name: name.to_owned(), config, partitions }));
+        let reserved = changes.reserved_producers;
+        self.store(&mut changes, &topics, reserved).inspect_err(|error| {
+            self.storage.note_shortage(error);
+        })?;
+        *self.lock() = topics;
+        Ok(true)
+    }
+
     /// Deletes a topic with all that is in it, also where the disk is full; whether it was there.
     pub(crate) fn delete(&self, name: &str) -> io::Result<bool> {
         let mut changes = self.changes();
         let mut rest = self.lock().clone();
         let Some(topic) = rest.remove(name) else { return Ok(false) };
         // First: where the deletion fails on its way, a crash may finish it.
-        for partition in &topic.partitions {
+        for partition in topic.partitions.iter() {
             partition.close("the topic is being deleted");
         }
         let reserved = changes.reserved_producers;
@@ -270,7 +286,7 @@ impl Catalog {
             partitions.push(PartitionLog::create(&self.storage, directory, self.segment_bytes)?);
         }
         self.storage.disk().sync_directory(root)?;
-        let topic = Arc::new(Topic { name: name.to_owned(), config, partitions });
+        let topic = Arc::new(Topic { name: name.to_owned(), config, partitions: Arc::new(partitions) });
         topics.insert(name.to_owned(), Arc::clone(&topic));
         self.store(changes, &topics, reserved)?;
         Ok(topic)

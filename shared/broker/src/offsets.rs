@@ -260,23 +260,26 @@ fn apply(groups: &mut BTreeMap<String, Group>, entry: Entry, position: i64) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::sync::Arc;
 
     use super::{Committed, Offsets, SUMMARIZE_AT, TOPIC};
     use crate::catalog::Catalog;
+    use crate::disk::memory::{MemoryDisk, Operation, Unsynced};
 
     fn at(offset: i64) -> Committed {
         Committed { offset, leader_epoch: -1, metadata: format!("note {offset}") }
     }
 
-    fn open(directory: &std::path::Path) -> Offsets {
-        Offsets::open(Arc::new(Catalog::open(directory, 1024 * 1024).unwrap())).unwrap()
+    fn open(disk: &MemoryDisk) -> Offsets {
+        let catalog = Catalog::open_on(Arc::new(disk.clone()), Path::new("/data/log"), 1024 * 1024).unwrap();
+        Offsets::open(Arc::new(catalog)).unwrap()
     }
 
     #[test]
-    fn offsets_outlive_the_process() {
-        let directory = tempfile::tempdir().unwrap();
-        let offsets = open(directory.path());
+    fn what_was_committed_survives_a_loss_of_power() {
+        let disk = MemoryDisk::default();
+        let offsets = open(&disk);
         offsets
             .commit("a", vec![("t".into(), 0, at(1)), ("t".into(), 1, at(2)), ("u".into(), 0, at(3))])
             .unwrap();
@@ -284,8 +287,9 @@ mod tests {
         offsets.commit("b", vec![("t".into(), 0, at(4))]).unwrap();
         offsets.forget("a", vec![("t".into(), 1)]).unwrap();
         drop(offsets);
+        disk.crash(Unsynced::Dropped);
 
-        let offsets = open(directory.path());
+        let offsets = open(&disk);
         assert_eq!(offsets.groups(), ["a", "b"]);
         assert_eq!(offsets.get("a", "t", 0), Some(at(10)));
         assert_eq!((offsets.get("a", "t", 1), offsets.get("c", "t", 0)), (None, None));
@@ -293,13 +297,24 @@ mod tests {
         assert_eq!(offsets.all("a"), [(("u".to_owned(), 0), at(3))]);
         assert_eq!(offsets.groups(), ["a"]);
         drop(offsets);
-        assert_eq!(open(directory.path()).groups(), ["a"]);
+        disk.crash(Unsynced::Dropped);
+        assert_eq!(open(&disk).groups(), ["a"]);
+    }
+
+    #[test]
+    fn what_the_disk_does_not_take_is_not_acknowledged() {
+        let disk = MemoryDisk::default();
+        let offsets = open(&disk);
+        offsets.commit("a", vec![("t".into(), 0, at(1))]).unwrap();
+        disk.fail(Operation::Sync, 0, std::io::ErrorKind::Other);
+        offsets.commit("a", vec![("t".into(), 0, at(2))]).unwrap_err();
+        assert_eq!(offsets.get("a", "t", 0), Some(at(1)));
     }
 
     #[test]
     fn the_topic_stays_small() {
-        let directory = tempfile::tempdir().unwrap();
-        let offsets = open(directory.path());
+        let disk = MemoryDisk::default();
+        let offsets = open(&disk);
         let last = SUMMARIZE_AT as i64 + 10;
         offsets.commit("other", vec![("t".into(), 7, at(7))]).unwrap();
         for offset in 0..=last {
@@ -308,7 +323,7 @@ mod tests {
         let range = offsets.catalog.topic(TOPIC).unwrap().partitions[0].range();
         assert!(range.high - range.low < 100, "{range:?}");
         drop(offsets);
-        let offsets = open(directory.path());
+        let offsets = open(&disk);
         assert_eq!((offsets.get("a", "t", 0), offsets.get("other", "t", 7)), (Some(at(last)), Some(at(7))));
     }
 }

@@ -199,7 +199,8 @@ fn batch_at(held: &[u8], offset: i64, left: u64, check: Check) -> Result<RecordB
             Err(NotThere::Damaged("the record batch is cut off"))
         }
         Err(NoBatch::Short { needed }) => Err(NotThere::Needs(needed)),
-        Err(NoBatch::Malformed) => Err(NotThere::Damaged("the record batch does not match its checksum")),
+        Err(NoBatch::Malformed) => Err(NotThere::Damaged("there is no record batch")),
+        Err(NoBatch::Damaged) => Err(NotThere::Damaged("the record batch does not match its checksum")),
     }
 }
 

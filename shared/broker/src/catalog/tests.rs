@@ -55,6 +55,22 @@ fn remembers_topics_and_never_repeats_a_producer_number() {
 }
 
 #[test]
+fn changed_settings_are_on_the_disk_and_the_records_stay() {
+    let disk = MemoryDisk::default();
+    let catalog = open(&disk);
+    catalog.create("t", 2, BTreeMap::new()).unwrap();
+    append(&catalog, "t", 1);
+    let config = BTreeMap::from([("max.message.bytes".to_owned(), "17".to_owned())]);
+    assert!(catalog.configure("t", config.clone()).unwrap());
+    assert!(!catalog.configure("other", config).unwrap());
+    assert_eq!(catalog.topic("t").unwrap().max_message_bytes(), 17);
+    drop(catalog);
+    disk.crash(Unsynced::Dropped);
+    let topic = open(&disk).topic("t").unwrap();
+    assert_eq!((topic.max_message_bytes(), topic.partitions[1].range().high), (17, 1));
+}
+
+#[test]
 fn a_directory_is_opened_once() {
     let directory = tempfile::tempdir().unwrap();
     let _first = Catalog::open(directory.path(), 1024).unwrap();

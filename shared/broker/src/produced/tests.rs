@@ -4,6 +4,7 @@ use kafka_protocol::error::ResponseError;
 
 use super::{Rules, Stamp, Zstd, check};
 use crate::record_batch::{self, RecordBatch};
+use crate::testing::{record, varint};
 
 const RULES: Rules = Rules {
     max_batch_bytes: 1024 * 1024,
@@ -11,34 +12,6 @@ const RULES: Rules = Rules {
     zstd: Zstd::Known,
     stamp: Stamp::CreateTime,
 };
-
-fn varint(into: &mut Vec<u8>, value: i64) {
-    let mut rest = ((value << 1) ^ (value >> 63)) as u64;
-    while rest >= 0x80 {
-        into.push(rest as u8 | 0x80);
-        rest >>= 7;
-    }
-    into.push(rest as u8);
-}
-
-/// A record with a key, a value and a header.
-fn record(offset_delta: i64, timestamp_delta: i64, value: &[u8]) -> Vec<u8> {
-    let mut fields = vec![0];
-    varint(&mut fields, timestamp_delta);
-    varint(&mut fields, offset_delta);
-    varint(&mut fields, 3);
-    fields.extend(b"key");
-    varint(&mut fields, value.len() as i64);
-    fields.extend(value);
-    varint(&mut fields, 1);
-    varint(&mut fields, 4);
-    fields.extend(b"name");
-    varint(&mut fields, -1);
-    let mut record = Vec::new();
-    varint(&mut record, fields.len() as i64);
-    record.extend(fields);
-    record
-}
 
 fn records(count: i64) -> Vec<u8> {
     (0..count).flat_map(|at| record(at, at, format!("value {at}").as_bytes())).collect()

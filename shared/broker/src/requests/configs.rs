@@ -1,4 +1,6 @@
-//! Settings: those of topics are told; changing them is refused, since they are fixed when a topic is created.
+//! Settings of topics: telling and changing them. The broker has no others that clients may see.
+
+use std::collections::BTreeMap;
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::alter_configs_response::AlterConfigsResourceResponse;
@@ -6,20 +8,25 @@ use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use kafka_protocol::messages::describe_configs_response::{
     DescribeConfigsResourceResult, DescribeConfigsResult,
 };
-use kafka_protocol::messages::incremental_alter_configs_response;
+use kafka_protocol::messages::incremental_alter_configs_request::AlterableConfig;
+use kafka_protocol::messages::incremental_alter_configs_response as incremental;
 use kafka_protocol::messages::{
     AlterConfigsRequest, AlterConfigsResponse, DescribeConfigsRequest, DescribeConfigsResponse,
     IncrementalAlterConfigsRequest, IncrementalAlterConfigsResponse,
 };
 use kafka_protocol::protocol::StrBytes;
+use tracing::error;
 
 use super::string;
+use crate::offsets;
 use crate::server::Server;
 use crate::topic_settings::{self, Origin};
 
 const TOPIC: i8 = 2;
-const FIXED: &str = "the embedded broker fixes the settings of a topic when it is created; delete the topic and \
-                     create it with other settings";
+
+type Settings = BTreeMap<String, String>;
+/// Why settings are not changed.
+type Refused = (ResponseError, String);
 
 pub(super) fn describe(server: &Server, request: &DescribeConfigsRequest) -> DescribeConfigsResponse {
     let results = request.resources.iter().map(|resource| describe_one(server, resource));
@@ -54,27 +61,95 @@ fn describe_one(server: &Server, resource: &DescribeConfigsResource) -> Describe
     result.with_configs(settings.collect())
 }
 
-pub(super) fn alter(_server: &Server, request: &AlterConfigsRequest) -> AlterConfigsResponse {
+/// Gives topics other settings; those that are not named get their defaults.
+pub(super) fn alter(server: &Server, request: &AlterConfigsRequest) -> AlterConfigsResponse {
     let responses = request.resources.iter().map(|resource| {
+        let named = resource.configs.iter().filter_map(|setting| {
+            setting.value.as_ref().map(|value| (setting.name.to_string(), value.to_string()))
+        });
+        let settings: Settings = named.collect();
+        let place = (resource.resource_type, &*resource.resource_name);
+        let changed = change(server, place, request.validate_only, |_| Ok(settings));
+        let (code, reason) = outcome(changed);
         AlterConfigsResourceResponse::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name.clone())
-            .with_error_code(ResponseError::PolicyViolation.code())
-            .with_error_message(Some(StrBytes::from_static_str(FIXED)))
+            .with_error_code(code)
+            .with_error_message(reason)
     });
     AlterConfigsResponse::default().with_responses(responses.collect())
 }
 
+/// Changes single settings of topics.
 pub(super) fn alter_incrementally(
-    _server: &Server,
+    server: &Server,
     request: &IncrementalAlterConfigsRequest,
 ) -> IncrementalAlterConfigsResponse {
     let responses = request.resources.iter().map(|resource| {
-        incremental_alter_configs_response::AlterConfigsResourceResponse::default()
+        let place = (resource.resource_type, &*resource.resource_name);
+        let changed = change(server, place, request.validate_only, |settings| {
+            resource.configs.iter().try_fold(settings, apply)
+        });
+        let (code, reason) = outcome(changed);
+        incremental::AlterConfigsResourceResponse::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name.clone())
-            .with_error_code(ResponseError::PolicyViolation.code())
-            .with_error_message(Some(StrBytes::from_static_str(FIXED)))
+            .with_error_code(code)
+            .with_error_message(reason)
     });
     IncrementalAlterConfigsResponse::default().with_responses(responses.collect())
+}
+
+/// One step of an incremental change.
+fn apply(mut settings: Settings, step: &AlterableConfig) -> Result<Settings, Refused> {
+    const SET: i8 = 0;
+    const DELETE: i8 = 1;
+    match (step.config_operation, &step.value) {
+        (SET, Some(value)) => {
+            settings.insert(step.name.to_string(), value.to_string());
+        }
+        (DELETE, _) => {
+            settings.remove(step.name.as_str());
+        }
+        _ => {
+            let reason = format!("{}: the embedded broker can set and delete settings only", step.name);
+            return Err((ResponseError::InvalidConfig, reason));
+        }
+    }
+    Ok(settings)
+}
+
+/// Stores what `to` makes of the settings of a topic.
+fn change(
+    server: &Server,
+    (resource_type, name): (i8, &str),
+    validate_only: bool,
+    to: impl FnOnce(Settings) -> Result<Settings, Refused>,
+) -> Result<(), Refused> {
+    if resource_type != TOPIC || name == offsets::TOPIC {
+        let reason = "the embedded broker has settings of topics only; its own are in the file of wye up";
+        return Err((ResponseError::InvalidRequest, reason.to_owned()));
+    }
+    let unknown = || (ResponseError::UnknownTopicOrPartition, "there is no such topic".to_owned());
+    let topic = server.catalog.topic(name).ok_or_else(unknown)?;
+    let settings = to(topic.config.clone())?;
+    topic_settings::check(&settings).map_err(|problem| (ResponseError::InvalidConfig, problem))?;
+    if validate_only {
+        return Ok(());
+    }
+    match server.catalog.configure(name, settings) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(unknown()),
+        Err(error) => {
+            error!(topic = name, %error, "embedded broker: the disk refuses the settings of a topic");
+            Err((ResponseError::KafkaStorageError, format!("the disk of the broker refuses it: {error}")))
+        }
+    }
+}
+
+fn outcome(changed: Result<(), Refused>) -> (i16, Option<StrBytes>) {
+    match changed {
+        Ok(()) => (0, None),
+        Err((error, reason)) => (error.code(), Some(StrBytes::from_string(reason))),
+    }
 }

@@ -27,8 +27,11 @@ use tracing::error;
 
 use super::{NODE, string};
 use crate::catalog::{self, CreateError, Topic};
+use crate::decompress::Codec;
 use crate::offsets;
 use crate::partition_log::{PartitionLog, ReadError};
+use crate::record_batch::{HEADER, RecordBatch};
+use crate::records::{self, Body};
 use crate::server::Server;
 use crate::topic_settings;
 
@@ -109,7 +112,7 @@ pub(super) fn list_offsets(
             let Some(partition) = found else {
                 return response.with_error_code(ResponseError::UnknownTopicOrPartition.code());
             };
-            match find_offset(partition, asked.timestamp) {
+            match find_offset(server, partition, asked.timestamp) {
                 Ok(Some((offset, timestamp))) => {
                     let found = response.with_offset(offset).with_timestamp(timestamp);
                     if version >= LEADER_EPOCH_SINCE { found.with_leader_epoch(0) } else { found }
@@ -126,14 +129,45 @@ pub(super) fn list_offsets(
 }
 
 /// The offset that a time (or a word for the beginning or the end) stands for, and its time where it has one.
-fn find_offset(partition: &PartitionLog, timestamp: i64) -> Result<Option<(i64, i64)>, ReadError> {
+fn find_offset(
+    server: &Server,
+    partition: &PartitionLog,
+    timestamp: i64,
+) -> Result<Option<(i64, i64)>, ReadError> {
     const LATEST: i64 = -1;
     const EARLIEST: i64 = -2;
     match timestamp {
         LATEST => Ok(Some((partition.range().high, -1))),
         EARLIEST => Ok(Some((partition.range().low, -1))),
-        timestamp => partition.find_time(timestamp),
+        timestamp => match partition.find_time(timestamp)? {
+            Some(batch) => find_record(server, partition, batch, timestamp).map(Some),
+            None => Ok(None),
+        },
     }
+}
+
+/// The first record of a batch with this time or a later one. The batch is where `(offset, newest)` says that it is.
+fn find_record(
+    server: &Server,
+    partition: &PartitionLog,
+    (offset, newest): (i64, i64),
+    timestamp: i64,
+) -> Result<(i64, i64), ReadError> {
+    let fetched = partition.read(offset, 1)?;
+    let Ok(batch) = RecordBatch::read_header(&fetched.records) else { return Ok((offset, newest)) };
+    let codec = Codec::of(batch.attributes).filter(|_| !batch.is_stamped_by_log());
+    let Some(codec) = codec else { return Ok((offset, newest)) };
+    let bytes = &fetched.records[HEADER..batch.size.min(fetched.records.len())];
+    let body = Body { codec, bytes, records: batch.records, base_timestamp: batch.base_timestamp };
+    let mut found = None;
+    let walked = records::walk(&body, server.limits.unpacked_batch_bytes as u64, |record| {
+        let at = batch.base_offset + i64::from(record.offset_delta);
+        if found.is_none() && at >= offset && record.timestamp >= timestamp {
+            found = Some((at, record.timestamp));
+        }
+    });
+    // A batch that was stored before batches were checked may not be readable: then its beginning has to do.
+    Ok(walked.ok().and(found).unwrap_or((offset, newest)))
 }
 
 /// The protocol's word for a failed read.

@@ -173,6 +173,21 @@ fn the_log_stamps_the_records_of_a_topic_that_wants_it() {
 }
 
 #[test]
+fn a_time_finds_the_first_record_that_has_it() {
+    let served = Served::new(Limits::default());
+    let mut peer = served.connect();
+    let body = [testing::record(0, 100, b"a"), testing::record(1, 300, b"b"), testing::record(2, 200, b"c")]
+        .concat();
+    let mut batch = record_batch::pack(&body, 3);
+    record_batch::set_max_timestamp(&mut batch, 300);
+    assert_eq!(produced(peer.ask(ApiKey::Produce, 9, &produce(TOPIC, batch))).0, 0);
+    for (time, found) in [(0, (0, 100)), (100, (0, 100)), (101, (1, 300)), (300, (1, 300)), (301, (-1, -1))] {
+        let partition = &list_offsets(&mut peer, TOPIC, time).topics[0].partitions[0];
+        assert_eq!((partition.offset, partition.timestamp), found, "{time}");
+    }
+}
+
+#[test]
 fn settings_that_would_not_be_kept_are_refused() {
     let served = Served::new(Limits::default());
     for (name, value) in [("retention.ms", "1000"), ("cleanup.policy", "compact"), ("made.up", "1")] {
@@ -181,6 +196,13 @@ fn settings_that_would_not_be_kept_are_refused() {
         assert!(said.unwrap().contains(name));
     }
     served.create("wanted", &[("retention.ms", "-1"), ("segment.bytes", "67108864")]);
+    // The sample sets a retention.
+    let mut peer = served.connect();
+    let refused =
+        peer.ask(ApiKey::IncrementalAlterConfigs, 1, &testing::sample(ApiKey::IncrementalAlterConfigs, 1));
+    let ResponseKind::IncrementalAlterConfigs(refused) = refused else { panic!("another kind of answer") };
+    assert_eq!(refused.responses[0].error_code, 40);
+    assert!(refused.responses[0].error_message.as_ref().unwrap().contains("retention.ms"));
 }
 
 #[test]
