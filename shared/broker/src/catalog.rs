@@ -132,6 +132,7 @@ impl Catalog {
         };
         let mut topics = Topics::new();
         for (name, StoredTopic { kafka_partitions, config }) in stored.topics {
+            let segment_bytes = topic_segment_bytes(&config, segment_bytes);
             let open = |directory| PartitionLog::open(&storage, directory, segment_bytes);
             let partitions = partition_directories(storage.root(), &name, kafka_partitions).map(open);
             let partitions = Arc::new(partitions.collect::<io::Result<_>>()?);
@@ -276,6 +277,7 @@ impl Catalog {
             // The directories of a topic that the disk may still name are not touched.
             self.store(changes, &topics, reserved)?;
         }
+        let segment_bytes = topic_segment_bytes(&config, self.segment_bytes);
         let mut partitions = Vec::with_capacity(kafka_partitions);
         for directory in partition_directories(root, name, kafka_partitions) {
             // Left by a topic of that name that was deleted.
@@ -283,7 +285,7 @@ impl Catalog {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            partitions.push(PartitionLog::create(&self.storage, directory, self.segment_bytes)?);
+            partitions.push(PartitionLog::create(&self.storage, directory, segment_bytes)?);
         }
         self.storage.disk().sync_directory(root)?;
         let topic = Arc::new(Topic { name: name.to_owned(), config, partitions: Arc::new(partitions) });
@@ -312,6 +314,15 @@ impl Catalog {
     fn lock(&self) -> MutexGuard<'_, Topics> {
         self.topics.lock().expect("no thread panics while it holds the lock")
     }
+}
+
+/// At how many bytes the segments of a topic are closed: what it says, but no more than `most`. A change counts from the
+/// next start on.
+fn topic_segment_bytes(config: &BTreeMap<String, String>, most: u64) -> u64 {
+    config
+        .get("segment.bytes")
+        .and_then(|text| text.trim().parse().ok())
+        .map_or(most, |bytes: u64| bytes.min(most))
 }
 
 /// Whether a topic could be created, were it not there yet.

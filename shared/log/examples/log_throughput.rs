@@ -15,7 +15,7 @@ use wye_log::LogError;
 use wye_log::client::{Log, LogConfig};
 use wye_log::producer::{Delivery, Outgoing, Producer};
 use wye_log::reader::Reader;
-use wye_log::topics::TopicSpec;
+use wye_log::topics::{self, TopicSpec};
 
 struct Options {
     megabytes: usize,
@@ -169,7 +169,7 @@ fn report(what: &str, count: usize, message_bytes: usize, elapsed: Duration, pro
 async fn new_topic(log: &Log, kafka_partitions: i32) -> Result<&'static str, LogError> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is past 1970").as_micros();
     let name: &'static str = Box::leak(format!("throughput-{since}").into_boxed_str());
-    let config = vec![("max.message.bytes", "8388608".to_owned())];
+    let config = topics::specs(1, 1).swap_remove(0).config;
     log.ensure(&[TopicSpec { name, kafka_partitions, config }]).await?;
     Ok(name)
 }

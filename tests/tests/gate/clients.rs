@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 use wye_broker::{Broker, BrokerConfig};
 use wye_log::client::{Log, LogConfig};
-use wye_log::topics::TopicSpec;
+use wye_log::topics::{self, TopicSpec};
 
 /// How a script says that its client is not here.
 const ABSENT: i32 = 77;
@@ -21,7 +21,8 @@ fn drive(client: &str) -> Result<()> {
     let broker = runtime.block_on(Broker::start(BrokerConfig::new(directory.path().join("log"))))?;
     let bootstrap = broker.bootstrap_servers().to_owned();
     let log = Log::new(LogConfig::new(bootstrap.clone(), 1))?;
-    let topic = TopicSpec { name: TOPIC, kafka_partitions: 2, config: Vec::new() };
+    let config = topics::specs(1, 1).swap_remove(0).config;
+    let topic = TopicSpec { name: TOPIC, kafka_partitions: 2, config };
     runtime.block_on(log.ensure(&[topic]))?;
 
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(format!("{client}.sh"));
