@@ -56,6 +56,7 @@ async fn main() -> Result<()> {
             views: views.clone(),
             plans: Arc::clone(&plans),
             expectations: Arc::clone(&expectations),
+            as_of: None,
             threads: compute.threads(),
             progress: None,
         };

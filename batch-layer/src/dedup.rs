@@ -1,28 +1,31 @@
 //! Marks copies of readings: the first of an identity in log order counts, a later one is a duplicate, or a conflict
-//! if its value differs. The same rule as in the speed layer, here on the fields themselves and without a limit.
+//! if its value differs. The same rule as in the speed layer, here on the fields themselves and without a limit, also
+//! for copies in several Kafka partitions (see [`READING_ORDER`] for which of them is the first).
 //!
-//! [`DedupExec`] is a DataFusion operator over readings sorted by [`READING_ORDER`], so that copies stand side by
-//! side, the first in log order first. It must not know what is computed of the readings.
+//! [`DedupExec`] is a DataFusion operator over readings sorted by [`READING_ORDER`], so that copies are side by side,
+//! the first in log order first. It states what it needs of its input, so that an optimizer keeps to it. It must not
+//! know what is computed of the readings.
 
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use arrow::array::{Array, RecordBatch, UInt8Array};
-use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use arrow::array::{Array, AsArray, RecordBatch, UInt8Array};
+use arrow::compute::SortOptions;
+use arrow::datatypes::{DataType, Field, Fields, Int32Type, Int64Type, Schema, SchemaRef};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::expressions::Column;
-use datafusion::physical_expr::{EquivalenceProperties, OrderingRequirements};
+use datafusion::physical_expr::{EquivalenceProperties, LexOrdering, OrderingRequirements, PhysicalSortExpr};
 use datafusion::physical_plan::{
     ChildrenPropertiesMode, DisplayAs, DisplayFormatType, Distribution, ExecutionPlan,
     ExecutionPlanProperties, PhysicalExpr, PlanProperties, ReplaceChildrenOptions,
 };
 use futures::{Stream, StreamExt};
 use wye_domain::DomainError;
-use wye_domain::identity::Novelty;
+use wye_domain::identity::{Novelty, copy_of};
 use wye_domain::reading::ReadingColumns;
 use wye_tables::columns::READING_ORDER;
 
@@ -34,6 +37,8 @@ pub const FIRST: u8 = 0;
 pub const DUPLICATE: u8 = 1;
 /// [`Novelty::Conflict`]
 pub const CONFLICT: u8 = 2;
+/// The same reading of the log once more, as a table has it whose files were merged by two at once.
+pub const REPEATED: u8 = 3;
 
 /// The code of a novelty in the column [`NOVELTY`].
 pub fn code(novelty: Novelty) -> u8 {
@@ -44,15 +49,31 @@ pub fn code(novelty: Novelty) -> u8 {
     }
 }
 
-/// The identity of the last reading of a batch, and the value that counts for it.
+/// The novelty of a code in the column [`NOVELTY`]; `None` for a row that is no reading of its own.
+#[inline]
+pub fn novelty(code: u8) -> Option<Novelty> {
+    match code {
+        FIRST => Some(Novelty::First),
+        DUPLICATE => Some(Novelty::Duplicate),
+        CONFLICT => Some(Novelty::Conflict),
+        _ => None,
+    }
+}
+
+/// The identity of the last reading of a batch.
 #[derive(Clone, Debug, PartialEq)]
 struct Kept {
     device_id: String,
     metric: String,
     event_time: i64,
     sequence: Option<i64>,
+    /// The value that counts.
     value: f64,
+    place: Place,
 }
+
+/// Where a reading is in the log: Kafka partition, offset, index in its message.
+type Place = (i32, i64, i32);
 
 /// Marks the readings of one sorted stream, batch by batch.
 #[derive(Debug, Default)]
@@ -70,6 +91,7 @@ impl Deduplicator {
     /// When the batch lacks a column of a reading.
     pub fn mark(&mut self, batch: &RecordBatch) -> std::result::Result<Vec<u8>, DomainError> {
         let columns = ReadingColumns::of(batch)?;
+        let places = Places::of(batch)?;
         let rows = batch.num_rows();
         let mut novelty = vec![FIRST; rows];
         let Some(last_row) = rows.checked_sub(1) else { return Ok(novelty) };
@@ -85,7 +107,8 @@ impl Deduplicator {
                 && columns.device_id.text(0) == Some(last.device_id.as_str())
                 && columns.metric.text(0) == Some(last.metric.as_str());
             if same {
-                novelty[0] = code(copy_of(last.value, columns.value[0]));
+                let repeated = places.of_row(0) == last.place;
+                novelty[0] = if repeated { REPEATED } else { code(copy_of(last.value, counting)) };
                 counting = last.value;
             }
         }
@@ -95,7 +118,9 @@ impl Deduplicator {
                 && sequence(row) == sequence(before)
                 && same_word(&columns.device_id, row, before)
                 && same_word(&columns.metric, row, before);
-            if same {
+            if same && places.of_row(row) == places.of_row(before) {
+                *novelty = REPEATED;
+            } else if same {
                 *novelty = code(copy_of(counting, columns.value[row]));
             } else {
                 counting = columns.value[row];
@@ -107,13 +132,34 @@ impl Deduplicator {
             event_time: columns.event_time[last_row],
             sequence: sequence(last_row),
             value: counting,
+            place: places.of_row(last_row),
         });
         Ok(novelty)
     }
 }
 
-fn copy_of(counting: f64, value: f64) -> Novelty {
-    if counting.to_bits() == value.to_bits() { Novelty::Duplicate } else { Novelty::Conflict }
+struct Places<'a> {
+    partition: &'a [i32],
+    offset: &'a [i64],
+    index: &'a [i32],
+}
+
+impl<'a> Places<'a> {
+    fn of(batch: &'a RecordBatch) -> std::result::Result<Self, DomainError> {
+        let column =
+            |name: &'static str| batch.column_by_name(name).ok_or(DomainError::Shape { column: name });
+        let small = |name: &'static str| {
+            let column = column(name)?.as_primitive_opt::<Int32Type>();
+            column.map(|column| column.values().as_ref()).ok_or(DomainError::Shape { column: name })
+        };
+        let offset = column("kafka_offset")?.as_primitive_opt::<Int64Type>();
+        let offset = offset.ok_or(DomainError::Shape { column: "kafka_offset" })?.values();
+        Ok(Self { partition: small("kafka_partition")?, offset, index: small("kafka_index")? })
+    }
+
+    fn of_row(&self, row: usize) -> Place {
+        (self.partition[row], self.offset[row], self.index[row])
+    }
 }
 
 fn same_word(column: &wye_domain::reading::TextColumn<'_>, row: usize, before: usize) -> bool {
@@ -124,13 +170,23 @@ fn same_word(column: &wye_domain::reading::TextColumn<'_>, row: usize, before: u
 #[derive(Debug)]
 pub struct DedupExec {
     input: Arc<dyn ExecutionPlan>,
+    /// What each plan partition of the input must be sorted by.
+    order: Vec<PhysicalSortExpr>,
     properties: Arc<PlanProperties>,
 }
 
 impl DedupExec {
-    /// Over readings that are sorted by [`READING_ORDER`] in each plan partition, no identity in two of them.
-    pub fn new(input: Arc<dyn ExecutionPlan>) -> Self {
+    /// Over readings that are sorted by [`READING_ORDER`] in each plan partition, no device in two of them.
+    ///
+    /// # Errors
+    /// When the input lacks a column of the order.
+    pub fn new(input: Arc<dyn ExecutionPlan>) -> Result<Self> {
         let given = input.schema();
+        let options = SortOptions { descending: false, nulls_first: true };
+        let mut order = Vec::with_capacity(READING_ORDER.len());
+        for name in READING_ORDER {
+            order.push(PhysicalSortExpr::new(Arc::new(Column::new_with_schema(name, &given)?), options));
+        }
         let fields = given.fields().iter().cloned();
         let fields = fields.chain([Arc::new(Field::new(NOVELTY, DataType::UInt8, false))]);
         let schema: SchemaRef = Arc::new(Schema::new(fields.collect::<Fields>()));
@@ -142,13 +198,7 @@ impl DedupExec {
             input.pipeline_behavior(),
             input.boundedness(),
         );
-        Self { input, properties: Arc::new(properties) }
-    }
-
-    fn columns(&self, names: &[&str]) -> Vec<Arc<dyn PhysicalExpr>> {
-        let schema = self.input.schema();
-        let column = |name: &&str| Column::new_with_schema(name, &schema).ok();
-        names.iter().filter_map(column).map(|column| Arc::new(column) as Arc<dyn PhysicalExpr>).collect()
+        Ok(Self { input, order, properties: Arc::new(properties) })
     }
 }
 
@@ -172,12 +222,12 @@ impl ExecutionPlan for DedupExec {
     }
 
     fn required_input_distribution(&self) -> Vec<Distribution> {
-        vec![Distribution::KeyPartitioned(self.columns(&READING_ORDER[..2]))]
+        // The first column of the order is the device: all copies of an identity are in its plan partition.
+        vec![Distribution::KeyPartitioned(vec![Arc::clone(&self.order[0].expr)])]
     }
 
     fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
-        // The Kafka columns of the order are not asked for where the scan keeps them to itself.
-        vec![self.input.output_ordering().cloned().map(OrderingRequirements::from)]
+        vec![LexOrdering::new(self.order.iter().cloned()).map(OrderingRequirements::from)]
     }
 
     fn maintains_input_order(&self) -> Vec<bool> {
@@ -201,7 +251,7 @@ impl ExecutionPlan for DedupExec {
         _: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         match (children.pop(), children.is_empty()) {
-            (Some(input), true) => Ok(Arc::new(Self::new(input))),
+            (Some(input), true) => Ok(Arc::new(Self::new(input)?)),
             _ => Err(DataFusionError::Internal("DedupExec has one input".to_owned())),
         }
     }

@@ -11,13 +11,15 @@ use datafusion::error::{DataFusionError, Result};
 use hashbrown::HashMap;
 use wye_domain::DomainError;
 use wye_domain::confidence::LatenessHistogram;
-use wye_domain::reading::{ReadingColumns, TextColumn};
+use wye_domain::identity::Novelty;
+use wye_domain::reading::ReadingColumns;
 use wye_domain::series::{SeriesId, SeriesKey, SeriesTable};
-use wye_domain::sketches::{Needs, Sketches};
 use wye_domain::window_table::{Entry, WindowTable};
-use wye_tables::plan::{Contribution, MetricPlans};
+use wye_tables::plan::MetricPlans;
+use wye_tables::plan::contribution::{Contribution, Step};
+use wye_tables::plan::failures::Failures;
 
-use crate::dedup::{CONFLICT, DUPLICATE, FIRST, NOVELTY};
+use crate::dedup::{FIRST, NOVELTY, novelty};
 
 /// What was read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -32,6 +34,8 @@ pub struct Tally {
     pub as_of: Option<i64>,
     /// How late the first of each identity came.
     pub lateness: LatenessHistogram,
+    /// What definitions cannot compute.
+    pub failures: Failures,
 }
 
 impl Tally {
@@ -42,6 +46,7 @@ impl Tally {
         self.conflicts += other.conflicts;
         self.as_of = self.as_of.max(other.as_of);
         self.lateness.merge(&other.lateness);
+        self.failures.merge(&other.failures);
     }
 }
 
@@ -81,20 +86,22 @@ impl Fold {
     /// Takes in readings that [`crate::dedup::DedupExec`] has marked.
     ///
     /// # Errors
-    /// When the batch lacks a column, or an expression of a definition fails on it.
+    /// When the batch lacks a column.
     pub fn push(&mut self, batch: &RecordBatch) -> Result<()> {
         let novelty = batch.column_by_name(NOVELTY).and_then(|column| column.as_primitive_opt::<UInt8Type>());
         let novelty = novelty.ok_or_else(|| shape(NOVELTY))?.values();
         self.count(batch, novelty)?;
-        let devices = TextColumn::of(batch, "device_id").map_err(external)?;
-        for contributions in self.plans.contributions(batch, &mut self.series)? {
-            let needs = contributions.needs;
+        let plans = Arc::clone(&self.plans);
+        let contributions = plans.contributions(batch, &mut self.series)?;
+        for (plan, contributions) in plans.plans().iter().zip(contributions) {
+            let definition = &plan.definition().name;
+            let failures = &mut self.tally.failures;
+            failures
+                .add(definition, &contributions.failed, batch, |row| novelty[row] == FIRST)
+                .map_err(external)?;
+            let step = contributions.step().map_err(external)?;
             let windows = &mut self.windows;
-            if needs.any() {
-                contributions.for_each(|c| add_sketched(windows, &c, novelty[c.row], (needs, &devices)));
-            } else {
-                contributions.for_each(|c| add(windows, &c, novelty[c.row]));
-            }
+            contributions.for_each(|c| add(windows, &step, &c, novelty[c.row]));
         }
         Ok(())
     }
@@ -107,14 +114,15 @@ impl Fold {
             .ok_or_else(|| shape("ingest_time"))?
             .values();
         let tally = &mut self.tally;
-        tally.readings += novelty.len() as u64;
         tally.as_of = tally.as_of.max(ingest_time.iter().copied().max());
         for ((novelty, ingest_time), event_time) in novelty.iter().zip(ingest_time).zip(columns.event_time) {
-            match *novelty {
-                FIRST => tally.lateness.add(ingest_time.saturating_sub(*event_time)),
-                DUPLICATE => tally.duplicates += 1,
-                _ => tally.conflicts += 1,
+            match crate::dedup::novelty(*novelty) {
+                Some(Novelty::First) => tally.lateness.add(ingest_time.saturating_sub(*event_time)),
+                Some(Novelty::Duplicate) => tally.duplicates += 1,
+                Some(Novelty::Conflict) => tally.conflicts += 1,
+                None => continue,
             }
+            tally.readings += 1;
         }
         Ok(())
     }
@@ -122,37 +130,13 @@ impl Fold {
 
 /// The entry's summary is set without keeping a list of what changed: everything is written at the end.
 #[inline]
-fn add(windows: &mut WindowTable, c: &Contribution, novelty: u8) {
-    if novelty == DUPLICATE {
-        return;
-    }
-    let slot = windows.entry(c.series, c.window_start);
-    let summary = &mut windows.restore(slot).summary;
-    if novelty == CONFLICT {
-        summary.conflicts += 1;
-        return;
-    }
-    summary.add(c.value, c.event_time);
-    summary.invalid += u64::from(c.invalid);
-}
-
-fn add_sketched(
-    windows: &mut WindowTable,
-    c: &Contribution,
-    novelty: u8,
-    (needs, devices): (Needs, &TextColumn<'_>),
-) {
-    add(windows, c, novelty);
-    if novelty != FIRST {
-        return;
-    }
-    let slot = windows.entry(c.series, c.window_start);
-    let sketches = &mut windows.restore(slot).summary.sketches;
-    if sketches.is_none() {
-        *sketches = Sketches::new(needs);
-    }
-    if let Some(sketches) = sketches {
-        sketches.add(c.value, devices.text(c.row).unwrap_or_default());
+fn add(windows: &mut WindowTable, step: &Step<'_>, c: &Contribution, code: u8) {
+    match novelty(code) {
+        None | Some(Novelty::Duplicate) => {}
+        Some(novelty) => {
+            let slot = windows.entry(c.series, c.window_start);
+            step.add(c, novelty, &mut windows.restore(slot).summary);
+        }
     }
 }
 

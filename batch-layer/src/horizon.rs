@@ -12,7 +12,7 @@ use wye_domain::epoch::{HorizonChoice, choose_horizon};
 use wye_log::client::Log;
 use wye_log::producer::{Outgoing, Producer};
 use wye_log::reader::read_all;
-use wye_log::topics::CONTROL;
+use wye_log::topics::{CONTROL, READINGS};
 
 use crate::error::BatchError;
 
@@ -45,6 +45,20 @@ impl ControlLog {
     /// How many Kafka partitions the readings have.
     pub fn kafka_partitions(&self) -> i32 {
         self.log.config().kafka_partitions
+    }
+
+    /// Where the log of readings ends now, by Kafka partition.
+    ///
+    /// # Errors
+    /// When the log cannot be asked.
+    pub async fn log_ends(&self) -> Result<BTreeMap<i32, i64>, BatchError> {
+        let mut ends = BTreeMap::new();
+        for kafka_partition in 0..self.kafka_partitions() {
+            let range = self.log.offsets(READINGS, kafka_partition).await;
+            let range = range.map_err(BatchError::log("ask where the readings end"))?;
+            ends.insert(kafka_partition, range.high);
+        }
+        Ok(ends)
     }
 
     /// What the control records of every Kafka partition add up to now.
@@ -124,6 +138,11 @@ impl Horizons {
             chosen.offsets.insert(*kafka_partition, choice.offset());
         }
         chosen
+    }
+
+    /// Whether all readings below these ends are below the horizon.
+    pub fn covers(&self, ends: &BTreeMap<i32, i64>) -> bool {
+        ends.iter().all(|(place, end)| self.offsets.get(place).copied().unwrap_or(0) >= *end)
     }
 
     /// Whether nothing lies between `previous` and these.

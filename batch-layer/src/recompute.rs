@@ -26,9 +26,20 @@ use crate::error::BatchError;
 use crate::fold::{Fold, Folded, Tally, combine};
 use crate::view_rows::{AsOf, RowMaker};
 
-/// What a run reads of a reading: what definitions can see, and what makes its identity.
-const COLUMNS: [&str; 8] =
-    ["device_id", "metric", "value", "event_time", "sequence", "unit", "tags", "ingest_time"];
+/// What a run reads of a reading: what definitions can see, what makes its identity, and its place in the log.
+const COLUMNS: [&str; 11] = [
+    "device_id",
+    "metric",
+    "value",
+    "event_time",
+    "sequence",
+    "unit",
+    "tags",
+    "ingest_time",
+    "kafka_partition",
+    "kafka_offset",
+    "kafka_index",
+];
 /// Rows that are read at once.
 const ROWS_READ: usize = 32 * 1024;
 /// Rows that are encoded at once.
@@ -65,6 +76,9 @@ pub struct Recomputation {
     pub expectations: Arc<Expectations>,
     /// By Kafka partition: only readings below this offset.
     pub horizon: BTreeMap<i32, i64>,
+    /// Everything that was ingested before this time (µs) is below the horizon; `None` where that is only known of the
+    /// readings themselves.
+    pub as_of: Option<i64>,
     /// How many threads compute.
     pub threads: usize,
     /// Told how far it is.
@@ -84,6 +98,10 @@ pub struct Recomputed {
     pub windows: u64,
     /// How many series.
     pub series: u64,
+    /// Everything that was ingested before this time (µs) is in the views.
+    pub as_of: i64,
+    /// The time (µs) at which the next window is settled; `None` when all are.
+    pub settles_at: Option<i64>,
 }
 
 /// Computes the views. To be run where computing is allowed: see [`crate::compute`].
@@ -94,7 +112,7 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
     let plan = plan(&task)?;
     let folds = fold_all(&task, &plan).await?;
     let (folded, tally) = combine(folds);
-    let time = tally.as_of.unwrap_or_default();
+    let time = tally.as_of.max(task.as_of).unwrap_or_default();
     let as_of = AsOf { time, lateness: Arc::new(tally.lateness.clone()) };
     let mut parts = Vec::with_capacity(folded.len());
     for folded in folded {
@@ -102,9 +120,10 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
     }
     let windows = parts.iter().map(|part| part.order.len() as u64).sum();
     let series = parts.iter().map(Part::series).sum();
+    let settles_at = parts.iter().filter_map(|part| part.settles_at(&as_of)).min();
     let schema = crate::view_rows::schema(&task.plans);
     let files = write_all(&task, parts, &schema).await?;
-    Ok(Recomputed { schema, files, tally, windows, series })
+    Ok(Recomputed { schema, files, tally, windows, series, as_of: time, settles_at })
 }
 
 /// The plan whose streams are folded: readings below the horizon, sorted, marked.
@@ -122,7 +141,7 @@ pub fn plan(task: &Recomputation) -> Result<Arc<dyn ExecutionPlan>, BatchError> 
         .readings
         .sorted_scan(&scan)
         .map_err(BatchError::tables("plan the reading of the master dataset"))?;
-    Ok(Arc::new(DedupExec::new(scan)))
+    Ok(Arc::new(DedupExec::new(scan).map_err(BatchError::Compute)?))
 }
 
 async fn fold_all(task: &Recomputation, plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<Fold>, BatchError> {
@@ -187,6 +206,16 @@ impl Part {
             last = Some(series);
         }
         count
+    }
+
+    /// The time (µs) at which the next window that is not settled will be.
+    fn settles_at(&self, as_of: &AsOf) -> Option<i64> {
+        let age = as_of.lateness.settling_age();
+        let times = self.order.iter().map(|slot| {
+            let entry = &self.folded.entries[*slot as usize];
+            self.maker.window_end(entry).saturating_add(age)
+        });
+        times.filter(|time| *time > as_of.time).min()
     }
 
     /// Where to cut the rows so that `threads` threads have about the same to do.

@@ -64,7 +64,7 @@ impl fmt::Debug for RunOptions {
 pub enum Outcome {
     /// There is a new view.
     Committed,
-    /// No reading came since the last run, and the definitions are the same: the view stays.
+    /// No reading came since the last run, time has settled no window, and the definitions are the same: the view stays.
     NothingNew,
 }
 
@@ -152,6 +152,7 @@ impl BatchRunner {
 
     async fn run_in_turn(&self, options: RunOptions) -> Result<RunReport, BatchError> {
         let (started, clock) = (now_micros(), Instant::now());
+        let ends = self.control.log_ends().await?;
         let previous = self.latest().await?;
         let control = self.control.views().await?;
         if let Some(previous) = &previous {
@@ -162,7 +163,9 @@ impl BatchRunner {
         let before = previous.as_ref().map(|view| view.horizon.clone()).unwrap_or_default();
         let horizons = Horizons::choose(&control, &snapshot.archived(), &before, started);
         let same_definitions = previous.as_ref().is_none_or(|view| self.is_current(view));
-        if horizons.is_nothing_new(&before) && same_definitions && !options.force {
+        let as_of = horizons.covers(&ends).then_some(started);
+        let settles = previous.as_ref().is_some_and(|view| is_due(view, as_of));
+        if horizons.is_nothing_new(&before) && same_definitions && !settles && !options.force {
             return Ok(nothing_new(previous.as_ref(), clock.elapsed()));
         }
         for (kafka_partition, start) in &horizons.pinned {
@@ -176,6 +179,7 @@ impl BatchRunner {
             plans: Arc::clone(&self.plans),
             expectations: Arc::clone(&self.expectations),
             horizon: horizons.offsets,
+            as_of,
             threads: self.compute.threads(),
             progress: options.progress,
         };
@@ -184,7 +188,7 @@ impl BatchRunner {
     }
 
     async fn commit(&self, task: Task, computed: Recomputed) -> Result<RunReport, BatchError> {
-        let Recomputed { schema, files, tally, windows, series } = computed;
+        let Recomputed { schema, files, tally, windows, series, as_of, settles_at } = computed;
         let horizon = task.recomputation.horizon;
         let mut report = RunReport {
             outcome: Outcome::Committed,
@@ -207,8 +211,10 @@ impl BatchRunner {
             windows,
             series,
             definitions: self.plans.fingerprint().to_string(),
-            as_of: tally.as_of.unwrap_or_default(),
+            as_of,
             lateness: tally.lateness,
+            failures: tally.failures,
+            settles_at,
         };
         let expected_version = task.previous.as_ref().map(ViewSnapshot::version);
         let commit = ViewCommit { schema, files, horizon: horizon.clone(), run, expected_version };
@@ -303,6 +309,13 @@ impl BatchRunner {
             telemetry.horizon.get_or_create(&label).set(*offset);
         }
     }
+}
+
+/// Whether a window of a view that was not settled is so by now, given that everything ingested before `as_of` (µs) is in
+/// the view.
+fn is_due(view: &ViewSnapshot, as_of: Option<i64>) -> bool {
+    let settles_at = view.run.as_ref().and_then(|run| run.settles_at);
+    as_of.zip(settles_at).is_some_and(|(as_of, settles_at)| as_of >= settles_at)
 }
 
 /// What is reported when the view stays: what the run said that made it.

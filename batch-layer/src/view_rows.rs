@@ -27,6 +27,7 @@ use arrow::array::{
 use arrow::buffer::{NullBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use wye_domain::confidence::{ExpectedSource, LatenessHistogram, SETTLED, State, score};
+use wye_domain::expectation::Expectation;
 use wye_domain::reading::{text_type, time_type};
 use wye_domain::series::SeriesTable;
 use wye_domain::summary_columns::{SummaryColumnsBuilder, schema_fields};
@@ -64,8 +65,8 @@ struct SeriesFacts {
     stored: String,
     /// Window length in µs.
     window: i64,
-    /// Expected readings per µs.
-    rate: Option<f64>,
+    /// What the series should get.
+    expectation: Option<Arc<Expectation>>,
 }
 
 /// Makes rows of summaries. It is shared by the threads that write.
@@ -75,7 +76,7 @@ pub struct RowMaker {
     dimensions: usize,
     /// By series id.
     facts: Vec<SeriesFacts>,
-    /// The newest ingest time (µs) that the summaries know of.
+    /// Everything that was ingested before this time (µs) is in the summaries.
     as_of: i64,
     lateness: Arc<LatenessHistogram>,
 }
@@ -83,7 +84,7 @@ pub struct RowMaker {
 /// As of when summaries are judged.
 #[derive(Clone, Debug)]
 pub struct AsOf {
-    /// The newest ingest time (µs) that the summaries know of.
+    /// Everything that was ingested before this time (µs) is in the summaries.
     pub time: i64,
     /// How late readings come.
     pub lateness: Arc<LatenessHistogram>,
@@ -108,7 +109,7 @@ impl RowMaker {
                 group: group.collect(),
                 stored: key.encode(),
                 window: plan.definition().window.micros(),
-                rate: expectations.rate(key),
+                expectation: expectations.of(key).cloned(),
             }
         });
         let facts = facts.collect();
@@ -124,6 +125,11 @@ impl RowMaker {
     /// The columns of the rows.
     pub fn schema(&self) -> &SchemaRef {
         &self.schema
+    }
+
+    /// Where (µs) the window of an entry ends.
+    pub fn window_end(&self, entry: &Entry) -> i64 {
+        entry.window_start.saturating_add(self.facts[entry.series.0 as usize].window)
     }
 
     /// Rows for entries, in the order given.
@@ -185,16 +191,15 @@ impl Rows {
             self.runs.push(entry.series.0);
         }
         self.run_of_row.push(self.runs.len() as i32 - 1);
-        let end = entry.window_start.saturating_add(facts.window);
+        let end = maker.window_end(entry);
         self.window_start.push(entry.window_start);
         self.window_end.push(end);
         self.summaries.append(&entry.summary);
         // Of a window that is still open, only the part that has passed can be expected.
         let passed = end.min(maker.as_of).saturating_sub(entry.window_start).max(0);
-        let expected = facts.rate.map(|rate| rate * passed as f64);
         let settledness = maker.settledness(end);
-        let confidence = score(entry.summary.count, entry.summary.valid(), expected, settledness);
-        self.expected.push(expected);
+        let confidence = score(&entry.summary, facts.expectation.as_deref(), passed, settledness);
+        self.expected.push(confidence.expected);
         self.completeness.push(confidence.completeness);
         self.validity.push(confidence.validity);
         self.precision.push(confidence.precision);
@@ -247,7 +252,7 @@ impl Rows {
 }
 
 fn source(facts: &SeriesFacts) -> ExpectedSource {
-    if facts.rate.is_some() { ExpectedSource::Registry } else { ExpectedSource::Unknown }
+    if facts.expectation.is_some() { ExpectedSource::Registry } else { ExpectedSource::Unknown }
 }
 
 #[cfg(test)]

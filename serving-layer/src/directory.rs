@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use hashbrown::{HashMap, HashSet};
 use wye_domain::definition::Definition;
+use wye_domain::expectation::Expectation;
 use wye_domain::series::{SeriesId, SeriesKey};
 use wye_domain::time::WindowSize;
 use wye_tables::plan::{Expectations, MetricPlans};
@@ -27,8 +28,8 @@ pub struct SeriesInfo {
     pub definition: usize,
     /// The length of its windows.
     pub window: WindowSize,
-    /// Expected readings per µs; `None` where nothing says.
-    pub rate: Option<f64>,
+    /// What it should get; `None` where nothing says.
+    pub expectation: Option<Arc<Expectation>>,
 }
 
 /// All series that were seen since the process started.
@@ -172,7 +173,7 @@ impl Directory {
             metric_key: key.metric_key(&definition.dimension_names()),
             definition: place,
             window: definition.window,
-            rate: self.expectations.rate(&key),
+            expectation: self.expectations.of(&key).cloned(),
             key,
         })
     }

@@ -7,6 +7,7 @@ use arrow::array::{ArrayRef, Float64Array, RecordBatch, TimestampMicrosecondArra
 use arrow::datatypes::{DataType, Field, Schema};
 use wye_domain::confidence::{ExpectedSource, State, score};
 use wye_domain::definition::{Definition, MetricConfig};
+use wye_domain::expectation::{Expectation, ExpectedDevice};
 use wye_domain::reading::{TextBuilder, text_type, time_type};
 use wye_domain::realtime_row::Header;
 use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
@@ -16,6 +17,7 @@ use wye_domain::summary::Summary;
 use wye_domain::summary_columns::{SummaryColumnsBuilder, schema_fields};
 use wye_domain::time::SECOND;
 use wye_tables::dead_letters::DeadLetters;
+use wye_tables::plan::failures::Failures;
 use wye_tables::plan::{Expectations, MetricPlans};
 use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
@@ -81,16 +83,22 @@ pub(crate) fn line(name: &str) -> String {
     SeriesKey { definition: "line_heat".into(), metric: "line_heat".into(), group }.encode()
 }
 
-pub(crate) fn info(metric: &str, device_id: &str, rate: Option<f64>) -> SeriesInfo {
+/// A series of the family; `interval` in µs.
+pub(crate) fn info(metric: &str, device_id: &str, interval: Option<i64>) -> SeriesInfo {
     let key = SeriesKey::decode(&family(metric, device_id)).unwrap();
     SeriesInfo {
         id: wye_domain::series::SeriesId(0),
         metric_key: key.metric_key(&["device_id"]),
         definition: 0,
         window: wye_domain::time::WindowSize::from_micros(MINUTE).unwrap(),
-        rate,
+        expectation: interval.and_then(expectation).map(Arc::new),
         key,
     }
+}
+
+fn expectation(interval: i64) -> Option<Expectation> {
+    let device = wye_domain::registry::DeviceNumber(0);
+    Expectation::new(vec![ExpectedDevice { device, interval, metrics: 1 }])
 }
 
 /// The summary of readings (value, event time in seconds) of one device.
@@ -104,10 +112,10 @@ pub(crate) fn summary(readings: &[(f64, i64)]) -> Summary {
 
 /// The same with sketches.
 pub(crate) fn sketched(readings: &[(f64, i64)], device_id: &str) -> Summary {
-    let needs = wye_domain::sketches::Needs { quantiles: true, distinct: true };
+    let needs = wye_domain::sketches::Needs { quantiles: true, distinct: true, devices: false };
     let mut summary = Summary { sketches: Sketches::new(needs), ..summary(readings) };
     for (value, _) in readings {
-        summary.sketches.as_mut().unwrap().add(*value, device_id);
+        summary.sketches.as_mut().unwrap().add(*value, device_id, None);
     }
     summary
 }
@@ -204,11 +212,18 @@ pub(crate) async fn commit(views: &BatchViews, directory: &Directory, horizon: i
         run_id: "r".to_owned(),
         definitions: directory.plans().fingerprint().to_string(),
         as_of: 1_000 * SECOND,
+        failures: failures(),
         ..RunRecord::default()
     };
     let expected_version = views.latest_version().await.unwrap();
     let horizon = BTreeMap::from([(0, horizon)]);
     views.commit(ViewCommit { schema, files: written, horizon, run, expected_version }).await.unwrap();
+}
+
+/// What `line_heat` could not compute.
+fn failures() -> Failures {
+    let example = r#"{"message":"no number","device_id":"x","metric":"t","value":1.5,"event_time":0,"tags":"{\"line\":\"L9\"}"}"#;
+    serde_json::from_str(&format!(r#"{{"line_heat":{{"readings":3,"example":{example}}}}}"#)).unwrap()
 }
 
 fn view_schema(directory: &Directory) -> Arc<Schema> {
@@ -246,7 +261,7 @@ fn view_rows(directory: &Directory, schema: &Arc<Schema>, rows: &[Row]) -> Recor
     let scores: Vec<_> = rows
         .iter()
         .zip(&infos)
-        .map(|(row, info)| score(row.2.count, row.2.valid(), info.rate.map(|rate| rate * MINUTE as f64), 1.0))
+        .map(|(row, info)| score(&row.2, info.expectation.as_deref(), MINUTE, 1.0))
         .collect();
     let mut columns: Vec<ArrayRef> = vec![
         texts(&|row| Some(infos[row].metric_key.clone())),

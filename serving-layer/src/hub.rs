@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use wye_domain::confidence::LatenessHistogram;
 use wye_domain::position::Position;
 use wye_domain::realtime_row::Header;
+use wye_tables::plan::failures::Failures;
 
 use crate::coverage::{Coverage, LogEnd, PartitionCoverage, Reason};
 use crate::directory::{Directory, SeriesInfo};
@@ -203,6 +204,15 @@ impl Hub {
     /// Whether the realtime-views topic was read to the end that it had at the start.
     pub fn caught_up(&self) -> bool {
         self.read().caught_up
+    }
+
+    /// The readings that definitions could not compute, as the last batch run has found.
+    pub fn failures(&self) -> Arc<Failures> {
+        self.read()
+            .snapshot
+            .as_ref()
+            .map(|snapshot| Arc::clone(&snapshot.facts().failures))
+            .unwrap_or_default()
     }
 
     /// The version of the batch view that is served.

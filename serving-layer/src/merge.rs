@@ -5,6 +5,7 @@
 //! was expected, received and valid, and never as a mean of scores.
 
 use wye_domain::confidence::{Confidence, ExpectedSource, LatenessHistogram, State, score};
+use wye_domain::expectation::Expectation;
 use wye_domain::summary::Summary;
 
 use crate::directory::SeriesInfo;
@@ -83,13 +84,19 @@ pub struct Judge<'a> {
 
 impl Judge<'_> {
     /// Scores a summary of the window `[start, end)` that holds everything up to `at` (µs).
-    pub fn score(&self, rate: Option<f64>, (start, end): (i64, i64), summary: &Summary, at: i64) -> Scored {
+    pub fn score(
+        &self,
+        expectation: Option<&Expectation>,
+        (start, end): (i64, i64),
+        summary: &Summary,
+        at: i64,
+    ) -> Scored {
         let elapsed = at.min(end).saturating_sub(start).max(0);
-        let expected = rate.map(|rate| rate * elapsed as f64);
         let settledness = self.lateness.settledness(at.saturating_sub(end));
+        let known = expectation.is_some();
         Scored {
-            confidence: score(summary.count, summary.valid(), expected, settledness),
-            expected_source: if rate.is_some() { ExpectedSource::Registry } else { ExpectedSource::Unknown },
+            confidence: score(summary, expectation, elapsed, settledness),
+            expected_source: if known { ExpectedSource::Registry } else { ExpectedSource::Unknown },
         }
     }
 }
@@ -108,7 +115,8 @@ pub fn merge(info: &SeriesInfo, window_start: i64, sides: Sides<'_>, judge: Judg
                 summary.merge(&batch.summary);
                 source = Source::Merged;
             }
-            let scored = judge.score(info.rate, (window_start, window_end), &summary, judge.now);
+            let scored =
+                judge.score(info.expectation.as_deref(), (window_start, window_end), &summary, judge.now);
             (summary, source, scored, State::Live)
         }
     };
@@ -186,7 +194,7 @@ impl Rollup {
                     (false, true) => State::Preliminary,
                     (false, false) => State::Settled,
                 };
-                (judge.score(info.rate, (start, end), &self.summary, at), state)
+                (judge.score(info.expectation.as_deref(), (start, end), &self.summary, at), state)
             }
         };
         Some(Answer { window_start: start, window_end: end, summary: self.summary, source, scored, state })
@@ -208,10 +216,15 @@ mod tests {
         summary
     }
 
-    fn row(readings: std::ops::Range<i64>, judge: Judge<'_>, rate: Option<f64>) -> BatchRow {
+    fn row(readings: std::ops::Range<i64>, judge: Judge<'_>, info: &SeriesInfo) -> BatchRow {
         let window_start = readings.start / 60 * 60 * SECOND;
         let summary = summary(readings);
-        let scored = judge.score(rate, (window_start, window_start + 60 * SECOND), &summary, judge.as_of);
+        let scored = judge.score(
+            info.expectation.as_deref(),
+            (window_start, window_start + 60 * SECOND),
+            &summary,
+            judge.as_of,
+        );
         BatchRow { window_start, summary, scored, state: State::Settled }
     }
 
@@ -219,8 +232,8 @@ mod tests {
     fn both_sides_make_one_window() {
         let lateness = LatenessHistogram::default();
         let judge = Judge { lateness: &lateness, now: 90 * SECOND, as_of: 30 * SECOND };
-        let info = fixture::info("t", "a", Some(1.0 / SECOND as f64));
-        let batch = row(0..30, judge, info.rate);
+        let info = fixture::info("t", "a", Some(SECOND));
+        let batch = row(0..30, judge, &info);
         assert_eq!(batch.scored.confidence.expected, Some(30.0));
         let merged =
             merge(&info, 0, Sides { batch: Some(&batch), realtime: Some(summary(30..45)) }, judge).unwrap();
@@ -236,10 +249,10 @@ mod tests {
     fn rolling_up_sums_and_never_averages() {
         let lateness = LatenessHistogram::default();
         let judge = Judge { lateness: &lateness, now: 7_200 * SECOND, as_of: 7_200 * SECOND };
-        let info = fixture::info("t", "a", Some(1.0 / SECOND as f64));
+        let info = fixture::info("t", "a", Some(SECOND));
         let mut rollup = Rollup::default();
-        rollup.add_batch(&row(0..60, judge, info.rate));
-        rollup.add_batch(&row(60..120, judge, info.rate));
+        rollup.add_batch(&row(0..60, judge, &info));
+        rollup.add_batch(&row(60..120, judge, &info));
         let hour = rollup.finish(&info, (0, 3_600 * SECOND), judge).unwrap();
         // Two full minutes of sixty: not one, which the mean of their scores would be.
         assert_eq!(hour.scored.confidence.completeness, 120.0 / 3_600.0);

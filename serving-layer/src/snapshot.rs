@@ -18,6 +18,7 @@ use wye_domain::DomainError;
 use wye_domain::confidence::LatenessHistogram;
 use wye_domain::reading::TextColumn;
 use wye_domain::series::SeriesId;
+use wye_tables::plan::failures::Failures;
 use wye_tables::views::ViewSnapshot;
 
 use crate::ServingError;
@@ -30,10 +31,12 @@ use crate::view_rows::{ROW_COLUMNS, ViewRows, count, runs, window_start};
 pub struct RunFacts {
     /// The fingerprint of the definitions that its rows were made with; `None` where nobody says.
     pub definitions: Option<u64>,
-    /// The newest ingest time (µs) below the horizon.
+    /// Everything that was ingested before this time (µs) is in the view.
     pub as_of: i64,
     /// How late readings came.
     pub lateness: Arc<LatenessHistogram>,
+    /// The readings that definitions could not compute.
+    pub failures: Arc<Failures>,
 }
 
 /// See the module.
@@ -129,6 +132,7 @@ impl RunFacts {
             definitions: run.definitions.parse().ok(),
             as_of: run.as_of,
             lateness: Arc::new(run.lateness.clone()),
+            failures: Arc::new(run.failures.clone()),
         }
     }
 }

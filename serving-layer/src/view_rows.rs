@@ -11,14 +11,14 @@ use wye_domain::DomainError;
 use wye_domain::confidence::{Confidence, ExpectedSource, State};
 use wye_domain::reading::TextColumn;
 use wye_domain::series::SeriesId;
-use wye_domain::sketches::Sketches;
+use wye_domain::sketches::{Sketches, Stored};
 use wye_domain::summary::{CompensatedSum, Summary, Timed};
 
 use crate::directory::Directory;
 use crate::merge::{BatchRow, Scored};
 
 /// The columns of a view that make a whole [`BatchRow`].
-pub(crate) const ROW_COLUMNS: [&str; 23] = [
+pub(crate) const ROW_COLUMNS: [&str; 24] = [
     "series",
     "window_start",
     "count",
@@ -35,6 +35,7 @@ pub(crate) const ROW_COLUMNS: [&str; 23] = [
     "last_time",
     "quantiles",
     "distinct",
+    "device_counts",
     "expected",
     "expected_source",
     "completeness",
@@ -54,7 +55,7 @@ pub(crate) struct ViewRows<'a> {
     wholes: [Option<&'a Int64Array>; 2],
     numbers: [Option<&'a Float64Array>; NUMBERS.len()],
     times: [Option<&'a TimestampMicrosecondArray>; 2],
-    sketches: [Option<&'a BinaryArray>; 2],
+    sketches: [Option<&'a BinaryArray>; 3],
     state: Option<TextColumn<'a>>,
     expected_source: Option<TextColumn<'a>>,
 }
@@ -96,7 +97,7 @@ impl<'a> ViewRows<'a> {
             wholes: ["invalid", "conflicts"].map(whole),
             numbers: NUMBERS.map(number),
             times: ["first_time", "last_time"].map(time),
-            sketches: ["quantiles", "distinct"].map(bytes),
+            sketches: ["quantiles", "distinct", "device_counts"].map(bytes),
             state: TextColumn::of(batch, "state").ok(),
             expected_source: TextColumn::of(batch, "expected_source").ok(),
         })
@@ -136,7 +137,11 @@ impl<'a> ViewRows<'a> {
             max: number(4, empty.max),
             first: timed(5, 0, empty.first),
             last: timed(6, 1, empty.last),
-            sketches: Sketches::decode(bytes(0), bytes(1))?,
+            sketches: Sketches::decode(Stored {
+                quantiles: bytes(0),
+                distinct: bytes(1),
+                devices: bytes(2),
+            })?,
         };
         let confidence = Confidence {
             expected: optional(7),

@@ -1,18 +1,21 @@
 //! The duplicate window: the identities of the readings of one Kafka partition since the horizon and at least the
-//! last hours of the log, in bounded memory (16 bytes each and the table's spare room).
+//! last hours of the log, in bounded memory (20 bytes each and the table's spare room).
 //!
 //! Identities are kept in segments by ingest time; whole segments are forgotten.
 
 use hashbrown::HashTable;
-use wye_domain::identity::{Fingerprint, Novelty};
+use wye_domain::identity::{Fingerprint, Novelty, copy_of};
 
 /// How many segments the window's duration is cut into.
 const SEGMENTS: i64 = 8;
 
+/// Packed, since there are millions of them.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, packed(4))]
 struct Known {
     fingerprint: u64,
-    value: u32,
+    /// The value that counts.
+    value: f64,
     segment: u32,
 }
 
@@ -57,8 +60,6 @@ impl DuplicateWindow {
     /// What a reading is against those before it; the first of its identity is remembered.
     #[inline]
     pub fn observe(&mut self, fingerprint: Fingerprint, value: f64) -> Novelty {
-        let bits = value.to_bits();
-        let value = (bits ^ (bits >> 32)) as u32 ^ ((bits.wrapping_mul(0x9E37_79B9_7F4A_7C15)) >> 33) as u32;
         let segment = self.segments.last().map_or(0, |segment| segment.number);
         let Fingerprint(fingerprint) = fingerprint;
         let entry = self.known.entry(
@@ -67,8 +68,7 @@ impl DuplicateWindow {
             |known| known.fingerprint,
         );
         match entry {
-            hashbrown::hash_table::Entry::Occupied(known) if known.get().value == value => Novelty::Duplicate,
-            hashbrown::hash_table::Entry::Occupied(_) => Novelty::Conflict,
+            hashbrown::hash_table::Entry::Occupied(known) => copy_of(known.get().value, value),
             hashbrown::hash_table::Entry::Vacant(place) => {
                 place.insert(Known { fingerprint, value, segment });
                 Novelty::First
@@ -145,6 +145,23 @@ mod tests {
         assert_eq!(window.observe(print(1), 1.0), Novelty::Duplicate);
         assert_eq!(window.observe(print(1), 2.0), Novelty::Conflict);
         assert_eq!(window.observe(print(1), 1.0), Novelty::Duplicate);
+    }
+
+    #[test]
+    fn any_two_values_are_told_apart() {
+        assert_eq!(size_of::<Known>(), 20);
+        let mut window = DuplicateWindow::new(1_000, 1_000_000);
+        window.advance(0, 0);
+        // Far more pairs than a digest of 32 bits could tell apart.
+        let values = (0..300_000u64).map(|i| f64::from_bits(i.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 2));
+        for (i, value) in values.enumerate() {
+            let i = i as u64;
+            window.observe(print(i), value);
+            let other = f64::from_bits(value.to_bits() ^ (1 << 32) ^ 1);
+            assert_eq!(window.observe(print(i), other), Novelty::Conflict, "{value} {other}");
+        }
+        assert_eq!(window.observe(print(1 << 40), 0.0), Novelty::First);
+        assert_eq!(window.observe(print(1 << 40), -0.0), Novelty::Duplicate);
     }
 
     #[test]

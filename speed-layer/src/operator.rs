@@ -13,11 +13,11 @@ use wye_domain::identity::{Novelty, fingerprint, word_hash};
 use wye_domain::reading::{ReadingColumns, TextColumn};
 use wye_domain::realtime_row::RowsBuilder;
 use wye_domain::series::{SeriesKey, SeriesTable};
-use wye_domain::sketches::Sketches;
 use wye_domain::summary::Summary;
 use wye_domain::window_table::WindowTable;
 use wye_domain::{DomainError, identity};
 use wye_tables::plan::MetricPlans;
+use wye_tables::plan::failures::Failures;
 
 use crate::duplicates::DuplicateWindow;
 
@@ -42,6 +42,8 @@ pub struct Operator {
     windows: WindowTable,
     duplicates: DuplicateWindow,
     newest_event_time: i64,
+    /// Since they were last taken.
+    failures: Failures,
 }
 
 impl Operator {
@@ -54,6 +56,7 @@ impl Operator {
             windows: WindowTable::default(),
             duplicates,
             newest_event_time: i64::MIN,
+            failures: Failures::default(),
         }
     }
 
@@ -63,17 +66,20 @@ impl Operator {
     /// When the batch lacks a column.
     pub fn on_batch(&mut self, placed: &Placed) -> Result<Counts, DataFusionError> {
         let batch = &placed.batch;
-        let (novelty, counts) =
-            self.novelty(batch).map_err(|error| DataFusionError::External(Box::new(error)))?;
+        let (novelty, counts) = self.novelty(batch).map_err(external)?;
         let offsets = batch
             .column_by_name("kafka_offset")
             .and_then(|column| column.as_primitive_opt::<Int64Type>())
             .ok_or_else(|| DataFusionError::Internal("placed readings have no kafka_offset".to_owned()))?
             .values();
-        let device =
-            TextColumn::of(batch, "device_id").map_err(|error| DataFusionError::External(Box::new(error)))?;
-        for contributions in self.plans.contributions(batch, &mut self.series)? {
-            let needs = contributions.needs;
+        let plans = Arc::clone(&self.plans);
+        let contributions = plans.contributions(batch, &mut self.series)?;
+        for (plan, contributions) in plans.plans().iter().zip(contributions) {
+            let definition = &plan.definition().name;
+            self.failures
+                .add(definition, &contributions.failed, batch, |row| novelty[row] == Novelty::First)
+                .map_err(external)?;
+            let step = contributions.step().map_err(external)?;
             let windows = &mut self.windows;
             contributions.for_each(|c| {
                 let novelty = novelty[c.row];
@@ -84,21 +90,7 @@ impl Operator {
                 if windows.get(slot).through > offsets[c.row] {
                     return;
                 }
-                let summary = &mut windows.change(slot).summary;
-                if novelty == Novelty::Conflict {
-                    summary.conflicts += 1;
-                    return;
-                }
-                summary.add(c.value, c.event_time);
-                summary.invalid += u64::from(c.invalid);
-                if needs.any() {
-                    if summary.sketches.is_none() {
-                        summary.sketches = Sketches::new(needs);
-                    }
-                    if let Some(sketches) = &mut summary.sketches {
-                        sketches.add(c.value, device.text(c.row).unwrap_or_default());
-                    }
-                }
+                step.add(&c, novelty, &mut windows.change(slot).summary);
             });
         }
         Ok(counts)
@@ -207,7 +199,12 @@ impl Operator {
 
     /// Whether summaries carry sketches, so that rows are large.
     pub fn has_sketches(&self) -> bool {
-        self.plans.plans().iter().any(|plan| plan.definition().needs().any())
+        self.plans.plans().iter().any(|plan| plan.needs().any())
+    }
+
+    /// What definitions could not compute since this was last asked.
+    pub fn take_failures(&mut self) -> Failures {
+        std::mem::take(&mut self.failures)
     }
 
     /// The fingerprint of the definitions that are computed.
@@ -224,4 +221,8 @@ impl Operator {
     pub fn duplicates(&mut self) -> &mut DuplicateWindow {
         &mut self.duplicates
     }
+}
+
+fn external(error: DomainError) -> DataFusionError {
+    DataFusionError::External(Box::new(error))
 }

@@ -293,6 +293,18 @@ impl Owner {
         }
         self.operator.duplicates().forget(self.newest_ingest_time, self.control.horizon.unwrap_or(0));
         telemetry.remembered.get_or_create(&label).set(self.operator.duplicates().len() as i64);
+        for (definition, failure) in self.operator.take_failures().iter() {
+            telemetry.failed.inc_by(failure.readings);
+            let example = &failure.example;
+            debug!(
+                definition,
+                readings = failure.readings,
+                message = example.message,
+                device_id = example.device_id,
+                metric = example.metric,
+                "a metric definition cannot compute readings; GET /v1/metrics shows an example after the next batch run"
+            );
+        }
         let early = self.operator.duplicates().take_forgotten_early();
         if early > 0 {
             telemetry.forgotten_early.get_or_create(&label).inc_by(early);

@@ -11,6 +11,7 @@ pub struct SpeedTelemetry {
     pub conflicts: PartitionCounter,
     pub rejected: ReasonCounter,
     pub misplaced: PartitionCounter,
+    pub failed: PlainCounter,
     pub rows: PartitionCounter,
     pub log_lag: PartitionGauge,
     pub watermark: PartitionGauge,
@@ -47,6 +48,11 @@ impl SpeedTelemetry {
             "wye_speed_misplaced_messages",
             "Messages whose key belongs to another Kafka partition: the producer's partitioner is not murmur2",
             own.misplaced.clone(),
+        );
+        telemetry.register(
+            "wye_speed_failed_readings",
+            "Readings that a metric definition wants and cannot compute",
+            own.failed.clone(),
         );
         telemetry.register("wye_speed_rows", "Rows written to the realtime views", own.rows.clone());
         telemetry.register(

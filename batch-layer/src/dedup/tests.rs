@@ -2,17 +2,25 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray};
-use arrow::datatypes::Int32Type;
+use arrow::array::{
+    Array, ArrayRef, AsArray, DictionaryArray, Int32Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
+};
+use arrow::datatypes::{Field, Int32Type, Int64Type, Schema, TimestampMicrosecondType, UInt8Type};
+use datafusion::datasource::memory::MemorySourceConfig;
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_planner::DefaultPhysicalPlanner;
+use datafusion::prelude::{SessionConfig, SessionContext};
 use proptest::prelude::*;
-use wye_domain::reading::{Reading, ReadingBatchBuilder};
+use wye_domain::reading::{Reading, ReadingBatchBuilder, TextColumn};
 
-use super::{CONFLICT, DUPLICATE, Deduplicator, FIRST};
+use super::{CONFLICT, DUPLICATE, DedupExec, Deduplicator, FIRST, NOVELTY, REPEATED};
 
 #[derive(Clone, Copy, Debug)]
 struct Row(&'static str, i64, Option<i64>, f64);
 
-fn batch(rows: &[Row]) -> RecordBatch {
+/// Rows that follow each other in the log, the first at this offset.
+fn batch_at(from: i64, rows: &[Row]) -> RecordBatch {
     let mut builder = ReadingBatchBuilder::default();
     for Row(device_id, event_time, sequence, value) in rows {
         builder.append(&Reading {
@@ -25,7 +33,25 @@ fn batch(rows: &[Row]) -> RecordBatch {
             tags: None,
         });
     }
-    builder.finish()
+    let readings = builder.finish();
+    let offsets = Int64Array::from_iter_values((from..).take(rows.len()));
+    let added: [(&str, ArrayRef); 4] = [
+        ("ingest_time", Arc::new(TimestampMicrosecondArray::from(vec![0; rows.len()]).with_timezone("UTC"))),
+        ("kafka_partition", Arc::new(Int32Array::from(vec![0; rows.len()]))),
+        ("kafka_offset", Arc::new(offsets)),
+        ("kafka_index", Arc::new(Int32Array::from(vec![0; rows.len()]))),
+    ];
+    let mut fields: Vec<_> = readings.schema().fields().iter().cloned().collect();
+    let mut columns = readings.columns().to_vec();
+    for (name, column) in added {
+        fields.push(Arc::new(Field::new(name, column.data_type().clone(), false)));
+        columns.push(column);
+    }
+    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
+}
+
+fn batch(rows: &[Row]) -> RecordBatch {
+    batch_at(0, rows)
 }
 
 /// The same batch with a dictionary that has each row's word for itself.
@@ -60,7 +86,7 @@ fn the_first_in_log_order_counts() {
         Row("b", 3, None, -0.0),
     ];
     let expected =
-        [FIRST, DUPLICATE, CONFLICT, DUPLICATE, FIRST, DUPLICATE, FIRST, FIRST, FIRST, FIRST, CONFLICT];
+        [FIRST, DUPLICATE, CONFLICT, DUPLICATE, FIRST, DUPLICATE, FIRST, FIRST, FIRST, FIRST, DUPLICATE];
     assert_eq!(marks(&[batch(&rows)]), expected);
     assert_eq!(marks(&[with_repeated_words(&batch(&rows))]), expected);
 }
@@ -68,7 +94,65 @@ fn the_first_in_log_order_counts() {
 #[test]
 fn an_empty_batch_changes_nothing() {
     let rows = [Row("a", 1, None, 1.0)];
-    assert_eq!(marks(&[batch(&rows), batch(&[]), batch(&rows)]), [FIRST, DUPLICATE]);
+    assert_eq!(marks(&[batch(&rows), batch(&[]), batch_at(1, &rows)]), [FIRST, DUPLICATE]);
+}
+
+#[test]
+fn a_reading_that_is_stored_twice_is_read_once() {
+    let rows = [Row("a", 1, None, 1.0)];
+    assert_eq!(marks(&[batch(&rows), batch(&rows), batch_at(1, &rows)]), [FIRST, REPEATED, DUPLICATE]);
+    let doubled = arrow::compute::concat_batches(&batch(&rows).schema(), &[batch(&rows), batch(&rows)]);
+    assert_eq!(marks(&[doubled.unwrap()]), [FIRST, REPEATED]);
+}
+
+/// Readings in no order, dealt out to plan partitions whatever their device.
+async fn optimized(parts: &[Vec<RecordBatch>]) -> Vec<(String, i64, i64, u8)> {
+    let schema = parts[0][0].schema();
+    let input = MemorySourceConfig::try_new_exec(parts, schema, None).unwrap();
+    let plan: Arc<dyn ExecutionPlan> = Arc::new(DedupExec::new(input).unwrap());
+    let mut config = SessionConfig::new().with_target_partitions(3).with_batch_size(4);
+    config.options_mut().optimizer.repartition_file_min_size = 0;
+    let session = SessionContext::new_with_config(config);
+    let plan = DefaultPhysicalPlanner::default().optimize_physical_plan(plan, &session.state(), |_, _| {});
+    let mut found = Vec::new();
+    for batch in datafusion::physical_plan::collect(plan.unwrap(), session.task_ctx()).await.unwrap() {
+        let device = TextColumn::of(&batch, "device_id").unwrap();
+        let number = |name: &str| batch.column_by_name(name).unwrap();
+        let times = number("event_time").as_primitive::<TimestampMicrosecondType>();
+        let offsets = number("kafka_offset").as_primitive::<Int64Type>();
+        let novelty = number(NOVELTY).as_primitive::<UInt8Type>();
+        for row in 0..batch.num_rows() {
+            let device = device.text(row).unwrap().to_owned();
+            found.push((device, times.value(row), offsets.value(row), novelty.value(row)));
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Without the order and the distribution that the operator asks for, an optimizer leaves the input as it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_optimizer_gives_the_operator_what_it_needs() {
+    let rows: Vec<Row> = (0..60)
+        .map(|i| Row(["a", "b", "c", "d"][i * 7 % 4], (i * 5 % 6) as i64, None, (i % 3) as f64))
+        .collect();
+    let mut expected = Vec::new();
+    let mut known = std::collections::BTreeMap::new();
+    for (offset, Row(device, time, _, value)) in (0..).zip(&rows) {
+        let code = match known.get(&(device, time)) {
+            None => FIRST,
+            Some(first) if first == value => DUPLICATE,
+            Some(_) => CONFLICT,
+        };
+        known.entry((device, time)).or_insert(*value);
+        expected.push(((*device).to_owned(), *time, offset, code));
+    }
+    expected.sort();
+    let mut parts: Vec<Vec<RecordBatch>> = vec![Vec::new(); 3];
+    for (offset, row) in (0..).zip(&rows) {
+        parts[(offset * 11 % 3) as usize].insert(0, batch_at(offset, std::slice::from_ref(row)));
+    }
+    assert_eq!(optimized(&parts).await, expected);
 }
 
 proptest! {
@@ -84,7 +168,8 @@ proptest! {
             .collect();
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(rows.len())).chain([0, rows.len()]).collect();
         cuts.sort_unstable();
-        let parts: Vec<RecordBatch> = cuts.windows(2).map(|cut| batch(&rows[cut[0]..cut[1]])).collect();
+        let parts: Vec<RecordBatch> =
+            cuts.windows(2).map(|cut| batch_at(cut[0] as i64, &rows[cut[0]..cut[1]])).collect();
         prop_assert_eq!(marks(&parts), marks(&[batch(&rows)]));
     }
 }

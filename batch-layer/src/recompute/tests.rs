@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use tokio::runtime::Runtime;
 use wye_domain::definition::{Definition, MetricConfig};
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
+use wye_domain::registry::{DeviceConfig, DeviceNumber, Registry, RegistryConfig};
 use wye_domain::series::SeriesKey;
 use wye_tables::CompactionPolicy;
 use wye_tables::append::OffsetRange;
@@ -27,6 +28,10 @@ const MINUTE: i64 = 60_000_000;
 /// A reading of one message; its place in the log is its place in the history.
 #[derive(Clone, Debug)]
 struct Sent {
+    /// Its place in the history.
+    at: i64,
+    /// Whether it went into another Kafka partition than most readings of its device.
+    strays: bool,
     device: usize,
     metric: usize,
     /// In seconds.
@@ -38,7 +43,12 @@ struct Sent {
 
 impl Sent {
     fn kafka_partition(&self) -> i32 {
-        (self.device % 2) as i32
+        ((self.device + usize::from(self.strays)) % 2) as i32
+    }
+
+    /// In µs; some readings of the log have the same.
+    fn ingest_time(&self) -> i64 {
+        200_000_000 + self.at / 3
     }
 }
 
@@ -55,8 +65,17 @@ struct History {
 
 fn histories() -> impl Strategy<Value = History> {
     let sequence = prop_oneof![3 => Just(None), 1 => (0i64..2).prop_map(Some)];
-    let sent = (0..DEVICES.len(), 0..METRICS.len(), -90i64..150, sequence, 0i64..3).prop_map(
-        |(device, metric, event_time, sequence, value)| Sent { device, metric, event_time, sequence, value },
+    let strays = prop::bool::weighted(0.2);
+    let sent = (strays, 0..DEVICES.len(), 0..METRICS.len(), -90i64..150, sequence, 0i64..3).prop_map(
+        |(strays, device, metric, event_time, sequence, value)| Sent {
+            at: 0,
+            strays,
+            device,
+            metric,
+            event_time,
+            sequence,
+            value,
+        },
     );
     // Few event times, so that there are copies.
     let sent = sent.prop_map(|sent| Sent { event_time: sent.event_time / 15 * 15, ..sent });
@@ -67,12 +86,9 @@ fn histories() -> impl Strategy<Value = History> {
         1usize..5,
         any::<bool>(),
     )
-        .prop_map(|(sent, cuts, horizon, threads, compacts)| History {
-            sent,
-            cuts,
-            horizon,
-            threads,
-            compacts,
+        .prop_map(|(sent, cuts, horizon, threads, compacts)| {
+            let sent = (0..).zip(sent).map(|(at, sent)| Sent { at, ..sent }).collect();
+            History { sent, cuts, horizon, threads, compacts }
         })
 }
 
@@ -88,8 +104,29 @@ fn plans() -> Arc<MetricPlans> {
         rollups: vec![],
         aggregates: Some(vec!["avg".into(), "p50".into(), "distinct_devices".into()]),
     };
-    let definitions = vec![Definition::family(), Definition::check(&warm).unwrap()];
-    Arc::new(MetricPlans::new(definitions, Arc::default()).unwrap())
+    let everyone = MetricConfig {
+        name: "everyone".into(),
+        filter: None,
+        value: None,
+        window: Some("1m".into()),
+        aggregates: None,
+        ..warm.clone()
+    };
+    let definitions =
+        vec![Definition::family(), Definition::check(&warm).unwrap(), Definition::check(&everyone).unwrap()];
+    Arc::new(MetricPlans::new(definitions, Arc::new(registry())).unwrap())
+}
+
+/// Of all devices but the last.
+fn registry() -> Registry {
+    let device = |name: &&str| DeviceConfig {
+        device_id: (*name).into(),
+        reporting_interval: Some("15s".into()),
+        metrics: METRICS.map(str::to_owned).into(),
+        attributes: BTreeMap::new(),
+    };
+    let device = DEVICES[..DEVICES.len() - 1].iter().map(device).collect();
+    Registry::check(RegistryConfig { device, metric_limits: vec![] }).unwrap()
 }
 
 /// What a summary must say.
@@ -97,7 +134,8 @@ fn plans() -> Arc<MetricPlans> {
 struct Truth {
     values: Vec<(i64, f64)>,
     conflicts: u64,
-    devices: BTreeSet<usize>,
+    /// Readings by device.
+    devices: BTreeMap<usize, u32>,
 }
 
 /// By series and window; and how many readings, duplicates and conflicts there are.
@@ -106,12 +144,16 @@ fn oracle(history: &History, horizon: &BTreeMap<i32, i64>) -> (BTreeMap<(String,
     let mut known: BTreeMap<(usize, usize, i64, Option<i64>), i64> = BTreeMap::new();
     let mut offsets = [0i64; 2];
     let mut counts = [0; 3];
+    let mut read = Vec::new();
     for sent in &history.sent {
         let offset = offsets[sent.kafka_partition() as usize];
         offsets[sent.kafka_partition() as usize] += 1;
-        if offset >= horizon.get(&sent.kafka_partition()).copied().unwrap_or(0) {
-            continue;
+        if offset < horizon.get(&sent.kafka_partition()).copied().unwrap_or(0) {
+            read.push((sent.ingest_time(), sent.kafka_partition(), offset, sent));
         }
+    }
+    read.sort_by_key(|(ingest_time, kafka_partition, offset, _)| (*ingest_time, *kafka_partition, *offset));
+    for (.., sent) in read {
         counts[0] += 1;
         let identity = (sent.device, sent.metric, sent.event_time, sent.sequence);
         let first = known.get(&identity).copied();
@@ -128,6 +170,8 @@ fn oracle(history: &History, horizon: &BTreeMap<i32, i64>) -> (BTreeMap<(String,
             time.div_euclid(MINUTE) * MINUTE,
             sent.value as f64 / 4.0,
         )];
+        let own = targets[0].clone();
+        targets.push((series("everyone", "everyone", METRICS[sent.metric]), own.1, own.2));
         if METRICS[sent.metric] == "temperature" && sent.value > 0 {
             let window = time.div_euclid(5 * MINUTE) * 5 * MINUTE;
             targets.push((series("warm", "warm", "temperature"), window, sent.value as f64 / 2.0));
@@ -138,7 +182,7 @@ fn oracle(history: &History, horizon: &BTreeMap<i32, i64>) -> (BTreeMap<(String,
                 truth.conflicts += 1;
             } else {
                 truth.values.push((time, value));
-                truth.devices.insert(sent.device);
+                *truth.devices.entry(sent.device).or_default() += 1;
             }
         }
     }
@@ -164,8 +208,8 @@ fn batch(sent: &[(i64, &Sent)]) -> RecordBatch {
         });
     }
     let mut columns: Vec<ArrayRef> = builder.finish().columns().to_vec();
-    let times = TimestampMicrosecondArray::from(vec![200_000_000; sent.len()]).with_timezone("UTC");
-    columns.push(Arc::new(times));
+    let times = TimestampMicrosecondArray::from_iter_values(sent.iter().map(|(_, sent)| sent.ingest_time()));
+    columns.push(Arc::new(times.with_timezone("UTC")));
     columns.push(Arc::new(Int64Array::from_iter_values(sent.iter().map(|(offset, _)| *offset))));
     columns.push(Arc::new(Int32Array::from(vec![0; sent.len()])));
     RecordBatch::try_new(archive_schema(), columns).unwrap()
@@ -216,6 +260,7 @@ async fn computed(history: &History) -> (ViewRows, [u64; 3], BTreeMap<i32, i64>)
         plans,
         expectations,
         horizon: horizon.clone(),
+        as_of: None,
         threads: history.threads,
         progress: None,
     };
@@ -262,6 +307,16 @@ fn check(history: &History) -> Result<(), TestCaseError> {
         prop_assert_eq!(found.sum.value(), values.iter().map(|(_, value)| value).sum::<f64>(), "{:?}", key);
         if key.0.contains("warm") {
             prop_assert_eq!(found.distinct_devices(), Some(truth.devices.len() as u64));
+        }
+        if key.0.contains("everyone") {
+            let counts = found.device_counts().unwrap();
+            for (number, device) in (0..).zip(0..DEVICES.len() - 1) {
+                let expected = truth.devices.get(&device).copied().unwrap_or(0);
+                prop_assert_eq!(counts.of(DeviceNumber(number)), expected, "{:?}", key);
+            }
+            prop_assert_eq!(counts.of(DeviceNumber(3)), 0);
+        } else {
+            prop_assert!(found.device_counts().is_none());
         }
     }
     Ok(())

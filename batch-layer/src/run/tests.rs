@@ -5,11 +5,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use arrow::array::AsArray;
+use arrow::datatypes::Float64Type;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wye_domain::ErrorKind;
 use wye_domain::control::ControlRecord;
 use wye_domain::definition::{Definition, MetricConfig};
+use wye_domain::reading::TextColumn;
+use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
 use wye_runtime::clock::now_micros;
 use wye_tables::plan::MetricPlans;
 use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
@@ -68,6 +72,118 @@ async fn without_a_speed_layer_everything_archived_is_taken_and_announced_first(
     let forced = runner(&site).await.run(RunOptions { force: true, progress: None }).await.unwrap();
     assert_eq!((forced.outcome, forced.version), (Outcome::Committed, Some(2)));
     assert_eq!(site.view().await.values().map(|summary| summary.count).collect::<Vec<_>>(), [3]);
+}
+
+/// A reading of now, in the window that is open.
+async fn reading_of_now(site: &Site) {
+    let time = now_micros() / 1_000;
+    let json = format!(r#"{{"device_id":"a","metric":"t","value":1,"event_time":{time}}}"#);
+    site.send(wye_log::topics::READINGS, 0, json.as_bytes()).await;
+}
+
+/// Windows of a second, so that they end while a test runs.
+fn plans_by_second() -> MetricPlans {
+    let config = MetricConfig {
+        name: "*".into(),
+        help: String::new(),
+        unit: String::new(),
+        filter: None,
+        value: None,
+        by: None,
+        window: Some("1s".into()),
+        rollups: vec![],
+        aggregates: None,
+    };
+    let device = DeviceConfig {
+        device_id: "a".into(),
+        reporting_interval: Some("100ms".into()),
+        metrics: vec!["t".into()],
+        attributes: Default::default(),
+    };
+    let registry = Registry::check(RegistryConfig { device: vec![device], metric_limits: vec![] }).unwrap();
+    MetricPlans::new(vec![Definition::check(&config).unwrap()], Arc::new(registry)).unwrap()
+}
+
+/// The only row of the view: state, expected readings, completeness.
+async fn only_row(site: &Site) -> (String, f64, f64) {
+    let view = BatchViews::open(&site.root).unwrap().latest().await.unwrap().unwrap();
+    let plan = view.scan(&["state", "expected", "completeness"], &[]).unwrap();
+    let context = datafusion::prelude::SessionContext::new().task_ctx();
+    let batches = datafusion::physical_plan::collect(plan, context).await.unwrap();
+    assert_eq!(batches.iter().map(|batch| batch.num_rows()).sum::<usize>(), 1);
+    let batch = batches.iter().find(|batch| batch.num_rows() == 1).unwrap();
+    let state = TextColumn::of(batch, "state").unwrap().text(0).unwrap().to_owned();
+    let number = |place: usize| batch.column(place).as_primitive::<Float64Type>().value(0);
+    (state, number(1), number(2))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn time_settles_a_window_and_shows_what_did_not_come() {
+    let site = Site::start(2).await;
+    reading_of_now(&site).await;
+    site.archive(&[(0, 1)]).await;
+    let runner = BatchRunner::open(site.parts_with(plans_by_second())).await.unwrap();
+    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::Committed);
+    // Nothing comes any more; the window ends, and then it is settled.
+    soon(async {
+        until("the window is settled", async || {
+            runner.run(RunOptions::default()).await.unwrap();
+            only_row(&site).await.0 == "SETTLED"
+        })
+        .await;
+    })
+    .await;
+    // Of the ten readings of its second there is one.
+    let (_, expected, completeness) = only_row(&site).await;
+    assert!((expected - 10.0).abs() < 1e-9 && (completeness - 0.1).abs() < 1e-9, "{expected} {completeness}");
+    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_below_the_horizon_keeps_windows_open() {
+    let site = Site::start(1).await;
+    reading_of_now(&site).await;
+    site.archive(&[(0, 1)]).await;
+    let runner = BatchRunner::open(site.parts_with(plans_by_second())).await.unwrap();
+    runner.run(RunOptions::default()).await.unwrap();
+    // A reading that nobody has archived may belong to the window.
+    reading_of_now(&site).await;
+    let view = BatchViews::open(&site.root).unwrap().latest().await.unwrap().unwrap();
+    let settles_at = view.run.unwrap().settles_at.unwrap();
+    until("the window would be settled", async || now_micros() > settles_at).await;
+    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
+    assert_eq!(only_row(&site).await.0, "PRELIMINARY");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_definition_cannot_compute_is_in_the_record_of_the_run() {
+    let site = Site::start(1).await;
+    for (second, tags) in [(0, r#"{"level":"1"}"#), (1, r#"{"level":"high"}"#), (1, r#"{"level":"high"}"#)] {
+        let time = 1_700_000_000_000i64 + second * 1_000;
+        let json = format!(r#"{{"device_id":"a","metric":"t","value":1,"event_time":{time},"tags":{tags}}}"#);
+        site.send(wye_log::topics::READINGS, 0, json.as_bytes()).await;
+    }
+    site.archive(&[(0, 3)]).await;
+    let config = MetricConfig {
+        name: "level".into(),
+        help: String::new(),
+        unit: String::new(),
+        filter: None,
+        value: Some("CAST(level AS DOUBLE)".into()),
+        by: None,
+        window: None,
+        rollups: vec![],
+        aggregates: None,
+    };
+    let plans = MetricPlans::new(vec![Definition::check(&config).unwrap()], Arc::default()).unwrap();
+    let runner = BatchRunner::open(site.parts_with(plans)).await.unwrap();
+    runner.run(RunOptions::default()).await.unwrap();
+    let view = BatchViews::open(&site.root).unwrap().latest().await.unwrap().unwrap();
+    let failures = view.run.unwrap().failures;
+    let failure = failures.of("level").unwrap();
+    // The copy does not count.
+    assert_eq!((failure.readings, failure.example.event_time), (1, 1_700_000_001_000_000));
+    assert!(failure.example.message.contains("high"), "{failure:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
+use serde_json::value::RawValue;
 use wye_domain::definition::{Aggregate, Dimension};
+use wye_domain::time::format_rfc3339;
+use wye_tables::plan::failures::{FailedReading, Failure};
 
 use super::Api;
 
@@ -29,10 +32,42 @@ struct Entry {
     /// Of a family: the reading names that there are, each a metric.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<Vec<Arc<str>>>,
+    /// The readings that the last batch run could not compute for this definition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    errors: Option<Errors>,
+}
+
+#[derive(Serialize)]
+struct Errors {
+    /// How many readings there are that the definition wants and its expressions fail on.
+    readings: u64,
+    /// One of them.
+    example: Example,
+}
+
+#[derive(Serialize)]
+struct Example {
+    message: String,
+    device_id: String,
+    metric: String,
+    value: f64,
+    event_time: String,
+    tags: Option<Box<RawValue>>,
+}
+
+impl Errors {
+    fn new(failure: &Failure) -> Self {
+        let FailedReading { message, device_id, metric, value, event_time, tags } = failure.example.clone();
+        let tags = tags.and_then(|tags| RawValue::from_string(tags).ok());
+        let event_time = format_rfc3339(event_time);
+        let example = Example { message, device_id, metric, value, event_time, tags };
+        Self { readings: failure.readings, example }
+    }
 }
 
 pub(super) async fn list(State(api): State<Arc<Api>>) -> Json<Body> {
     let directory = api.hub.directory();
+    let failures = api.hub.failures();
     let plans = directory.plans().plans().iter().enumerate();
     let metrics = plans
         .map(|(place, plan)| {
@@ -48,6 +83,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Json<Body> {
                 rollups: definition.rollups.iter().map(ToString::to_string).collect(),
                 aggregates: definition.aggregates.iter().copied().map(Aggregate::name).collect(),
                 metrics: definition.is_family().then(|| directory.metrics(place)),
+                errors: failures.of(&definition.name).map(Errors::new),
             }
         })
         .collect();

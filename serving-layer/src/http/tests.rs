@@ -263,6 +263,10 @@ async fn health_definitions_and_batch_runs() {
     let (_, body) = client.get("/v1/metrics").await;
     assert_eq!(body["metrics"][0]["metrics"], json!(["t"]));
     assert_eq!(body["metrics"][1]["dimensions"][0]["name"], "line");
+    assert!(body["metrics"][0].get("errors").is_none());
+    let errors = &body["metrics"][1]["errors"];
+    assert_eq!((&errors["readings"], &errors["example"]["tags"]["line"]), (&json!(3), &json!("L9")));
+    assert_eq!(errors["example"]["event_time"], "1970-01-01T00:00:00Z");
     assert_eq!(run("").await.status(), 409);
     assert_eq!(run("nonsense").await.status(), 400);
 }

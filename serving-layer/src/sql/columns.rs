@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, SchemaRe
 use wye_domain::DomainError;
 use wye_domain::definition::Aggregate;
 use wye_domain::reading::{TextBuilder, TextColumn, text_type, time_type};
-use wye_domain::sketches::Sketches;
+use wye_domain::sketches::{Sketches, Stored};
 
 use crate::directory::{Directory, SeriesInfo};
 use crate::merge::{Answer, Source};
@@ -124,7 +124,7 @@ impl Column {
                 &["last", "last_time"]
             }
             Self::ConfidenceScore | Self::Completeness | Self::Validity | Self::Expected => {
-                &["invalid", "conflicts"]
+                &["invalid", "conflicts", "device_counts"]
             }
             _ => &[],
         }
@@ -367,7 +367,8 @@ fn aggregate_of_view(aggregate: Aggregate, rows: &RecordBatch) -> Result<ArrayRe
                 .ok_or(DomainError::Shape { column: "distinct" })?;
             let mut builder = Int64Builder::with_capacity(bytes.len());
             for bytes in bytes {
-                let distinct = Sketches::decode(None, bytes)?.and_then(|sketches| sketches.distinct());
+                let distinct = Sketches::decode(Stored { distinct: bytes, ..Stored::default() })?
+                    .and_then(|sketches| sketches.distinct());
                 builder.append_option(distinct.map(|n| i64::try_from(n).unwrap_or(i64::MAX)));
             }
             Arc::new(builder.finish())
@@ -381,7 +382,8 @@ fn quantiles(rows: &RecordBatch, q: f64) -> Result<ArrayRef, DomainError> {
     let (min, max) = (floats(rows, "min")?, floats(rows, "max")?);
     let mut builder = Float64Builder::with_capacity(bytes.len());
     for (row, bytes) in bytes.iter().enumerate() {
-        let value = Sketches::decode(bytes, None)?.and_then(|sketches| sketches.quantile(q));
+        let value = Sketches::decode(Stored { quantiles: bytes, ..Stored::default() })?
+            .and_then(|sketches| sketches.quantile(q));
         builder.append_option(value.map(|value| value.clamp(min.value(row), max.value(row))));
     }
     Ok(Arc::new(builder.finish()))

@@ -247,7 +247,7 @@ fn key_only() -> Answer {
         summary: wye_domain::summary::Summary::EMPTY,
         source: Source::Batch,
         scored: crate::merge::Scored {
-            confidence: wye_domain::confidence::score(0, 0, None, 0.0),
+            confidence: wye_domain::confidence::score(&wye_domain::summary::Summary::EMPTY, None, 0, 0.0),
             expected_source: wye_domain::confidence::ExpectedSource::Unknown,
         },
         state: wye_domain::confidence::State::Live,

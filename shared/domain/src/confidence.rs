@@ -4,6 +4,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::expectation::Expectation;
+use crate::summary::Summary;
+
 /// The largest score where the number of expected readings is unknown.
 pub const UNKNOWN_EXPECTATION_CAP: f64 = 0.9;
 /// From this settledness on a batch number is settled.
@@ -56,7 +59,7 @@ impl State {
 pub struct Confidence {
     /// Expected readings; `None` where unknown.
     pub expected: Option<f64>,
-    /// `min(1, received / expected)`, or the settledness where the expectation is unknown.
+    /// `min(1, received / expected)` with no more of a device than it can send (see [`Expectation::received`]), or the settledness where the expectation is unknown.
     pub completeness: f64,
     /// Valid share of what was received.
     pub validity: f64,
@@ -66,11 +69,20 @@ pub struct Confidence {
     pub score: f64,
 }
 
-/// Scores `received` distinct readings of which `valid` are valid, against `expected`, at a `settledness` in `[0, 1]`.
-pub fn score(received: u64, valid: u64, expected: Option<f64>, settledness: f64) -> Confidence {
-    let validity = if received == 0 { 0.0 } else { valid as f64 / received as f64 };
-    let (completeness, cap) = match expected {
-        Some(expected) if expected > 0.0 => ((received as f64 / expected).min(1.0), 1.0),
+/// Scores a summary that holds `elapsed` µs of its window, against what was expected of it, at a `settledness` in
+/// `[0, 1]`.
+pub fn score(
+    summary: &Summary,
+    expectation: Option<&Expectation>,
+    elapsed: i64,
+    settledness: f64,
+) -> Confidence {
+    let validity = if summary.count == 0 { 0.0 } else { summary.valid() as f64 / summary.count as f64 };
+    let expected = expectation.map(|expectation| expectation.readings(elapsed));
+    let (completeness, cap) = match (expectation, expected) {
+        (Some(expectation), Some(expected)) if expected > 0.0 => {
+            ((expectation.received(summary, elapsed) as f64 / expected).min(1.0), 1.0)
+        }
         _ => (settledness.clamp(0.0, 1.0), UNKNOWN_EXPECTATION_CAP),
     };
     let precision = 1.0;
@@ -118,6 +130,15 @@ impl LatenessHistogram {
         }
     }
 
+    /// The age (µs) from which a window is settled: readings later than that are rarer than one in a thousand.
+    pub fn settling_age(&self) -> i64 {
+        (0..self.buckets.len())
+            .map(|bucket| 1_000 << bucket.saturating_sub(1))
+            .find(|age| self.settledness(*age) >= SETTLED)
+            .unwrap_or(Self::BACKLOG)
+            .min(Self::BACKLOG)
+    }
+
     /// The share of readings that have landed when a window closed `age` µs ago. With nothing known: 1 for what is
     /// older than a backlog, else 0.
     pub fn settledness(&self, age: i64) -> f64 {
@@ -138,14 +159,24 @@ impl LatenessHistogram {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::expectation::ExpectedDevice;
+    use crate::registry::DeviceNumber;
+    use crate::time::SECOND;
+
+    fn received(count: u64, invalid: u64) -> Summary {
+        Summary { count, invalid, ..Summary::EMPTY }
+    }
 
     #[test]
     fn scores_multiply_and_are_capped() {
-        assert_eq!(score(60, 60, Some(60.0), 0.0).score, 1.0);
-        assert_eq!(score(30, 15, Some(60.0), 1.0).score, 0.25);
-        assert_eq!(score(90, 90, Some(60.0), 1.0).completeness, 1.0);
-        assert_eq!(score(1, 1, None, 1.0).score, UNKNOWN_EXPECTATION_CAP);
-        assert_eq!(score(0, 0, Some(60.0), 1.0).score, 0.0);
+        let device = ExpectedDevice { device: DeviceNumber(0), interval: SECOND, metrics: 1 };
+        let expectation = Expectation::new(vec![device]);
+        let of_a_minute = |summary| score(&summary, expectation.as_ref(), 60 * SECOND, 0.0);
+        assert_eq!(of_a_minute(received(60, 0)).score, 1.0);
+        assert_eq!(of_a_minute(received(30, 15)).score, 0.25);
+        assert_eq!(of_a_minute(received(90, 0)).completeness, 1.0);
+        assert_eq!(of_a_minute(received(0, 0)).score, 0.0);
+        assert_eq!(score(&received(1, 0), None, 60 * SECOND, 1.0).score, UNKNOWN_EXPECTATION_CAP);
     }
 
     #[test]

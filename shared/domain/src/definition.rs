@@ -167,7 +167,7 @@ pub struct Definition {
 }
 
 /// The columns that answers and stored views have beside the dimensions.
-const RESERVED: [&str; 39] = [
+const RESERVED: [&str; 40] = [
     "metric_key",
     "metric",
     "definition",
@@ -195,6 +195,7 @@ const RESERVED: [&str; 39] = [
     "m2",
     "quantiles",
     "distinct",
+    "device_counts",
     "source",
     "state",
     "expected",
@@ -247,7 +248,8 @@ impl Definition {
         self.name == FAMILY
     }
 
-    /// Which sketches its summaries carry.
+    /// Which sketches its summaries carry. Whether devices are counted depends on the registry too, see
+    /// [`Needs::devices`].
     pub fn needs(&self) -> Needs {
         Needs {
             quantiles: self
@@ -255,6 +257,7 @@ impl Definition {
                 .iter()
                 .any(|a| matches!(a, Aggregate::P50 | Aggregate::P95 | Aggregate::P99)),
             distinct: self.aggregates.contains(&Aggregate::DistinctDevices),
+            devices: false,
         }
     }
 
@@ -398,6 +401,11 @@ pub fn fingerprint(definitions: &[Definition]) -> u64 {
         write!(text, "{name}\u{1}{filter:?}\u{1}{value}\u{1}{dimensions:?}\u{1}{window}\u{1}{needs:?}\u{2}")
             .expect("writing to a string cannot fail");
     }
+    text_fingerprint(&text)
+}
+
+/// FNV-1a over the bytes of a text.
+pub(crate) fn text_fingerprint(text: &str) -> u64 {
     text.bytes()
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

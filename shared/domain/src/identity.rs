@@ -1,5 +1,5 @@
 //! The identity of a reading: device, metric, event time and sequence. The first reading with an identity in log
-//! order counts; a later one is a duplicate, or a conflict if its value differs.
+//! order counts; a later one is a duplicate, or a conflict if its value differs, see [`copy_of`].
 //!
 //! The speed layer remembers identities as 64-bit fingerprints. Two of n distinct readings share one with a
 //! probability of about n²/2⁶⁵, 10⁻⁵ for 16 million; the batch layer compares the fields themselves. Fingerprints
@@ -50,11 +50,38 @@ pub enum Novelty {
     Conflict,
 }
 
+/// What a later reading of a known identity is, given the value that counts for it: a duplicate if its value is the
+/// same number, else a conflict. The one rule of both layers: 0 and −0 are the same number, and all NaN are.
+#[inline]
+pub fn copy_of(counting: f64, value: f64) -> Novelty {
+    if counting == value || (counting.is_nan() && value.is_nan()) {
+        Novelty::Duplicate
+    } else {
+        Novelty::Conflict
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 
     use super::*;
+
+    #[test]
+    fn a_copy_with_the_same_number_is_a_duplicate() {
+        let nan = f64::from_bits(f64::NAN.to_bits() | 1);
+        for (counting, value, expected) in [
+            (1.0, 1.0, Novelty::Duplicate),
+            (0.0, -0.0, Novelty::Duplicate),
+            (f64::NAN, nan, Novelty::Duplicate),
+            (1.0, 1.0 + f64::EPSILON, Novelty::Conflict),
+            (1.0, f64::NAN, Novelty::Conflict),
+            (1.0, -1.0, Novelty::Conflict),
+        ] {
+            assert_eq!(copy_of(counting, value), expected, "{counting} {value}");
+            assert_eq!(copy_of(value, counting), expected, "{value} {counting}");
+        }
+    }
 
     #[test]
     fn neighbours_have_different_fingerprints() {

@@ -54,9 +54,15 @@ pub struct LimitsConfig {
     pub max: Option<f64>,
 }
 
+/// A device's place among all devices of the registry, in the order of their names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct DeviceNumber(pub u32);
+
 /// What is known of one device.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Device {
+    /// Its number, which holds for this registry only.
+    pub number: DeviceNumber,
     /// Reporting interval in µs.
     pub interval: Option<i64>,
     /// Reported reading names.
@@ -125,11 +131,16 @@ impl Registry {
                         .micros(),
                 ),
             };
-            let facts =
-                Device { interval, metrics: device.metrics.clone(), attributes: device.attributes.clone() };
+            let (metrics, attributes) = (device.metrics.clone(), device.attributes.clone());
+            let facts = Device { number: DeviceNumber(0), interval, metrics, attributes };
             if registry.devices.insert(device.device_id.clone(), facts).is_some() {
                 return Err(fail("stands twice in the registry".to_owned(), "keep one entry"));
             }
+        }
+        let mut by_name: Vec<(&String, &mut Device)> = registry.devices.iter_mut().collect();
+        by_name.sort_unstable_by_key(|(name, _)| *name);
+        for (number, (_, device)) in (0..).zip(by_name) {
+            device.number = DeviceNumber(number);
         }
         for limits in config.metric_limits {
             let facts = Limits { unit: limits.unit, min: limits.min, max: limits.max };
@@ -149,9 +160,17 @@ impl Registry {
         self.devices.get(device_id)
     }
 
-    /// All devices, in no order.
-    pub fn devices(&self) -> impl Iterator<Item = (&str, &Device)> {
-        self.devices.iter().map(|(name, device)| (name.as_str(), device))
+    /// All devices, in the order of their names.
+    pub fn devices(&self) -> Vec<(&str, &Device)> {
+        let mut devices: Vec<_> = self.devices.iter().map(|(name, device)| (name.as_str(), device)).collect();
+        devices.sort_unstable_by_key(|(_, device)| device.number);
+        devices
+    }
+
+    /// A fingerprint of everything that is known: whatever is computed with the registry depends on nothing else of it.
+    pub fn fingerprint(&self) -> u64 {
+        let limits: BTreeMap<&String, &Limits> = self.limits.iter().collect();
+        crate::definition::text_fingerprint(&format!("{:?}\u{2}{limits:?}", self.devices()))
     }
 
     /// What is plausible for a reading name.
@@ -168,6 +187,43 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fingerprint_follows_every_fact() {
+        let device = |id: &str, line: &str, interval: &str| DeviceConfig {
+            device_id: id.into(),
+            reporting_interval: Some(interval.into()),
+            metrics: vec!["t".into()],
+            attributes: [("line".to_owned(), line.to_owned())].into(),
+        };
+        let limits = |max| LimitsConfig { metric: "t".into(), unit: None, min: None, max: Some(max) };
+        let print = |devices: Vec<DeviceConfig>, max| {
+            let config = RegistryConfig { device: devices, metric_limits: vec![limits(max)] };
+            Registry::check(config).unwrap().fingerprint()
+        };
+        let all = |line, interval| vec![device("b", line, interval), device("a", "1", "1s")];
+        let base = print(all("1", "1s"), 5.0);
+        let turned = vec![device("a", "1", "1s"), device("b", "1", "1s")];
+        assert_eq!(print(turned, 5.0), base);
+        for other in [print(all("2", "1s"), 5.0), print(all("1", "2s"), 5.0), print(all("1", "1s"), 6.0)] {
+            assert_ne!(other, base);
+        }
+    }
+
+    #[test]
+    fn devices_are_numbered_by_name() {
+        let device = |id: &str| DeviceConfig {
+            device_id: id.into(),
+            reporting_interval: None,
+            metrics: vec![],
+            attributes: BTreeMap::new(),
+        };
+        let config = RegistryConfig { device: ["c", "a", "b"].map(device).into(), metric_limits: vec![] };
+        let registry = Registry::check(config).unwrap();
+        let names: Vec<&str> = registry.devices().iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+        assert_eq!(registry.device("c").unwrap().number, DeviceNumber(2));
+    }
 
     #[test]
     fn limits_refuse_what_is_implausible() {

@@ -4,15 +4,26 @@
 //! the Apache DataSketches form, 2^12 registers, standard error 1.6 %. Both merges are commutative and associative on
 //! the sketch's state; the composite estimator is used because it does not depend on the order of updates.
 //!
-//! Stability: the stored bytes are the DataSketches HLL format and the DDSketch format of the Java library.
+//! A quantile is within 1 % of the reading at that rank, negative ones too, for values between 1e-150 and 1e150 in
+//! magnitude; a smaller one counts as 0. The sketch has 2,048 bins for each sign: where values of one sign span more
+//! than a factor of 10^17 within a window, those nearest to 0 count as the smallest value that still has a bin.
+//!
+//! Beside the sketches a summary carries the exact [`DeviceCounts`], where completeness needs them.
+//!
+//! Stability: the stored bytes are the DataSketches HLL format, the DDSketch format of the Java library over values
+//! times 2^500, and the form that [`DeviceCounts`] describes.
 
 use datasketches::hll::{HllSketch, HllType, HllUnion};
 use sketches_ddsketch::{Config, DDSketch};
 
 use crate::DomainError;
+use crate::device_counts::DeviceCounts;
+use crate::registry::DeviceNumber;
 
 /// 2^12 registers.
 const LG_K: u8 = 12;
+/// The library takes what is below 1e-9 for 0, so values are stored times 2^500, which is exact.
+const SCALE: f64 = f64::from_bits((1023 + 500) << 52);
 
 /// Which sketches a metric's aggregates ask for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,12 +32,14 @@ pub struct Needs {
     pub quantiles: bool,
     /// `distinct_devices` is asked for.
     pub distinct: bool,
+    /// Completeness is counted device by device.
+    pub devices: bool,
 }
 
 impl Needs {
-    /// Whether a summary has a sketch at all.
+    /// Whether a summary carries any of these.
     pub fn any(self) -> bool {
-        self.quantiles || self.distinct
+        self.quantiles || self.distinct || self.devices
     }
 }
 
@@ -35,19 +48,36 @@ impl Needs {
 pub struct Sketches {
     quantiles: Option<DDSketch>,
     distinct: Option<HllSketch>,
+    devices: Option<DeviceCounts>,
+}
+
+/// The stored bytes of [`Sketches`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stored<B> {
+    /// The quantile sketch.
+    pub quantiles: Option<B>,
+    /// The sketch of distinct devices.
+    pub distinct: Option<B>,
+    /// The counts of devices.
+    pub devices: Option<B>,
 }
 
 impl std::fmt::Debug for Sketches {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let distinct = self.distinct.as_ref().map(HllSketch::composite_estimate);
-        write!(f, "Sketches {{ p50: {:?}, distinct: {distinct:?} }}", self.quantile(0.5))
+        let devices = &self.devices;
+        write!(
+            f,
+            "Sketches {{ p50: {:?}, distinct: {distinct:?}, devices: {devices:?} }}",
+            self.quantile(0.5)
+        )
     }
 }
 
 impl PartialEq for Sketches {
     fn eq(&self, other: &Self) -> bool {
         let answers = |s: &Self| ([0.0, 0.5, 0.95, 0.99, 1.0].map(|q| s.quantile(q)), s.distinct());
-        answers(self) == answers(other)
+        answers(self) == answers(other) && self.devices == other.devices
     }
 }
 
@@ -58,17 +88,21 @@ impl Sketches {
             Box::new(Self {
                 quantiles: needs.quantiles.then(|| DDSketch::new(Config::defaults())),
                 distinct: needs.distinct.then(empty_hll),
+                devices: needs.devices.then(DeviceCounts::default),
             })
         })
     }
 
-    /// Takes in one value of one device.
-    pub fn add(&mut self, value: f64, device_id: &str) {
+    /// Takes in one value of one device; `number` is the device's in the registry.
+    pub fn add(&mut self, value: f64, device_id: &str, number: Option<DeviceNumber>) {
         if let Some(quantiles) = &mut self.quantiles {
-            quantiles.add(value);
+            quantiles.add((value * SCALE).clamp(f64::MIN, f64::MAX));
         }
         if let Some(distinct) = &mut self.distinct {
             distinct.update(device_id);
+        }
+        if let (Some(devices), Some(number)) = (&mut self.devices, number) {
+            devices.add(number);
         }
     }
 
@@ -91,11 +125,21 @@ impl Sketches {
             (mine @ None, Some(theirs)) => *mine = Some(theirs.clone()),
             _ => {}
         }
+        match (&mut self.devices, &other.devices) {
+            (Some(mine), Some(theirs)) => mine.merge(theirs),
+            (mine @ None, Some(theirs)) => *mine = Some(theirs.clone()),
+            _ => {}
+        }
     }
 
-    /// The q-quantile, within 1 % of its value; `None` without a quantile sketch.
+    /// The q-quantile, within the bound that the module states; `None` without a quantile sketch.
     pub fn quantile(&self, q: f64) -> Option<f64> {
-        self.quantiles.as_ref()?.quantile(q).ok().flatten()
+        self.quantiles.as_ref()?.quantile(q).ok().flatten().map(|scaled| scaled / SCALE)
+    }
+
+    /// How many readings each registered device has; `None` where nobody counts them.
+    pub fn devices(&self) -> Option<&DeviceCounts> {
+        self.devices.as_ref()
     }
 
     /// The estimated number of distinct devices; `None` without that sketch.
@@ -103,41 +147,118 @@ impl Sketches {
         self.distinct.as_ref().map(|sketch| sketch.composite_estimate().round() as u64)
     }
 
-    /// The stored bytes: quantiles, distinct.
-    pub fn encode(&self) -> (Option<Vec<u8>>, Option<Vec<u8>>) {
-        (
-            self.quantiles.as_ref().map(DDSketch::to_java_bytes),
-            self.distinct.as_ref().map(HllSketch::serialize),
-        )
+    /// The stored bytes.
+    pub fn encode(&self) -> Stored<Vec<u8>> {
+        Stored {
+            quantiles: self.quantiles.as_ref().map(DDSketch::to_java_bytes),
+            distinct: self.distinct.as_ref().map(HllSketch::serialize),
+            devices: self.devices.as_ref().map(DeviceCounts::encode),
+        }
     }
 
-    /// Reads stored bytes; `None` when both are absent.
+    /// Reads stored bytes; `None` when all are absent.
     ///
     /// # Errors
-    /// [`DomainError::Decode`] when bytes are not such a sketch.
-    pub fn decode(
-        quantiles: Option<&[u8]>,
-        distinct: Option<&[u8]>,
-    ) -> Result<Option<Box<Self>>, DomainError> {
-        if quantiles.is_none() && distinct.is_none() {
+    /// [`DomainError::Decode`] when bytes are not what they should be.
+    pub fn decode(stored: Stored<&[u8]>) -> Result<Option<Box<Self>>, DomainError> {
+        if stored == Stored::default() {
             return Ok(None);
         }
-        let corrupt = |what, reason: String| DomainError::Decode { what, reason };
-        let quantiles = quantiles
-            .map(|bytes| {
-                DDSketch::from_java_bytes(bytes)
-                    .map_err(|error| corrupt("quantile sketch", error.to_string()))
-            })
-            .transpose()?;
-        let distinct = distinct
-            .map(|bytes| {
-                HllSketch::deserialize(bytes).map_err(|error| corrupt("distinct sketch", error.to_string()))
-            })
-            .transpose()?;
-        Ok(Some(Box::new(Self { quantiles, distinct })))
+        let quantiles = stored.quantiles.map(DDSketch::from_java_bytes).transpose();
+        let distinct = stored.distinct.map(HllSketch::deserialize).transpose();
+        Ok(Some(Box::new(Self {
+            quantiles: quantiles.map_err(|error| corrupt("quantile sketch", &error))?,
+            distinct: distinct.map_err(|error| corrupt("distinct sketch", &error))?,
+            devices: stored.devices.map(DeviceCounts::decode).transpose()?,
+        })))
     }
+}
+
+fn corrupt(what: &'static str, error: &dyn std::error::Error) -> DomainError {
+    DomainError::Decode { what, reason: error.to_string() }
 }
 
 fn empty_hll() -> HllSketch {
     HllSketch::new(LG_K, HllType::Hll8).expect("the number of registers is in range")
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const QUANTILES: Needs = Needs { quantiles: true, distinct: false, devices: false };
+
+    fn sketch(values: &[f64]) -> Box<Sketches> {
+        let mut sketch = Sketches::new(QUANTILES).unwrap();
+        values.iter().for_each(|value| sketch.add(*value, "", None));
+        sketch
+    }
+
+    fn stored_and_read(sketch: &Sketches) -> Box<Sketches> {
+        let Stored { quantiles, .. } = sketch.encode();
+        let stored = Stored { quantiles: quantiles.as_deref(), ..Stored::default() };
+        Sketches::decode(stored).unwrap().unwrap()
+    }
+
+    /// The reading at the rank that the library takes for a quantile.
+    fn exact(values: &[f64], q: f64) -> f64 {
+        let mut sorted = values.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        sorted[(q * (sorted.len() - 1) as f64) as usize]
+    }
+
+    fn check(values: &[f64], sketch: &Sketches) {
+        for q in [0.0, 0.01, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0] {
+            let (exact, found) = (exact(values, q), sketch.quantile(q).unwrap());
+            let bound = exact.abs() * 0.010_000_1;
+            assert!((found - exact).abs() <= bound, "q {q}: {found} for {exact} of {values:?}");
+        }
+    }
+
+    #[test]
+    fn every_magnitude_keeps_the_bound() {
+        for exponent in (-150..=150).chain([-12, -10, -9, -8, 0, 12]) {
+            for sign in [1.0, -1.0] {
+                let values: Vec<f64> =
+                    (1..100).map(|i| sign * f64::from(i) * 10f64.powi(exponent.min(148))).collect();
+                check(&values, &sketch(&values));
+            }
+        }
+        // What is smaller counts as 0, and nothing overflows.
+        assert_eq!(sketch(&[1e-200, 1e-300, 5e-324]).quantile(0.5), Some(0.0));
+        assert!(sketch(&[f64::MAX, f64::MIN, f64::MAX]).quantile(0.75).unwrap() > 1e150);
+    }
+
+    #[test]
+    fn values_too_far_apart_count_as_the_smallest_that_has_a_bin() {
+        let values = [1e-12, 1e12, 1e12, 1e12];
+        let sketch = sketch(&values);
+        assert!((sketch.quantile(0.5).unwrap() - 1e12).abs() <= 1e10);
+        assert!(sketch.quantile(0.1).unwrap() <= 1e-5);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(512))]
+
+        /// Magnitudes from 1e-12 to 1e12 of both signs and 0, each window within 16 of them; split, stored and merged.
+        #[test]
+        fn quantiles_are_within_one_percent(
+            lowest in -12i32..-4,
+            values in prop::collection::vec((1.0f64..10.0, 0i32..16, -1i8..=1), 1..80),
+            split in 0usize..80,
+        ) {
+            let values: Vec<f64> = values
+                .iter()
+                .map(|(digits, exponent, sign)| f64::from(*sign) * digits * 10f64.powi(lowest + exponent))
+                .collect();
+            check(&values, &sketch(&values));
+            let (head, tail) = values.split_at(split.min(values.len()));
+            let mut merged = stored_and_read(&sketch(tail));
+            merged.merge(&stored_and_read(&sketch(head)));
+            prop_assert_eq!(&merged, &sketch(&values));
+            check(&values, &merged);
+        }
+    }
 }

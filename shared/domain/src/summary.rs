@@ -7,6 +7,7 @@
 //!
 //! Two readings with one event time are ordered by value, so that `first` and `last` do not depend on arrival.
 
+use crate::device_counts::DeviceCounts;
 use crate::sketches::Sketches;
 
 /// A value and the event time (µs) at which it was measured.
@@ -83,7 +84,7 @@ pub struct Summary {
     pub first: Timed,
     /// The latest reading by event time.
     pub last: Timed,
-    /// Quantile and distinct sketches, where the metric asks for them.
+    /// Quantile and distinct sketches and counts of devices, where the metric needs them.
     pub sketches: Option<Box<Sketches>>,
 }
 
@@ -172,7 +173,7 @@ impl Summary {
         (self.count > 1).then(|| (self.m2.max(0.0) / (self.count - 1) as f64).sqrt())
     }
 
-    /// The q-quantile within 1 %, kept inside `[min, max]`; `None` where the metric has no quantile sketch.
+    /// The q-quantile, see [`crate::sketches`], kept inside `[min, max]`; `None` where the metric has no quantile sketch.
     pub fn quantile(&self, q: f64) -> Option<f64> {
         self.sketches.as_ref()?.quantile(q).map(|value| value.clamp(self.min, self.max))
     }
@@ -180,6 +181,11 @@ impl Summary {
     /// The estimated number of distinct devices; `None` where the metric does not count them.
     pub fn distinct_devices(&self) -> Option<u64> {
         self.sketches.as_ref()?.distinct()
+    }
+
+    /// How many readings each registered device has; `None` where the metric does not need it.
+    pub fn device_counts(&self) -> Option<&DeviceCounts> {
+        self.sketches.as_ref()?.devices()
     }
 
     /// Distinct readings that are valid: neither failing a check nor contradicted by a conflict.
@@ -199,15 +205,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::registry::DeviceNumber;
     use crate::sketches::Needs;
 
     fn summary(readings: &[(f64, i64)]) -> Summary {
-        let mut summary =
-            Summary { sketches: Sketches::new(Needs { quantiles: true, distinct: true }), ..Summary::EMPTY };
+        let mut summary = Summary {
+            sketches: Sketches::new(Needs { quantiles: true, distinct: true, devices: true }),
+            ..Summary::EMPTY
+        };
         for (value, time) in readings {
             summary.add(*value, *time);
             if let Some(sketches) = &mut summary.sketches {
-                sketches.add(*value, &format!("device-{}", time % 7));
+                let device = time.rem_euclid(7);
+                let number = u32::try_from(device).ok().filter(|number| *number > 0).map(DeviceNumber);
+                sketches.add(*value, &format!("device-{device}"), number);
             }
         }
         summary

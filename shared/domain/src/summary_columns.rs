@@ -10,6 +10,7 @@
 //! | `first`, `last` | Float64 | when empty | values at the first and last event time |
 //! | `first_time`, `last_time` | Timestamp(µs, UTC) | when empty | these event times |
 //! | `quantiles`, `distinct` | Binary | where not asked for | sketches, see [`crate::sketches`] |
+//! | `device_counts` | Binary | where not needed | readings of each device, see [`crate::device_counts`] |
 //!
 //! Stability contract: these names, types and meanings are stored in Kafka and in Delta tables; a change needs a new
 //! wire version and a conversion.
@@ -24,7 +25,7 @@ use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, TimestampMicrose
 
 use crate::DomainError;
 use crate::reading::time_type;
-use crate::sketches::Sketches;
+use crate::sketches::{Sketches, Stored};
 use crate::summary::{CompensatedSum, Summary, Timed};
 
 /// The fields of the table above, in order.
@@ -44,6 +45,7 @@ pub fn schema_fields() -> Vec<Field> {
         Field::new("last_time", time_type(), true),
         Field::new("quantiles", DataType::Binary, true),
         Field::new("distinct", DataType::Binary, true),
+        Field::new("device_counts", DataType::Binary, true),
     ]
 }
 
@@ -64,6 +66,7 @@ pub struct SummaryColumnsBuilder {
     last_time: TimestampMicrosecondBuilder,
     quantiles: BinaryBuilder,
     distinct: BinaryBuilder,
+    device_counts: BinaryBuilder,
 }
 
 impl SummaryColumnsBuilder {
@@ -83,10 +86,11 @@ impl SummaryColumnsBuilder {
         self.last.append_option(some.then_some(summary.last.value));
         self.first_time.append_option(some.then_some(summary.first.event_time));
         self.last_time.append_option(some.then_some(summary.last.event_time));
-        let (quantiles, distinct) =
+        let Stored { quantiles, distinct, devices } =
             summary.sketches.as_ref().map(|sketches| sketches.encode()).unwrap_or_default();
         self.quantiles.append_option(quantiles);
         self.distinct.append_option(distinct);
+        self.device_counts.append_option(devices);
     }
 
     /// How many summaries were appended.
@@ -117,6 +121,7 @@ impl SummaryColumnsBuilder {
             Arc::new(built.last_time.finish().with_timezone("UTC")),
             Arc::new(built.quantiles.finish()),
             Arc::new(built.distinct.finish()),
+            Arc::new(built.device_counts.finish()),
         ]
     }
 }
@@ -138,6 +143,8 @@ pub struct SummaryColumns<'a> {
     last_time: &'a TimestampMicrosecondArray,
     quantiles: &'a BinaryArray,
     distinct: &'a BinaryArray,
+    /// Absent in rows of older versions.
+    device_counts: Option<&'a BinaryArray>,
 }
 
 impl<'a> SummaryColumns<'a> {
@@ -173,6 +180,7 @@ impl<'a> SummaryColumns<'a> {
             last_time: time("last_time")?,
             quantiles: binary("quantiles")?,
             distinct: binary("distinct")?,
+            device_counts: binary("device_counts").ok(),
         })
     }
 
@@ -199,7 +207,11 @@ impl<'a> SummaryColumns<'a> {
             max: if filled { self.max.value(row) } else { Summary::EMPTY.max },
             first: if filled { timed(self.first, self.first_time) } else { Summary::EMPTY.first },
             last: if filled { timed(self.last, self.last_time) } else { Summary::EMPTY.last },
-            sketches: Sketches::decode(bytes(self.quantiles), bytes(self.distinct))?,
+            sketches: Sketches::decode(Stored {
+                quantiles: bytes(self.quantiles),
+                distinct: bytes(self.distinct),
+                devices: self.device_counts.and_then(bytes),
+            })?,
         })
     }
 }
@@ -209,15 +221,22 @@ mod tests {
     use arrow::datatypes::Schema;
 
     use super::*;
+    use crate::registry::DeviceNumber;
     use crate::sketches::Needs;
 
     #[test]
     fn summaries_come_back_as_they_went_in() {
-        let mut with_sketch =
-            Summary { sketches: Sketches::new(Needs { quantiles: true, distinct: true }), ..Summary::EMPTY };
-        for i in 0..100 {
+        let mut with_sketch = Summary {
+            sketches: Sketches::new(Needs { quantiles: true, distinct: true, devices: true }),
+            ..Summary::EMPTY
+        };
+        for i in 0..100u8 {
             with_sketch.add(f64::from(i), i64::from(i));
-            with_sketch.sketches.as_mut().unwrap().add(f64::from(i), "d");
+            with_sketch.sketches.as_mut().unwrap().add(
+                f64::from(i),
+                "d",
+                Some(DeviceNumber(u32::from(i) % 3)),
+            );
         }
         let mut single = Summary::EMPTY;
         single.add(-4.25, -7);

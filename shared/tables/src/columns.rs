@@ -11,10 +11,26 @@ use wye_domain::reading::{self, text_type, time_type};
 /// thousands of small ones, while a busy day stands apart from other days.
 pub(crate) const INGEST_DATE: &str = "ingest_date";
 
-/// What every file of readings is sorted by, ascending, nulls first. Copies of one reading stand side by side, the
-/// first in log order first.
-pub const READING_ORDER: [&str; 7] =
-    ["device_id", "metric", "event_time", "sequence", "kafka_partition", "kafka_offset", "kafka_index"];
+/// What every file of readings is sorted by, ascending, nulls first. Copies of one reading are side by side, the first
+/// in log order first.
+///
+/// There is no one log order across Kafka partitions: there the reading counts that the log has stamped first, and of
+/// two with the same stamp the one in the lower Kafka partition. Within a Kafka partition the log stamps in the order of
+/// offsets. (A Kafka broker whose clock is set back, or behind that of the leader before it, stamps out of order; then
+/// the stamp decides.)
+pub const READING_ORDER: [&str; 8] = [
+    "device_id",
+    "metric",
+    "event_time",
+    "sequence",
+    "ingest_time",
+    "kafka_partition",
+    "kafka_offset",
+    "kafka_index",
+];
+
+/// What every file of batch views is sorted by, ascending.
+pub const VIEW_ORDER: [&str; 2] = ["series", "window_start"];
 
 /// A batch of readings on its way into the master dataset: the columns of [`wye_domain::reading::schema`] and
 ///

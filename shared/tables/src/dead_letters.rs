@@ -105,7 +105,7 @@ impl DeadLetters {
             letters.extend(files::read(&self.log, file, None).await?);
         }
         let merged = encode(letters).await?;
-        self.log.replace(&base, COMPACTED, &small, merged.into_iter().collect()).await
+        self.log.replace(COMPACTED, &small, merged.into_iter().collect()).await
     }
 
     /// The newest version as an SQL table.

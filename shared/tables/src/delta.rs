@@ -20,14 +20,22 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use tokio::sync::Mutex;
 use tracing::warn;
 
+use crate::delta::hold::Hold;
 use crate::delta::stats::FileStats;
 use crate::error::TablesError;
 use crate::store::{TableName, TableRoot};
 
 pub(crate) mod cleaning;
+mod footer;
+pub(crate) mod hold;
 pub(crate) mod replacement;
 pub(crate) mod stats;
 mod transactions;
+
+/// The tag that names the file that the other tags speak of. Stability contract: it is in the log of every table.
+const FILE: &str = "wye.file";
+/// The tag that names the columns that a file is sorted by. Stability contract as above.
+const ORDER: &str = "wye.order";
 
 /// A checkpoint is written every so many versions, so that opening a table reads few log entries.
 const CHECKPOINT_INTERVAL: u64 = 20;
@@ -91,6 +99,26 @@ pub(crate) struct EncodedFile {
     pub(crate) tags: HashMap<String, Option<String>>,
 }
 
+impl DataFile {
+    /// A tag of the file, if it was put there by [`DeltaLog::put`] for this very file: other engines may copy tags from
+    /// the files that they merge.
+    pub(crate) fn tag(&self, name: &str) -> Option<&str> {
+        let tags = self.add.tags.as_ref()?;
+        let tag = |name: &str| tags.get(name)?.as_deref();
+        tag(FILE).filter(|path| *path == self.add.path).and_then(|_| tag(name))
+    }
+
+    /// Whether the file's rows are known to be in ascending order of these columns, nulls first.
+    pub(crate) fn is_sorted_by(&self, columns: &[&str]) -> bool {
+        self.tag(ORDER).is_some_and(|order| order.split(',').eq(columns.iter().copied()))
+    }
+}
+
+/// The tag that says that a file's rows are in ascending order of these columns, nulls first.
+pub(crate) fn order_tag(columns: &[&str]) -> (String, Option<String>) {
+    (ORDER.to_owned(), Some(columns.join(",")))
+}
+
 /// What one commit holds.
 pub(crate) struct Commit<'a> {
     /// The version that the decision to commit was based on.
@@ -123,6 +151,12 @@ impl DeltaLog {
 
     pub(crate) fn root(&self) -> &TableRoot {
         &self.shared.root
+    }
+
+    /// Says that somebody works with what is the newest version from now on, or prepares files for a later one: until
+    /// the hold is dropped nobody removes these files.
+    pub(crate) fn hold(&self) -> Arc<Hold> {
+        Arc::new(self.shared.root.holds().take(self.shared.table, self.store()))
     }
 
     pub(crate) fn table(&self) -> TableName {
@@ -215,7 +249,7 @@ impl DeltaLog {
             match table.update_state().await {
                 Ok(()) => return self.describe(table, Some(previous)).await.map(Some),
                 Err(error) => {
-                    warn!(table = %self.shared.table, %error, "cannot follow the table's log, reading it anew");
+                    warn!(table = %self.shared.table, %error, "cannot follow the table's log, reading all of it again");
                 }
             }
         }
@@ -236,17 +270,15 @@ impl DeltaLog {
         let version = state.version();
         let known = previous.map(|previous| (previous.version, previous.transactions.as_ref()));
         let transactions = transactions::through(self, version, known).await?;
+        let schema = state.snapshot().arrow_schema();
         let mut files = Vec::new();
-        for view in state.log_data() {
-            #[expect(deprecated, reason = "the only way to a file's tags")]
-            let add = view.add_action();
-            let stats = FileStats::parse(add.stats.as_deref()).map_err(|error| TablesError::Corrupt {
-                table: self.shared.table,
-                reason: format!("statistics of file {}: {error}", add.path),
-            })?;
+        for add in adds(&state) {
+            let stats = match FileStats::parse(add.stats.as_deref()) {
+                Some(stats) => stats,
+                None => self.missing_stats(&add, &schema, previous).await?,
+            };
             files.push(DataFile { add, stats });
         }
-        let schema = state.snapshot().arrow_schema();
         Ok(LogSnapshot {
             version,
             files: Arc::new(files),
@@ -254,6 +286,20 @@ impl DeltaLog {
             schema,
             state,
         })
+    }
+
+    /// The statistics of a file whose log entry has none: those of an earlier version, or its footer's.
+    async fn missing_stats(
+        &self,
+        add: &Add,
+        schema: &Schema,
+        previous: Option<&LogSnapshot>,
+    ) -> Result<FileStats, TablesError> {
+        let known = previous.iter().flat_map(|previous| previous.files.iter());
+        match known.into_iter().find(|file| file.add.path == add.path) {
+            Some(file) => Ok(file.stats.clone()),
+            None => self.read_stats(add, schema).await,
+        }
     }
 
     /// Stores encoded files under names of their own. They belong to no version until they are committed.
@@ -273,6 +319,10 @@ impl DeltaLog {
                 .map_err(|source| TablesError::Store { table: self.shared.table, source })?;
             let partition_values =
                 file.partition.map(|(column, value)| (column.to_owned(), Some(value))).into_iter().collect();
+            let mut tags = file.tags;
+            if !tags.is_empty() {
+                tags.insert(FILE.to_owned(), Some(path.clone()));
+            }
             adds.push(Add {
                 path,
                 partition_values,
@@ -280,7 +330,7 @@ impl DeltaLog {
                 modification_time: chrono::Utc::now().timestamp_millis(),
                 data_change: true,
                 stats: Some(file.stats),
-                tags: (!file.tags.is_empty()).then_some(file.tags),
+                tags: (!tags.is_empty()).then_some(tags),
                 ..Add::default()
             });
         }
@@ -363,6 +413,16 @@ impl DeltaLog {
     fn failed_commit(&self, source: DeltaTableError) -> TablesError {
         TablesError::commit(self.shared.table, source)
     }
+}
+
+/// The files of a version, with their tags.
+fn adds(state: &DeltaTableState) -> Vec<Add> {
+    let mut adds = Vec::new();
+    for view in state.log_data() {
+        #[expect(deprecated, reason = "the only way to a file's tags")]
+        adds.push(view.add_action());
+    }
+    adds
 }
 
 impl LogSnapshot {

@@ -135,7 +135,7 @@ impl Encoder {
             source: source.into(),
         };
         let metadata: ParquetMetaData = self.writer.finish().map_err(failed)?;
-        let stats = stats::from_parquet(&metadata, &self.schema);
+        let stats = stats::of_parquet(&metadata, &self.schema).to_json();
         let bytes = std::mem::take(self.writer.inner_mut());
         Ok((bytes.into(), stats))
     }

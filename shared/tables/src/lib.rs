@@ -18,6 +18,8 @@ pub mod plan;
 mod delta;
 mod encode;
 mod error;
+#[cfg(test)]
+mod foreign_tests;
 mod parquet_plan;
 mod sort;
 #[cfg(test)]

@@ -6,9 +6,14 @@
 //!
 //! This module does not know where batches come from or go to.
 
+pub mod contribution;
+pub mod failures;
+
 mod attributes;
 mod evaluate;
 mod expectation;
+mod grouping;
+mod isolate;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +25,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::logical_expr::{Expr, Volatility};
+use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_plan::PhysicalExpr;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, Ident, visit_expressions};
@@ -27,9 +33,9 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::parser::Parser;
 use wye_domain::definition::{Definition, fingerprint};
 use wye_domain::reading;
-use wye_domain::registry::Registry;
+use wye_domain::registry::{Device, Registry};
+use wye_domain::sketches::Needs;
 
-pub use evaluate::{Contribution, Contributions};
 pub use expectation::Expectations;
 
 /// A definition that cannot be planned.
@@ -51,9 +57,27 @@ pub struct MetricPlan {
     filter: Option<Arc<dyn PhysicalExpr>>,
     value: Arc<dyn PhysicalExpr>,
     dimensions: Vec<Arc<dyn PhysicalExpr>>,
+    needs: Needs,
 }
 
 impl MetricPlan {
+    /// What its summaries carry beside numbers.
+    pub fn needs(&self) -> Needs {
+        self.needs
+    }
+
+    /// Whether completeness must be counted device by device: a group may span devices, and the registry says how many
+    /// readings to expect of each.
+    fn counts_devices(&self, registry: &Registry) -> bool {
+        let is_device = |dimension: &Arc<dyn PhysicalExpr>| {
+            dimension.downcast_ref::<Column>().is_some_and(|column| column.name() == "device_id")
+        };
+        let expects = |(_, device): &(&str, &Device)| device.interval.is_some() && !device.metrics.is_empty();
+        !self.dimensions.iter().any(is_device)
+            && self.attributes_of_series().is_some()
+            && registry.devices().iter().any(expects)
+    }
+
     /// What was planned.
     pub fn definition(&self) -> &Definition {
         &self.definition
@@ -79,7 +103,7 @@ impl MetricPlans {
         let definitions = if definitions.is_empty() { vec![Definition::family()] } else { definitions };
         let attributes = attribute_names(&definitions)?;
         let schema = evaluation_schema(&attributes);
-        let fingerprint = fingerprint(&definitions);
+        let fingerprint = fingerprint(&definitions) ^ registry.fingerprint().rotate_left(1);
         let context = SessionContext::new();
         let mut plans = Vec::with_capacity(definitions.len());
         for definition in definitions {
@@ -108,7 +132,10 @@ impl MetricPlans {
                     planner.plan("by", &dimension.expression, |t| !t.is_nested(), "a plain value")
                 })
                 .collect::<Result<_, _>>()?;
-            plans.push(MetricPlan { definition, filter, value, dimensions });
+            let needs = definition.needs();
+            let mut plan = MetricPlan { definition, filter, value, dimensions, needs };
+            plan.needs.devices = plan.counts_devices(&registry);
+            plans.push(plan);
         }
         Ok(Self { plans, attributes, schema, registry, fingerprint })
     }
@@ -128,7 +155,8 @@ impl MetricPlans {
         &self.registry
     }
 
-    /// The fingerprint of what is computed, see [`wye_domain::definition::fingerprint`].
+    /// The fingerprint of what is computed: of the definitions ([`wye_domain::definition::fingerprint`]) and of the
+    /// registry, whose attributes, limits and intervals they use.
     pub fn fingerprint(&self) -> u64 {
         self.fingerprint
     }

@@ -1,7 +1,7 @@
 //! The master dataset: every accepted reading, once, for good. Must not know windows, metrics or Kafka's client.
 //!
 //! Stability contract: the Delta table `readings` has the columns of [`crate::columns::stored_schema`] and
-//! `ingest_date`, files sorted by [`READING_ORDER`], and the application transaction
+//! `ingest_date`, files sorted by [`READING_ORDER`] where their tags say so, and the application transaction
 //! `wye-archive/readings/<kafka_partition>` at the offset up to which that Kafka partition is archived.
 
 use std::collections::BTreeMap;
@@ -12,6 +12,7 @@ use datafusion::catalog::TableProvider;
 
 use crate::append::{Claim, OffsetRange, PartitionTransactions, open_append_only};
 use crate::columns::{INGEST_DATE, READING_ORDER, readings_table_schema, stored_schema};
+use crate::delta::hold::Hold;
 use crate::delta::{DeltaLog, EncodedFile, LogSnapshot};
 use crate::encode::{Encoder, readings_properties};
 use crate::error::TablesError;
@@ -62,6 +63,8 @@ pub struct Readings {
 pub struct ReadingsSnapshot {
     pub(crate) log: DeltaLog,
     pub(crate) snapshot: LogSnapshot,
+    /// While any clone of this is there, nobody removes the version's files.
+    pub(crate) _hold: Arc<Hold>,
 }
 
 impl Readings {
@@ -103,12 +106,13 @@ impl Readings {
         Ok(Appended { version, readings, bytes })
     }
 
-    /// The newest version.
+    /// The newest version. Its files stay while the snapshot or a clone of it is there.
     ///
     /// # Errors
     /// When the log cannot be read.
     pub async fn snapshot(&self) -> Result<ReadingsSnapshot, TablesError> {
-        Ok(ReadingsSnapshot { log: self.log.clone(), snapshot: self.log.existing().await? })
+        let hold = self.log.hold();
+        Ok(ReadingsSnapshot { log: self.log.clone(), snapshot: self.log.existing().await?, _hold: hold })
     }
 
     pub(crate) fn log(&self) -> &DeltaLog {

@@ -1,9 +1,10 @@
 //! Reading the master dataset in order, below a horizon, in plan partitions that share no device. Must not know what
 //! is computed from it.
 //!
-//! The files of a version are each sorted. Files whose devices do not overlap are read one after the other as one
-//! sorted *chain*; only chains that do overlap are merged, row by row. The devices are dealt out in as many ranges as
-//! plan partitions are wanted, so that partitions need nothing from each other.
+//! The files of a version are each sorted, but for those of other engines, which are sorted on the way. Files whose
+//! devices do not overlap are read one after the other as one sorted *chain*; only chains that do overlap are merged,
+//! row by row. The devices are dealt out in as many ranges as plan partitions are wanted, so that partitions need
+//! nothing from each other.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use arrow::datatypes::SchemaRef;
 use datafusion::common::Result;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::union::UnionExec;
 
@@ -51,6 +53,15 @@ struct Input<'a> {
     devices: Option<(&'a str, &'a str)>,
     /// Whether rows at or above the horizon are among its rows.
     straddles: bool,
+    /// Whether its rows are known to be in the order of the master dataset.
+    sorted: bool,
+}
+
+/// Files that are read one after the other.
+struct Chain<'a, 'b> {
+    inputs: Vec<&'b Input<'a>>,
+    /// Whether their rows are in order then.
+    sorted: bool,
 }
 
 impl ReadingsSnapshot {
@@ -96,34 +107,23 @@ impl ReadingsSnapshot {
     fn part(
         &self,
         range: &DeviceRange,
-        chains: Vec<Vec<&Input<'_>>>,
+        chains: Vec<Chain<'_, '_>>,
         scan: &SortedScan<'_>,
     ) -> Result<Arc<dyn ExecutionPlan>, TablesError> {
         let failed = |source| TablesError::Scan { table: TABLE, source };
         let schema = stored_schema();
-        // A merge compares by all sort columns, so it has to see them.
+        // Sorting and merging compare by all sort columns, so they have to see them.
         let mut columns = scan.columns.to_vec();
-        if chains.len() > 1 {
+        if chains.len() > 1 || chains.iter().any(|chain| !chain.sorted) {
             columns.extend(READING_ORDER.iter().filter(|name| !scan.columns.contains(name)));
         }
         let mut plans = Vec::with_capacity(chains.len());
         for chain in chains {
-            plans.push(self.chain(
-                range,
-                &chain,
-                &schema,
-                &SortedScan { columns: &columns, ..scan.clone() },
-            )?);
+            let scan = SortedScan { columns: &columns, ..scan.clone() };
+            let plan = self.chain(range, &chain.inputs, &schema, &scan)?;
+            plans.push(if chain.sorted { plan } else { sorted(plan).map_err(failed)? });
         }
-        let merged = |plans: Vec<Arc<dyn ExecutionPlan>>| -> Result<Arc<dyn ExecutionPlan>> {
-            let chains = UnionExec::try_new(plans)?;
-            let order = ordering(&chains.schema(), &READING_ORDER)?.expect("the order has columns");
-            project(Arc::new(SortPreservingMergeExec::new(order, chains)), scan.columns)
-        };
-        match plans.len() {
-            1 => Ok(plans.remove(0)),
-            _ => merged(plans).map_err(failed),
-        }
+        merged(plans).and_then(|plan| project(plan, scan.columns)).map_err(failed)
     }
 
     fn chain(
@@ -150,7 +150,7 @@ impl ReadingsSnapshot {
             root,
             file_schema: Arc::clone(schema),
             groups: vec![files],
-            sorted_by: &READING_ORDER,
+            sorted_by: if chain.iter().all(|input| input.sorted) { &READING_ORDER } else { &[] },
             filter,
             columns: scan.columns,
             batch_size: scan.batch_size,
@@ -162,28 +162,47 @@ impl ReadingsSnapshot {
 /// What is to be read of a file; `None` when all of it is above the horizon.
 fn input<'a>(file: &'a DataFile, horizon: Option<&BTreeMap<i32, i64>>) -> Option<Input<'a>> {
     let devices = file.stats.text_bounds("device_id");
-    let Some(horizon) = horizon else { return Some(Input { file, devices, straddles: false }) };
+    let sorted = file.is_sorted_by(&READING_ORDER);
+    let Some(horizon) = horizon else { return Some(Input { file, devices, straddles: false, sorted }) };
     let Some(tags) = crate::readings::file_tags::FileTags::of(file) else {
-        return Some(Input { file, devices, straddles: true });
+        return Some(Input { file, devices, straddles: true, sorted });
     };
     let end = |kafka_partition: &i32| horizon.get(kafka_partition).copied().unwrap_or(i64::MIN);
     if tags.offsets.iter().all(|(kafka_partition, span)| span.0 >= end(kafka_partition)) {
         return None;
     }
     let straddles = tags.offsets.iter().any(|(kafka_partition, span)| span.1 >= end(kafka_partition));
-    Some(Input { file, devices, straddles })
+    Some(Input { file, devices, straddles, sorted })
 }
 
-/// Puts files into as few chains as possible, such that within a chain each file's devices come after the last's.
-fn chains<'a, 'b>(inputs: impl Iterator<Item = &'b Input<'a>>) -> Vec<Vec<&'b Input<'a>>>
+/// Rows in the order of the master dataset, whatever order they come in.
+fn sorted(plan: Arc<dyn ExecutionPlan>) -> Result<Arc<dyn ExecutionPlan>> {
+    let order = ordering(&plan.schema(), &READING_ORDER)?.expect("the order has columns");
+    Ok(Arc::new(SortExec::new(order, plan)))
+}
+
+/// Brings sorted plans of one plan partition each together as one.
+fn merged(mut plans: Vec<Arc<dyn ExecutionPlan>>) -> Result<Arc<dyn ExecutionPlan>> {
+    if plans.len() == 1 {
+        return Ok(plans.remove(0));
+    }
+    let chains = UnionExec::try_new(plans)?;
+    let order = ordering(&chains.schema(), &READING_ORDER)?.expect("the order has columns");
+    Ok(Arc::new(SortPreservingMergeExec::new(order, chains)))
+}
+
+/// Puts files into as few chains as possible, such that within a chain each file's devices come after the last's. Files
+/// that have to be sorted are one chain, so that they are sorted together.
+fn chains<'a, 'b>(inputs: impl Iterator<Item = &'b Input<'a>>) -> Vec<Chain<'a, 'b>>
 where
     'a: 'b,
 {
-    let (mut known, mut chains): (Vec<_>, Vec<Vec<&Input<'a>>>) = (Vec::new(), Vec::new());
+    let (mut known, mut chains, mut unsorted) = (Vec::new(), Vec::new(), Vec::new());
     for input in inputs {
         match input.devices {
+            _ if !input.sorted => unsorted.push(input),
             Some(devices) => known.push((devices, input)),
-            None => chains.push(vec![input]),
+            None => chains.push(Chain { inputs: vec![input], sorted: true }),
         }
     }
     known.sort_by(|a, b| a.0.cmp(&b.0));
@@ -197,7 +216,10 @@ where
             None => open.push((max, vec![input])),
         }
     }
-    chains.extend(open.into_iter().map(|(_, chain)| chain));
+    chains.extend(open.into_iter().map(|(_, inputs)| Chain { inputs, sorted: true }));
+    if !unsorted.is_empty() {
+        chains.push(Chain { inputs: unsorted, sorted: false });
+    }
     chains
 }
 

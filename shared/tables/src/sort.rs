@@ -171,8 +171,10 @@ impl<'a> Rows<'a> {
         let (a, b) = (a as usize, b as usize);
         self.event_time[a].cmp(&self.event_time[b]).then_with(|| {
             let sequence = |row: usize| self.has_sequence[row].then_some(self.sequence[row]);
-            let place =
-                |row: usize| (self.kafka_partition[row], self.kafka_offset[row], self.kafka_index[row]);
+            let place = |row: usize| {
+                let (partition, offset) = (self.kafka_partition[row], self.kafka_offset[row]);
+                (self.ingest_time[row], partition, offset, self.kafka_index[row])
+            };
             sequence(a).cmp(&sequence(b)).then_with(|| place(a).cmp(&place(b)))
         })
     }

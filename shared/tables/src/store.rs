@@ -9,6 +9,7 @@ use deltalake::logstore::{LogStoreRef, StorageConfig, logstore_for, object_store
 use object_store::path::Path as ObjectPath;
 use url::Url;
 
+use crate::delta::hold::Holds;
 use crate::error::TablesError;
 
 /// The tables that this crate keeps.
@@ -40,10 +41,18 @@ impl fmt::Display for TableName {
 }
 
 /// The place under which all tables of one installation stand: a directory, or a URL that this build can reach.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct TableRoot {
     /// Always ends with a slash.
     url: Url,
+    /// What this process works with; shared by all clones.
+    holds: Holds,
+}
+
+impl PartialEq for TableRoot {
+    fn eq(&self, other: &Self) -> bool {
+        self.url == other.url
+    }
 }
 
 impl TableRoot {
@@ -57,7 +66,7 @@ impl TableRoot {
         let path = path.canonicalize().map_err(|error| refuse(error.to_string()))?;
         let url =
             Url::from_directory_path(&path).map_err(|()| refuse("the path is not absolute".to_owned()))?;
-        Ok(Self { url })
+        Ok(Self { url, holds: Holds::default() })
     }
 
     /// A directory path, or a URL such as `file:///data` or `s3://bucket/prefix`.
@@ -85,7 +94,17 @@ impl TableRoot {
         if !url.path().ends_with('/') {
             url.set_path(&format!("{}/", url.path()));
         }
-        Ok(Self { url })
+        Ok(Self { url, holds: Holds::default() })
+    }
+
+    /// The same place, where holds are told to other processes at once.
+    #[cfg(test)]
+    pub(crate) fn telling_at_once(self) -> Self {
+        Self { holds: Holds::told_at_once(), ..self }
+    }
+
+    pub(crate) fn holds(&self) -> &Holds {
+        &self.holds
     }
 
     /// The root as a URL; ends with a slash.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{AsArray, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
-use arrow::datatypes::{Int32Type, Int64Type};
+use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use datafusion::execution::context::SessionContext;
 use datafusion::physical_plan::ExecutionPlan;
 use wye_domain::reading::{Reading, ReadingBatchBuilder, ReadingColumns};
@@ -19,6 +19,7 @@ pub(crate) struct Row {
     pub(crate) metric: String,
     pub(crate) event_time: i64,
     pub(crate) sequence: Option<i64>,
+    pub(crate) ingest_time: i64,
     pub(crate) kafka_partition: i32,
     pub(crate) kafka_offset: i64,
     pub(crate) kafka_index: i32,
@@ -35,8 +36,13 @@ pub(crate) fn row(device_id: &str, event_time: i64, kafka_partition: i32, kafka_
     Row { device_id, metric, event_time, kafka_partition, kafka_offset, value, ..Row::default() }
 }
 
-/// Rows as a batch of [`archive_schema`], all taken by the log at `ingest_time`.
-pub(crate) fn archive_batch(rows: &[Row], ingest_time: i64) -> RecordBatch {
+/// The same rows, taken by the log at `ingest_time`.
+pub(crate) fn ingested<const N: usize>(ingest_time: i64, rows: [Row; N]) -> [Row; N] {
+    rows.map(|row| Row { ingest_time, ..row })
+}
+
+/// Rows as a batch of [`archive_schema`].
+pub(crate) fn archive_batch(rows: &[Row]) -> RecordBatch {
     let mut builder = ReadingBatchBuilder::default();
     for row in rows {
         builder.append(&Reading {
@@ -50,8 +56,8 @@ pub(crate) fn archive_batch(rows: &[Row], ingest_time: i64) -> RecordBatch {
         });
     }
     let mut columns = builder.finish().columns().to_vec();
-    columns
-        .push(Arc::new(TimestampMicrosecondArray::from(vec![ingest_time; rows.len()]).with_timezone("UTC")));
+    let ingest_times = TimestampMicrosecondArray::from_iter_values(rows.iter().map(|row| row.ingest_time));
+    columns.push(Arc::new(ingest_times.with_timezone("UTC")));
     columns.push(Arc::new(rows.iter().map(|row| row.kafka_offset).collect::<Int64Array>()));
     columns.push(Arc::new(rows.iter().map(|row| row.kafka_index).collect::<Int32Array>()));
     RecordBatch::try_new(archive_schema(), columns).unwrap()
@@ -59,7 +65,7 @@ pub(crate) fn archive_batch(rows: &[Row], ingest_time: i64) -> RecordBatch {
 
 /// Rows of one Kafka partition as what is appended at once.
 pub(crate) fn archive(kafka_partition: i32, from: i64, next: i64, rows: &[Row]) -> ArchiveBatch {
-    let readings = if rows.is_empty() { vec![] } else { vec![archive_batch(rows, 0)] };
+    let readings = if rows.is_empty() { vec![] } else { vec![archive_batch(rows)] };
     ArchiveBatch { kafka_partition, offsets: OffsetRange { from, next }, readings }
 }
 
@@ -68,6 +74,7 @@ pub(crate) fn rows_of(batch: &RecordBatch) -> Vec<Row> {
     let columns = ReadingColumns::of(batch).unwrap();
     let partition = batch.column_by_name("kafka_partition").unwrap().as_primitive::<Int32Type>();
     let offset = batch.column_by_name("kafka_offset").unwrap().as_primitive::<Int64Type>();
+    let ingest_time = batch.column_by_name("ingest_time").unwrap().as_primitive::<TimestampMicrosecondType>();
     let index = batch.column_by_name("kafka_index").unwrap().as_primitive::<Int32Type>();
     (0..batch.num_rows())
         .map(|row| {
@@ -77,6 +84,7 @@ pub(crate) fn rows_of(batch: &RecordBatch) -> Vec<Row> {
                 metric: reading.metric.to_owned(),
                 event_time: reading.event_time,
                 sequence: reading.sequence,
+                ingest_time: ingest_time.value(row),
                 kafka_partition: partition.value(row),
                 kafka_offset: offset.value(row),
                 kafka_index: index.value(row),

@@ -2,8 +2,9 @@
 //! Must not know what the columns mean.
 //!
 //! Stability contract: the newest version of the Delta table `batch_views` holds one run's rows, all of them; the
-//! application transactions `wye-horizon/readings/<kafka_partition>` hold its horizon (HOR-1, HOR-3), and its
-//! `commitInfo` holds the run's record under `wyeRun`.
+//! application transactions `wye-horizon/readings/<kafka_partition>` hold its horizon (HOR-1, HOR-3), and the
+//! `commitInfo` of the newest version that a run made holds its record under `wyeRun`. Versions after that one are
+//! another engine's, which has put the rows into other files (`OPTIMIZE`): they are read like our own.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -15,6 +16,8 @@ use datafusion::common::DFSchema;
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::Expr;
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::union::UnionExec;
 use deltalake::kernel::{Action, MetadataExt, Remove, Transaction};
 use deltalake::logstore::get_actions;
 use deltalake::protocol::{DeltaOperation, SaveMode};
@@ -22,11 +25,13 @@ use serde::{Deserialize, Serialize};
 use wye_domain::confidence::LatenessHistogram;
 
 use crate::append::PartitionTransactions;
-use crate::columns::{dictionary_text, plain_text};
+use crate::columns::{VIEW_ORDER, dictionary_text, plain_text};
 use crate::delta::cleaning::Cleaned;
-use crate::delta::{AfterOthers, Commit, DeltaLog, LogSnapshot, TableSpec};
+use crate::delta::hold::Hold;
+use crate::delta::{AfterOthers, Commit, DataFile, DeltaLog, LogSnapshot, TableSpec};
 use crate::error::TablesError;
-use crate::parquet_plan::{FilePlan, partitioned_file};
+use crate::parquet_plan::{FilePlan, ordering, partitioned_file, project};
+use crate::plan::failures::Failures;
 use crate::store::{TableName, TableRoot};
 
 pub use writer::{ViewFile, ViewWriter};
@@ -59,10 +64,14 @@ pub struct RunRecord {
     pub series: u64,
     /// Fingerprint of the metric definitions that it computed.
     pub definitions: String,
-    /// The newest ingest time below the horizon.
+    /// Everything that was ingested before this time is in the views.
     pub as_of: i64,
     /// How late readings have been.
     pub lateness: LatenessHistogram,
+    /// What definitions could not compute.
+    pub failures: Failures,
+    /// The time at which the next window is settled, where one is not settled yet.
+    pub settles_at: Option<i64>,
 }
 
 /// A run that was committed.
@@ -106,8 +115,10 @@ pub struct ViewSnapshot {
     snapshot: LogSnapshot,
     /// Per Kafka partition the offset below which readings are in the views.
     pub horizon: BTreeMap<i32, i64>,
-    /// What the run says of itself; `None` when another engine rewrote the files since.
+    /// What the run says of itself; `None` when the log has forgotten it.
     pub run: Option<RunRecord>,
+    /// While any clone of this is there, nobody removes the version's files.
+    _hold: Arc<Hold>,
 }
 
 impl BatchViews {
@@ -124,13 +135,27 @@ impl BatchViews {
     /// # Errors
     /// When the log cannot be read.
     pub async fn latest(&self) -> Result<Option<ViewSnapshot>, TablesError> {
+        let hold = self.log.hold();
         let Some(snapshot) = self.log.newest().await? else { return Ok(None) };
         if snapshot.version == 0 {
             // Version 0 makes the table; the first run is version 1.
             return Ok(None);
         }
-        let run = self.entry(snapshot.version).await?.and_then(|entry| entry.run);
-        Ok(Some(ViewSnapshot { log: self.log.clone(), horizon: HORIZON.read(&snapshot), run, snapshot }))
+        let run = self.newest_run(snapshot.version).await?;
+        let (log, horizon) = (self.log.clone(), HORIZON.read(&snapshot));
+        Ok(Some(ViewSnapshot { log, horizon, run, snapshot, _hold: hold }))
+    }
+
+    /// The record of the run that made the rows of a version.
+    async fn newest_run(&self, mut version: u64) -> Result<Option<RunRecord>, TablesError> {
+        while version > 0 {
+            let Some(entry) = self.entry(version).await? else { break };
+            if entry.run.is_some() {
+                return Ok(entry.run);
+            }
+            version -= 1;
+        }
+        Ok(None)
     }
 
     /// The version of the newest views, to be asked often: two existence checks while nothing was committed.
@@ -353,8 +378,8 @@ impl ViewSnapshot {
         table.table_provider().await.map_err(|source| TablesError::Scan { table: TABLE, source })
     }
 
-    /// A plan over exactly these views: one plan partition per file, rows in the order in which they were written,
-    /// text as dictionaries.
+    /// A plan over exactly these views: one plan partition per file, rows in the order of series and window
+    /// ([`VIEW_ORDER`]), text as dictionaries.
     ///
     /// # Errors
     /// [`TablesError::Scan`] when a column does not exist or a filter cannot be evaluated over [`ViewSnapshot::schema`].
@@ -368,21 +393,48 @@ impl ViewSnapshot {
             }
             None => None,
         };
-        let mut groups = Vec::with_capacity(self.snapshot.files.len());
-        for file in self.snapshot.files.iter() {
-            groups.push(vec![partitioned_file(self.log.root(), TABLE, file, &schema)?]);
-        }
-        let plan = FilePlan {
-            root: self.log.root(),
-            file_schema: schema,
-            groups,
-            sorted_by: &[],
-            filter,
-            columns,
-            batch_size: None,
+        let order: Vec<&str> = if VIEW_ORDER.iter().all(|name| schema.index_of(name).is_ok()) {
+            VIEW_ORDER.into()
+        } else {
+            vec![]
         };
-        plan.build().map_err(failed)
+        let is_sorted = |file: &&DataFile| order.is_empty() || file.is_sorted_by(&order);
+        let (sorted, unsorted): (Vec<&DataFile>, Vec<&DataFile>) =
+            self.snapshot.files.iter().partition(is_sorted);
+        let plan = |files: &[&DataFile], columns: &[&str]| -> Result<Arc<dyn ExecutionPlan>, TablesError> {
+            let group = |file: &&DataFile| Ok(vec![partitioned_file(self.log.root(), TABLE, file, &schema)?]);
+            let plan = FilePlan {
+                root: self.log.root(),
+                file_schema: Arc::clone(&schema),
+                groups: files.iter().map(group).collect::<Result<_, TablesError>>()?,
+                sorted_by: &[],
+                filter: filter.clone(),
+                columns,
+                batch_size: None,
+            };
+            plan.build().map_err(failed)
+        };
+        if unsorted.is_empty() {
+            return plan(&sorted, columns);
+        }
+        let mut wider = columns.to_vec();
+        wider.extend(order.iter().filter(|name| !columns.contains(name)));
+        let resorted = sort_each(plan(&unsorted, &wider)?, &order).and_then(|plan| project(plan, columns));
+        let resorted = resorted.map_err(failed)?;
+        if sorted.is_empty() {
+            return Ok(resorted);
+        }
+        UnionExec::try_new(vec![plan(&sorted, columns)?, resorted]).map_err(failed)
     }
+}
+
+/// Sorts every plan partition for itself.
+fn sort_each(
+    plan: Arc<dyn ExecutionPlan>,
+    order: &[&str],
+) -> datafusion::error::Result<Arc<dyn ExecutionPlan>> {
+    let order = ordering(&plan.schema(), order)?.expect("the order has columns");
+    Ok(Arc::new(SortExec::new(order, plan).with_preserve_partitioning(true)))
 }
 
 #[cfg(test)]

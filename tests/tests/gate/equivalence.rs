@@ -10,7 +10,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use arrow::array::{RecordBatch, UInt8Array};
+use arrow::array::{
+    Array, ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray, UInt8Array,
+};
 use arrow::datatypes::{DataType, Field, Schema};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -22,8 +24,9 @@ use wye_domain::definition::{Definition, MetricConfig};
 use wye_domain::epoch::{Recovery, choose_horizon};
 use wye_domain::reading::{Reading, ReadingBatchBuilder, ReadingColumns};
 use wye_domain::realtime_row::{self, Header, Rows};
-use wye_domain::registry::Registry;
+use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
 use wye_domain::series::{SeriesKey, SeriesTable};
+use wye_domain::sketches::{Needs, Sketches};
 use wye_domain::summary::Summary;
 use wye_domain::wire;
 use wye_serving::realtime::{CapturedRows, Reach, RealtimeRow, RealtimeStore, Selection, Start};
@@ -35,11 +38,13 @@ use wye_tables::plan::MetricPlans;
 const NOW: i64 = 1_800_000_000_000_000;
 const MINUTE: i64 = 60_000_000;
 const HISTORIES: u64 = 1_500;
+/// So many of the devices are in the registry.
+const REGISTERED: usize = 3;
 
 type View = BTreeMap<(String, i64), Summary>;
 
-/// Values with their event times, and how many conflicts.
-type Collected = (Vec<(f64, i64)>, u64);
+/// Values with their event times and devices, and how many conflicts.
+type Collected = (Vec<(f64, i64, String)>, u64);
 
 #[test]
 fn both_layers_together_equal_the_naive_computation() -> Result<()> {
@@ -70,7 +75,27 @@ fn plans() -> Result<Arc<MetricPlans>> {
         rollups: vec![],
         aggregates: Some(vec!["count".into(), "p50".into(), "distinct_devices".into()]),
     })?;
-    Ok(Arc::new(MetricPlans::new(vec![Definition::family(), by_line], Arc::new(Registry::default()))?))
+    // Groups that span devices and Kafka partitions, with readings counted by device.
+    let everyone = Definition::check(&MetricConfig {
+        name: "everyone".into(),
+        help: String::new(),
+        unit: String::new(),
+        filter: Some("metric <> 'm0'".into()),
+        value: None,
+        by: Some(vec!["metric AS reading_name".into()]),
+        window: Some("2m".into()),
+        rollups: vec![],
+        aggregates: None,
+    })?;
+    let device = |device: usize| DeviceConfig {
+        device_id: format!("d{device}"),
+        reporting_interval: Some("10s".into()),
+        metrics: vec!["m0".into(), "m1".into()],
+        attributes: BTreeMap::new(),
+    };
+    let registry = RegistryConfig { device: (0..REGISTERED).map(device).collect(), metric_limits: vec![] };
+    let definitions = vec![Definition::family(), by_line, everyone];
+    Ok(Arc::new(MetricPlans::new(definitions, Arc::new(Registry::check(registry)?))?))
 }
 
 /// A message of the log: its payload; its offset is its place.
@@ -276,7 +301,7 @@ impl World {
             for (.., batch, row) in placed.iter().filter(|found| key(found).0.len() % 2 == part) {
                 builder.append(&ReadingColumns::of(batch)?.reading(*row));
             }
-            let batch = with_ingest_time(&builder.finish())?;
+            let batch = with_places(&builder.finish())?;
             let novelty = Deduplicator::default().mark(&batch)?;
             let mut fields: Vec<_> = batch.schema().fields().iter().cloned().collect();
             fields.push(Arc::new(Field::new(NOVELTY, DataType::UInt8, false)));
@@ -368,7 +393,7 @@ impl World {
                         .entry((key.encode(), reading.event_time.div_euclid(window) * window))
                         .or_default();
                     match known {
-                        None => entry.0.push((value, reading.event_time)),
+                        None => entry.0.push((value, reading.event_time, reading.device_id.to_owned())),
                         Some(counted) if counted != reading.value => entry.1 += 1,
                         Some(_) => {}
                     }
@@ -389,6 +414,14 @@ impl World {
                     };
                     add(key, 2 * MINUTE, reading.value * 2.0);
                 }
+                if reading.metric != "m0" {
+                    let key = SeriesKey {
+                        definition: "everyone".into(),
+                        metric: "everyone".into(),
+                        group: [Some(reading.metric.into())].into(),
+                    };
+                    add(key, 2 * MINUTE, reading.value);
+                }
                 first.entry(identity).or_insert(reading.value);
             }
         }
@@ -399,8 +432,15 @@ impl World {
             }
             values.sort_by(|a, b| a.1.cmp(&b.1).then(a.0.total_cmp(&b.0)));
             let mut summary = Summary { conflicts, ..Summary::EMPTY };
-            for (value, event_time) in values {
+            let needs =
+                Needs { devices: key.0.contains("everyone") && !values.is_empty(), ..Needs::default() };
+            summary.sketches = Sketches::new(needs);
+            for (value, event_time, device_id) in values {
                 summary.add(value, event_time);
+                let number = self.plans.registry().device(&device_id).map(|device| device.number);
+                if let Some(sketches) = &mut summary.sketches {
+                    sketches.add(value, &device_id, number);
+                }
             }
             view.insert(key, summary);
         }
@@ -415,7 +455,8 @@ fn equal(served: &Summary, expected: &Summary) -> bool {
         (Some(a), Some(b)) => (a - b).abs() < 1e-9,
         (a, b) => a == b,
     };
-    exact(served) == exact(expected) && same_spread
+    let same_devices = served.device_counts() == expected.device_counts();
+    exact(served) == exact(expected) && same_spread && same_devices
 }
 
 impl Partition {
@@ -580,13 +621,22 @@ fn decoded(messages: &[Message]) -> Vec<((i64, i32), RecordBatch, usize)> {
     found
 }
 
-fn with_ingest_time(batch: &RecordBatch) -> Result<RecordBatch> {
+/// The batch with an ingest time and a place of its own in the log for each reading.
+fn with_places(batch: &RecordBatch) -> Result<RecordBatch> {
+    let rows = batch.num_rows();
+    let times = TimestampMicrosecondArray::from(vec![NOW; rows]).with_timezone("UTC");
+    let added: [(&str, ArrayRef); 4] = [
+        ("ingest_time", Arc::new(times)),
+        ("kafka_partition", Arc::new(Int32Array::from(vec![0; rows]))),
+        ("kafka_offset", Arc::new(Int64Array::from_iter_values((0..).take(rows)))),
+        ("kafka_index", Arc::new(Int32Array::from(vec![0; rows]))),
+    ];
     let mut fields: Vec<_> = batch.schema().fields().iter().cloned().collect();
-    fields.push(Arc::new(Field::new("ingest_time", wye_domain::reading::time_type(), false)));
     let mut columns = batch.columns().to_vec();
-    let times =
-        arrow::array::TimestampMicrosecondArray::from(vec![NOW; batch.num_rows()]).with_timezone("UTC");
-    columns.push(Arc::new(times));
+    for (name, column) in added {
+        fields.push(Arc::new(Field::new(name, column.data_type().clone(), false)));
+        columns.push(column);
+    }
     Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
 }
 

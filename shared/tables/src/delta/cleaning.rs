@@ -11,6 +11,7 @@ use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::delta::DeltaLog;
+use crate::delta::hold::{DIRECTORY, store_time};
 use crate::error::TablesError;
 
 /// What the tables' `delta.deletedFileRetentionDuration` says; the log forgets removed files after this long.
@@ -28,10 +29,14 @@ pub struct Cleaned {
     pub bytes: u64,
 }
 
+/// How far the clocks of those who commit may be apart from the store's.
+const CLOCKS: Duration = Duration::from_secs(300);
+
 impl DeltaLog {
     /// Removes files that left the table more than `keep` ago, and files of commits that never came.
     ///
-    /// Whoever reads a version that was the newest at most `keep` ago still finds all of its files.
+    /// Whoever reads a version that was the newest at most `keep` ago still finds all of its files; so does whoever
+    /// holds a version (see [`DeltaLog::hold`]), however long.
     ///
     /// # Errors
     /// [`TablesError::Shape`] when `keep` is longer than the log remembers removed files (24 hours).
@@ -50,11 +55,13 @@ impl DeltaLog {
             return Err(TablesError::Shape { table: self.table(), reason });
         }
         let unreachable = |source| TablesError::Store { table: self.table(), source };
-        let millis = |duration: Duration| i64::try_from(duration.as_millis()).unwrap_or(i64::MAX);
-        let (keep, unnamed) = (millis(keep), millis(unnamed));
-        // The listing comes first: a file that is committed after it was listed is in the snapshot read below.
-        let now = chrono::Utc::now().timestamp_millis();
-        let listed: Vec<_> = self.store().list(None).try_collect().await.map_err(unreachable)?;
+        let store = self.store();
+        let now = store_time(&*store).await.map_err(unreachable)?;
+        // The listing comes first: a file that is committed after it was listed is in the snapshot read below. So does
+        // the question who holds what: who comes later gets a version that is not older than that snapshot.
+        let listed: Vec<_> = store.list(None).try_collect().await.map_err(unreachable)?;
+        let held = self.root().holds().longest(self.table(), &*store, now).await.map_err(unreachable)?;
+        let limits = Limits::new(now, keep, unnamed, held);
         let Some(snapshot) = self.newest().await? else { return Ok(Cleaned::default()) };
         let mut needed: HashSet<Path> =
             snapshot.files.iter().map(|file| Path::from(file.add.path.as_str())).collect();
@@ -63,19 +70,21 @@ impl DeltaLog {
         while let Some(tombstone) = tombstones.try_next().await.map_err(|source| self.unreadable(source))? {
             let path = Path::from(tombstone.path().as_ref());
             match tombstone.deletion_timestamp() {
-                Some(gone) if now - gone >= keep => left.insert(path),
+                Some(gone) if gone <= limits.left_until => left.insert(path),
                 _ => needed.insert(path),
             };
         }
         let mut cleaned = Cleaned::default();
         for file in listed {
-            let is_log = file.location.prefix_matches(&Path::from("_delta_log"));
+            let written = file.last_modified.timestamp_millis();
+            let is_ours =
+                ["_delta_log", DIRECTORY].iter().any(|name| file.location.prefix_matches(&Path::from(*name)));
             let is_old =
-                left.contains(&file.location) || now - file.last_modified.timestamp_millis() >= unnamed;
-            if is_log || needed.contains(&file.location) || !is_old {
+                left.contains(&file.location) || limits.unnamed_until.is_some_and(|until| written <= until);
+            if is_ours || needed.contains(&file.location) || !is_old {
                 continue;
             }
-            match self.store().delete(&file.location).await {
+            match store.delete(&file.location).await {
                 Ok(()) => {
                     cleaned.files += 1;
                     cleaned.bytes += file.size;
@@ -85,5 +94,48 @@ impl DeltaLog {
             }
         }
         Ok(cleaned)
+    }
+}
+
+/// How old a file must be to be removed. Times are those of the store, in ms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limits {
+    /// Files that left the table until then.
+    left_until: i64,
+    /// Files that no log entry names and that were written until then; `None`: no such file.
+    unnamed_until: Option<i64>,
+}
+
+impl Limits {
+    /// `held` is for how long the oldest hold has lasted.
+    fn new(now: i64, keep: Duration, unnamed: Duration, held: Option<Duration>) -> Self {
+        let before = |age: Duration| now.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+        let Some(held) = held.map(|held| held.saturating_add(CLOCKS)) else {
+            return Self { left_until: before(keep), unnamed_until: Some(before(unnamed)) };
+        };
+        Self {
+            left_until: before(keep.max(held)),
+            // The log has forgotten which files left it that long ago, so it cannot be told who needs them.
+            unnamed_until: (held < LONGEST_KEEP).then(|| before(unnamed.max(held))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn holds_outlast_every_grace() {
+        let now = 100 * 24 * 3_600_000;
+        let ago = |age: Duration| now - age.as_millis() as i64;
+        let limits = |held| Limits::new(now, MINUTE, 2 * MINUTE, held);
+        assert_eq!(limits(None), Limits { left_until: ago(MINUTE), unnamed_until: Some(ago(2 * MINUTE)) });
+        let long = ago(600 * MINUTE + CLOCKS);
+        assert_eq!(limits(Some(600 * MINUTE)), Limits { left_until: long, unnamed_until: Some(long) });
+        assert_eq!(limits(Some(LONGEST_KEEP)).unnamed_until, None);
+        assert_eq!(limits(Some(Duration::MAX)), Limits { left_until: now - i64::MAX, unnamed_until: None });
     }
 }

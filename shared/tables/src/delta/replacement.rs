@@ -1,12 +1,15 @@
 //! Replacing files by others with the same rows: the commit of every compaction. Must not know what the rows mean.
 //!
-//! Invariant: a replacement changes no row, so it says `dataChange = false`. Two at once exclude each other by an
-//! application transaction of their own, because delta-rs does not see a conflict between removals that change no data.
+//! Invariant: a replacement changes no row, so it says `dataChange = false`. delta-rs sees no conflict between two
+//! removals of a file that change no data (two engines that optimize at once), so a replacement is only ever committed
+//! on top of a version in which the files were looked up.
 
-use deltalake::kernel::{Action, Remove, Transaction};
+use std::collections::HashSet;
+
+use deltalake::kernel::{Action, Add, Remove, Transaction};
 use deltalake::protocol::DeltaOperation;
 
-use crate::delta::{AfterOthers, Commit, DataFile, DeltaLog, EncodedFile, LogSnapshot};
+use crate::delta::{AfterOthers, Commit, DataFile, DeltaLog, EncodedFile};
 use crate::error::TablesError;
 
 /// What a compaction did.
@@ -28,25 +31,58 @@ impl std::ops::AddAssign for Compacted {
     }
 }
 
+/// How often a replacement is tried again when somebody else has committed meanwhile.
+const TRIES: u32 = 16;
+
 impl DeltaLog {
-    /// Puts `encoded` in the place of `files`, whose rows it holds, in one commit on top of `base`. `turns` names the
-    /// application transaction that counts the replacements of this table.
+    /// Puts `encoded` in the place of `files`, whose rows it holds, in one commit. `turns` names the application
+    /// transaction that counts the replacements of this table.
     ///
     /// # Errors
-    /// [`TablesError::Conflict`] when another replacement came first; nothing is lost then.
+    /// [`TablesError::Conflict`] when another replacement came first, of whatever engine; nothing is lost then.
     pub(crate) async fn replace(
         &self,
-        base: &LogSnapshot,
         turns: &str,
         files: &[DataFile],
         encoded: Vec<EncodedFile>,
     ) -> Result<Compacted, TablesError> {
-        let stale = |file: &&DataFile| !base.files.iter().any(|known| known.add.path == file.add.path);
-        if let Some(file) = files.iter().find(stale) {
-            let reason = format!("file {} has been replaced by somebody else", file.add.path);
-            return Err(TablesError::Conflict { table: self.table(), reason });
-        }
         let adds = self.put(encoded).await?;
+        let mut tries = TRIES;
+        let committed = loop {
+            let replaced = self.try_replace(turns, files, &adds).await;
+            tries -= 1;
+            // Whether the files are still there is looked up before each try.
+            if tries == 0 || !matches!(replaced, Ok(Replaced::Overtaken)) {
+                break replaced;
+            }
+        };
+        let gone = match committed {
+            Ok(Replaced::Committed) => {
+                return Ok(Compacted {
+                    files_before: files.len(),
+                    files_after: adds.len(),
+                    rows: files.iter().map(|file| file.stats.num_records).sum(),
+                });
+            }
+            Ok(Replaced::Overtaken) => "others commit all the time".to_owned(),
+            Ok(Replaced::Gone(file)) => format!("file {file} has been replaced by somebody else"),
+            Err(error) => return Err(error),
+        };
+        self.discard(&adds).await;
+        Err(TablesError::Conflict { table: self.table(), reason: gone })
+    }
+
+    async fn try_replace(
+        &self,
+        turns: &str,
+        files: &[DataFile],
+        adds: &[Add],
+    ) -> Result<Replaced, TablesError> {
+        let base = self.existing().await?;
+        let known: HashSet<&str> = base.files.iter().map(|file| file.add.path.as_str()).collect();
+        if let Some(gone) = files.iter().find(|file| !known.contains(file.add.path.as_str())) {
+            return Ok(Replaced::Gone(gone.add.path.clone()));
+        }
         let now = chrono::Utc::now().timestamp_millis();
         let removals = files.iter().map(|file| {
             Action::Remove(Remove {
@@ -65,21 +101,26 @@ impl DeltaLog {
         });
         let turn = base.transactions.get(turns).copied().unwrap_or_default() + 1;
         let commit = Commit {
-            base,
+            base: &base,
             actions: removals.chain(additions).collect(),
             transactions: vec![Transaction::new_with_last_update(turns, turn, Some(now))],
             operation: DeltaOperation::Optimize { predicate: None, target_size: 0 },
             info: serde_json::Map::new(),
-            after_others: AfterOthers::Rebase,
+            after_others: AfterOthers::Refuse,
         };
-        let committed = self.commit(commit).await;
-        if let Err(TablesError::Conflict { .. }) = &committed {
-            self.discard(&adds).await;
+        match self.commit(commit).await {
+            Ok(_) => Ok(Replaced::Committed),
+            Err(TablesError::Conflict { .. }) => Ok(Replaced::Overtaken),
+            Err(error) => Err(error),
         }
-        committed.map(|_| Compacted {
-            files_before: files.len(),
-            files_after: adds.len(),
-            rows: files.iter().map(|file| file.stats.num_records).sum(),
-        })
     }
+}
+
+/// How a try to replace files ended.
+enum Replaced {
+    Committed,
+    /// Somebody has committed since the newest version was read.
+    Overtaken,
+    /// This file is in the table no longer.
+    Gone(String),
 }

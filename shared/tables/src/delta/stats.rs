@@ -15,22 +15,31 @@ const LONGEST_TEXT: usize = 256;
 
 /// Parsed statistics of a file.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub(crate) struct FileStats {
     /// Rows in the file.
     pub(crate) num_records: u64,
     /// A lower bound per column; exact but for times, which are cut to milliseconds.
+    #[serde(default)]
     pub(crate) min_values: Map<String, Value>,
     /// An upper bound per column.
+    #[serde(default)]
     pub(crate) max_values: Map<String, Value>,
     /// Nulls per column.
+    #[serde(default)]
     pub(crate) null_count: Map<String, Value>,
 }
 
 impl FileStats {
-    /// Reads what [`from_parquet`] or another engine wrote.
-    pub(crate) fn parse(json: Option<&str>) -> Result<Self, serde_json::Error> {
-        json.map_or_else(|| Ok(Self::default()), serde_json::from_str)
+    /// Reads what [`of_parquet`] gave or another engine wrote; `None` where that does not even say how many rows there
+    /// are, which statistics in Delta may leave out.
+    pub(crate) fn parse(json: Option<&str>) -> Option<Self> {
+        serde_json::from_str(json?).ok()
+    }
+
+    /// The form in a log entry.
+    pub(crate) fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("maps of JSON values are JSON")
     }
 
     /// The bounds of a text column; `None` when unknown.
@@ -57,8 +66,8 @@ impl FileStats {
     }
 }
 
-/// The statistics of a file just written, as JSON, from what its footer says. Nested columns get none.
-pub(crate) fn from_parquet(metadata: &ParquetMetaData, schema: &Schema) -> String {
+/// The statistics of a file, from what its footer says. Nested columns get none.
+pub(crate) fn of_parquet(metadata: &ParquetMetaData, schema: &Schema) -> FileStats {
     let leaves = metadata.file_metadata().schema_descr().columns().to_vec();
     let mut stats = FileStats {
         num_records: u64::try_from(metadata.file_metadata().num_rows()).unwrap_or_default(),
@@ -106,7 +115,7 @@ pub(crate) fn from_parquet(metadata: &ParquetMetaData, schema: &Schema) -> Strin
             stats.max_values.insert(name.clone(), max);
         }
     }
-    serde_json::to_string(&stats).expect("maps of JSON values are JSON")
+    stats
 }
 
 enum Bound {

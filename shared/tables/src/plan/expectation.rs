@@ -1,85 +1,140 @@
 //! How many readings a series should get: the registry's devices and intervals, run through the definitions.
 //!
-//! Each (device, reading name) pair that the registry lists becomes a reading of the value 0; the definition's
-//! `where` and `by` say which series it belongs to. A family by
-//! device alone needs no list of names: each of the device's series is expected at the device's interval.
+//! Each (device, reading name) pair that the registry lists becomes a plain reading without tags; the definition's
+//! `where` and `by` say which series it belongs to. That is known where both look only at the device, the reading name
+//! and attributes that the registry gives for this device. A definition that looks at anything else of a reading (its
+//! value, unit or event time, say) expects nothing, since nobody knows how many readings it wants; so does a device
+//! whose series depends on a tag. A family by device alone needs no list of names: each of the device's series is
+//! expected at the device's interval.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use datafusion::error::DataFusionError;
+use datafusion::physical_expr::utils::collect_columns;
 use hashbrown::HashMap;
 use wye_domain::definition::FAMILY;
+use wye_domain::expectation::{Expectation, ExpectedDevice};
 use wye_domain::reading::{self, Reading, ReadingBatchBuilder};
+use wye_domain::registry::{DeviceNumber, Registry};
 use wye_domain::series::{SeriesKey, SeriesTable};
 
-use super::MetricPlans;
+use super::{MetricPlan, MetricPlans};
 
-/// Expected readings per microsecond, by series.
+/// What series should get.
 #[derive(Debug, Default)]
 pub struct Expectations {
-    rates: HashMap<SeriesKey, f64>,
-    by_device: HashMap<String, f64>,
+    by_series: HashMap<SeriesKey, Arc<Expectation>>,
+    by_device: HashMap<String, Arc<Expectation>>,
+}
+
+/// A reading name that a device is expected to report.
+struct Pair<'a> {
+    device_id: &'a str,
+    number: DeviceNumber,
+    interval: i64,
 }
 
 impl Expectations {
     /// Works them out once for a set of plans.
     ///
     /// # Errors
-    /// When an expression fails on the registry's entries.
+    /// When an expression cannot be evaluated at all.
     pub fn new(plans: &MetricPlans) -> Result<Self, DataFusionError> {
-        let mut expectations = Self::default();
-        let simple = plans.find(FAMILY).is_some_and(|plan| {
-            let definition = plan.definition();
-            definition.filter.is_none()
-                && matches!(definition.dimensions.as_slice(), [only] if only.expression == "device_id")
-        });
+        let registry = plans.registry();
+        let by_device = if plans.find(FAMILY).is_some_and(is_by_device_alone) {
+            expected_devices(registry)
+        } else {
+            HashMap::new()
+        };
         let mut pairs = Vec::new();
         let mut builder = ReadingBatchBuilder::default();
-        for (device_id, device) in plans.registry().devices() {
+        for (device_id, device) in registry.devices() {
             let Some(interval) = device.interval else { continue };
-            let rate = 1.0 / interval as f64;
-            if simple {
-                expectations.by_device.insert(device_id.to_owned(), rate);
-            }
             for metric in &device.metrics {
-                let unit = plans.registry().limits(metric).and_then(|limits| limits.unit.as_deref());
                 builder.append(&Reading {
                     device_id,
                     metric,
-                    value: 0.0,
+                    value: 1.0,
                     event_time: 0,
                     sequence: None,
-                    unit,
+                    unit: registry.limits(metric).and_then(|limits| limits.unit.as_deref()),
                     tags: None,
                 });
-                pairs.push(rate);
+                pairs.push(Pair { device_id, number: device.number, interval });
             }
         }
         if pairs.is_empty() {
-            return Ok(expectations);
+            return Ok(Self { by_series: HashMap::new(), by_device });
         }
         let batch = with_ingest_time(&builder.finish());
         let mut series = SeriesTable::default();
-        for contributions in plans.contributions(&batch, &mut series)? {
+        let mut found: HashMap<SeriesKey, BTreeMap<DeviceNumber, ExpectedDevice>> = HashMap::new();
+        for (plan, contributions) in plans.plans().iter().zip(plans.contributions(&batch, &mut series)?) {
+            let Some(attributes) = plan.attributes_of_series() else { continue };
             contributions.for_each(|contribution| {
+                let Pair { device_id, number, interval } = pairs[contribution.row];
+                if attributes.iter().any(|name| registry.attribute(device_id, name).is_none()) {
+                    return;
+                }
                 let key = series.key(contribution.series).as_ref().clone();
-                *expectations.rates.entry(key).or_default() += pairs[contribution.row];
+                let expected = ExpectedDevice { device: number, interval, metrics: 0 };
+                found.entry(key).or_default().entry(number).or_insert(expected).metrics += 1;
             });
         }
-        Ok(expectations)
+        let by_series = found.into_iter().filter_map(|(key, devices)| {
+            Some((key, Arc::new(Expectation::new(devices.into_values().collect())?)))
+        });
+        Ok(Self { by_series: by_series.collect(), by_device })
     }
 
-    /// Expected readings per microsecond of a series; `None` where nothing says.
-    pub fn rate(&self, key: &SeriesKey) -> Option<f64> {
-        if let Some(rate) = self.rates.get(key) {
-            return Some(*rate);
+    /// What a series should get; `None` where nothing says.
+    pub fn of(&self, key: &SeriesKey) -> Option<&Arc<Expectation>> {
+        if let Some(expectation) = self.by_series.get(key) {
+            return Some(expectation);
         }
         match &*key.group {
-            [Some(device_id)] if &*key.definition == FAMILY => self.by_device.get(&**device_id).copied(),
+            [Some(device_id)] if &*key.definition == FAMILY => self.by_device.get(&**device_id),
             _ => None,
         }
     }
+}
+
+impl MetricPlan {
+    /// The attributes that say which series a reading is in; `None` where other facts of a reading do, beside its
+    /// device and name.
+    pub(super) fn attributes_of_series(&self) -> Option<Vec<String>> {
+        let mut attributes = Vec::new();
+        for expression in self.filter.iter().chain(&self.dimensions) {
+            for column in collect_columns(expression) {
+                match column.name() {
+                    "device_id" | "metric" => {}
+                    name if is_attribute(name) => attributes.push(name.to_owned()),
+                    _ => return None,
+                }
+            }
+        }
+        Some(attributes)
+    }
+}
+
+fn is_attribute(column: &str) -> bool {
+    column != "ingest_time" && reading::schema().field_with_name(column).is_err()
+}
+
+fn is_by_device_alone(plan: &MetricPlan) -> bool {
+    let definition = plan.definition();
+    definition.filter.is_none()
+        && matches!(definition.dimensions.as_slice(), [only] if only.expression == "device_id")
+}
+
+fn expected_devices(registry: &Registry) -> HashMap<String, Arc<Expectation>> {
+    let expected = |(device_id, device): (&str, &wye_domain::registry::Device)| {
+        let device = ExpectedDevice { device: device.number, interval: device.interval?, metrics: 1 };
+        Some((device_id.to_owned(), Arc::new(Expectation::new(vec![device])?)))
+    };
+    registry.devices().into_iter().filter_map(expected).collect()
 }
 
 fn with_ingest_time(batch: &RecordBatch) -> RecordBatch {

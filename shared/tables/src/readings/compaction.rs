@@ -3,8 +3,12 @@
 //! Invariant: a compaction puts files in the place of others that have exactly their rows.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use datafusion::execution::context::SessionContext;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::prelude::SessionConfig;
 use futures::TryStreamExt;
 
 use crate::columns::{INGEST_DATE, READING_ORDER, stored_schema};
@@ -20,6 +24,8 @@ use crate::store::TableName;
 
 const TABLE: TableName = TableName::Readings;
 const COMPACTED: &str = "wye-compact/readings";
+/// What sorting the files of another engine may take, in bytes.
+const SORT_MEMORY: usize = 512 << 20;
 
 /// Which files are worth merging.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +45,8 @@ impl Default for CompactionPolicy {
 }
 
 impl Readings {
-    /// Merges the small files of each ingest day that has enough of them, one commit a day.
+    /// Merges the small files of each ingest day that has enough of them, one commit a day, and sorts files that another
+    /// engine has written.
     ///
     /// # Errors
     /// [`TablesError::Conflict`] when another compaction came first; nothing is lost then.
@@ -47,13 +54,19 @@ impl Readings {
         let mut done = Compacted::default();
         let snapshot = self.snapshot().await?;
         let mut days: BTreeMap<Option<String>, Vec<DataFile>> = BTreeMap::new();
-        for file in snapshot.snapshot.files.iter().filter(|file| file.stats.num_records < policy.small_rows) {
+        for file in snapshot.snapshot.files.iter() {
+            if !file.is_sorted_by(&READING_ORDER) {
+                done += self.merge(std::slice::from_ref(file)).await?;
+                continue;
+            }
+            if file.stats.num_records >= policy.small_rows {
+                continue;
+            }
             let day = file.add.partition_values.get(INGEST_DATE).cloned().flatten();
             days.entry(day).or_default().push(file.clone());
         }
-        for (day, files) in days {
-            let Some(day) = day.filter(|_| files.len() >= policy.least_files.max(2)) else { continue };
-            done += self.merge(&day, &files).await?;
+        for files in days.into_values().filter(|files| files.len() >= policy.least_files.max(2)) {
+            done += self.merge(&files).await?;
         }
         Ok(done)
     }
@@ -66,10 +79,13 @@ impl Readings {
         self.log().clean(keep).await
     }
 
-    async fn merge(&self, day: &str, files: &[DataFile]) -> Result<Compacted, TablesError> {
+    /// Puts the readings of files of one ingest day into as few sorted files as possible.
+    async fn merge(&self, files: &[DataFile]) -> Result<Compacted, TablesError> {
+        let day = files.iter().find_map(|file| file.add.partition_values.get(INGEST_DATE)?.as_deref());
+        let Some(day) = day else { return Ok(Compacted::default()) };
         let snapshot = self.snapshot().await?;
         let encoded = rewrite(&snapshot, day, files).await?;
-        self.log().replace(&snapshot.snapshot, COMPACTED, files, encoded).await
+        self.log().replace(COMPACTED, files, encoded).await
     }
 }
 
@@ -85,7 +101,10 @@ async fn rewrite(
         SortedScan { horizon: None, columns: &columns, plan_partitions: 1, batch_size: Some(64 * 1024) };
     let plan = snapshot.plan(files.iter(), &scan)?;
     let failed = |source| TablesError::Scan { table: TABLE, source };
-    let session = SessionContext::new();
+    // Files of another engine are sorted, on disk where they are large.
+    let pool = Arc::new(FairSpillPool::new(SORT_MEMORY));
+    let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc().map_err(failed)?;
+    let session = SessionContext::new_with_config_rt(SessionConfig::new(), runtime);
     snapshot.log.root().register(&session.runtime_env())?;
     let mut stream = datafusion::physical_plan::execute_stream(plan, session.task_ctx()).map_err(failed)?;
 

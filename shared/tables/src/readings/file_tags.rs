@@ -1,8 +1,9 @@
 //! What a scan must know of a file of readings beyond its statistics, kept as tags of its `Add` action. Must not know
 //! how scans use it.
 //!
-//! Stability contract: the tags `wye.offsets` and `wye.devices` stand in the log of every table ever written. A file
-//! without them (written by another engine) is scanned with all filters.
+//! Stability contract: the tags `wye.offsets`, `wye.devices`, `wye.order` and `wye.file` are in the log of every table
+//! ever written. A file without them (written by another engine), or with those of another file, is scanned with all
+//! filters and sorted on the way.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,7 +12,8 @@ use arrow::datatypes::{Int32Type, Int64Type};
 use serde::{Deserialize, Serialize};
 use wye_domain::reading::TextColumn;
 
-use crate::delta::DataFile;
+use crate::columns::READING_ORDER;
+use crate::delta::{DataFile, order_tag};
 
 const OFFSETS: &str = "wye.offsets";
 const DEVICES: &str = "wye.devices";
@@ -51,10 +53,9 @@ impl FileTags {
 
     /// The tags of a stored file; `None` when it was written without.
     pub(crate) fn of(file: &DataFile) -> Option<Self> {
-        let tag = |name: &str| file.add.tags.as_ref()?.get(name)?.as_deref();
         Some(Self {
-            offsets: serde_json::from_str(tag(OFFSETS)?).ok()?,
-            devices: serde_json::from_str(tag(DEVICES)?).ok()?,
+            offsets: serde_json::from_str(file.tag(OFFSETS)?).ok()?,
+            devices: serde_json::from_str(file.tag(DEVICES)?).ok()?,
         })
     }
 
@@ -64,6 +65,7 @@ impl FileTags {
         let json =
             |value: serde_json::Result<String>| Some(value.expect("maps and lists of plain values are JSON"));
         HashMap::from([
+            order_tag(&READING_ORDER),
             (OFFSETS.to_owned(), json(serde_json::to_string(&self.offsets))),
             (DEVICES.to_owned(), json(serde_json::to_string(&devices))),
         ])

@@ -6,7 +6,7 @@ use super::*;
 use crate::CompactionPolicy;
 use crate::columns::stored_schema;
 use crate::scan::SortedScan;
-use crate::testing::{Row, archive, archive_batch, number, row, rows_of, run};
+use crate::testing::{Row, archive, archive_batch, ingested, number, row, rows_of, run};
 
 async fn all_rows(readings: &Readings) -> Vec<Row> {
     let schema = stored_schema();
@@ -108,6 +108,18 @@ async fn checkpoints_keep_the_offsets() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn checkpoints_keep_the_tags() {
+    let (_directory, root) = fixture();
+    let readings = Readings::open(&root).await.unwrap();
+    for offset in 0..25 {
+        readings.append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])]).await.unwrap();
+    }
+    let snapshot = Readings::open(&root).await.unwrap().snapshot().await.unwrap();
+    assert_eq!(snapshot.files(), 25);
+    assert!(snapshot.snapshot.files.iter().all(|file| file.is_sorted_by(&READING_ORDER)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn compacting_changes_files_and_no_reading() {
     let (_directory, root) = fixture();
     let readings = Readings::open(&root).await.unwrap();
@@ -129,12 +141,48 @@ async fn compacting_changes_files_and_no_reading() {
     assert_eq!(readings.archived().await.unwrap(), BTreeMap::from([(0, 500)]));
     assert_eq!(readings.compact(CompactionPolicy::default()).await.unwrap().files_before, 0);
 
-    // Who reads the version before goes on until the files are cleaned away.
-    assert_eq!(readings.vacuum(std::time::Duration::from_secs(600)).await.unwrap().files, 0);
+    // Who reads the version before still finds its files, however long ago they left the table.
+    assert_eq!(readings.vacuum(Default::default()).await.unwrap().files, 0);
     let sql = "select count(*) from readings";
     assert_eq!(number("readings", before.provider().await.unwrap(), sql).await, 500);
+    drop(before);
+    assert_eq!(readings.vacuum(std::time::Duration::from_secs(600)).await.unwrap().files, 0);
     assert_eq!(readings.vacuum(Default::default()).await.unwrap().files, 10);
     assert_eq!(all_rows(&readings).await, expected);
+}
+
+/// The names of the leases of a table.
+fn leases(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(directory.join("readings/_wye/leases"));
+    entries.into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_in_another_process_outlives_the_grace() {
+    let (directory, root) = fixture();
+    let readings = Readings::open(&root).await.unwrap();
+    for offset in 0..10 {
+        readings.append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])]).await.unwrap();
+    }
+    let reading = Readings::open(&root.telling_at_once()).await.unwrap();
+    let reader = reading.snapshot().await.unwrap();
+    // A root of its own shares nothing with the reader's, as in another process.
+    let cleaner = Readings::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();
+    assert_eq!(cleaner.compact(CompactionPolicy::default()).await.unwrap().files_before, 10);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while leases(directory.path()).is_empty() {
+        assert!(std::time::Instant::now() < deadline, "no lease");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    assert_eq!(cleaner.vacuum(Default::default()).await.unwrap().files, 0);
+    let sql = "select count(*) from readings";
+    assert_eq!(number("readings", reader.provider().await.unwrap(), sql).await, 10);
+    drop(reader);
+    // The lease of a reader that has gone runs out.
+    for lease in leases(directory.path()) {
+        std::fs::remove_file(lease).unwrap();
+    }
+    assert_eq!(cleaner.vacuum(Default::default()).await.unwrap().files, 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,8 +210,10 @@ async fn sql_sees_all_columns_and_days() {
         (Some(7), Some("Cel".to_owned()), Some(r#"{"line":"1"}"#.to_owned()));
     let rows = [first, row("b", 2, 0, 1)];
     let mut batch = archive(0, 0, 3, &[]);
-    batch.readings =
-        vec![archive_batch(&rows, 20_000 * day), archive_batch(&[row("c", 3, 0, 2)], 20_001 * day)];
+    batch.readings = vec![
+        archive_batch(&ingested(20_000 * day, rows)),
+        archive_batch(&ingested(20_001 * day, [row("c", 3, 0, 2)])),
+    ];
     readings.append(vec![batch]).await.unwrap();
     let snapshot = readings.snapshot().await.unwrap();
     assert_eq!((snapshot.files(), snapshot.readings()), (2, 3));

@@ -22,6 +22,7 @@ fn random_rows(random: &mut StdRng, kafka_partition: i32, offsets: std::ops::Ran
                 metric: ["t", "p"][random.random_range(0..2)].to_owned(),
                 event_time: random.random_range(-3..30) * 1_000_001,
                 sequence: random.random_bool(0.3).then(|| random.random_range(0..3)),
+                ingest_time: random.random_range(0..3),
                 kafka_partition,
                 kafka_offset,
                 kafka_index,

@@ -4,7 +4,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::*;
-use crate::testing::{Row, archive_batch, row, rows_of};
+use crate::testing::{Row, archive_batch, ingested, row, rows_of};
 
 #[test]
 fn sorting_equals_a_naive_sort() {
@@ -23,6 +23,7 @@ fn sorting_equals_a_naive_sort() {
                             metric: ["t", "p"][random.random_range(0..2)].to_owned(),
                             event_time: random.random_range(-3..3),
                             sequence: random.random_bool(0.5).then(|| random.random_range(-2..2)),
+                            ingest_time: random.random_range(0..3),
                             kafka_partition,
                             kafka_offset,
                             kafka_index: random.random_range(0..3),
@@ -34,7 +35,7 @@ fn sorting_equals_a_naive_sort() {
                         }
                     })
                     .collect();
-                batches.push((kafka_partition, archive_batch(&rows, 5)));
+                batches.push((kafka_partition, archive_batch(&rows)));
                 expected.extend(rows);
             }
         }
@@ -48,8 +49,8 @@ fn sorting_equals_a_naive_sort() {
 #[test]
 fn days_are_told_apart_in_utc() {
     let batches = vec![
-        (0, archive_batch(&[row("b", 1, 0, 0), row("a", 1, 0, 1)], MICROS_PER_DAY)),
-        (0, archive_batch(&[row("c", 1, 0, 2)], MICROS_PER_DAY - 1)),
+        (0, archive_batch(&ingested(MICROS_PER_DAY, [row("b", 1, 0, 0), row("a", 1, 0, 1)]))),
+        (0, archive_batch(&ingested(MICROS_PER_DAY - 1, [row("c", 1, 0, 2)]))),
     ];
     let days = sort_by_day(&batches).unwrap();
     let devices: Vec<(i32, Vec<String>)> = days

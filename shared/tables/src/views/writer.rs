@@ -1,6 +1,5 @@
 //! Writes batch views to files that nobody sees until they are committed. Must not know what the columns mean.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -9,7 +8,9 @@ use deltalake::kernel::Add;
 use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
-use crate::delta::{DeltaLog, EncodedFile};
+use crate::columns::VIEW_ORDER;
+use crate::delta::hold::Hold;
+use crate::delta::{DeltaLog, EncodedFile, order_tag};
 use crate::encode::{Encoder, view_properties};
 use crate::error::TablesError;
 use crate::store::TableName;
@@ -23,9 +24,12 @@ const BYTES_PER_FILE: usize = 64 << 20;
 #[derive(Clone, Debug)]
 pub struct ViewFile {
     pub(crate) add: Add,
+    /// Until it is committed, nobody removes the file.
+    _hold: Arc<Hold>,
 }
 
-/// Writes rows into files. Each thread has a writer of its own; rows keep their order within a writer's files.
+/// Writes rows into files. Each thread has a writer of its own; rows keep their order within a writer's files. Rows with
+/// the columns of [`VIEW_ORDER`] must come in this order: readers rest on it.
 ///
 /// A writer that is dropped without [`ViewWriter::finish`] leaves at most files that [`super::BatchViews::vacuum`]
 /// removes.
@@ -36,11 +40,13 @@ pub struct ViewWriter {
     open: Option<Encoder>,
     storing: JoinSet<Result<Vec<Add>, TablesError>>,
     runtime: Handle,
+    hold: Arc<Hold>,
 }
 
 impl ViewWriter {
     pub(super) fn new(log: DeltaLog, schema: SchemaRef) -> Self {
-        Self { log, schema, open: None, storing: JoinSet::new(), runtime: Handle::current() }
+        let hold = log.hold();
+        Self { log, schema, open: None, storing: JoinSet::new(), runtime: Handle::current(), hold }
     }
 
     /// Encodes rows. This is computation, to be called where computing is allowed: on a blocking thread, or in a task
@@ -73,14 +79,17 @@ impl ViewWriter {
         while let Some(stored) = self.storing.join_next().await {
             let stored =
                 stored.map_err(|error| TablesError::Encode { table: TABLE, source: error.into() })??;
-            files.extend(stored.into_iter().map(|add| ViewFile { add }));
+            let hold = &self.hold;
+            files.extend(stored.into_iter().map(|add| ViewFile { add, _hold: Arc::clone(hold) }));
         }
         Ok(files)
     }
 
     fn store(&mut self, encoder: Encoder) -> Result<(), TablesError> {
         let (bytes, stats) = encoder.finish()?;
-        let file = EncodedFile { bytes, stats, partition: None, tags: HashMap::new() };
+        let is_ordered = VIEW_ORDER.iter().all(|name| self.schema.index_of(name).is_ok());
+        let tags = is_ordered.then(|| order_tag(&VIEW_ORDER)).into_iter().collect();
+        let file = EncodedFile { bytes, stats, partition: None, tags };
         let log = self.log.clone();
         self.storing.spawn_on(async move { log.put(vec![file]).await }, &self.runtime);
         Ok(())
