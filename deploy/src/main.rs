@@ -13,6 +13,7 @@ mod batch;
 mod cli;
 mod client;
 mod demo;
+mod host;
 mod load;
 mod repair_log;
 mod sql;

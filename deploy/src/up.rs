@@ -26,10 +26,12 @@ use wye_domain::definition::Definition;
 use wye_domain::registry::Registry;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
-use wye_runtime::config::{Config, ConfigError, DEFAULTS, EmbeddedPort, definition_error};
+use wye_runtime::config::{Config, ConfigError, DEFAULTS, EmbeddedPort, SqlSection, definition_error};
+use wye_runtime::memory::machine_memory;
 use wye_runtime::telemetry::Telemetry;
 use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger, Probe};
 use wye_serving::serving::{Serving, ServingConfig, ServingParts};
+use wye_serving::sql::Limits;
 use wye_speed::ingest::{self, Ingest};
 use wye_speed::layer::{Rhythm, SpeedLayer};
 use wye_speed::owner::Shared;
@@ -39,8 +41,11 @@ use wye_tables::store::TableRoot;
 
 use crate::cli::Up;
 use crate::client::ADDRESS_FILE;
+use crate::host::Machine;
 use crate::terminal::{program, say, tell};
 
+/// What queries use at most where the settings do not say.
+const MOST_QUERY_MEMORY: usize = 4 << 30;
 /// How long requests under way may take once the end was asked for.
 const HTTP_PATIENCE: Duration = Duration::from_secs(10);
 /// Where Kafka clients look for a broker.
@@ -131,7 +136,8 @@ pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<
     let speed_telemetry = SpeedTelemetry::register(&telemetry);
     let batch = start_batch(&setup, &log, &root, &telemetry, &mut layers, &layers_stop).await?;
     let probes = broker.iter().map(log_probe).collect();
-    let serving = start_serving(&setup, &log, &root, &telemetry, (batch, probes), &serving_stop).await?;
+    let serving =
+        start_serving(&setup, data_dir, &log, &root, &telemetry, (batch, probes), &serving_stop).await?;
     let ingest =
         Ingest::start(&log, setup.acceptance, setup.config.ingest.linger, speed_telemetry.clone()).await?;
     let speed = start_speed(&setup, &log, speed_telemetry, &layers_stop)?;
@@ -367,6 +373,7 @@ async fn start_batch(
 
 async fn start_serving(
     setup: &Setup,
+    data_dir: &Path,
     log: &Log,
     root: &TableRoot,
     telemetry: &Telemetry,
@@ -390,8 +397,29 @@ async fn start_serving(
         telemetry: telemetry.clone(),
         batch_trigger: Some(batch_trigger),
         probes,
+        probes: Vec::new(),
+        host: Arc::new(Machine),
     };
-    Ok(Serving::start(ServingConfig::default(), parts, stop.clone()).await?)
+    let config =
+        ServingConfig { limits: query_limits(&setup.config.sql, data_dir), ..ServingConfig::default() };
+    Ok(Serving::start(config, parts, stop.clone()).await?)
+}
+
+/// What queries may use, with what the settings leave to the machine.
+fn query_limits(settings: &SqlSection, data_dir: &Path) -> Limits {
+    let defaults = Limits::default();
+    let machine = machine_memory().map_or(defaults.memory, |bytes| (bytes / 4).min(MOST_QUERY_MEMORY));
+    Limits {
+        memory: if settings.memory == 0 { machine } else { settings.memory },
+        spill: settings.spill as u64,
+        spill_folder: Some(data_dir.join("spill")),
+        time: settings.time,
+        rows: settings.max_rows,
+        threads: if settings.threads == 0 { defaults.threads } else { settings.threads },
+        long_queries: settings.long_queries.max(1),
+        waiting: settings.waiting,
+        patience: settings.patience,
+    }
 }
 
 fn start_speed(

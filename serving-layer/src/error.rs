@@ -45,6 +45,20 @@ pub enum ServingError {
         /// Which limit, and what to do.
         message: String,
     },
+    /// Too many queries run and wait already.
+    #[error("too many queries run already; ask again in a moment")]
+    Busy,
+    /// A query ended without saying why: something inside it panicked, which the log shows.
+    #[error("a task of the query has failed")]
+    Failed,
+    /// The folder for what queries cannot keep in memory cannot be used.
+    #[error("cannot use {folder} for what queries cannot keep in memory: {source}; check its permissions")]
+    SpillFolder {
+        /// Which folder.
+        folder: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// A query that is right failed.
     #[error("cannot run the query: {source}")]
     Run {
@@ -59,28 +73,14 @@ pub enum ServingError {
 impl ServingError {
     /// Sorts what DataFusion says about a query into what the asker can mend and what not.
     pub(crate) fn of_query(error: DataFusionError) -> Self {
-        match error.find_root() {
-            DataFusionError::ResourcesExhausted(message) => {
-                Self::Limit { message: format!("the query needs more memory than it may have: {message}") }
-            }
-            DataFusionError::Plan(_)
-            | DataFusionError::SQL(..)
-            | DataFusionError::SchemaError(..)
-            | DataFusionError::NotImplemented(_)
-            | DataFusionError::Configuration(_)
-            | DataFusionError::Execution(_)
-            | DataFusionError::ArrowError(..)
-            | DataFusionError::Diagnostic(..)
-            | DataFusionError::Collection(_) => Self::Query { message: error.strip_backtrace() },
-            _ => Self::Run { source: Box::new(error) },
-        }
+        crate::sql::translate(error)
     }
 
     /// What the caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Thread { .. } | Self::Stopping => ErrorKind::Unavailable,
-            Self::Prepare { .. } => ErrorKind::Internal,
+            Self::Thread { .. } | Self::Busy | Self::Stopping => ErrorKind::Unavailable,
+            Self::Prepare { .. } | Self::Failed | Self::SpillFolder { .. } => ErrorKind::Internal,
             Self::Log(error) => error.kind(),
             Self::Tables(error) => error.kind(),
             Self::View { source } => source.kind(),

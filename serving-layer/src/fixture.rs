@@ -27,7 +27,7 @@ use crate::directory::{Directory, SeriesInfo};
 use crate::hub::Hub;
 use crate::realtime::RealtimeRow;
 use crate::snapshot::BatchSnapshot;
-use crate::sql::{Limits, Sources, SqlEngine};
+use crate::sql::{Limits, Sources, SqlEngine, UnknownHost};
 
 pub(crate) const MINUTE: i64 = 60 * SECOND;
 
@@ -157,6 +157,11 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) async fn new() -> Self {
+        Self::with(Limits { time: std::time::Duration::from_secs(60), ..Limits::default() }).await
+    }
+
+    /// With other limits than usual.
+    pub(crate) async fn with(limits: Limits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = TableRoot::directory(folder.path()).unwrap();
         let views = BatchViews::open(&root).unwrap();
@@ -167,8 +172,13 @@ impl Site {
         };
         let hub = Arc::new(hub());
         hub.set_caught_up();
-        let limits = Limits { memory: 256 << 20, time: std::time::Duration::from_secs(60), threads: 2 };
-        let engine = SqlEngine::new(Arc::clone(&hub), sources, &root, limits).unwrap();
+        let limits = Limits {
+            memory: 256 << 20,
+            threads: 2,
+            spill_folder: Some(folder.path().join("spill")),
+            ..limits
+        };
+        let engine = SqlEngine::new(Arc::clone(&hub), sources, &root, limits, Arc::new(UnknownHost)).unwrap();
         Self { hub, engine, views, _folder: folder }
     }
 
@@ -186,12 +196,26 @@ impl Site {
         self.hub.switch(Arc::new(snapshot));
     }
 
+    /// Why a query is not answered.
+    pub(crate) async fn refused(&self, sql: &str) -> crate::ServingError {
+        match self.engine.query(sql).await {
+            Err(error) => error,
+            Ok(mut rows) => loop {
+                match rows.next().await {
+                    Some(Err(error)) => break error,
+                    Some(Ok(_)) => {}
+                    None => panic!("{sql} was answered"),
+                }
+            },
+        }
+    }
+
     /// The answer to a query, as CSV without its header.
     pub(crate) async fn sql(&self, sql: &str) -> String {
         let mut rows = self.engine.query(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
         let mut csv = Vec::new();
         let mut writer = arrow::csv::WriterBuilder::new().with_header(false).build(&mut csv);
-        while let Some(batch) = rows.batches.recv().await {
+        while let Some(batch) = rows.next().await {
             writer.write(&batch.unwrap()).unwrap();
         }
         drop(writer);

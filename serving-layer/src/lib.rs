@@ -27,6 +27,7 @@ pub mod sql;
 pub mod serving;
 
 mod error;
+mod suggest;
 mod telemetry;
 mod view_rows;
 

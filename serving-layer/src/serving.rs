@@ -22,7 +22,7 @@ use crate::directory::Directory;
 use crate::http::{Api, BatchTrigger, Probe, router, watch_writes};
 use crate::hub::Hub;
 use crate::log_ends::LogEnds;
-use crate::sql::{Limits, Sources, SqlEngine};
+use crate::sql::{Host, Limits, Sources, SqlEngine};
 use crate::tail::{Tail, TailPositions};
 use crate::telemetry::Instruments;
 use crate::watch::{Patience, Watcher};
@@ -31,7 +31,7 @@ use crate::watch::{Patience, Watcher};
 const READY_POLL: Duration = Duration::from_millis(20);
 
 /// How the serving layer runs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ServingConfig {
     /// How often a new batch view is looked for.
     pub poll_interval: Duration,
@@ -45,11 +45,10 @@ pub struct ServingConfig {
 
 impl Default for ServingConfig {
     fn default() -> Self {
-        let threads = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
             poll_interval: Duration::from_millis(500),
             coverage_patience: Duration::from_secs(10),
-            limits: Limits { memory: 1 << 30, time: Duration::from_secs(600), threads },
+            limits: Limits::default(),
             max_wait: Duration::from_secs(60),
         }
     }
@@ -70,6 +69,8 @@ pub struct ServingParts {
     pub batch_trigger: Option<BatchTrigger>,
     /// Other parts of the process that have to be well before `/readyz` says so.
     pub probes: Vec<Probe>,
+    /// What is known of the machine.
+    pub host: Arc<dyn Host>,
 }
 
 /// A running serving layer.
@@ -101,7 +102,7 @@ impl Serving {
             views: BatchViews::open(&parts.tables)?,
         };
         let views = sources.views.clone();
-        let engine = SqlEngine::new(Arc::clone(&hub), sources, &parts.tables, config.limits)?;
+        let engine = SqlEngine::new(Arc::clone(&hub), sources, &parts.tables, config.limits, parts.host)?;
         let instruments = Instruments::new(&parts.telemetry);
         let positions = TailPositions::new(kafka_partitions);
         let tail = Tail {

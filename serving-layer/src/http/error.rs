@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Json;
 use axum::http::StatusCode;
+use axum::http::header::RETRY_AFTER;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tracing::error;
@@ -14,6 +15,9 @@ use wye_domain::ErrorKind;
 use wye_runtime::clock::now_micros;
 
 use crate::ServingError;
+
+/// When to ask again, where nothing says when it will be better.
+const RETRY_SECONDS: &str = "2";
 
 /// Why a request is not answered.
 #[derive(Debug)]
@@ -86,7 +90,11 @@ impl IntoResponse for ApiError {
         } else {
             &self.message
         };
-        (status, Json(Body { request_id, error_code, message })).into_response()
+        let body = Json(Body { request_id, error_code, message });
+        match self.kind {
+            ErrorKind::Unavailable => (status, [(RETRY_AFTER, RETRY_SECONDS)], body).into_response(),
+            _ => (status, body).into_response(),
+        }
     }
 }
 

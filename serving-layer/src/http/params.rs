@@ -12,6 +12,7 @@ use super::Api;
 use super::error::ApiError;
 use super::wait::PARAMETERS;
 use crate::directory::{Directory, SeriesInfo};
+use crate::suggest::close_names;
 
 /// How many metrics are listed where one is not found.
 const LISTED: usize = 10;
@@ -197,35 +198,6 @@ pub(super) fn time(name: &str, text: &str, now: i64) -> Result<i64, ApiError> {
     parse_rfc3339(&text.replace(' ', "+")).map_err(|_| refuse())
 }
 
-/// At most three known names that are close to one.
-fn close_names(name: &str, known: &[String]) -> Vec<String> {
-    let lower = name.to_lowercase();
-    let far = (name.chars().count() / 3).max(2);
-    let mut close: Vec<(usize, &String)> = known
-        .iter()
-        .map(|candidate| (distance(&lower, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, _)| *distance <= far)
-        .collect();
-    close.sort();
-    close.into_iter().take(3).map(|(_, name)| format!("{name:?}")).collect()
-}
-
-/// The edit distance; Wagner and Fischer, "The String-to-String Correction Problem" (1974).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -239,13 +211,5 @@ mod tests {
         assert_eq!(time("from", "1970-01-01T00:00:01Z", now).unwrap(), 1_000_000);
         assert_eq!(time("from", "1970-01-01T01:00:01 01:00", now).unwrap(), 1_000_000);
         assert!(time("from", "yesterday", now).is_err());
-    }
-
-    #[test]
-    fn close_names_are_close() {
-        let known = ["PM2.5", "PM10", "line_temperature"].map(str::to_owned);
-        assert_eq!(close_names("pm25", &known), ["\"PM2.5\"", "\"PM10\""]);
-        assert_eq!(close_names("line_temprature", &known), ["\"line_temperature\""]);
-        assert!(close_names("volume", &known).is_empty());
     }
 }

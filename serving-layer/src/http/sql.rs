@@ -1,17 +1,17 @@
-//! `POST /v1/sql`: a query, answered as JSON, CSV or an Arrow stream while it runs.
+//! `POST /v1/sql`: a query, answered as JSON, CSV or an Arrow stream while it runs. The query ends when its client does.
 
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use datafusion::error::DataFusionError;
-use futures::stream;
+use futures::{StreamExt, stream};
 use serde::Deserialize;
-use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::Api;
@@ -21,10 +21,10 @@ use super::error::ApiError;
 use super::wait::Patience;
 use crate::ServingError;
 use crate::coverage::Coverage;
-use crate::sql::Rows;
+use crate::sql::answer::{Answer, Items, Sink};
 
-/// Pieces of an answer that wait for the network.
-const AHEAD: usize = 4;
+/// Bytes of rows that are encoded at a time.
+const PIECE: usize = 4 << 20;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,6 +34,12 @@ struct Request {
     wait: Option<String>,
     /// So many rows are enough: the query ends with them.
     limit: Option<usize>,
+}
+
+impl Request {
+    fn of(sql: String) -> Self {
+        Self { sql, after: None, wait: None, limit: None }
+    }
 }
 
 pub(super) async fn sql(
@@ -47,9 +53,8 @@ pub(super) async fn sql(
             "Accept: choose from application/json, text/csv, application/vnd.apache.arrow.stream",
         )
     })?;
-    let request: Request = serde_json::from_slice(&body).map_err(|error| {
-        ApiError::invalid(format!("the body must be like {{\"sql\": \"SELECT 1\"}}: {error}"))
-    })?;
+    let content_type = headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or("?"));
+    let request = read(content_type, &body)?;
     api.instruments.queries.inc();
     let patience =
         Patience::read((request.after.as_deref(), request.wait.as_deref()), &headers, api.max_wait)?;
@@ -61,22 +66,16 @@ pub(super) async fn sql(
         }
     };
     let covered = coverage_headers(&rows.coverage);
-    let (sender, mut pieces) = mpsc::channel(AHEAD);
-    api.engine.runtime().start(encode(format, rows, request.limit.unwrap_or(usize::MAX), sender));
+    let most = request.limit.unwrap_or(usize::MAX);
+    let mut pieces = rows.map(move |schema, rows, sink| encode((format, most), schema, rows, sink));
     // A query that fails before its first row is an error of its own and no broken answer.
-    let first = match pieces.recv().await {
-        None => return Err(ServingError::Stopping.into()),
+    let first = match pieces.next().await {
+        None => Bytes::new(),
         Some(Err(error)) => return Err(error.into()),
         Some(Ok(piece)) => piece,
     };
-    let rest = stream::unfold(pieces, |mut pieces| async move {
-        let piece = pieces.recv().await?;
-        if let Err(error) = &piece {
-            warn!(error = error as &dyn std::error::Error, "a query failed after its first rows were sent");
-        }
-        Some((piece, pieces))
-    });
-    let all = futures::StreamExt::chain(stream::iter([Ok(first)]), rest);
+    let rest = stream::unfold(Some(pieces), next);
+    let all = stream::iter([Ok(first)]).chain(rest);
     Ok(([(CONTENT_TYPE, format.media_type())], covered, Body::from_stream(all)).into_response())
 }
 
@@ -94,39 +93,133 @@ fn coverage_headers(coverage: &Coverage) -> [(&'static str, String); 5] {
     ]
 }
 
+/// The next piece of an answer; nothing after an error.
+async fn next(pieces: Option<Answer<Bytes>>) -> Option<(Result<Bytes, ServingError>, Option<Answer<Bytes>>)> {
+    let mut pieces = pieces?;
+    match pieces.next().await? {
+        Ok(piece) => Some((Ok(piece), Some(pieces))),
+        Err(error) => {
+            warn!(
+                error = &error as &dyn std::error::Error,
+                "a query failed after its first rows were sent; the answer is cut off"
+            );
+            Some((Err(error), None))
+        }
+    }
+}
+
+/// The question of a body: JSON, a form, or text as it is.
+fn read(content_type: Option<&str>, body: &[u8]) -> Result<Request, ApiError> {
+    let text = std::str::from_utf8(body).map_err(|_| ApiError::invalid("the body must be UTF-8"))?;
+    let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let json = || {
+        serde_json::from_str::<Request>(text).map_err(|error| {
+            ApiError::invalid(format!("the body must be like {{\"sql\": \"SELECT 1\"}}: {error}"))
+        })
+    };
+    let request = match media_type.to_ascii_lowercase().as_str() {
+        "application/json" => json()?,
+        // What curl says of every body that it is given by -d.
+        "application/x-www-form-urlencoded" => match text.trim_start().starts_with('{') {
+            true => json()?,
+            false => form(text),
+        },
+        "" if text.trim_start().starts_with('{') => json()?,
+        "" | "text/plain" | "application/sql" => Request::of(text.to_owned()),
+        other => {
+            return Err(ApiError::invalid(format!(
+                "Content-Type: {other} cannot be read; send application/json like {{\"sql\": \"SELECT 1\"}}, a form with \
+                 query=, or the statement as text/plain"
+            )));
+        }
+    };
+    if request.sql.trim().is_empty() {
+        return Err(ApiError::invalid("the body has no statement; send for example SELECT 1 as text/plain"));
+    }
+    Ok(request)
+}
+
+/// The fields `query` or `sql`, `after` and `wait` of a form; a body that has no statement is one itself.
+fn form(text: &str) -> Request {
+    let field = |wanted: &str| {
+        let mut pairs = text.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find(|(name, _)| *name == wanted).map(|(_, value)| decode(value))
+    };
+    match field("query").or_else(|| field("sql")) {
+        Some(sql) => Request { after: field("after"), wait: field("wait"), ..Request::of(sql) },
+        None => Request::of(text.to_owned()),
+    }
+}
+
+/// The text of a form's value: `+` is a space, `%41` a byte.
+fn decode(value: &str) -> String {
+    let mut bytes = Vec::with_capacity(value.len());
+    let mut rest = value.as_bytes();
+    while let [first, after @ ..] = rest {
+        rest = after;
+        let escaped = match (first, after) {
+            (b'%', [high, low, ..]) => {
+                let digit =
+                    |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
+                digit(high).zip(digit(low)).map(|(high, low)| high << 4 | low)
+            }
+            _ => None,
+        };
+        bytes.push(match (escaped, first) {
+            (Some(byte), _) => {
+                rest = &after[2..];
+                byte
+            }
+            (None, b'+') => b' ',
+            (None, byte) => *byte,
+        });
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 /// Writes rows until there are no more, or enough.
 async fn encode(
-    format: Format,
-    mut rows: Rows,
-    enough: usize,
-    sender: mpsc::Sender<Result<Bytes, ServingError>>,
+    (format, most): (Format, usize),
+    schema: SchemaRef,
+    mut rows: Items<RecordBatch>,
+    sink: Sink<Bytes>,
 ) {
-    let mut left = enough;
     let failed = |source| ServingError::Run { source: Box::new(DataFusionError::from(source)) };
-    let mut encoder = match Encoder::new(format, &rows.schema) {
+    let mut encoder = match Encoder::new(format, &schema) {
         Ok(encoder) => encoder,
         Err(error) => {
             // Nobody is left to be told when this fails.
-            let _ = sender.send(Err(failed(error))).await;
+            sink.send(Err(failed(error))).await;
             return;
         }
     };
-    while let Some(batch) = rows.batches.recv().await {
-        let wanted = batch.map(|batch| batch.slice(0, batch.num_rows().min(left)));
-        left -= wanted.as_ref().map_or(0, RecordBatch::num_rows);
-        let piece = wanted.and_then(|batch| encoder.write(&batch).map_err(failed));
-        let ended = piece.is_err();
-        // What an encoder keeps back comes with the next batch.
-        if matches!(&piece, Ok(bytes) if bytes.is_empty()) {
-            continue;
-        }
-        if sender.send(piece).await.is_err() || ended {
-            return;
-        }
-        if left == 0 {
-            break;
+    let mut left = most;
+    while left > 0
+        && let Some(batch) = rows.next().await
+    {
+        let batch = match batch {
+            Ok(batch) => batch.slice(0, batch.num_rows().min(left)),
+            Err(error) => {
+                sink.send(Err(error)).await;
+                return;
+            }
+        };
+        left -= batch.num_rows();
+        let each = batch.get_array_memory_size() / batch.num_rows().max(1) + 1;
+        let length = (PIECE / each).max(1);
+        for start in (0..batch.num_rows()).step_by(length) {
+            let rows = batch.slice(start, length.min(batch.num_rows() - start));
+            let piece = encoder.write(&rows).map_err(failed);
+            // What an encoder keeps back comes with the next rows.
+            if matches!(&piece, Ok(bytes) if bytes.is_empty()) {
+                continue;
+            }
+            if !sink.send(piece).await {
+                return;
+            }
         }
     }
-    drop(rows);
-    let _ = sender.send(encoder.finish().map_err(failed)).await;
+    if sink.send(encoder.finish().map_err(failed)).await {
+        sink.finish();
+    }
 }

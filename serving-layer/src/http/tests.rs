@@ -182,7 +182,10 @@ async fn what_is_wrong_is_said() {
     assert_eq!(status, 400, "{}", String::from_utf8_lossy(&body));
     assert_eq!(client.sql("SELECT 1 / 0", "application/json").await.0, 400);
     assert_eq!(client.sql("SELECT 1", "text/html").await.0, 400);
-    let request = Request::post("/v1/sql").body(Body::from("SELECT 1")).unwrap();
+    let request = Request::post("/v1/sql")
+        .header(CONTENT_TYPE, "application/xml")
+        .body(Body::from("SELECT 1"))
+        .unwrap();
     assert_eq!(client.send(request).await.status(), 400);
     assert!(client.get("/metrics").await.1.as_str().unwrap().contains("wye_serving_http_errors_total 7"));
 }

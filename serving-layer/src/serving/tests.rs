@@ -93,6 +93,7 @@ async fn what_is_written_shows_up_and_a_batch_view_takes_over() {
         telemetry: telemetry.clone(),
         batch_trigger: None,
         probes: Vec::new(),
+        host: Arc::new(crate::sql::UnknownHost),
     };
     let serving = Serving::start(config, parts, shutdown.clone()).await.unwrap();
     serving.until_ready().await;

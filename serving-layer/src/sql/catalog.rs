@@ -1,6 +1,6 @@
 //! The names that SQL knows, over one capture: fixed tables first, then one view per metric and per rollup.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use arrow::array::{
@@ -18,6 +18,7 @@ use wye_tables::views::CommittedRun;
 
 use super::Sources;
 use super::columns::{Builder, Column};
+use super::names::same_but_case;
 use super::table::{Layers, MergedTable, TableSpec};
 use crate::coverage::{Coverage, PartitionCoverage, Reason};
 use crate::directory::{Directory, SeriesInfo};
@@ -73,8 +74,17 @@ impl SchemaProvider for CaptureSchema {
         names
     }
 
+    /// A name that differs from that of only one table in nothing but case is that table's.
     async fn table(&self, name: &str) -> Result<Option<Arc<dyn TableProvider>>> {
-        Ok(Some(match name {
+        let mut views = self.views();
+        let name = match TABLES.contains(&name) || views.contains_key(name) {
+            true => name.to_owned(),
+            false => match same_but_case(name, self.names().iter()).as_slice() {
+                [only] => (*only).to_owned(),
+                _ => return Ok(None),
+            },
+        };
+        Ok(Some(match name.as_str() {
             "readings" => {
                 let snapshot = self.sources.readings.snapshot().await.map_err(external)?;
                 snapshot.provider().await.map_err(external)?
@@ -87,7 +97,7 @@ impl SchemaProvider for CaptureSchema {
             "unified_series" => self.wide(Layers::Both),
             UNIFIED_METRICS => memory(self.newest())?,
             UNIFIED_METRICS_CLASSIC => memory(self.classic()?)?,
-            _ => match self.views().remove(name) {
+            name => match views.remove(name) {
                 Some(view) => self.merged(self.spec(&view)),
                 None => return Ok(None),
             },
@@ -104,6 +114,11 @@ impl SchemaProvider for CaptureSchema {
 }
 
 impl CaptureSchema {
+    /// The names of all tables.
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        self.views().into_keys().chain(TABLES.map(str::to_owned)).collect()
+    }
+
     /// All views by name; a definition's name wins over a name of the family.
     fn views(&self) -> BTreeMap<String, View> {
         let mut views = BTreeMap::new();

@@ -112,6 +112,19 @@ async fn a_named_metric_has_its_own_columns_and_rollups() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_rollup_over_hundreds_of_files_has_each_window_once() {
+    let site = Site::new().await;
+    let files: Vec<Vec<Row>> = (0..400)
+        .map(|minute| vec![(family("t", "a"), minute * MINUTE, summary(&[(1.0, minute * 60)]))])
+        .collect();
+    site.batch(10, &files).await;
+    for _ in 0..10 {
+        let counted = "SELECT count(*), count(DISTINCT window_start), sum(\"count\") FROM t_1h";
+        assert_eq!(site.sql(counted).await, "7,7,400");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn current_values_are_the_newest_windows() {
     let site = Site::new().await;
     let now = wye_runtime::clock::now_micros() / MINUTE * MINUTE;
@@ -175,9 +188,66 @@ async fn nothing_can_be_changed() {
         "SELEC 1",
         "SELECT nothing FROM unified_series",
     ] {
-        let error = site.engine.query(sql).await.expect_err(sql);
+        let error = site.refused(sql).await;
         assert_eq!(error.kind(), wye_domain::ErrorKind::Invalid, "{sql}: {error}");
         assert!(!error.to_string().contains("backtrace"), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_without_quotes_fit_whatever_their_case() {
+    let site = Site::new().await;
+    let one = |metric: &str| (family(metric, "a"), 0, summary(&[(1.0, 1)]));
+    site.batch(10, &[vec![one("PM2.5"), one("TEMP"), one("dew"), one("dewPoint"), one("Dewpoint")]]).await;
+    for sql in [
+        "SELECT last FROM TEMP",
+        "SELECT last FROM temp",
+        "SELECT t.last FROM Temp t",
+        "SELECT TEMP.last FROM TEMP",
+        "SELECT Last FROM TEMP WHERE Device_ID = 'a'",
+        "SELECT last FROM TEMP_1H",
+        "SELECT last FROM DEW",
+        "SELECT last FROM \"dewPoint\"",
+        "SELECT X FROM (SELECT last AS \"X\" FROM temp) WHERE x > 0 ORDER BY X",
+        "SELECT s.x FROM (SELECT last AS \"X\" FROM temp) s",
+    ] {
+        assert_eq!(site.sql(sql).await, "1.0", "{sql}");
+    }
+    // What can be planned as it is written is left alone.
+    assert_eq!(site.sql("SELECT x FROM (SELECT 1 AS \"X\", 2 AS x)").await, "2");
+    for (sql, words) in [
+        ("SELECT * FROM tmep", vec!["no table tmep", "\"TEMP\""]),
+        ("SELECT * FROM dewpoint", vec!["no table dewpoint", "\"Dewpoint\" or \"dewPoint\"", "quotes"]),
+        ("SELECT * FROM volume", vec!["no table volume", "SHOW TABLES"]),
+        ("SELECT lst FROM temp", vec!["no column lst", "\"last\""]),
+        ("SELECT nothing FROM temp", vec!["no column nothing", "device_id", "window_start"]),
+        ("SELECT x FROM (SELECT 1 AS \"X\", 2 AS \"X\")", vec!["two columns", "AS"]),
+        ("SELECT last FROM temp a, temp b", vec!["last", "several tables"]),
+        ("SELEC 1", vec!["line 1, column 1", "SELEC"]),
+        ("SELECT 1\n  FROM t t t", vec!["line 2, column 12"]),
+        ("SELECT", vec!["statement ends"]),
+        ("SELECT foo(1)", vec!["foo"]),
+        ("SELECT lenght('a')", vec!["lenght", "length"]),
+        ("SELECT 1 + 'a'", vec!["a"]),
+        ("SELECT 1 / 0", vec!["divide by zero"]),
+        ("SELECT sum(device_id) FROM temp", vec!["sum"]),
+        ("SELECT device_id, count(*) FROM temp", vec!["device_id", "GROUP BY"]),
+        ("SELECT CAST('x' AS BIGINT)", vec!["'x'"]),
+        ("SELECT $1", vec!["$1"]),
+        ("SELECT 1; SELECT 2", vec!["single"]),
+        ("INSERT INTO readings VALUES (1)", vec!["INSERT is refused", "only reads"]),
+        ("", vec!["statement"]),
+    ] {
+        let error = site.refused(sql).await;
+        let message = error.to_string();
+        assert_eq!(error.kind(), wye_domain::ErrorKind::Invalid, "{sql}: {message}");
+        for word in words {
+            assert!(message.contains(word), "{sql}: {message}");
+        }
+        for word in ["DataFusion", "SchemaError", "External error", "Error during", "caused by", "wye.public"]
+        {
+            assert!(!message.contains(word), "{sql}: {message}");
+        }
     }
 }
 

@@ -86,6 +86,8 @@ pub struct Config {
     pub archive: ArchiveSection,
     /// Batch layer.
     pub batch: BatchSection,
+    /// Queries.
+    pub sql: SqlSection,
     /// Metric definitions as written.
     #[serde(default)]
     pub metric: Vec<MetricConfig>,
@@ -244,6 +246,25 @@ pub struct BatchSection {
     pub interval: Duration,
     #[serde(with = "humantime_serde")]
     pub keep_versions: Duration,
+}
+
+/// `[sql]`
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "default.toml documents every setting")]
+pub struct SqlSection {
+    #[serde(deserialize_with = "byte_size")]
+    pub memory: usize,
+    #[serde(deserialize_with = "byte_size")]
+    pub spill: usize,
+    #[serde(with = "humantime_serde")]
+    pub time: Duration,
+    pub max_rows: usize,
+    pub threads: usize,
+    pub long_queries: usize,
+    pub waiting: usize,
+    #[serde(with = "humantime_serde")]
+    pub patience: Duration,
 }
 
 impl Config {
@@ -443,6 +464,7 @@ mod tests {
         let config = Config::load(None, []).unwrap();
         assert_eq!(config.ingest.max_body, 64 << 20);
         assert_eq!(config.speed.flush_interval, Duration::from_millis(100));
+        assert_eq!((config.sql.memory, config.sql.spill), (0, 10 << 30));
         assert!(config.definitions(None).unwrap().is_empty());
     }
 

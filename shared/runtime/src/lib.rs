@@ -5,5 +5,6 @@
 pub mod config;
 
 pub mod clock;
+pub mod memory;
 pub mod shutdown;
 pub mod telemetry;

@@ -26,7 +26,8 @@ pub(crate) struct FilePlan<'a> {
     pub(crate) root: &'a TableRoot,
     /// The columns of the files; text may be asked for as dictionaries.
     pub(crate) file_schema: SchemaRef,
-    /// The files, group by group; each group is a plan partition and is read in this order.
+    /// The files, group by group; each group is a plan partition and is read in this order. No plan partition takes a
+    /// file of another one, however idle it is: who reads the plan may rest on it.
     pub(crate) groups: Vec<Vec<PartitionedFile>>,
     /// What each group is sorted by; no promise when empty.
     pub(crate) sorted_by: &'a [&'a str],
@@ -60,6 +61,7 @@ impl FilePlan<'_> {
             .with_output_ordering(ordering.into_iter().collect())
             .with_projection_indices(Some(read.clone()))?
             .with_batch_size(self.batch_size)
+            .with_preserve_order(true)
             .build();
         let scan: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(config);
         let Some(filter) = self.filter else { return Ok(scan) };

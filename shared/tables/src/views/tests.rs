@@ -197,3 +197,34 @@ async fn cleaning_keeps_what_readers_need() {
     let woken = sleeper.latest().await.unwrap().unwrap();
     assert_eq!((Some(woken.version()), woken.horizon[&0], sum(&woken).await), (version, 64, 64));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_plan_partition_reads_its_own_file_only() {
+    let (_directory, views) = fixture();
+    let mut commit = prepared(&views, &rows(&["a"], &[0]), 1, None).await;
+    for count in 1..300 {
+        commit.files.extend(write(&views, &rows(&["a"], &[count])).await);
+    }
+    views.commit(commit).await.unwrap();
+    let snapshot = views.latest().await.unwrap().unwrap();
+    let plan = snapshot.scan(&["count"], &[]).unwrap();
+    let orders: Vec<Vec<i64>> = futures::future::join_all((0..4).map(|_| run(Arc::clone(&plan))))
+        .await
+        .into_iter()
+        .map(|partitions| {
+            assert_eq!(partitions.len(), 300);
+            partitions
+                .iter()
+                .map(|batches| {
+                    let counts: Vec<i64> = batches
+                        .iter()
+                        .flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec())
+                        .collect();
+                    assert_eq!(counts.len(), 1, "{counts:?}");
+                    counts[0]
+                })
+                .collect()
+        })
+        .collect();
+    assert!(orders.iter().all(|order| *order == orders[0]));
+}

@@ -1,0 +1,94 @@
+//! How many bytes values have, row by row; close enough to bound what is made of them.
+
+use arrow::array::{Array, AsArray, ListArray, RecordBatch};
+use arrow::datatypes::{DataType, Int32Type};
+use datafusion::logical_expr::ColumnarValue;
+
+/// Bytes of each row of an argument.
+pub(super) enum Sizes {
+    /// The same in every row.
+    Same(u64),
+    Each(Vec<u64>),
+}
+
+impl Sizes {
+    pub(super) fn of(value: &ColumnarValue) -> Self {
+        match value {
+            ColumnarValue::Scalar(value) => Self::Same(value.size() as u64),
+            ColumnarValue::Array(array) => Self::Each(row_bytes(array)),
+        }
+    }
+
+    pub(super) fn at(&self, row: usize) -> u64 {
+        match self {
+            Self::Same(bytes) => *bytes,
+            Self::Each(bytes) => bytes.get(row).copied().unwrap_or_default(),
+        }
+    }
+}
+
+/// Bytes of each row of an array.
+pub(super) fn row_bytes(array: &dyn Array) -> Vec<u64> {
+    let rows = array.len();
+    let of_lengths = |length: &dyn Fn(usize) -> usize| (0..rows).map(|row| length(row) as u64).collect();
+    match array.data_type() {
+        DataType::Utf8 => of_lengths(&|row| array.as_string::<i32>().value_length(row) as usize),
+        DataType::LargeUtf8 => of_lengths(&|row| array.as_string::<i64>().value_length(row) as usize),
+        DataType::Binary => of_lengths(&|row| array.as_binary::<i32>().value_length(row) as usize),
+        DataType::LargeBinary => of_lengths(&|row| array.as_binary::<i64>().value_length(row) as usize),
+        DataType::Utf8View => array.as_string_view().lengths().map(u64::from).collect(),
+        DataType::BinaryView => array.as_binary_view().lengths().map(u64::from).collect(),
+        DataType::List(_) => {
+            let lists: &ListArray = array.as_list();
+            let each = average(lists.values().as_ref());
+            of_lengths(&|row| lists.value_length(row) as usize * each + 4)
+        }
+        DataType::LargeList(_) => {
+            let lists = array.as_list::<i64>();
+            let each = average(lists.values().as_ref());
+            of_lengths(&|row| lists.value_length(row) as usize * each + 8)
+        }
+        DataType::Map(..) => {
+            let maps = array.as_map();
+            let each = average(maps.entries());
+            of_lengths(&|row| maps.value_length(row) as usize * each + 4)
+        }
+        DataType::Dictionary(key, _) if **key == DataType::Int32 => {
+            let words = array.as_dictionary::<Int32Type>();
+            let bytes = row_bytes(words.values().as_ref());
+            words.keys().iter().map(|key| key.map_or(0, |key| bytes[key as usize])).collect()
+        }
+        DataType::Struct(_) => {
+            let mut all = vec![0; rows];
+            for column in array.as_struct().columns() {
+                all.iter_mut().zip(row_bytes(column.as_ref())).for_each(|(sum, bytes)| *sum += bytes);
+            }
+            all
+        }
+        _ => vec![average(array) as u64; rows],
+    }
+}
+
+/// Bytes of a row of a batch, of the largest.
+pub(super) fn largest_row(batch: &RecordBatch) -> u64 {
+    let mut all = vec![0; batch.num_rows()];
+    for column in batch.columns() {
+        if fixed(column.data_type()) {
+            continue;
+        }
+        all.iter_mut().zip(row_bytes(column.as_ref())).for_each(|(sum, bytes)| *sum += bytes);
+    }
+    all.into_iter().max().unwrap_or_default()
+}
+
+fn fixed(data_type: &DataType) -> bool {
+    data_type.is_primitive() || matches!(data_type, DataType::Boolean | DataType::Null)
+}
+
+/// Bytes of an item, on average.
+fn average(array: &dyn Array) -> usize {
+    match array.data_type().primitive_width() {
+        Some(width) => width,
+        None => array.get_array_memory_size().checked_div(array.len()).unwrap_or_default() + 1,
+    }
+}

@@ -1,0 +1,181 @@
+//! What DataFusion says of a query, in plain words: what is wrong, where, and what to do. Names of its types, rules and
+//! layers mean nothing to the one who asked.
+
+use datafusion::common::SchemaError;
+use datafusion::error::DataFusionError;
+
+use super::names;
+use crate::ServingError;
+
+/// Beginnings that say nothing to the one who asked.
+const PREFIXES: [&str; 14] = [
+    "Error during planning: ",
+    "Execution error: ",
+    "Arrow error: ",
+    "Invalid argument error: ",
+    "Compute error: ",
+    "Schema error: ",
+    "Parser error: ",
+    "Cast error: ",
+    "SQL error: ",
+    "External error: ",
+    "This feature is not implemented: ",
+    "Invalid or Unsupported Configuration: ",
+    "sql parser error: ",
+    "type_coercion\ncaused by\n",
+];
+/// Bytes of a message; a longer one is cut.
+const LONGEST: usize = 1_000;
+
+/// Sorts what DataFusion says into what the asker can mend and what not.
+pub(crate) fn translate(error: DataFusionError) -> ServingError {
+    let position = position(&error);
+    let message = match root(&error) {
+        DataFusionError::ResourcesExhausted(message) => {
+            let message = first_line(message);
+            return ServingError::Limit {
+                message: format!(
+                    "the query needs more memory or disk than queries may have ([sql] memory, spill); ask for less, or for \
+                     fewer rows at a time ({message})"
+                ),
+            };
+        }
+        DataFusionError::SchemaError(problem, _) => of_schema(problem),
+        DataFusionError::SQL(problem, _) => of_parser(&problem.to_string()),
+        DataFusionError::External(problem) => {
+            if let Some(ours) = problem.downcast_ref::<ServingError>() {
+                ours.to_string()
+            } else {
+                return ServingError::Run { source: Box::new(error) };
+            }
+        }
+        DataFusionError::ArrowError(problem, _) => tidy(&problem.to_string()),
+        problem @ (DataFusionError::Plan(_)
+        | DataFusionError::NotImplemented(_)
+        | DataFusionError::Configuration(_)
+        | DataFusionError::Execution(_)) => tidy(&problem.message()),
+        _ => return ServingError::Run { source: Box::new(error) },
+    };
+    let message = match position {
+        Some((line, column)) if !message.starts_with("line ") => {
+            format!("line {line}, column {column}: {message}")
+        }
+        _ => message,
+    };
+    ServingError::Query { message }
+}
+
+/// The error that all others are about; of several, the first.
+fn root(error: &DataFusionError) -> &DataFusionError {
+    match error.find_root() {
+        DataFusionError::Collection(errors) => errors.first().map_or(error, root),
+        DataFusionError::Diagnostic(_, inner) | DataFusionError::Context(_, inner) => root(inner),
+        DataFusionError::Shared(inner) => root(inner),
+        root => root,
+    }
+}
+
+/// Where in the statement, where that is known.
+fn position(error: &DataFusionError) -> Option<(u64, u64)> {
+    let first = match error {
+        DataFusionError::Collection(errors) => errors.first()?,
+        error => error,
+    };
+    let span = first.diagnostic()?.span?;
+    (span.start.line > 0).then_some((span.start.line, span.start.column))
+}
+
+fn of_schema(problem: &SchemaError) -> String {
+    match problem {
+        SchemaError::FieldNotFound { field, valid_fields } => {
+            names::unknown_column_message(field, valid_fields)
+        }
+        SchemaError::AmbiguousReference { field } => format!(
+            "the column {} is in several tables; write the table's name before it, as in t.{}",
+            field.name, field.name
+        ),
+        SchemaError::DuplicateQualifiedField { name, .. }
+        | SchemaError::DuplicateUnqualifiedField { name } => {
+            format!("two columns are named {name}; give one another name with AS")
+        }
+    }
+}
+
+/// "Expected: an expression, found: EOF at Line: 1, Column: 8" with its place first.
+fn of_parser(text: &str) -> String {
+    let text = tidy(text);
+    if text.contains("recursion limit") {
+        return "the statement is nested too deeply; use WITH for the inner parts".to_owned();
+    }
+    let text = text.replace("Expected: ", "expected ").replace("expected: ", "expected ");
+    let text = text.replace(", found: EOF", " but the statement ends").replace(", found: ", " but found ");
+    let Some((problem, place)) = text.rsplit_once(" at Line: ") else { return text };
+    let Some((line, column)) = place.split_once(", Column: ") else { return problem.to_owned() };
+    let column: String = column.chars().take_while(char::is_ascii_digit).collect();
+    format!("line {line}, column {column}: {problem}")
+}
+
+/// Without what says nothing, on one line.
+fn tidy(text: &str) -> String {
+    let mut text = text.split("\n\nbacktrace").next().unwrap_or_default().trim();
+    loop {
+        let before = text;
+        for prefix in PREFIXES {
+            text = text.strip_prefix(prefix).unwrap_or(text);
+        }
+        if let Some((rule, rest)) = text.split_once("\ncaused by\n")
+            && rule.starts_with("Optimizer rule")
+        {
+            text = rest;
+        }
+        if text == before {
+            break;
+        }
+    }
+    if text.contains("require unique expression names") {
+        return "two columns have the same name; give one another name with AS".to_owned();
+    }
+    let text = text.replace("wye.public.", "").replace("DataFusion error: ", "").replace('\n', "; ");
+    let mut text = match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{} ...", &text[..end]),
+        None => text,
+    };
+    // Messages begin in lower case, names and keywords stay as they are.
+    let mut characters = text.chars();
+    if let (Some(first), Some(second)) = (characters.next(), characters.next())
+        && first.is_ascii_uppercase()
+        && second.is_ascii_lowercase()
+    {
+        text.replace_range(..1, &first.to_ascii_lowercase().to_string());
+    }
+    text.trim_end_matches('.').to_owned()
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_comes_first_and_layers_are_left_out() {
+        assert_eq!(
+            of_parser("sql parser error: Expected: an SQL statement, found: SELEC at Line: 1, Column: 1"),
+            "line 1, column 1: expected an SQL statement but found SELEC"
+        );
+        assert_eq!(
+            of_parser("sql parser error: Expected: an expression, found: EOF at Line: 2, Column: 7"),
+            "line 2, column 7: expected an expression but the statement ends"
+        );
+        assert_eq!(
+            tidy("Optimizer rule 'simplify' failed\ncaused by\nArrow error: Divide by zero error"),
+            "divide by zero error"
+        );
+        assert_eq!(
+            tidy("Error during planning: table 'wye.public.temp' not found"),
+            "table 'temp' not found"
+        );
+    }
+}
