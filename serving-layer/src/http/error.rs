@@ -91,8 +91,8 @@ impl IntoResponse for ApiError {
             &self.message
         };
         let body = Json(Body { request_id, error_code, message });
-        match self.kind {
-            ErrorKind::Unavailable => (status, [(RETRY_AFTER, RETRY_SECONDS)], body).into_response(),
+        match status {
+            StatusCode::SERVICE_UNAVAILABLE => (status, [(RETRY_AFTER, RETRY_SECONDS)], body).into_response(),
             _ => (status, body).into_response(),
         }
     }
