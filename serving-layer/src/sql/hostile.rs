@@ -181,7 +181,9 @@ async fn statements_of_every_shape_and_size_are_answered_or_refused() {
             let begun = std::time::Instant::now();
             if let Err(error) = outcome(&site, &sql).await {
                 let start: String = sql.chars().take(60).collect();
-                assert_eq!(error.kind(), ErrorKind::Invalid, "shape {shape}, size {size}, {start}: {error}");
+                if error.kind() != ErrorKind::Invalid {
+                    slow.push(format!("shape {shape}, size {size}, {start}: {error}"));
+                }
                 assert!(error.to_string().len() < 4_000, "shape {shape}, size {size}");
             }
             if begun.elapsed() > Duration::from_secs(15) {

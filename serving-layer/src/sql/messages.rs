@@ -8,9 +8,10 @@ use super::names;
 use crate::ServingError;
 
 /// Beginnings that say nothing to the one who asked.
-const PREFIXES: [&str; 14] = [
+const PREFIXES: [&str; 15] = [
     "Error during planning: ",
     "Execution error: ",
+    "Internal error: ",
     "Arrow error: ",
     "Invalid argument error: ",
     "Compute error: ",
@@ -132,9 +133,13 @@ fn tidy(text: &str) -> String {
             break;
         }
     }
+    if let Some(message) = of_arguments(text) {
+        return message;
+    }
     if text.contains("require unique expression names") {
         return "two columns have the same name; give one another name with AS".to_owned();
     }
+    let text = text.split("This issue was likely caused by").next().unwrap_or_default().trim();
     let text = text.replace("wye.public.", "").replace("DataFusion error: ", "").replace('\n', "; ");
     let mut text = match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{} ...", &text[..end]),
@@ -149,6 +154,16 @@ fn tidy(text: &str) -> String {
         text.replace_range(..1, &first.to_ascii_lowercase().to_string());
     }
     text.trim_end_matches('.').to_owned()
+}
+
+/// "Function 'sum' failed to match any signature, errors: ... requires Int64, but received String (DataType: ...)"
+fn of_arguments(text: &str) -> Option<String> {
+    let (function, rest) = text.strip_prefix("Function '")?.split_once("' failed to match any signature")?;
+    let given = rest.split("but received ").nth(1).and_then(|rest| rest.split([' ', ')', '.']).next());
+    Some(match given {
+        Some(given) => format!("{function} cannot be applied to a value of type {given}"),
+        None => format!("{function} cannot be applied to what it is given"),
+    })
 }
 
 fn first_line(text: &str) -> &str {

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::ops::ControlFlow;
 
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast::{self, ObjectName, Query, Visit, Visitor};
+use datafusion::sql::sqlparser::ast::{self, Query, TableFactor, Visit, Visitor};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Word};
 
@@ -32,8 +32,8 @@ const NESTING: usize = 40;
 const NAME: usize = 4 << 10;
 /// Bytes of a text between quotes.
 const TEXT: usize = 64 << 10;
-/// Tables that a statement reads, where a name of a WITH counts as the tables that it reads.
-const TABLES: usize = 100;
+/// Tables and queries that a statement reads from, where a name of a WITH counts as all that it reads from.
+const TABLES: usize = 64;
 
 /// Words that are operators.
 const OPERATOR_WORDS: [&str; 13] =
@@ -194,7 +194,8 @@ pub(super) fn check_kind(statement: &Statement, sql: &str) -> Result<(), Serving
     match counted {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => refuse(format!(
-            "the statement reads more than {TABLES} tables, where a name of a WITH counts as the tables that it reads"
+            "the statement reads from more than {TABLES} tables and queries, where a name of a WITH counts as all that it reads \
+             from"
         )),
     }
 }
@@ -276,9 +277,15 @@ impl Visitor for TableCounter {
         ControlFlow::Continue(())
     }
 
-    fn pre_visit_relation(&mut self, relation: &ObjectName) -> ControlFlow<()> {
-        let name = relation.to_string().to_lowercase();
-        let tables = self.known.get(name.trim_matches('"')).copied().unwrap_or(1);
+    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+        let tables = match factor {
+            TableFactor::Table { name, .. } => {
+                let name = name.to_string().to_lowercase();
+                self.known.get(name.trim_matches('"')).copied().unwrap_or(1)
+            }
+            // A query within counts beside its own tables.
+            _ => 1,
+        };
         match self.open.last_mut() {
             Some(open) => *open += tables,
             None => self.all += tables,
@@ -289,7 +296,7 @@ impl Visitor for TableCounter {
     fn post_visit_query(&mut self, query: &Query) -> ControlFlow<()> {
         let tables = self.open.pop().unwrap_or_default();
         if let Some(name) = self.pending.remove(&(&raw const *query)) {
-            self.known.insert(name, tables.max(1));
+            self.known.insert(name, tables + 1);
         } else if let Some(outer) = self.open.last_mut() {
             *outer += tables;
         } else {
