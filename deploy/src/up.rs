@@ -31,7 +31,7 @@ use wye_runtime::memory::machine_memory;
 use wye_runtime::telemetry::Telemetry;
 use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger, Probe};
 use wye_serving::serving::{Serving, ServingConfig, ServingParts};
-use wye_serving::sql::Limits;
+use wye_serving::sql::Limits as QueryLimits;
 use wye_speed::ingest::{self, Ingest};
 use wye_speed::layer::{Rhythm, SpeedLayer};
 use wye_speed::owner::Shared;
@@ -397,7 +397,6 @@ async fn start_serving(
         telemetry: telemetry.clone(),
         batch_trigger: Some(batch_trigger),
         probes,
-        probes: Vec::new(),
         host: Arc::new(Machine),
     };
     let config =
@@ -406,10 +405,10 @@ async fn start_serving(
 }
 
 /// What queries may use, with what the settings leave to the machine.
-fn query_limits(settings: &SqlSection, data_dir: &Path) -> Limits {
-    let defaults = Limits::default();
+fn query_limits(settings: &SqlSection, data_dir: &Path) -> QueryLimits {
+    let defaults = QueryLimits::default();
     let machine = machine_memory().map_or(defaults.memory, |bytes| (bytes / 4).min(MOST_QUERY_MEMORY));
-    Limits {
+    QueryLimits {
         memory: if settings.memory == 0 { machine } else { settings.memory },
         spill: settings.spill as u64,
         spill_folder: Some(data_dir.join("spill")),

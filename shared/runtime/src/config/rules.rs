@@ -17,6 +17,8 @@ pub(super) struct Unworkable {
 
 /// The smallest body in which a reading fits with its envelope.
 const SMALLEST_BODY: usize = 1 << 10;
+/// The smallest memory in which a query can be planned and sorted.
+const SMALLEST_QUERY_MEMORY: usize = 64 << 20;
 /// The most Kafka partitions that one topic of a cluster has in practice.
 const MOST_PARTITIONS: i32 = 10_000;
 
@@ -27,6 +29,7 @@ pub(super) fn check(config: &Config) -> Vec<Unworkable> {
     intake(config, &mut rules);
     speed(config, &mut rules);
     batch(config, &mut rules);
+    sql(config, &mut rules);
     rules.broken
 }
 
@@ -105,6 +108,22 @@ fn batch(config: &Config, rules: &mut Rules) {
         ),
         example: "\"60s\"",
     });
+}
+
+fn sql(config: &Config, rules: &mut Rules) {
+    let sql = &config.sql;
+    rules.refuse_if(sql.memory != 0 && sql.memory < SMALLEST_QUERY_MEMORY, || Unworkable {
+        section: "sql",
+        key: "memory",
+        problem: format!(
+            "is {} bytes, so that no query would fit; at least 64MiB, or 0B for a share of the machine's",
+            sql.memory
+        ),
+        example: "\"1GiB\"",
+    });
+    rules.at_least(("sql", "time"), sql.time, Duration::from_millis(100), "\"10m\"");
+    rules.at_least_one(("sql", "max_rows"), sql.max_rows, "100000000");
+    rules.at_least_one(("sql", "long_queries"), sql.long_queries, "4");
 }
 
 /// What is broken so far.
