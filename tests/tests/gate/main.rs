@@ -4,6 +4,7 @@ mod answers;
 mod bounded;
 mod clients;
 mod commands;
+mod coverage;
 mod crash;
 mod equivalence;
 mod mistakes;

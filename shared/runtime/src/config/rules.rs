@@ -22,6 +22,11 @@ const SMALLEST_QUERY_MEMORY: usize = 64 << 20;
 /// The most Kafka partitions that one topic of a cluster has in practice.
 const MOST_PARTITIONS: i32 = 10_000;
 
+/// The largest message of Wye's own topics, in bytes.
+const LARGEST_MESSAGE: usize = 8 << 20;
+/// Connections to the embedded broker that the layers may have at a time.
+const OWN_CONNECTIONS: usize = 32;
+
 /// All settings that cannot work.
 pub(super) fn check(config: &Config) -> Vec<Unworkable> {
     let mut rules = Rules::default();
@@ -57,6 +62,27 @@ fn log(config: &Config, rules: &mut Rules) {
             example: "\"kafka-1:9092,kafka-2:9092\"",
         });
     }
+    rules.at_least(("log", "embedded_idle"), log.embedded_idle, Duration::from_secs(1), "\"10m\"");
+    for (key, bytes, example) in [
+        ("embedded_memory", log.embedded_memory, "\"256MiB\""),
+        ("embedded_max_batch", log.embedded_max_batch, "\"64MiB\""),
+    ] {
+        rules.refuse_if(bytes < LARGEST_MESSAGE, || Unworkable {
+            section: "log",
+            key,
+            problem: format!("is {bytes} bytes, and a message of Wye may have 8MiB"),
+            example,
+        });
+    }
+    rules.refuse_if(log.embedded_connections < OWN_CONNECTIONS, || Unworkable {
+        section: "log",
+        key: "embedded_connections",
+        problem: format!(
+            "is {}, and Wye itself needs up to {OWN_CONNECTIONS} of them",
+            log.embedded_connections
+        ),
+        example: "400",
+    });
     rules.refuse_if(!is_address(&config.http.listen), || Unworkable {
         section: "http",
         key: "listen",

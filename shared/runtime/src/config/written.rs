@@ -12,6 +12,9 @@ use super::{Config, ConfigError, DEFAULTS, ENVIRONMENT_PREFIX, definition_error,
 /// The section of metric definitions, which is a list.
 const METRIC: &str = "metric";
 
+/// Settings whose values may be secret.
+const SECRET: [&str; 2] = ["client", "sasl_password"];
+
 /// The settings so far.
 pub(super) struct Written {
     defaults: toml::Table,
@@ -111,7 +114,11 @@ impl Written {
         alone[section][key] = value.clone();
         if let Err(error) = Config::deserialize(alone) {
             let wrong = error.to_string();
-            let wrong = wrong.lines().next().unwrap_or_default();
+            // What may be a password is shown nowhere.
+            let (value, wrong) = match SECRET.contains(&key) {
+                true => ("what was written".to_owned(), "it has another form"),
+                false => (value.to_string(), wrong.lines().next().unwrap_or_default()),
+            };
             let problem = format!(
                 "`{key}` in [{section}] cannot be {value}: {wrong}; write for example {key} = {default}"
             );

@@ -1,0 +1,83 @@
+//! What answers say of themselves, on the whole program: what is missing, until it is there, and what it is of.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use wye_tests::api::Api;
+use wye_tests::site::Site;
+use wye_tests::wait;
+
+const WITHIN: Duration = Duration::from_secs(30);
+
+fn get(api: &Api, path: &str) -> Result<(u16, Value)> {
+    let (status, body) = api.get(path)?;
+    Ok((status, serde_json::from_str(&body).with_context(|| body.clone())?))
+}
+
+/// Writes so many readings of one device, and returns the position behind them.
+fn write(api: &Api, from: u32, count: u32) -> Result<String> {
+    let readings: Vec<Value> = (from..from + count)
+        .map(|number| {
+            json!({"device_id": "pump", "metric": "pressure", "value": number, "unit": "bar",
+                   "event_time": "2026-01-01T00:00:00Z", "sequence": number})
+        })
+        .collect();
+    let (status, answer) = api.post("/v1/readings", &json!(readings))?;
+    ensure!(status == 200, "{answer}");
+    let answer: Value = serde_json::from_str(&answer)?;
+    Ok(answer["position"].as_str().context("no position")?.to_owned())
+}
+
+#[test]
+fn a_question_after_a_write_has_what_was_written() -> Result<()> {
+    let site = Site::new()?;
+    let mut server = site.up()?;
+    let api = server.ready()?;
+    for round in 1..=20 {
+        let position = write(&api, round * 10, 10)?;
+        // Before they are there, no answer says that it is complete.
+        let (status, early) = get(&api, "/v1/metrics/pressure/current")?;
+        let seen = early["rows"][0]["data_points"].as_u64().unwrap_or(0);
+        ensure!(status == 404 || early["complete"] == false || seen == u64::from(round) * 10, "{early}");
+        let path = match round % 2 {
+            0 => format!("/v1/metrics/pressure/current?after={position}"),
+            _ => format!("/v1/metrics/pressure/series?after={position}"),
+        };
+        let (status, answer) = get(&api, &path)?;
+        let row = if round % 2 == 0 { &answer["rows"][0] } else { &answer["series"][0]["points"][0] };
+        ensure!(status == 200 && row["data_points"].as_u64() == Some(u64::from(round) * 10), "{answer}");
+        let sql = json!({"sql": "SELECT sum(count) AS n FROM unified_series", "after": position});
+        let (status, answer) = api.post("/v1/sql", &sql)?;
+        ensure!(status == 200 && answer.contains(&format!("{}", round * 10)), "{answer}");
+    }
+    wait::until("complete answer", WITHIN, || {
+        let (_, coverage) = get(&api, "/v1/coverage")?;
+        Ok((coverage["complete"] == true && coverage["lacking"] == 0).then_some(()))
+    })?;
+    let (status, late) = get(&api, "/v1/coverage?after=0:999999&wait=50ms")?;
+    ensure!(status == 504 && late["error_code"] == "not_covered", "{late}");
+    wait::until("unit that the readings carry", WITHIN, || {
+        let (_, answer) = get(&api, "/v1/metrics/pressure/current")?;
+        Ok((answer["unit"] == "bar").then_some(()))
+    })?;
+    server.stop()
+}
+
+#[test]
+fn payloads_of_dead_letters_can_be_read() -> Result<()> {
+    let site = Site::new()?;
+    let mut server = site.up()?;
+    let api = server.ready()?;
+    let (status, _) = api.post("/v1/readings", &json!([{"device_id": "pump", "why": "no metric"}]))?;
+    ensure!(status == 400);
+    wait::until("dead letter", WITHIN, || {
+        let letters = api.sql("SELECT payload FROM dead_letters")?;
+        Ok(letters.rows.first().map(|row| row[0].clone()))
+    })
+    .and_then(|payload| {
+        ensure!(payload.contains("no metric"), "{payload}");
+        Ok(())
+    })?;
+    server.stop()
+}
