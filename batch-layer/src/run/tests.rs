@@ -74,9 +74,9 @@ async fn without_a_speed_layer_everything_archived_is_taken_and_announced_first(
     assert_eq!(site.view().await.values().map(|summary| summary.count).collect::<Vec<_>>(), [3]);
 }
 
-/// A reading of now, in the window that is open.
-async fn reading_of_now(site: &Site) {
-    let time = now_micros() / 1_000;
+/// A reading with an event time so many milliseconds ahead.
+async fn reading_ahead(site: &Site, millis: i64) {
+    let time = now_micros() / 1_000 + millis;
     let json = format!(r#"{{"device_id":"a","metric":"t","value":1,"event_time":{time}}}"#);
     site.send(wye_log::topics::READINGS, 0, json.as_bytes()).await;
 }
@@ -120,7 +120,7 @@ async fn only_row(site: &Site) -> (String, f64, f64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn time_settles_a_window_and_shows_what_did_not_come() {
     let site = Site::start(2).await;
-    reading_of_now(&site).await;
+    reading_ahead(&site, 0).await;
     site.archive(&[(0, 1)]).await;
     let runner = BatchRunner::open(site.parts_with(plans_by_second())).await.unwrap();
     assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::Committed);
@@ -142,12 +142,12 @@ async fn time_settles_a_window_and_shows_what_did_not_come() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_below_the_horizon_keeps_windows_open() {
     let site = Site::start(1).await;
-    reading_of_now(&site).await;
+    reading_ahead(&site, 5_000).await;
     site.archive(&[(0, 1)]).await;
     let runner = BatchRunner::open(site.parts_with(plans_by_second())).await.unwrap();
     runner.run(RunOptions::default()).await.unwrap();
     // A reading that nobody has archived may belong to the window.
-    reading_of_now(&site).await;
+    reading_ahead(&site, 5_000).await;
     let view = BatchViews::open(&site.root).unwrap().latest().await.unwrap().unwrap();
     let settles_at = view.run.unwrap().settles_at.unwrap();
     until("the window would be settled", async || now_micros() > settles_at).await;
