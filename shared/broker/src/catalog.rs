@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::disk::{Disk, OsDisk};
+use crate::disk::Disk;
 use crate::partition_log::PartitionLog;
 use crate::storage::{Damage, Storage};
 
@@ -111,13 +111,8 @@ impl Topic {
 }
 
 impl Catalog {
-    /// Opens a data directory of this machine, or starts an empty one. Fails with `WouldBlock` where another process has
+    /// Opens a data directory, or starts an empty one. Fails with `WouldBlock` where another process has
     /// it open, and with [`Damage`] where something acknowledged is not as it was written.
-    pub(crate) fn open(directory: &Path, segment_bytes: u64) -> io::Result<Self> {
-        Self::open_on(Arc::new(OsDisk), directory, segment_bytes)
-    }
-
-    /// As [`Self::open`], on any disk.
     pub(crate) fn open_on(disk: Arc<dyn Disk>, directory: &Path, segment_bytes: u64) -> io::Result<Self> {
         let storage = Arc::new(Storage::open(disk, directory)?);
         // A process that was killed may have left names that the system has and the disk has not.
@@ -148,6 +143,12 @@ impl Catalog {
             topics: Mutex::new(topics),
             appended: watch::Sender::new(0),
         })
+    }
+
+    /// Opens a data directory of this machine.
+    #[cfg(test)]
+    pub(crate) fn open(directory: &Path, segment_bytes: u64) -> io::Result<Self> {
+        Self::open_on(Arc::new(crate::disk::OsDisk), directory, segment_bytes)
     }
 
     /// All topics, by name. Never waits for the disk.

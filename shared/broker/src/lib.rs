@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use catalog::Catalog;
 use coordinator::Coordinator;
+use disk::{Disk, OsDisk};
 pub use error::BrokerError;
 pub use health::{HealthWatch, Trouble};
 pub use limits::Limits;
@@ -112,9 +113,14 @@ impl Broker {
     /// `Storage`: of kind `Conflict` when another process has the directory or the port, `Corrupt` when the
     /// directory holds something else.
     pub async fn start(config: BrokerConfig) -> Result<Self, BrokerError> {
+        Self::start_on(Arc::new(OsDisk), config).await
+    }
+
+    async fn start_on(disk: Arc<dyn Disk>, config: BrokerConfig) -> Result<Self, BrokerError> {
         let started = Instant::now();
         let (directory, segment_bytes) = (config.data_dir.clone(), config.segment_bytes);
-        let opened = tokio::task::spawn_blocking(move || Catalog::open(&directory, segment_bytes)).await;
+        let open = move || Catalog::open_on(disk, &directory, segment_bytes);
+        let opened = tokio::task::spawn_blocking(open).await;
         let catalog = match opened {
             Ok(Ok(catalog)) => Arc::new(catalog),
             Ok(Err(source)) if source.kind() == io::ErrorKind::WouldBlock => {

@@ -199,7 +199,14 @@ impl Offsets {
             }
             let mut at = 0;
             while let Ok(batch) = RecordBatch::read_header(&fetched.records[at..]) {
-                let entry = records::single_value(&fetched.records[at..at + batch.size]);
+                let bytes = &fetched.records[at..at + batch.size];
+                offset = batch.end_offset();
+                at += batch.size;
+                if batch.records == 0 {
+                    // What stood here was damaged and given up.
+                    continue;
+                }
+                let entry = records::single_value(bytes);
                 let entry = entry.and_then(|value| serde_json::from_slice(value).ok());
                 let entry = entry.ok_or_else(|| {
                     let message =
@@ -207,8 +214,6 @@ impl Offsets {
                     io::Error::new(io::ErrorKind::InvalidData, message)
                 })?;
                 apply(&mut self.lock(), entry, batch.base_offset);
-                offset = batch.end_offset();
-                at += batch.size;
             }
         }
     }

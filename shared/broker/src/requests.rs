@@ -16,7 +16,7 @@ use crate::server::Server;
 
 mod configs;
 mod groups;
-mod produce;
+pub(crate) mod produce;
 mod topics;
 
 pub(crate) use topics::read_error;
@@ -71,19 +71,16 @@ pub(crate) struct Client {
     pub(crate) peer: SocketAddr,
 }
 
-/// Answers one request; `None` where the client asked for no acknowledgement. `room` gets the memory that a large
-/// answer takes. An error closes the connection.
+/// Answers one request, those aside that [`produce`] answers. `room` gets the memory that a large answer takes. An error
+/// closes the connection.
 pub(crate) async fn answer(
     server: &Server,
     request: RequestKind,
     version: i16,
     client: &Client,
     room: &mut Room,
-) -> io::Result<Option<ResponseKind>> {
+) -> io::Result<ResponseKind> {
     let response = match request {
-        RequestKind::Produce(request) => {
-            return Ok(produce::produce(server, request, version).await?.map(ResponseKind::Produce));
-        }
         RequestKind::Fetch(request) => ResponseKind::Fetch(fetch::fetch(server, request, room).await?),
         RequestKind::ApiVersions(_) => ResponseKind::ApiVersions(api_versions()),
         RequestKind::InitProducerId(request) => ResponseKind::InitProducerId(
@@ -141,7 +138,7 @@ pub(crate) async fn answer(
         ),
         _ => return Err(io::Error::from(io::ErrorKind::Unsupported)),
     };
-    Ok(Some(response))
+    Ok(response)
 }
 
 /// All that is served, as clients are told.

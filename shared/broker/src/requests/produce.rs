@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use futures::future::try_join_all;
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::produce_request::TopicProduceData;
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
@@ -18,29 +19,90 @@ use tracing::error;
 use super::blocking;
 use crate::catalog::Topic;
 use crate::offsets;
-use crate::partition_log::AppendError;
+use crate::partition_log::{AppendError, Written};
 use crate::produced::{self, Refusal, Rules, Stamp, Zstd};
 use crate::server::Server;
 use crate::topic_settings;
 
 /// The first version of Produce that knows Zstandard (KIP-110).
 const ZSTD_SINCE: i16 = 7;
+const NO_PARTITION: Refusal = Refusal {
+    error: ResponseError::UnknownTopicOrPartition,
+    reason: "there is no such topic or partition; create the topic first",
+};
 
-/// Answers a produce request; `None` where the client wants no answer.
-pub(super) async fn produce(
-    server: &Server,
-    request: ProduceRequest,
-    version: i16,
-) -> io::Result<Option<ProduceResponse>> {
-    let silent = request.acks == 0;
+/// The answer to a produce request whose records are written, and not on the disk yet.
+#[derive(Debug)]
+pub(crate) struct Unsynced {
+    response: ProduceResponse,
+    silent: bool,
+    written: Vec<Slot>,
+}
+
+/// What was written to one Kafka partition, and where the answer tells of it.
+#[derive(Debug)]
+struct Slot {
+    topic: Arc<Topic>,
+    kafka_partition: i32,
+    written: Written,
+    /// Among the topics of the answer, and the Kafka partitions of that.
+    place: (usize, usize),
+}
+
+/// Checks and writes what a request brings. It is acknowledged by [`sync_all`].
+pub(crate) async fn write(server: &Server, request: ProduceRequest, version: i16) -> io::Result<Unsynced> {
     let unpacking = Arc::clone(&server.unpacking).acquire_owned().await.map_err(io::Error::other)?;
-    let response = blocking(server, move |server| {
+    blocking(server, move |server| {
         let checked = check_all(server, &request, version, unpacking);
-        append_all(&request, checked)
-    });
-    let response = response.await?;
+        write_all(&request, checked)
+    })
+    .await
+}
+
+/// Brings what several requests have written to the disk together; the answer to each, or `None` where the client wants
+/// none. Kafka partitions do not wait for each other.
+pub(crate) async fn sync_all(
+    server: &Server,
+    requests: Vec<Unsynced>,
+) -> io::Result<Vec<Option<ProduceResponse>>> {
+    let mut answers = Vec::with_capacity(requests.len());
+    let mut by_partition: Vec<Vec<(usize, Slot)>> = Vec::new();
+    for (number, Unsynced { response, silent, written }) in requests.into_iter().enumerate() {
+        answers.push((response, silent));
+        for slot in written {
+            match by_partition.iter_mut().find(|slots| slots[0].1.is_beside(&slot)) {
+                Some(slots) => slots.push((number, slot)),
+                None => by_partition.push(vec![(number, slot)]),
+            }
+        }
+    }
+    let syncs = by_partition.into_iter().map(|slots| blocking(server, move |_| sync_partition(slots)));
+    for (number, (topic, partition), outcome) in try_join_all(syncs).await?.into_iter().flatten() {
+        let answer = &mut answers[number].0.responses[topic].partition_responses[partition];
+        match outcome {
+            Ok(log_start_offset) => answer.log_start_offset = log_start_offset,
+            Err(refused) => refuse(answer, &refused),
+        }
+    }
     server.catalog.announce_append();
-    Ok((!silent).then_some(response))
+    Ok(answers.into_iter().map(|(response, silent)| (!silent).then_some(response)).collect())
+}
+
+/// Syncs what was written to one Kafka partition: for each slot, its request, its place, and the low watermark.
+fn sync_partition(slots: Vec<(usize, Slot)>) -> Vec<(usize, (usize, usize), Result<i64, Refusal>)> {
+    let sync = |slot: &Slot| {
+        let partition = slot.topic.partition(slot.kafka_partition).ok_or(NO_PARTITION)?;
+        partition.sync(&slot.written).map_err(|refused| refusal(&refused))?;
+        Ok(partition.range().low)
+    };
+    slots.into_iter().map(|(number, slot)| (number, slot.place, sync(&slot))).collect()
+}
+
+impl Slot {
+    /// Whether both are of the same Kafka partition.
+    fn is_beside(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.topic, &other.topic) && self.kafka_partition == other.kafka_partition
+    }
 }
 
 /// What is to be appended to a Kafka partition, or why nothing is.
@@ -87,10 +149,7 @@ fn check<'a>(
         });
     }
     let topic = topic.filter(|topic| topic.partition(kafka_partition).is_some());
-    let topic = topic.ok_or(Refusal {
-        error: ResponseError::UnknownTopicOrPartition,
-        reason: "there is no such topic or partition; create the topic first",
-    })?;
+    let topic = topic.ok_or(NO_PARTITION)?;
     let log_append_time = topic_settings::is_stamped_by_log(&topic.config).then(now);
     let rules = Rules {
         max_batch_bytes: topic.max_message_bytes(),
@@ -102,52 +161,60 @@ fn check<'a>(
     Ok(Sound { topic: Arc::clone(topic), records, log_append_time })
 }
 
-/// Appends what was found sound, and answers in the order of the request.
-fn append_all(request: &ProduceRequest, checked: Vec<Checked<'_>>) -> ProduceResponse {
+/// Writes what was found sound; the answer is in the order of the request.
+fn write_all(request: &ProduceRequest, checked: Vec<Checked<'_>>) -> Unsynced {
     let mut checked = checked.into_iter();
-    let responses = request.topic_data.iter().map(|data| append_topic(data, &mut checked)).collect();
-    ProduceResponse::default().with_responses(responses)
+    let mut unsynced = Unsynced {
+        response: ProduceResponse::default(),
+        silent: request.acks == 0,
+        written: Vec::with_capacity(checked.len()),
+    };
+    for data in &request.topic_data {
+        let answers = write_topic(data, &mut checked, &mut unsynced);
+        unsynced.response.responses.push(answers);
+    }
+    unsynced
 }
 
-fn append_topic<'a>(
+fn write_topic<'a>(
     data: &TopicProduceData,
     checked: &mut impl Iterator<Item = Checked<'a>>,
+    unsynced: &mut Unsynced,
 ) -> TopicProduceResponse {
-    let partitions = data.partition_data.iter().zip(checked).map(|(partition, checked)| {
-        let response =
+    let mut answers = Vec::with_capacity(data.partition_data.len());
+    for (partition, checked) in data.partition_data.iter().zip(checked) {
+        let mut answer =
             PartitionProduceResponse::default().with_index(partition.index).with_log_append_time_ms(-1);
-        match checked.and_then(|sound| append(&sound, partition.index)) {
-            Ok(Appended { base_offset, log_append_time, log_start_offset }) => response
-                .with_base_offset(base_offset)
-                .with_log_append_time_ms(log_append_time.unwrap_or(-1))
-                .with_log_start_offset(log_start_offset),
-            Err(Refusal { error, reason }) => response
-                .with_base_offset(-1)
-                .with_error_code(error.code())
-                .with_error_message(Some(StrBytes::from_static_str(reason))),
+        let written = checked.and_then(|sound| Ok((write_partition(&sound, partition.index)?, sound)));
+        match written {
+            Ok((written, sound)) => {
+                answer.base_offset = written.base_offset;
+                answer.log_append_time_ms = sound.log_append_time.unwrap_or(-1);
+                unsynced.written.push(Slot {
+                    topic: sound.topic,
+                    kafka_partition: partition.index,
+                    written,
+                    place: (unsynced.response.responses.len(), answers.len()),
+                });
+            }
+            Err(refused) => refuse(&mut answer, &refused),
         }
-    });
-    TopicProduceResponse::default()
-        .with_name(data.name.clone())
-        .with_partition_responses(partitions.collect())
+        answers.push(answer);
+    }
+    TopicProduceResponse::default().with_name(data.name.clone()).with_partition_responses(answers)
 }
 
-struct Appended {
-    base_offset: i64,
-    log_append_time: Option<i64>,
-    log_start_offset: i64,
+fn write_partition(sound: &Sound<'_>, kafka_partition: i32) -> Result<Written, Refusal> {
+    let partition = sound.topic.partition(kafka_partition).ok_or(NO_PARTITION)?;
+    let written = partition.write(&sound.records, sound.topic.max_message_bytes());
+    written.map_err(|refused| refusal(&refused))
 }
 
-fn append(sound: &Sound<'_>, kafka_partition: i32) -> Result<Appended, Refusal> {
-    let Sound { topic, records, log_append_time } = sound;
-    let partition = topic.partition(kafka_partition).ok_or(Refusal {
-        error: ResponseError::UnknownTopicOrPartition,
-        reason: "there is no such partition",
-    })?;
-    let appended = partition.append(records, topic.max_message_bytes());
-    let base_offset = appended.map_err(|refused| refusal(&refused))?;
-    let log_start_offset = partition.range().low;
-    Ok(Appended { base_offset, log_append_time: *log_append_time, log_start_offset })
+fn refuse(answer: &mut PartitionProduceResponse, Refusal { error, reason }: &Refusal) {
+    answer.base_offset = -1;
+    answer.log_append_time_ms = -1;
+    answer.error_code = error.code();
+    answer.error_message = Some(StrBytes::from_static_str(reason));
 }
 
 /// The protocol's word for a refused append. What is the disk's fault, the log has said.
