@@ -1,10 +1,12 @@
 //! The archiver: brings everything in the log into the tables, exactly once, in offset order.
 //!
 //! An `intake` thread reads and decodes; meanwhile what it read before is appended, rows and offsets in one commit
-//! for all Kafka partitions. Where it goes on after any failure is what the table says, so nothing here is state that
-//! could be lost. Two archivers at once do no harm: the second loses the race, looks again and goes on.
+//! for all Kafka partitions. Where it resumes after any failure is what the table says, so nothing here is state that
+//! could be lost. Two archivers at once do no harm: the second loses the race, looks again and resumes.
 //!
-//! What could not become a reading is not its business, the speed layer writes dead letters; it only goes past it.
+//! It reads every offset, so it writes the dead letters of what is no reading: before the commit that passes the
+//! offsets, so that none is missing. A letter that is written again after a failure is about the same offset and index,
+//! by which the table of dead letters leaves it out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -175,7 +177,7 @@ impl<D: Destination> Topic<D> {
 
     async fn append(&self, filled: Filled) -> Result<(), BatchError> {
         let rows = filled.rows;
-        self.destination.append(filled).await.map_err(BatchError::tables("archive"))?;
+        self.destination.append(filled).await?;
         debug!(topic = D::TOPIC, rows, "archived");
         Ok(())
     }

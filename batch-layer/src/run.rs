@@ -1,8 +1,9 @@
-//! A batch run: choose a horizon, compute everything below it, commit views and horizon together, tell the others.
+//! A batch run: ask the owners for cuts, choose a horizon, compute everything below it, commit views and horizon
+//! together, tell the others.
 //!
-//! Order of steps, on which the exact merge rests: a horizon that no speed layer has announced is announced before the
-//! commit (**HOR-1**); the commit is one Delta commit; the control topic hears of it afterwards, and hears of it again
-//! at the next run where a run died in between.
+//! Order of steps, on which the exact merge rests: a horizon that no owner has announced is announced before the commit
+//! (**HOR-1**); the commit is one Delta commit; the control topic is told afterwards, and told again by the next run
+//! where a run died in between.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,15 +19,18 @@ use wye_runtime::clock::now_micros;
 use wye_runtime::telemetry::KafkaPartitionLabel;
 use wye_tables::TablesError;
 use wye_tables::plan::{Expectations, MetricPlans};
-use wye_tables::readings::Readings;
+use wye_tables::readings::{Readings, ReadingsSnapshot};
 use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, RunRecord, ViewCommit, ViewSnapshot};
 
 use crate::compute::Compute;
 use crate::error::BatchError;
-use crate::horizon::{ControlLog, Horizons};
+use crate::horizon::{ControlLog, Cuts, Horizons};
 use crate::recompute::{OnProgress, Recomputation, Recomputed, recompute};
 use crate::telemetry::BatchTelemetry;
+
+/// How often it is looked whether the archiver has come as far as is wanted.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// What a batch run works with.
 #[derive(Clone)]
@@ -41,6 +45,8 @@ pub struct BatchParts {
     pub compute: Arc<Compute>,
     /// Instruments.
     pub telemetry: BatchTelemetry,
+    /// How long a run waits for the owners to answer, and then for the archiver to reach their cuts.
+    pub patience: Duration,
 }
 
 /// How one run is wanted.
@@ -89,6 +95,12 @@ pub struct RunReport {
     pub duration_ms: u64,
     /// The version of the table that holds the view; absent when there is none yet.
     pub version: Option<u64>,
+    /// The Kafka partitions of readings whose owner did not answer, so that the run took what was archived.
+    #[serde(default)]
+    pub unanswered: Vec<i32>,
+    /// By Kafka partition: how many messages were in the log when the run was asked for and are not in the view.
+    #[serde(default)]
+    pub not_covered: BTreeMap<i32, i64>,
 }
 
 /// Runs batch runs, one at a time.
@@ -101,6 +113,7 @@ pub struct BatchRunner {
     expectations: Arc<Expectations>,
     compute: Arc<Compute>,
     telemetry: BatchTelemetry,
+    patience: Duration,
     turn: Mutex<()>,
 }
 
@@ -109,6 +122,7 @@ struct Task {
     started: i64,
     clock: Instant,
     previous: Option<ViewSnapshot>,
+    cuts: Cuts,
     recomputation: Recomputation,
 }
 
@@ -131,6 +145,7 @@ impl BatchRunner {
             expectations: Arc::new(expectations),
             compute: parts.compute,
             telemetry: parts.telemetry,
+            patience: parts.patience,
             turn: Mutex::new(()),
         })
     }
@@ -152,26 +167,21 @@ impl BatchRunner {
 
     async fn run_in_turn(&self, options: RunOptions) -> Result<RunReport, BatchError> {
         let (started, clock) = (now_micros(), Instant::now());
-        let ends = self.control.log_ends().await?;
         let previous = self.latest().await?;
-        let control = self.control.views().await?;
-        if let Some(previous) = &previous {
-            self.announce(&previous.horizon, previous.version(), &control).await?;
-        }
-        let snapshot =
-            self.readings.snapshot().await.map_err(BatchError::tables("read the master dataset"))?;
         let before = previous.as_ref().map(|view| view.horizon.clone()).unwrap_or_default();
-        let horizons = Horizons::choose(&control, &snapshot.archived(), &before, started);
+        let cuts = self.control.ask_for_cuts(&before, self.patience).await?;
+        if let Some(previous) = &previous {
+            self.announce(&previous.horizon, previous.version(), &cuts.control).await?;
+        }
+        let snapshot = self.archived_up_to(&cuts.wanted()).await?;
+        let horizons = Horizons::choose(&cuts, &snapshot.archived(), &before);
         let same_definitions = previous.as_ref().is_none_or(|view| self.is_current(view));
-        let as_of = horizons.covers(&ends).then_some(started);
+        let as_of = horizons.covers(&cuts.ends).then_some(started);
         let settles = previous.as_ref().is_some_and(|view| is_due(view, as_of));
         if horizons.is_nothing_new(&before) && same_definitions && !settles && !options.force {
-            return Ok(nothing_new(previous.as_ref(), clock.elapsed()));
+            return Ok(nothing_new(previous.as_ref(), clock.elapsed(), &cuts));
         }
-        for (kafka_partition, start) in &horizons.pinned {
-            let record = ControlRecord::Epoch { generation: None, start: *start, announced_at: started };
-            self.control.append(*kafka_partition, &record).await?;
-        }
+        self.pin(&horizons.pinned).await?;
         let recomputation = Recomputation {
             root: self.root.clone(),
             readings: snapshot,
@@ -184,7 +194,33 @@ impl BatchRunner {
             progress: options.progress,
         };
         let computed = self.compute.run(recompute(recomputation.clone())).await??;
-        self.commit(Task { started, clock, previous, recomputation }, computed).await
+        self.commit(Task { started, clock, previous, cuts, recomputation }, computed).await
+    }
+
+    /// The master dataset once it has all of `wanted`, or as it is after the patience.
+    async fn archived_up_to(&self, wanted: &BTreeMap<i32, i64>) -> Result<ReadingsSnapshot, BatchError> {
+        let deadline = Instant::now() + self.patience;
+        loop {
+            let snapshot = self.readings.snapshot().await;
+            let snapshot = snapshot.map_err(BatchError::tables("read the master dataset"))?;
+            let archived = snapshot.archived();
+            let lacks = |(place, next): (&i32, &i64)| archived.get(place).copied().unwrap_or(0) < *next;
+            if !wanted.iter().any(lacks) || Instant::now() >= deadline {
+                return Ok(snapshot);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Announces horizons that no owner has announced.
+    async fn pin(&self, pinned: &[(i32, i64)]) -> Result<(), BatchError> {
+        for (kafka_partition, start) in pinned {
+            warn!(kafka_partition, start, "no owner has answered; the run takes what is archived");
+            let record =
+                ControlRecord::Epoch { generation: None, start: *start, announced_at: 0, answers: None };
+            self.control.append(*kafka_partition, &record).await?;
+        }
+        Ok(())
     }
 
     async fn commit(&self, task: Task, computed: Recomputed) -> Result<RunReport, BatchError> {
@@ -200,6 +236,8 @@ impl BatchRunner {
             horizon: horizon.clone(),
             duration_ms: 0,
             version: None,
+            unanswered: task.cuts.silent.iter().copied().collect(),
+            not_covered: task.cuts.not_covered(&horizon),
         };
         let run = RunRecord {
             run_id: format!("{}-{}", task.started, std::process::id()),
@@ -225,6 +263,9 @@ impl BatchRunner {
         report.version = Some(version);
         report.duration_ms = millis(task.clock.elapsed());
         self.measure(&report);
+        if !report.not_covered.is_empty() {
+            warn!(not_covered = ?report.not_covered, "messages that were there when the run began are left to the next run");
+        }
         info!(
             version,
             readings = report.readings,
@@ -319,8 +360,9 @@ fn is_due(view: &ViewSnapshot, as_of: Option<i64>) -> bool {
 }
 
 /// What is reported when the view stays: what the run said that made it.
-fn nothing_new(view: Option<&ViewSnapshot>, duration: Duration) -> RunReport {
+fn nothing_new(view: Option<&ViewSnapshot>, duration: Duration, cuts: &Cuts) -> RunReport {
     let run = view.and_then(|view| view.run.clone()).unwrap_or_default();
+    let horizon = view.map(|view| view.horizon.clone()).unwrap_or_default();
     RunReport {
         outcome: Outcome::NothingNew,
         readings: run.readings,
@@ -328,9 +370,11 @@ fn nothing_new(view: Option<&ViewSnapshot>, duration: Duration) -> RunReport {
         conflicts: run.conflicts,
         windows: run.windows,
         series: run.series,
-        horizon: view.map(|view| view.horizon.clone()).unwrap_or_default(),
+        not_covered: cuts.not_covered(&horizon),
+        horizon,
         duration_ms: millis(duration),
         version: view.map(ViewSnapshot::version),
+        unanswered: cuts.silent.iter().copied().collect(),
     }
 }
 

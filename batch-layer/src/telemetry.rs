@@ -15,6 +15,7 @@ pub struct BatchTelemetry {
     pub archive_lag: PartitionGauge,
     pub archive_lost: PartitionCounter,
     pub letters: PlainCounter,
+    pub refused: PlainCounter,
     pub compacted_files: PlainCounter,
     pub runs: PlainCounter,
     pub failed_runs: ReasonCounter,
@@ -56,6 +57,11 @@ impl BatchTelemetry {
                 PartitionCounter::default(),
             ),
             letters: t.register("wye_archive_dead_letters", "Dead letters archived", PlainCounter::default()),
+            refused: t.register(
+                "wye_archive_refused_entries",
+                "Entries of the log that are no readings, written to the dead letters",
+                PlainCounter::default(),
+            ),
             compacted_files: t.register(
                 "wye_archive_compacted_files",
                 "Small files of the master dataset that were merged into larger ones",

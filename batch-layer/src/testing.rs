@@ -69,6 +69,7 @@ impl Site {
             plans: Arc::new(plans),
             compute: Arc::new(Compute::new().unwrap()),
             telemetry: BatchTelemetry::register(&self.telemetry),
+            patience: Duration::from_millis(300),
         }
     }
 

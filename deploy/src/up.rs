@@ -32,9 +32,10 @@ use wye_runtime::telemetry::Telemetry;
 use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger, Probe};
 use wye_serving::serving::{Serving, ServingConfig, ServingParts};
 use wye_serving::sql::Limits as QueryLimits;
+use wye_speed::execute::Shared;
 use wye_speed::ingest::{self, Ingest};
 use wye_speed::layer::{Rhythm, SpeedLayer};
-use wye_speed::owner::Shared;
+use wye_speed::owner::Rules;
 use wye_speed::telemetry::SpeedTelemetry;
 use wye_tables::plan::MetricPlans;
 use wye_tables::store::TableRoot;
@@ -50,7 +51,7 @@ const MOST_QUERY_MEMORY: usize = 4 << 30;
 const HTTP_PATIENCE: Duration = Duration::from_secs(10);
 /// Where Kafka clients look for a broker.
 const KAFKA_PORT: u16 = 9092;
-/// How long the realtime views of acknowledged readings wait for company in the producer.
+/// The batching delay (linger) of the producer of realtime views.
 const VIEWS_LINGER: Duration = Duration::from_millis(2);
 
 /// A running Wye.
@@ -212,6 +213,7 @@ fn check(arguments: &Up) -> Result<Setup> {
         earliest: config.ingest.earliest_event_time,
         max_future: micros(config.ingest.max_future),
     };
+    let plans = plans.accepting(&acceptance);
     let properties = config.log.client_properties(file)?;
     Ok(Setup { config, plans: Arc::new(plans), listen, acceptance, properties })
 }
@@ -352,6 +354,7 @@ async fn start_batch(
         plans: Arc::clone(&setup.plans),
         compute: Arc::new(Compute::new()?),
         telemetry: BatchTelemetry::register(telemetry),
+        patience: setup.config.batch.patience,
     };
     let archive = &setup.config.archive;
     let settings = ArchiveSettings {
@@ -433,13 +436,19 @@ fn start_speed(
         log: log.clone(),
         linger: VIEWS_LINGER,
         handle: tokio::runtime::Handle::current(),
-        plans: Arc::clone(&setup.plans),
-        acceptance: setup.acceptance,
-        duplicate_window: micros(config.duplicate_window),
-        duplicate_entries: (config.duplicate_entries / kafka_partitions.len().max(1)).max(1),
+        rules: Rules {
+            plans: Arc::clone(&setup.plans),
+            acceptance: setup.acceptance,
+            duplicate_window: micros(config.duplicate_window),
+            duplicate_entries: (config.duplicate_entries / kafka_partitions.len().max(1)).max(1),
+        },
         telemetry,
     };
-    let rhythm = Rhythm { flush_interval: config.flush_interval, epoch_interval: config.epoch_interval };
+    let rhythm = Rhythm {
+        flush_interval: config.flush_interval,
+        epoch_interval: config.epoch_interval,
+        answer_patience: config.answer_patience,
+    };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     Ok(SpeedLayer::start(&shared, rhythm, &kafka_partitions, threads, stop)?)
 }

@@ -24,8 +24,9 @@ use wye_log::client::{Log, LogConfig};
 use wye_log::producer::{Outgoing, Producer};
 use wye_log::topics::READINGS;
 use wye_runtime::telemetry::KafkaPartitionLabel;
+use wye_speed::execute::Shared;
 use wye_speed::layer::{Rhythm, SpeedLayer};
-use wye_speed::owner::Shared;
+use wye_speed::owner::Rules;
 use wye_speed::telemetry::SpeedTelemetry;
 use wye_tables::plan::MetricPlans;
 
@@ -80,14 +81,19 @@ async fn measure(form: &str, readings: usize, bootstrap: &str) -> Result<f64> {
         log: log.clone(),
         linger: Duration::from_millis(5),
         handle: tokio::runtime::Handle::current(),
-        plans: Arc::new(MetricPlans::new(vec![], Arc::new(Registry::default()))?),
-        acceptance: Acceptance::default(),
-        duplicate_window: 86_400_000_000,
-        duplicate_entries: 20_000_000,
+        rules: Rules {
+            plans: Arc::new(MetricPlans::new(vec![], Arc::new(Registry::default()))?),
+            acceptance: Acceptance::default(),
+            duplicate_window: 86_400_000_000,
+            duplicate_entries: 20_000_000,
+        },
         telemetry: telemetry.clone(),
     };
-    let rhythm =
-        Rhythm { flush_interval: Duration::from_millis(100), epoch_interval: Duration::from_secs(10) };
+    let rhythm = Rhythm {
+        flush_interval: Duration::from_millis(100),
+        epoch_interval: Duration::from_secs(10),
+        answer_patience: Duration::from_secs(5),
+    };
     let cancel = CancellationToken::new();
     let cpu_before = cpu_seconds();
     let started = Instant::now();

@@ -24,21 +24,30 @@ pub enum SpeedError {
         source: DomainError,
     },
     /// Another owner has taken the Kafka partition over.
-    #[error(
-        "another speed layer has taken over kafka partition {kafka_partition}; this one stops reading it"
-    )]
+    #[error("another speed layer has taken kafka partition {kafka_partition}")]
     Fenced {
         /// Which one.
         kafka_partition: i32,
     },
-    /// The batch layer went on past the open epoch; the owner must rebuild from the horizon.
-    #[error("kafka partition {kafka_partition}: a start at {start} lies inside the open epoch; rebuilding")]
+    /// A batch run has pinned a start inside of what an epoch holds; the epoch must be rebuilt.
+    #[error("kafka partition {kafka_partition}: a batch run has pinned {start}, inside of an epoch")]
     Overtaken {
         /// Which one.
         kafka_partition: i32,
         /// The start that was announced by somebody else.
         start: i64,
     },
+    /// The owner of a Kafka partition has panicked.
+    #[error("the owner of kafka partition {kafka_partition} has panicked: {message}")]
+    Panicked {
+        /// Which one.
+        kafka_partition: i32,
+        /// What the panic says.
+        message: String,
+    },
+    /// The speed layer stops.
+    #[error("the speed layer stops")]
+    Stopping,
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] std::io::Error),
@@ -49,7 +58,8 @@ impl SpeedError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Log(error) => error.kind(),
-            Self::Evaluate(_) | Self::Thread(_) => ErrorKind::Internal,
+            Self::Evaluate(_) | Self::Thread(_) | Self::Panicked { .. } => ErrorKind::Internal,
+            Self::Stopping => ErrorKind::Unavailable,
             Self::Stored { .. } => ErrorKind::Corrupt,
             Self::Fenced { .. } | Self::Overtaken { .. } => ErrorKind::Conflict,
         }

@@ -3,6 +3,7 @@
 //! It holds the windows of the open epoch and the duplicate window. A flush touches what changed. Nothing is dropped
 //! for lateness: a late reading changes the window that it belongs to.
 
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
@@ -30,6 +31,14 @@ pub struct Counts {
     pub duplicates: u64,
     /// Seen before with another value.
     pub conflicts: u64,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.readings += other.readings;
+        self.duplicates += other.duplicates;
+        self.conflicts += other.conflicts;
+    }
 }
 
 /// See the module.
@@ -164,22 +173,12 @@ impl Operator {
     }
 
     /// Puts back a row of the open epoch, which holds all readings below `through`.
-    ///
-    /// # Errors
-    /// When the stored series does not decode.
-    pub fn restore(
-        &mut self,
-        series: &str,
-        window_start: i64,
-        summary: Summary,
-        through: i64,
-    ) -> Result<(), DomainError> {
-        let id = self.series.id(SeriesKey::decode(series)?);
+    pub fn restore(&mut self, series: SeriesKey, window_start: i64, summary: Summary, through: i64) {
+        let id = self.series.id(series);
         let slot = self.windows.entry(id, window_start);
         let entry = self.windows.restore(slot);
         entry.summary = summary;
         entry.through = through;
-        Ok(())
     }
 
     /// Starts an epoch: the windows of the last one, flushed before, are dropped.
@@ -215,6 +214,11 @@ impl Operator {
     /// The newest event time seen, in µs; `i64::MIN` before the first reading.
     pub fn newest_event_time(&self) -> i64 {
         self.newest_event_time
+    }
+
+    /// How many identities are remembered for the detection of duplicates.
+    pub fn remembered(&self) -> usize {
+        self.duplicates.len()
     }
 
     /// The duplicate window.

@@ -1,36 +1,30 @@
-//! The owner of one Kafka partition: feeds the operator, writes what changed, starts epochs, deletes what nobody needs
-//! any more.
+//! The owner of one Kafka partition as a state machine: inputs in, effects out. Must not know the log, a clock, or how
+//! effects are carried out.
 //!
-//! Order of writes, on which recovery rests: rows of a flush before the record that completes it; the complete flush
-//! before the `Begin` of the next epoch; that before its announcement.
+//! It feeds the operator, flushes what changed, starts epochs, answers requests for a cut, and says what nobody needs
+//! any more. The order of its effects is what recovery rests on: rows of a flush before the record that completes it;
+//! the complete flush before the `Begin` of the next epoch; that before its announcement.
 
-use std::collections::BTreeMap;
-use std::ops::Range;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::runtime::Handle;
-use tracing::{debug, warn};
-use wye_domain::assemble::{Assembler, RejectedAt};
-use wye_domain::control::{Announcement, ControlRecord, ControlView};
-use wye_domain::epoch::Recovery;
-use wye_domain::realtime_row::{self, Header};
-use wye_domain::wire::Acceptance;
-use wye_log::LogError;
-use wye_log::client::Log;
-use wye_log::producer::{Delivery, Outgoing, Producer};
-use wye_log::reader::{Message, read_all};
+use arrow::array::RecordBatch;
+use wye_domain::assemble::Assembler;
+use wye_domain::control::{ControlRecord, ControlView, CutRequested};
+use wye_domain::epoch::{Recovery, straddled};
+use wye_domain::realtime_row::Header;
+use wye_domain::wire::{Acceptance, Reason};
 use wye_log::topics::{CONTROL, READINGS, REALTIME_VIEWS};
-use wye_runtime::telemetry::{KafkaPartitionLabel, ReasonLabel};
 use wye_tables::plan::MetricPlans;
+use wye_tables::plan::failures::Failures;
 
 use crate::SpeedError;
 use crate::duplicates::DuplicateWindow;
-use crate::letter::{Letter, Origin};
-use crate::operator::Operator;
-use crate::placement::Placement;
-use crate::takeover::take_over;
-use crate::telemetry::SpeedTelemetry;
+use crate::operator::{Counts, Operator};
+use crate::takeover::TakenOver;
+
+#[cfg(test)]
+mod tests;
 
 /// Readings are evaluated in batches of about this many rows.
 const BATCH_ROWS: usize = 32_768;
@@ -40,233 +34,338 @@ const ROWS_PER_RECORD_WITH_SKETCHES: usize = 500;
 /// An epoch ends early when it has so many windows: it bounds the owner's memory.
 const WINDOWS_PER_EPOCH: usize = 400_000;
 
-/// What every owner of a process shares.
-#[derive(Clone)]
-pub struct Shared {
-    /// The log.
-    pub log: Log,
-    /// How long written records wait for company.
-    pub linger: Duration,
-    /// Runs the writes.
-    pub handle: Handle,
+/// What every owner computes by.
+#[derive(Clone, Debug)]
+pub struct Rules {
     /// What is computed.
     pub plans: Arc<MetricPlans>,
     /// Which readings are accepted.
     pub acceptance: Acceptance,
-    /// How long duplicates are looked for, in µs.
+    /// How far back duplicates are detected, in µs of ingest time.
     pub duplicate_window: i64,
     /// Most identities remembered for one Kafka partition.
     pub duplicate_entries: usize,
-    /// Instruments.
-    pub telemetry: SpeedTelemetry,
+}
+
+/// What happens to an owner.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// The next message of the readings topic.
+    Message {
+        /// Its offset.
+        offset: i64,
+        /// When the log took it, in µs.
+        ingest_time: i64,
+        /// Its bytes.
+        payload: &'a [u8],
+    },
+    /// The readings topic holds nothing that can be read below this offset.
+    Skip {
+        /// The next offset that may hold a message.
+        next: i64,
+    },
+    /// It is time to write what changed.
+    Tick(Due),
+    /// The next record of the control topic after the owner's claim.
+    Control {
+        /// Its offset in the control topic.
+        offset: i64,
+        /// The record.
+        record: &'a ControlRecord,
+    },
+    /// The `Begin` of an epoch was acknowledged.
+    Begun {
+        /// The epoch.
+        epoch: i64,
+        /// The offset of its `Begin` in the realtime-views topic.
+        offset: i64,
+    },
+}
+
+/// What is due at a tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// A flush.
+    Flush,
+    /// A flush, and the next epoch if one may start.
+    Epoch,
+}
+
+/// What is to be done for an owner, in this order. Whoever cannot do one of them gives the owner up.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Append a record to the realtime-views topic. Rows of an incomplete flush may be on their way together; every
+    /// other record is appended once everything before it is acknowledged. When a `Begin` is acknowledged, the owner
+    /// is told by [`Input::Begun`].
+    Append(Header, Option<RecordBatch>),
+    /// Append a record to the control topic once everything before it is acknowledged.
+    Announce(ControlRecord),
+    /// Delete what lies below an offset of a topic; where that fails, it is asked for again later.
+    Trim {
+        /// Which topic.
+        topic: &'static str,
+        /// The first offset that stays.
+        before: i64,
+    },
+}
+
+/// What an owner has done since this was last asked, for telemetry.
+#[derive(Clone, Debug, Default)]
+pub struct Tally {
+    /// Readings taken in, with duplicates and conflicts.
+    pub counts: Counts,
+    /// Rows flushed.
+    pub rows: u64,
+    /// Epochs started.
+    pub epochs: u64,
+    /// Entries of the log that are no readings.
+    pub rejected: BTreeMap<Reason, u64>,
+    /// Identities dropped because the duplicate window is full.
+    pub forgotten_early: u64,
+    /// What definitions could not compute.
+    pub failures: Failures,
 }
 
 /// See the module.
 pub struct Owner {
-    shared: Shared,
-    producer: Producer,
     kafka_partition: i32,
     generation: i64,
     epoch: i64,
-    /// The next readings offset.
+    /// The next readings offset to evaluate; what was taken in beyond it is in the assembler.
     position: i64,
     /// The position of the last flush.
     flushed: i64,
     /// What the rows of an incomplete flush of the last owner reach to.
     rows_through: i64,
+    is_rebuild: bool,
     operator: Operator,
     assembler: Assembler,
+    /// What the control topic says, and what this owner is about to say there.
     control: ControlView,
-    next_cut: Option<i64>,
+    /// The epochs that have begun in the realtime-views topic and are not void.
+    begun: BTreeSet<i64>,
+    /// The offset of the first record of each of them there, once it is acknowledged.
     first_record: BTreeMap<i64, i64>,
-    pending: Vec<Delivery>,
+    duplicate_window: i64,
     newest_ingest_time: i64,
-    placement: Placement,
+    /// The next offset of the control topic to hear of.
+    next_control: i64,
+    tally: Tally,
 }
 
 impl Owner {
-    /// Takes a Kafka partition over and is ready to read at [`Owner::position`]. Blocks. `now` in µs.
-    ///
-    /// # Errors
-    /// When the log cannot be read or written, or stored records do not decode.
-    pub fn take_over(
-        shared: Shared,
-        producer: Producer,
-        kafka_partition: i32,
-        now: i64,
-    ) -> Result<Self, SpeedError> {
-        let taken =
-            take_over(&shared.log, &producer, &shared.handle, kafka_partition, shared.plans.fingerprint())?;
-        let window = DuplicateWindow::new(shared.duplicate_window, shared.duplicate_entries);
-        let mut operator = Operator::new(Arc::clone(&shared.plans), window);
-        let (position, epoch, reset) = match taken.recovery {
+    /// The owner of a Kafka partition that was taken over, ready for [`Owner::start`].
+    pub fn new(rules: &Rules, kafka_partition: i32, taken: TakenOver) -> Self {
+        let window = DuplicateWindow::new(rules.duplicate_window, rules.duplicate_entries);
+        let mut operator = Operator::new(Arc::clone(&rules.plans), window);
+        let (position, epoch, is_rebuild) = match taken.recovery {
             Recovery::Resume { position, epoch } => (position, epoch, false),
             Recovery::Rebuild { from } => (from, from, true),
         };
         for row in taken.rows {
-            operator
-                .restore(&row.series, row.window_start, row.summary, row.through)
-                .map_err(|source| SpeedError::Stored { topic: REALTIME_VIEWS, kafka_partition, source })?;
+            operator.restore(row.series, row.window_start, row.summary, row.through);
         }
         let mut first_record = taken.first_record;
-        if reset {
+        if is_rebuild {
             first_record.split_off(&epoch);
         }
-        shared.telemetry.takeovers.get_or_create(&KafkaPartitionLabel { kafka_partition }).inc();
-        let assembler = Assembler::new(shared.acceptance);
-        let placement = Placement::new(kafka_partition, shared.log.config().kafka_partitions);
-        let mut owner = Self {
-            shared,
-            producer,
+        let newest_ingest_time =
+            taken.control.starts.values().map(|known| known.announced_at).max().unwrap_or(0);
+        Self {
             kafka_partition,
             generation: taken.generation,
             epoch,
             position,
             flushed: position,
             rows_through: taken.rows_through,
+            is_rebuild,
             operator,
-            assembler,
+            assembler: Assembler::new(rules.acceptance),
             control: taken.control,
-            next_cut: None,
+            begun: first_record.keys().copied().collect(),
             first_record,
-            pending: Vec::new(),
-            newest_ingest_time: 0,
-            placement,
-        };
-        owner.begin(reset)?;
-        owner.announce(now)?;
-        owner.next_cut = owner.control.next_start_after(owner.epoch);
-        owner.remember_past(now)?;
-        Ok(owner)
-    }
-
-    /// The next readings offset.
-    pub fn position(&self) -> i64 {
-        self.position
-    }
-
-    /// This ownership's number: its own record's offset in the control topic.
-    pub fn generation(&self) -> i64 {
-        self.generation
-    }
-
-    /// Which Kafka partition it owns.
-    pub fn kafka_partition(&self) -> i32 {
-        self.kafka_partition
-    }
-
-    /// Rebuilds the duplicate window from the log below the position.
-    fn remember_past(&mut self, now: i64) -> Result<(), SpeedError> {
-        let from = self.duplicates_from(now).unwrap_or(0);
-        if from >= self.position {
-            return Ok(());
-        }
-        let mut assembler = Assembler::new(self.shared.acceptance);
-        let (operator, position) = (&mut self.operator, self.position);
-        let mut failed = None;
-        let mut feed = |assembler: &mut Assembler| {
-            for placed in assembler.take() {
-                failed = failed.take().or(operator.remember(&placed).err());
-            }
-            assembler.take_rejected();
-        };
-        read_all(&self.shared.log, (READINGS, self.kafka_partition), Some(from), |message| {
-            if message.offset < position {
-                assembler.push(message.payload, message.offset, message.timestamp_ms * 1_000);
-                if assembler.rows() >= BATCH_ROWS {
-                    feed(&mut assembler);
-                }
-            }
-        })?;
-        feed(&mut assembler);
-        let (kafka_partition, remembered) = (self.kafka_partition, self.operator.duplicates().len());
-        debug!(kafka_partition, from, position, remembered, "duplicate window rebuilt");
-        match failed {
-            Some(source) => Err(SpeedError::Stored { topic: READINGS, kafka_partition, source }),
-            None => Ok(()),
+            duplicate_window: rules.duplicate_window,
+            newest_ingest_time,
+            next_control: taken.generation + 1,
+            tally: Tally::default(),
         }
     }
 
-    /// Where the duplicate window starts: at the newest epoch start announced before the window, or the horizon if
-    /// that is earlier. `None`: at the start of the log.
-    fn duplicates_from(&self, now: i64) -> Option<i64> {
-        let old = self
-            .control
-            .starts
-            .iter()
-            .filter(|(_, announcement)| {
-                announcement.announced_at > 0
-                    && announcement.announced_at <= now - self.shared.duplicate_window
-            })
-            .map(|(start, _)| *start)
-            .next_back()?;
-        Some(old.min(self.control.horizon?))
-    }
-
-    /// Takes in one message.
+    /// Begins the epoch that is open, announces it, and answers what was asked before there was an owner.
     ///
     /// # Errors
-    /// When the readings so far cannot be evaluated or written.
-    #[inline]
-    pub fn push(&mut self, message: &Message<'_>) -> Result<(), SpeedError> {
-        if self.next_cut.is_some_and(|cut| message.offset >= cut) {
-            self.process()?;
-            while let Some(cut) = self.next_cut.filter(|cut| message.offset >= *cut) {
-                self.position = cut;
-                self.start_epoch(0)?;
-            }
+    /// As [`Owner::step`].
+    pub fn start(&mut self) -> Result<Vec<Effect>, SpeedError> {
+        let mut effects = Vec::new();
+        self.begin(self.is_rebuild, &mut effects);
+        self.announce(self.epoch, None, &mut effects);
+        if let Some(asked) = self.control.unanswered() {
+            self.answer(asked, &mut effects)?;
         }
-        self.newest_ingest_time = self.newest_ingest_time.max(message.timestamp_ms * 1_000);
-        self.placement.look_at(message.key);
-        self.assembler.push(message.payload, message.offset, message.timestamp_ms * 1_000);
-        if self.assembler.rows() >= BATCH_ROWS {
-            self.process()?;
-        }
-        Ok(())
+        Ok(effects)
     }
 
-    /// Goes past messages that no reader of the log can decode.
-    pub fn pass_unreadable(&mut self, offsets: Range<i64>, problem: &str) {
-        self.assembler.pass_unreadable(offsets, problem, wye_runtime::clock::now_micros());
+    /// From which readings offset on [`Owner::remember`] must be told everything below [`Owner::next`], in order,
+    /// before the first step; `None`: from the start of the log.
+    pub fn remembers_from(&self) -> Option<i64> {
+        let before = self.newest_ingest_time - self.duplicate_window;
+        let is_old = |announced_at| announced_at > 0 && announced_at <= before;
+        let mut old = self.control.starts.iter().filter(|(_, known)| is_old(known.announced_at));
+        let (start, _) = old.next_back()?;
+        Some((*start).min(self.control.horizon?))
     }
 
-    /// Evaluates what was taken in.
+    /// Notes a message below [`Owner::next`] for the detection of duplicates, and nothing else. `ingest_time` in µs.
     ///
     /// # Errors
     /// When it cannot be evaluated.
-    pub fn process(&mut self) -> Result<(), SpeedError> {
-        let label = KafkaPartitionLabel { kafka_partition: self.kafka_partition };
+    pub fn remember(&mut self, offset: i64, ingest_time: i64, payload: &[u8]) -> Result<(), SpeedError> {
+        self.newest_ingest_time = self.newest_ingest_time.max(ingest_time);
+        self.assembler.push(payload, offset, ingest_time);
+        if self.assembler.rows() >= BATCH_ROWS { self.remember_taken() } else { Ok(()) }
+    }
+
+    /// Ends what [`Owner::remember`] began.
+    ///
+    /// # Errors
+    /// When it cannot be evaluated.
+    pub fn remember_taken(&mut self) -> Result<(), SpeedError> {
+        self.assembler.take_rejected();
         for placed in self.assembler.take() {
-            let counts = self.operator.on_batch(&placed)?;
-            let telemetry = &self.shared.telemetry;
-            telemetry.readings.get_or_create(&label).inc_by(counts.readings);
-            telemetry.duplicates.get_or_create(&label).inc_by(counts.duplicates);
-            telemetry.conflicts.get_or_create(&label).inc_by(counts.conflicts);
-        }
-        for rejected in self.assembler.take_rejected() {
-            self.write_dead_letter(&rejected)?;
-        }
-        if let Some(next) = self.assembler.next_offset() {
-            self.position = self.position.max(next);
+            let remembered = self.operator.remember(&placed);
+            let kafka_partition = self.kafka_partition;
+            remembered.map_err(|source| SpeedError::Stored { topic: READINGS, kafka_partition, source })?;
         }
         Ok(())
     }
 
-    fn write_dead_letter(&mut self, at: &RejectedAt) -> Result<(), SpeedError> {
-        let reason = at.rejected.reason.name();
-        self.shared.telemetry.rejected.get_or_create(&ReasonLabel { reason }).inc();
-        let origin = Origin::Kafka { kafka_partition: self.kafka_partition, kafka_offset: at.kafka_offset };
-        let letter = Letter::new(&at.rejected, origin, at.ingest_time);
-        self.enqueue(letter.message(&letter.headers()))
+    /// Takes in what happened, and says what is to be done.
+    ///
+    /// # Errors
+    /// `Fenced` when another owner has claimed the Kafka partition, `Overtaken` when a start was announced inside of
+    /// what an epoch's rows hold, `Evaluate` when readings cannot be evaluated. The owner is of no use then.
+    #[inline]
+    pub fn step(&mut self, input: Input<'_>) -> Result<Vec<Effect>, SpeedError> {
+        let mut effects = Vec::new();
+        match input {
+            Input::Message { offset, ingest_time, payload } => {
+                self.reach(offset, &mut effects)?;
+                self.newest_ingest_time = self.newest_ingest_time.max(ingest_time);
+                self.assembler.push(payload, offset, ingest_time);
+                if self.assembler.rows() >= BATCH_ROWS {
+                    self.process()?;
+                }
+            }
+            Input::Skip { next } => {
+                self.reach(next, &mut effects)?;
+                self.process()?;
+                self.position = self.position.max(next);
+                *self.tally.rejected.entry(Reason::UnreadableRecordBatch).or_default() += 1;
+            }
+            Input::Tick(due) => self.tick(due, &mut effects)?,
+            Input::Control { offset, record } => self.on_control(offset, record, &mut effects)?,
+            Input::Begun { epoch, offset } => {
+                self.first_record.entry(epoch).or_insert(offset);
+            }
+        }
+        Ok(effects)
+    }
+
+    /// Starts every epoch that was announced at or before an offset that is about to be taken in.
+    #[inline]
+    fn reach(&mut self, offset: i64, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
+        while let Some(cut) = self.next_cut().filter(|cut| offset >= *cut) {
+            self.process()?;
+            self.position = cut;
+            self.start_epoch(None, effects)?;
+        }
+        Ok(())
+    }
+
+    /// Where the open epoch must end, as far as was announced.
+    #[inline]
+    fn next_cut(&self) -> Option<i64> {
+        self.control.next_start_after(self.epoch)
+    }
+
+    /// Evaluates what was taken in.
+    fn process(&mut self) -> Result<(), SpeedError> {
+        for placed in self.assembler.take() {
+            self.tally.counts += self.operator.on_batch(&placed)?;
+        }
+        for rejected in self.assembler.take_rejected() {
+            *self.tally.rejected.entry(rejected.rejected.reason).or_default() += 1;
+        }
+        self.position = self.next();
+        Ok(())
+    }
+
+    fn tick(&mut self, due: Due, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
+        self.process()?;
+        if self.next_cut() == Some(self.position) {
+            return self.start_epoch(None, effects);
+        }
+        let may_start = self.position > self.epoch && self.position >= self.rows_through;
+        let is_full = self.operator.windows() >= WINDOWS_PER_EPOCH;
+        if may_start && (due == Due::Epoch || is_full) {
+            self.start_epoch(None, effects)
+        } else {
+            self.flush(effects)
+        }
+    }
+
+    fn on_control(
+        &mut self,
+        offset: i64,
+        record: &ControlRecord,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), SpeedError> {
+        let kafka_partition = self.kafka_partition;
+        // What was taken in counts: a start that is heard of now may lie inside of it.
+        self.process()?;
+        if matches!(record, ControlRecord::Claim { .. }) && offset > self.generation {
+            return Err(SpeedError::Fenced { kafka_partition });
+        }
+        self.control.apply(offset, record);
+        self.next_control = offset + 1;
+        match record {
+            ControlRecord::Claim { .. } => {}
+            ControlRecord::Epoch { .. } => {
+                let first = self.begun.first().copied().max(self.control.horizon).unwrap_or(0);
+                let reach = self.position.max(self.rows_through);
+                if let Some(found) = straddled(&self.control, &self.begun, first..reach) {
+                    return Err(SpeedError::Overtaken { kafka_partition, start: found.start });
+                }
+            }
+            ControlRecord::CutRequest { .. } => {
+                if let Some(asked) = self.control.unanswered() {
+                    self.answer(asked, effects)?;
+                }
+            }
+            ControlRecord::Horizon { .. } => self.trim(effects),
+        }
+        Ok(())
+    }
+
+    /// Answers a request for a cut, at once: by the open epoch if that is new enough, by a new epoch if the owner has
+    /// read so far, else by the start that it will make when it gets there.
+    fn answer(&mut self, asked: CutRequested, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
+        let CutRequested { request, through } = asked;
+        let start = self.position.max(self.rows_through).max(through);
+        if self.epoch >= through {
+            self.announce(self.epoch, Some(request), effects);
+        } else if start == self.position {
+            self.start_epoch(Some(request), effects)?;
+        } else {
+            self.announce(start, Some(request), effects);
+        }
+        self.control.answered = Some(request);
+        Ok(())
     }
 
     /// Writes what changed since the last flush; the last record is a checkpoint at the position.
-    ///
-    /// # Errors
-    /// When the log does not take it, or did not take the last flush.
-    pub fn flush(&mut self) -> Result<(), SpeedError> {
+    fn flush(&mut self, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
         self.process()?;
-        self.settle()?;
         let changed = self.operator.changed();
         if changed == 0 && self.position == self.flushed {
             return Ok(());
@@ -275,45 +374,16 @@ impl Owner {
         let mut batches = Vec::with_capacity(changed / rows + 1);
         self.operator.flush(rows, |batch| batches.push(batch));
         let last = batches.pop();
-        for batch in &batches {
-            let record = realtime_row::encode(&self.rows_header(false), Some(batch));
-            self.enqueue(self.row(&record))?;
+        for batch in batches {
+            effects.push(Effect::Append(self.rows_header(false), Some(batch)));
         }
-        self.settle()?;
-        let record = realtime_row::encode(&self.rows_header(true), last.as_ref());
-        self.enqueue(self.row(&record))?;
+        effects.push(Effect::Append(self.rows_header(true), last));
         self.flushed = self.position;
-        let label = KafkaPartitionLabel { kafka_partition: self.kafka_partition };
-        let telemetry = &self.shared.telemetry;
-        telemetry.rows.get_or_create(&label).inc_by(changed as u64);
-        self.placement.report(&telemetry.misplaced);
-        let newest = self.operator.newest_event_time();
-        if newest > i64::MIN {
-            telemetry.watermark.get_or_create(&label).set(newest / 1_000_000);
-        }
-        self.operator.duplicates().forget(self.newest_ingest_time, self.control.horizon.unwrap_or(0));
-        telemetry.remembered.get_or_create(&label).set(self.operator.duplicates().len() as i64);
-        for (definition, failure) in self.operator.take_failures().iter() {
-            telemetry.failed.inc_by(failure.readings);
-            let example = &failure.example;
-            debug!(
-                definition,
-                readings = failure.readings,
-                message = example.message,
-                device_id = example.device_id,
-                metric = example.metric,
-                "a metric definition cannot compute readings; GET /v1/metrics shows an example after the next batch run"
-            );
-        }
-        let early = self.operator.duplicates().take_forgotten_early();
-        if early > 0 {
-            telemetry.forgotten_early.get_or_create(&label).inc_by(early);
-            warn!(
-                kafka_partition = self.kafka_partition,
-                early,
-                "the duplicate window is full; raise speed.duplicate_entries or run the batch layer more often"
-            );
-        }
+        self.tally.rows += changed as u64;
+        self.tally.failures.merge(&self.operator.take_failures());
+        let duplicates = self.operator.duplicates();
+        duplicates.forget(self.newest_ingest_time, self.control.horizon.unwrap_or(0));
+        self.tally.forgotten_early += duplicates.take_forgotten_early();
         Ok(())
     }
 
@@ -327,158 +397,87 @@ impl Owner {
         }
     }
 
-    /// Whether the open epoch has so many windows that a new one must start.
-    pub fn is_full(&self) -> bool {
-        self.operator.windows() >= WINDOWS_PER_EPOCH
-    }
-
-    /// Whether an epoch may start at the position: the open one has readings, and its rows hold none beyond it.
-    pub fn may_start_epoch(&self) -> bool {
-        self.position > self.epoch && self.position >= self.rows_through
-    }
-
-    /// Ends the open epoch at the position, and starts and announces the next. `now` in µs.
-    ///
-    /// # Errors
-    /// When the log does not take it.
-    pub fn start_epoch(&mut self, now: i64) -> Result<(), SpeedError> {
-        self.flush()?;
-        self.settle()?;
+    /// Ends the open epoch at the position, and starts and announces the next.
+    fn start_epoch(&mut self, answers: Option<i64>, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
+        self.flush(effects)?;
         self.epoch = self.position;
         self.operator.start_epoch();
-        self.begin(false)?;
-        self.announce(now)?;
-        self.next_cut = self.control.next_start_after(self.epoch);
-        self.shared
-            .telemetry
-            .epochs
-            .get_or_create(&KafkaPartitionLabel { kafka_partition: self.kafka_partition })
-            .inc();
+        self.begin(false, effects);
+        self.announce(self.epoch, answers, effects);
+        self.tally.epochs += 1;
         Ok(())
     }
 
-    fn begin(&mut self, reset: bool) -> Result<(), SpeedError> {
-        let header = Header::Begin {
-            generation: self.generation,
-            epoch: self.epoch,
-            definitions: self.shared.plans.fingerprint(),
-            reset,
-        };
-        let offset = self.send(REALTIME_VIEWS, &realtime_row::encode(&header, None))?;
-        self.first_record.entry(self.epoch).or_insert(offset);
-        Ok(())
+    fn begin(&mut self, reset: bool, effects: &mut Vec<Effect>) {
+        let (generation, epoch) = (self.generation, self.epoch);
+        self.begun.insert(epoch);
+        let definitions = self.operator.definitions();
+        effects.push(Effect::Append(Header::Begin { generation, epoch, definitions, reset }, None));
     }
 
-    fn announce(&mut self, now: i64) -> Result<(), SpeedError> {
-        if self.control.starts.get(&self.epoch).is_some_and(|known| known.announced_at > 0) {
-            return Ok(());
-        }
-        let announced_at = if now > 0 { now } else { wye_runtime::clock::now_micros() };
-        let record =
-            ControlRecord::Epoch { generation: Some(self.generation), start: self.epoch, announced_at };
-        let readable_from = self.send(CONTROL, &record.encode())?;
-        self.control.starts.insert(self.epoch, Announcement { announced_at, readable_from });
-        Ok(())
-    }
-
-    /// Takes in a record of the control topic that came after the claim.
-    ///
-    /// # Errors
-    /// `Fenced` when somebody else has claimed the Kafka partition; `Overtaken` when a start was announced inside
-    /// the open epoch; or when the log does not take the deletions that a new horizon allows.
-    pub fn on_control(
-        &mut self,
-        control_offset: i64,
-        record: &ControlRecord,
-        now: i64,
-    ) -> Result<(), SpeedError> {
-        let kafka_partition = self.kafka_partition;
-        if matches!(record, ControlRecord::Claim { .. }) && control_offset > self.generation {
-            return Err(SpeedError::Fenced { kafka_partition });
-        }
-        self.control.apply(control_offset, record);
-        match record {
-            ControlRecord::Epoch { start, .. } => {
-                if self.epoch < *start && *start < self.position {
-                    return Err(SpeedError::Overtaken { kafka_partition, start: *start });
-                }
-                self.next_cut = self.control.next_start_after(self.epoch);
-                Ok(())
-            }
-            ControlRecord::Horizon { .. } => self.trim(now),
-            ControlRecord::Claim { .. } => Ok(()),
-        }
+    fn announce(&mut self, start: i64, answers: Option<i64>, effects: &mut Vec<Effect>) {
+        // Of a start that lies ahead nobody knows yet what will be below it.
+        let announced_at = if start > self.position { 0 } else { self.newest_ingest_time };
+        self.control.expect_start(start, announced_at);
+        let generation = Some(self.generation);
+        effects.push(Effect::Announce(ControlRecord::Epoch { generation, start, announced_at, answers }));
     }
 
     /// Deletes what lies below the horizon and outside of the duplicate window.
-    fn trim(&mut self, now: i64) -> Result<(), SpeedError> {
-        let Some(horizon) = self.control.horizon else { return Ok(()) };
-        let kafka_partition = self.kafka_partition;
-        self.shared.telemetry.horizon.get_or_create(&KafkaPartitionLabel { kafka_partition }).set(horizon);
-        let delete = |topic: &str, before: i64| {
-            let deleted =
-                self.shared.handle.block_on(self.shared.log.delete_records(topic, kafka_partition, before));
-            // What cannot be deleted now is deleted after the next batch run.
-            if let Err(error) = deleted {
-                warn!(kafka_partition, topic, before, %error, "cannot delete old records; trying again later");
-            }
-        };
+    fn trim(&mut self, effects: &mut Vec<Effect>) {
+        let Some(horizon) = self.control.horizon else { return };
         if let Some((_, first)) = self.first_record.range(horizon..).next() {
-            delete(REALTIME_VIEWS, *first);
+            effects.push(Effect::Trim { topic: REALTIME_VIEWS, before: *first });
         }
-        let floor = self.duplicates_from(now).map(|from| from.min(horizon));
-        if let Some(floor) = floor {
-            delete(READINGS, floor);
+        self.first_record = self.first_record.split_off(&horizon);
+        self.begun = self.begun.split_off(&horizon);
+        if let Some(floor) = self.remembers_from() {
+            // An owner that is behind the horizon reads on from where it is.
+            effects.push(Effect::Trim { topic: READINGS, before: floor.min(self.position) });
             if let Some(before) = self.control.deletable_before(floor) {
-                delete(CONTROL, before);
+                effects.push(Effect::Trim { topic: CONTROL, before });
             }
             self.control.starts = self.control.starts.split_off(&floor);
         }
-        self.first_record = self.first_record.split_off(&horizon);
-        Ok(())
     }
 
-    fn send(&self, topic: &str, payload: &[u8]) -> Result<i64, SpeedError> {
-        let message =
-            Outgoing { topic, kafka_partition: self.kafka_partition, key: None, payload, headers: &[] };
-        Ok(self.shared.handle.block_on(self.producer.send(message))?)
+    /// The next readings offset to take in.
+    pub fn next(&self) -> i64 {
+        self.assembler.next_offset().map_or(self.position, |next| next.max(self.position))
     }
 
-    /// A record on its way into the realtime views.
-    fn row<'a>(&self, payload: &'a [u8]) -> Outgoing<'a> {
-        Outgoing {
-            topic: REALTIME_VIEWS,
-            kafka_partition: self.kafka_partition,
-            key: None,
-            payload,
-            headers: &[],
-        }
+    /// The next offset of the control topic to hear of.
+    pub fn next_control(&self) -> i64 {
+        self.next_control
     }
 
-    fn enqueue(&mut self, message: Outgoing<'_>) -> Result<(), SpeedError> {
-        loop {
-            match self.producer.enqueue(message) {
-                Ok(delivery) => {
-                    self.pending.push(delivery);
-                    return Ok(());
-                }
-                Err(LogError::QueueFull) => {
-                    self.settle()?;
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
+    /// This ownership's number: its own claim's offset in the control topic.
+    pub fn generation(&self) -> i64 {
+        self.generation
     }
 
-    /// Waits until everything written is acknowledged.
-    ///
-    /// # Errors
-    /// When the log did not take something: the owner must then take the Kafka partition over anew.
-    pub fn settle(&mut self) -> Result<(), SpeedError> {
-        for delivery in std::mem::take(&mut self.pending) {
-            self.shared.handle.block_on(delivery)?;
-        }
-        Ok(())
+    /// The first readings offset of the open epoch.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
+    }
+
+    /// The horizon as far as was heard.
+    pub fn horizon(&self) -> Option<i64> {
+        self.control.horizon
+    }
+
+    /// How many identities are remembered for the detection of duplicates.
+    pub fn remembered(&self) -> usize {
+        self.operator.remembered()
+    }
+
+    /// The newest event time seen, in µs.
+    pub fn newest_event_time(&self) -> Option<i64> {
+        Some(self.operator.newest_event_time()).filter(|newest| *newest > i64::MIN)
+    }
+
+    /// What was done since this was last asked.
+    pub fn take_tally(&mut self) -> Tally {
+        std::mem::take(&mut self.tally)
     }
 }

@@ -1,30 +1,34 @@
-//! Taking a Kafka partition over: claim it, read what stands in the control and realtime-views topics, and decide
-//! where to go on.
+//! Taking a Kafka partition over: claim it, read what is stored in the control and realtime-views topics, decide where
+//! to resume, and rebuild the memory for duplicates. Must not know when a Kafka partition may be taken.
 //!
 //! The claim is written to both topics first. Its place there fences older owners: whatever they write after it is
-//! void for everybody, so the state below is read once and is final.
+//! ignored by everybody, so what is read below is final.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hashbrown::HashMap;
-use tokio::runtime::Handle;
-use tracing::info;
-use wye_domain::control::{Announcement, ControlRecord, ControlView};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+use wye_domain::control::{ControlRecord, ControlView};
 use wye_domain::epoch::{Fence, Found, Recovery, resolve};
 use wye_domain::realtime_row::{self, Header, Rows};
+use wye_domain::series::SeriesKey;
 use wye_domain::summary::Summary;
+use wye_log::LogError;
 use wye_log::client::Log;
-use wye_log::producer::{Outgoing, Producer};
 use wye_log::reader::read_all;
 use wye_log::topics::{CONTROL, READINGS, REALTIME_VIEWS};
+use wye_runtime::telemetry::KafkaPartitionLabel;
 
 use crate::SpeedError;
+use crate::execute::{Executor, Shared};
+use crate::owner::Owner;
 
 /// A row of the open epoch.
 #[derive(Clone, Debug)]
 pub struct StoredRow {
-    /// The stored form of its series.
-    pub series: String,
+    /// Its series.
+    pub series: SeriesKey,
     /// Window start in µs.
     pub window_start: i64,
     /// Its summary.
@@ -38,9 +42,9 @@ pub struct StoredRow {
 pub struct TakenOver {
     /// The number of this ownership.
     pub generation: i64,
-    /// Where to go on.
+    /// Where to resume.
     pub recovery: Recovery,
-    /// What the control topic says, with the epoch starts that stand in the realtime views.
+    /// What the control topic says, with the epoch starts that the realtime views have.
     pub control: ControlView,
     /// The rows of the open epoch; none for a rebuild.
     pub rows: Vec<StoredRow>,
@@ -60,14 +64,37 @@ pub struct ViewsState {
     checkpoint: Option<i64>,
     definitions: Option<u64>,
     first_record: BTreeMap<i64, i64>,
+    damaged_from: Option<i64>,
+    /// The offset after the last record.
+    next: Option<i64>,
 }
 
 impl ViewsState {
     /// Takes in the record at an offset, in order.
     ///
     /// # Errors
-    /// When the record does not decode.
+    /// When the record does not decode. It is skipped, and the epoch that may lack it is noted as damaged.
     pub fn apply(&mut self, offset: i64, payload: &[u8]) -> Result<(), wye_domain::DomainError> {
+        // Where the log leaves offsets out, it had records there that nobody can read.
+        if self.next.is_some_and(|next| next < offset) {
+            self.skip();
+        }
+        self.next = Some(offset + 1);
+        let applied = self.try_apply(offset, payload);
+        if applied.is_err() {
+            self.skip();
+        }
+        applied
+    }
+
+    /// A record is there that cannot be read.
+    fn skip(&mut self) {
+        // It belongs to the newest epoch or begins a later one; before the first epoch, to any.
+        let epoch = self.epoch.unwrap_or(0);
+        self.damaged_from = Some(self.damaged_from.map_or(epoch, |known| known.min(epoch)));
+    }
+
+    fn try_apply(&mut self, offset: i64, payload: &[u8]) -> Result<(), wye_domain::DomainError> {
         let record = realtime_row::decode(payload)?;
         if !self.fence.admit(record.header.generation()) {
             return Ok(());
@@ -81,17 +108,14 @@ impl ViewsState {
                     self.rows.clear();
                     self.epoch = Some(epoch);
                     self.checkpoint = Some(epoch);
-                } else if self.epoch.is_none_or(|open| epoch > open) {
-                    self.rows.clear();
-                    self.epoch = Some(epoch);
+                    self.damaged_from = self.damaged_from.filter(|damaged| *damaged < epoch);
+                } else {
+                    self.open(epoch);
                 }
                 self.first_record.entry(epoch).or_insert(offset);
             }
             Header::Rows { epoch, through, complete, .. } => {
-                if self.epoch.is_none_or(|open| epoch > open) {
-                    self.rows.clear();
-                    self.epoch = Some(epoch);
-                }
+                self.open(epoch);
                 if self.epoch == Some(epoch)
                     && let Some(batch) = &record.rows
                 {
@@ -109,115 +133,133 @@ impl ViewsState {
         }
         Ok(())
     }
+
+    fn open(&mut self, epoch: i64) {
+        if self.epoch.is_none_or(|open| epoch > open) {
+            self.rows.clear();
+            self.epoch = Some(epoch);
+        }
+    }
 }
 
-/// Takes the Kafka partition over. Blocks; `handle` runs the writes.
+/// Takes the Kafka partition over, ready for the first [`Owner::step`]. Blocks.
 ///
 /// # Errors
-/// When the log cannot be read or written, or stored records do not decode.
-pub fn take_over(
-    log: &Log,
-    producer: &Producer,
-    handle: &Handle,
+/// When the log cannot be read or written, or readings of the past cannot be evaluated; `Stopping` when `cancel` fires.
+pub(crate) fn take_over(
+    shared: &Shared,
+    executor: &mut Executor,
     kafka_partition: i32,
-    definitions: u64,
-) -> Result<TakenOver, SpeedError> {
-    let write = |topic: &str, payload: &[u8]| {
-        handle.block_on(producer.send(Outgoing { topic, kafka_partition, key: None, payload, headers: &[] }))
-    };
-    let claim = ControlRecord::Claim { owner: format!("pid {}", std::process::id()) };
-    let generation = write(CONTROL, &claim.encode())?;
-    let marker = write(REALTIME_VIEWS, &realtime_row::encode(&Header::Claim { generation }, None))?;
+    cancel: &CancellationToken,
+) -> Result<Owner, SpeedError> {
+    let log = &shared.log;
+    let claim = ControlRecord::Claim { owner: shared.name() };
+    let generation = executor.send(CONTROL, &claim.encode())?;
+    let marker = executor.send(REALTIME_VIEWS, &realtime_row::encode(&Header::Claim { generation }, None))?;
 
     let mut control = ControlView::default();
     read_through(log, (CONTROL, kafka_partition), generation, |offset, payload| {
-        // A record of a later version is passed over.
-        if let Ok(record) = ControlRecord::decode(payload)
-            && offset <= generation
-        {
+        // A record of a later version is skipped.
+        if let Ok(record) = ControlRecord::decode(payload) {
             control.apply(offset, &record);
         }
-        Ok(())
     })?;
     let mut state = ViewsState::default();
+    let mut undecodable = 0;
     read_through(log, (REALTIME_VIEWS, kafka_partition), marker, |offset, payload| {
-        if offset > marker {
-            return Ok(());
+        if let Err(error) = state.apply(offset, payload) {
+            undecodable += 1;
+            warn!(kafka_partition, offset, %error, "skipped a record of the realtime views; its epoch is rebuilt");
         }
-        state.apply(offset, payload).map_err(|source| SpeedError::Stored {
-            topic: REALTIME_VIEWS,
-            kafka_partition,
-            source,
-        })
     })?;
+    let label = KafkaPartitionLabel { kafka_partition };
+    shared.telemetry.undecodable.get_or_create(&label).inc_by(undecodable);
+    if cancel.is_cancelled() {
+        return Err(SpeedError::Stopping);
+    }
 
     let log_start = log.offsets_blocking(READINGS, kafka_partition)?.low;
-    let taken = decide(generation, control, state, definitions, log_start);
+    let taken = decide(generation, control, state, shared.rules.plans.fingerprint(), log_start);
     info!(kafka_partition, generation, recovery = ?taken.recovery, rows = taken.rows.len(), "kafka partition taken over");
-    Ok(taken)
+    let mut owner = Owner::new(&shared.rules, kafka_partition, taken);
+    let begun = owner.start()?;
+    executor.carry_out(&mut owner, begun)?;
+    remember_past(log, &mut owner, kafka_partition)?;
+    shared.telemetry.takeovers.get_or_create(&label).inc();
+    Ok(owner)
 }
 
-/// Decides where a new owner goes on, from what stands in both topics up to its claim. `log_start` is the oldest
-/// readings offset that is still in the log.
+/// Rebuilds the memory for duplicates from the log below the owner's position.
+fn remember_past(log: &Log, owner: &mut Owner, kafka_partition: i32) -> Result<(), SpeedError> {
+    let (from, position) = (owner.remembers_from(), owner.next());
+    if from.unwrap_or(0) >= position {
+        return Ok(());
+    }
+    let mut remembered = Ok(());
+    read_all(log, (READINGS, kafka_partition), from, |message| {
+        if message.offset < position && remembered.is_ok() {
+            let ingest_time = message.timestamp_ms.saturating_mul(1_000);
+            remembered = owner.remember(message.offset, ingest_time, message.payload);
+        }
+    })?;
+    remembered.and_then(|()| owner.remember_taken())?;
+    debug!(kafka_partition, from, position, remembered = owner.remembered(), "past readings remembered");
+    Ok(())
+}
+
+/// Decides where a new owner resumes, from what both topics say up to its claim. `definitions` is the fingerprint of
+/// what is computed now, `log_start` the oldest readings offset that is still in the log.
 pub fn decide(
     generation: i64,
     mut control: ControlView,
-    state: ViewsState,
+    mut state: ViewsState,
     definitions: u64,
     log_start: i64,
 ) -> TakenOver {
-    // A beginning that was not announced any more is a start all the same: rows may stand behind it.
-    for epoch in state.first_record.keys() {
-        let here = Announcement { announced_at: 0, readable_from: generation };
-        control.starts.entry(*epoch).or_insert(here);
+    // A beginning that was not announced any more is a start all the same: its epoch may have rows.
+    let begun: BTreeSet<i64> = state.first_record.keys().copied().collect();
+    for epoch in &begun {
+        control.expect_start(*epoch, 0);
     }
-    let same_definitions = state.definitions == Some(definitions);
     let rows_through = state.rows.values().map(|(_, through)| *through).max().unwrap_or(0);
-    let recovery = resolve(
-        &control,
-        Found {
-            checkpoint: state.checkpoint,
-            open_epoch: state.epoch,
-            rows_through,
-            same_definitions,
-            log_start,
-        },
-    );
-    let rows: Vec<StoredRow> = match recovery {
-        Recovery::Resume { epoch, .. } if state.epoch == Some(epoch) => state
-            .rows
-            .into_iter()
-            .map(|((series, window_start), (summary, through))| StoredRow {
-                series,
-                window_start,
-                summary,
-                through,
-            })
-            .collect(),
-        _ => Vec::new(),
+    let mut rows = Vec::with_capacity(state.rows.len());
+    for ((series, window_start), (summary, through)) in std::mem::take(&mut state.rows) {
+        match SeriesKey::decode(&series) {
+            Ok(series) => rows.push(StoredRow { series, window_start, summary, through }),
+            Err(_) => state.skip(),
+        }
+    }
+    let found = Found {
+        checkpoint: state.checkpoint,
+        open_epoch: state.epoch,
+        begun,
+        rows_through,
+        damaged_from: state.damaged_from,
+        same_definitions: state.definitions == Some(definitions),
+        log_start,
     };
-    let rows_through = if rows.is_empty() { 0 } else { rows_through };
+    let recovery = resolve(&control, &found);
+    let (rows, rows_through) = match recovery {
+        Recovery::Resume { epoch, .. } if state.epoch == Some(epoch) => (rows, rows_through),
+        _ => (Vec::new(), 0),
+    };
     TakenOver { generation, recovery, control, rows, rows_through, first_record: state.first_record }
 }
 
-/// Reads a topic from its start until the record at `last`, which this process has just written, was seen.
+/// Reads a topic from its start up to the record at `last`, which this process has just written.
 fn read_through(
     log: &Log,
     place: (&'static str, i32),
     last: i64,
-    mut on: impl FnMut(i64, &[u8]) -> Result<(), SpeedError>,
-) -> Result<(), SpeedError> {
+    mut on: impl FnMut(i64, &[u8]),
+) -> Result<(), LogError> {
     let mut from = None;
     loop {
-        let mut failed = None;
         let end = read_all(log, place, from, |message| {
-            if failed.is_none() {
-                failed = on(message.offset, message.payload).err();
+            if message.offset <= last {
+                on(message.offset, message.payload);
             }
         })?;
-        if let Some(error) = failed {
-            return Err(error);
-        }
         if end > last {
             return Ok(());
         }
@@ -260,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_zombie_changes_nothing() {
+    fn records_of_a_fenced_owner_change_nothing() {
         let zombie = [
             begin(1, 0, true),
             rows(1, 0, 10, true, 3),
@@ -285,6 +327,39 @@ mod tests {
         assert_eq!(taken.recovery, Recovery::Resume { position: 10, epoch: 10 });
         assert!(taken.rows.is_empty());
         assert_eq!(taken.first_record.into_iter().collect::<Vec<_>>(), [(0, 0), (10, 4)]);
+    }
+
+    #[test]
+    fn what_does_not_decode_blocks_nothing_and_costs_the_epochs_that_may_lack_it() {
+        let mut state = ViewsState::default();
+        let records =
+            [begin(1, 0, true), rows(1, 0, 10, true, 3), begin(1, 10, false), rows(1, 10, 15, true, 1)];
+        for (offset, record) in (0..).zip(&records) {
+            state.apply(offset, record).unwrap();
+        }
+        state.apply(4, b"WYR\x02 of a later version").unwrap_err();
+        state.apply(5, &begin(1, 20, false)).unwrap();
+        state.apply(6, &rows(1, 20, 25, true, 1)).unwrap();
+        let taken = decide(9, ControlView::default(), state, 1, 0);
+        assert_eq!(taken.recovery, Recovery::Rebuild { from: 10 });
+        assert!(taken.rows.is_empty());
+    }
+
+    #[test]
+    fn a_rebuild_heals_what_did_not_decode() {
+        let mut state = ViewsState::default();
+        state.apply(0, b"garbage").unwrap_err();
+        state.apply(1, &begin(1, 10, true)).unwrap();
+        state.apply(2, &rows(1, 10, 15, true, 1)).unwrap();
+        // Of what lies below the rebuild nothing is known.
+        let taken = decide(9, ControlView::default(), state, 1, 0);
+        assert_eq!(taken.recovery, Recovery::Rebuild { from: 0 });
+        let mut state = ViewsState::default();
+        state.apply(0, b"garbage").unwrap_err();
+        state.apply(1, &begin(1, 0, true)).unwrap();
+        state.apply(2, &rows(1, 0, 15, true, 1)).unwrap();
+        let taken = decide(9, ControlView::default(), state, 1, 0);
+        assert_eq!(taken.recovery, Recovery::Resume { position: 15, epoch: 0 });
     }
 
     #[test]

@@ -20,6 +20,9 @@ pub struct SpeedTelemetry {
     pub remembered: PartitionGauge,
     pub forgotten_early: PartitionCounter,
     pub takeovers: PartitionCounter,
+    pub owned: PartitionGauge,
+    pub given_up: PartitionCounter,
+    pub undecodable: PartitionCounter,
     pub accepted: PlainCounter,
     pub refused: ReasonCounter,
 }
@@ -78,6 +81,21 @@ impl SpeedTelemetry {
             own.forgotten_early.clone(),
         );
         telemetry.register("wye_speed_takeovers", "Kafka partitions taken over", own.takeovers.clone());
+        telemetry.register(
+            "wye_speed_owned",
+            "1 where this process owns the Kafka partition",
+            own.owned.clone(),
+        );
+        telemetry.register(
+            "wye_speed_given_up",
+            "Kafka partitions given up because their owner was fenced or failed",
+            own.given_up.clone(),
+        );
+        telemetry.register(
+            "wye_speed_undecodable_records",
+            "Records of the realtime views that did not decode at a takeover",
+            own.undecodable.clone(),
+        );
         telemetry.register(
             "wye_ingest_accepted_readings",
             "Readings acknowledged by the log",

@@ -12,20 +12,21 @@ use arrow::array::{
     TimestampMicrosecondArray,
 };
 use tracing::warn;
-use wye_domain::assemble::Assembler;
-use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
+use wye_domain::assemble::{Assembler, RejectedAt};
+use wye_domain::dead_letter::{CONTEXT_HEADER, Context, Letter, Origin};
 use wye_domain::wire::{Acceptance, Reason};
 use wye_log::LogError;
 use wye_log::client::Log;
+use wye_log::producer::{Delivery, Outgoing, Producer};
 use wye_log::reader::{Message, first_offset_since};
-use wye_log::topics::{DEAD_LETTER, READINGS};
+use wye_log::topics::{DEAD_LETTER, MAX_PAYLOAD_BYTES, READINGS};
 use wye_runtime::clock::now_micros;
 use wye_tables::TablesError;
 use wye_tables::columns::dead_letter_schema;
 use wye_tables::dead_letters::{DeadLetters, LetterBatch};
 use wye_tables::readings::{ArchiveBatch, Readings};
 
-use crate::archiver::intake::{Collect, Filled};
+use crate::archiver::intake::{Collect, Filled, Taken};
 use crate::archiver::maintenance::Maintenance;
 use crate::error::BatchError;
 use crate::run::BatchParts;
@@ -33,6 +34,12 @@ use crate::telemetry::BatchTelemetry;
 
 /// At most this often is the head of the dead-letter topic deleted.
 const TRIMMING: Duration = Duration::from_secs(60);
+/// The batching delay of the producer of dead letters.
+const LINGER: Duration = Duration::from_millis(5);
+/// How long to rest before a full producer queue is tried again.
+const QUEUE_FULL_REST: Duration = Duration::from_millis(1);
+/// About what a reading takes in memory: refused bytes count as so many rows, so that they are bounded too.
+const BYTES_PER_ROW: usize = 128;
 
 /// A table that a topic is archived into.
 pub(super) trait Destination: Send + Sync + 'static {
@@ -51,7 +58,7 @@ pub(super) trait Destination: Send + Sync + 'static {
     fn archived(&self) -> impl Future<Output = Result<BTreeMap<i32, i64>, TablesError>> + Send;
 
     /// Appends in one commit.
-    fn append(&self, filled: Filled) -> impl Future<Output = Result<(), TablesError>> + Send;
+    fn append(&self, filled: Filled) -> impl Future<Output = Result<(), BatchError>> + Send;
 }
 
 /// The master dataset.
@@ -59,6 +66,8 @@ pub(super) struct ReadingsTable {
     table: Readings,
     kafka_partitions: i32,
     acceptance: Acceptance,
+    /// Writes the dead letters of what is no reading.
+    letters: Producer,
     telemetry: BatchTelemetry,
     maintenance: Maintenance<Readings>,
 }
@@ -70,7 +79,35 @@ impl ReadingsTable {
         let maintenance =
             Maintenance::new(table.clone(), Arc::clone(&parts.compute), parts.telemetry.clone());
         let kafka_partitions = parts.log.config().kafka_partitions;
-        Ok(Self { table, kafka_partitions, acceptance, telemetry: parts.telemetry.clone(), maintenance })
+        let letters =
+            Producer::new(&parts.log, LINGER).map_err(BatchError::log("write the dead-letter topic"))?;
+        let telemetry = parts.telemetry.clone();
+        Ok(Self { table, kafka_partitions, acceptance, letters, telemetry, maintenance })
+    }
+
+    /// Writes the dead letters of one Kafka partition, and waits until they are acknowledged.
+    async fn write_letters(&self, kafka_partition: i32, refused: &[RejectedAt]) -> Result<(), LogError> {
+        let mut deliveries = Vec::with_capacity(refused.len());
+        for RejectedAt { kafka_offset, ingest_time, rejected } in refused {
+            let origin = Origin::Kafka { kafka_partition, kafka_offset: *kafka_offset };
+            let letter = Letter::new(rejected, origin, *ingest_time, MAX_PAYLOAD_BYTES);
+            let context = letter.context.encode();
+            let headers: [(&str, &[u8]); 1] = [(CONTEXT_HEADER, &context)];
+            let payload = letter.payload;
+            let message =
+                Outgoing { topic: DEAD_LETTER, kafka_partition: 0, key: None, payload, headers: &headers };
+            loop {
+                match self.letters.enqueue(message) {
+                    Ok(delivery) => break deliveries.push(delivery),
+                    Err(LogError::QueueFull) => {
+                        await_all(&mut deliveries).await?;
+                        tokio::time::sleep(QUEUE_FULL_REST).await;
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        await_all(&mut deliveries).await
     }
 }
 
@@ -91,19 +128,32 @@ impl Destination for ReadingsTable {
         self.table.archived().await
     }
 
-    async fn append(&self, filled: Filled) -> Result<(), TablesError> {
+    async fn append(&self, filled: Filled) -> Result<(), BatchError> {
+        for part in &filled.parts {
+            let written = self.write_letters(part.kafka_partition, &part.taken.refused).await;
+            written.map_err(BatchError::log("write the dead-letter topic"))?;
+            self.telemetry.refused.inc_by(part.taken.refused.len() as u64);
+        }
         let batches = filled.parts.into_iter().map(|part| ArchiveBatch {
             kafka_partition: part.kafka_partition,
             offsets: part.offsets,
-            readings: part.batches,
+            readings: part.taken.batches,
         });
-        let appended = self.table.append(batches.collect()).await?;
+        let appended = self.table.append(batches.collect()).await.map_err(BatchError::tables("archive"))?;
         self.telemetry.archive_commits.inc();
         self.telemetry.archived.inc_by(appended.readings);
         self.telemetry.archive_bytes.inc_by(appended.bytes);
         self.maintenance.after_append();
         Ok(())
     }
+}
+
+/// Empties `deliveries`, each waited for.
+async fn await_all(deliveries: &mut Vec<Delivery>) -> Result<(), LogError> {
+    for delivery in deliveries.drain(..) {
+        delivery.await?;
+    }
+    Ok(())
 }
 
 /// Readings as they are accepted everywhere.
@@ -122,12 +172,12 @@ impl Collect for ReadingsCollector {
     }
 
     fn rows(&self) -> usize {
-        self.assembler.rows()
+        self.assembler.rows() + self.assembler.rejected_bytes() / BYTES_PER_ROW
     }
 
-    fn take(&mut self) -> Vec<RecordBatch> {
-        self.assembler.take_rejected();
-        self.assembler.take().into_iter().map(|placed| placed.batch).collect()
+    fn take(&mut self) -> Taken {
+        let batches = self.assembler.take().into_iter().map(|placed| placed.batch).collect();
+        Taken { batches, refused: self.assembler.take_rejected() }
     }
 }
 
@@ -200,14 +250,14 @@ impl Destination for LettersTable {
         self.table.archived().await
     }
 
-    async fn append(&self, filled: Filled) -> Result<(), TablesError> {
+    async fn append(&self, filled: Filled) -> Result<(), BatchError> {
         let archived = filled.parts.iter().map(|part| part.offsets.next).max().unwrap_or(0);
         let batches = filled.parts.into_iter().map(|part| LetterBatch {
             kafka_partition: part.kafka_partition,
             offsets: part.offsets,
-            letters: part.batches,
+            letters: part.taken.batches,
         });
-        let appended = self.table.append(batches.collect()).await?;
+        let appended = self.table.append(batches.collect()).await.map_err(BatchError::tables("archive"))?;
         self.telemetry.letters.inc_by(appended);
         self.maintenance.after_append();
         self.trim(archived).await;
@@ -250,9 +300,9 @@ impl Collect for LettersCollector {
         self.letter_offset.len()
     }
 
-    fn take(&mut self) -> Vec<RecordBatch> {
+    fn take(&mut self) -> Taken {
         if self.letter_offset.is_empty() {
-            return Vec::new();
+            return Taken::default();
         }
         let mut built = std::mem::take(self);
         let received = TimestampMicrosecondArray::from(built.received_time).with_timezone("UTC");
@@ -269,7 +319,8 @@ impl Collect for LettersCollector {
             Arc::new(Int64Array::from(built.letter_offset)),
         ];
         let batch = RecordBatch::try_new(dead_letter_schema(), columns);
-        vec![batch.expect("the builders have the schema's types and one length")]
+        let batch = batch.expect("the builders have the schema's types and one length");
+        Taken { batches: vec![batch], refused: Vec::new() }
     }
 }
 

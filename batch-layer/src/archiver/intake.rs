@@ -7,6 +7,7 @@ use arrow::array::RecordBatch;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
+use wye_domain::assemble::RejectedAt;
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::reader::{Message, Reader};
@@ -39,7 +40,15 @@ pub(super) trait Collect {
     /// Rows gathered.
     fn rows(&self) -> usize;
     /// What has gathered.
-    fn take(&mut self) -> Vec<RecordBatch>;
+    fn take(&mut self) -> Taken;
+}
+
+/// What a [`Collect`] has gathered.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Taken {
+    pub(super) batches: Vec<RecordBatch>,
+    /// What was refused, in log order.
+    pub(super) refused: Vec<RejectedAt>,
 }
 
 /// What was read of one Kafka partition.
@@ -47,7 +56,7 @@ pub(super) trait Collect {
 pub(super) struct Part {
     pub(super) kafka_partition: i32,
     pub(super) offsets: OffsetRange,
-    pub(super) batches: Vec<RecordBatch>,
+    pub(super) taken: Taken,
 }
 
 /// What is to be appended at once.
@@ -168,7 +177,7 @@ fn take<C: Collect>(gathering: &mut [Gathering<C>]) -> Option<Filled> {
         filled.parts.push(Part {
             kafka_partition: one.kafka_partition,
             offsets: OffsetRange { from: one.from, next: one.next },
-            batches: one.collector.take(),
+            taken: one.collector.take(),
         });
         one.from = one.next;
     }

@@ -3,7 +3,8 @@
 use arrow::array::AsArray;
 use datafusion::prelude::SessionContext;
 use tokio_util::sync::CancellationToken;
-use wye_domain::dead_letter::Context;
+use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
+use wye_log::reader::read_all;
 use wye_log::topics::{DEAD_LETTER, READINGS};
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
@@ -39,6 +40,43 @@ async fn readings_are_archived_once_and_refused_ones_are_passed() {
     site.send(READINGS, 1, b"{}").await;
     site.archive(&[(0, 3), (1, 2)]).await;
     assert_eq!(stored(&site).await, [(0, 0, 1.0), (0, 2, 3.0), (1, 0, 2.0)]);
+}
+
+/// The letters in the topic: Kafka partition, offset and index of what they are about, reason, bytes.
+async fn letters(site: &Site) -> Vec<(i32, i64, u32, String, Vec<u8>)> {
+    let log = site.log.clone();
+    let read = move || {
+        let mut letters = Vec::new();
+        read_all(&log, (DEAD_LETTER, 0), None, |message| {
+            let context = Context::decode(message.header(CONTEXT_HEADER).unwrap()).unwrap();
+            let place = (context.kafka_partition.unwrap(), context.kafka_offset.unwrap());
+            letters.push((place.0, place.1, context.item_index, context.reason, message.payload.to_owned()));
+        })
+        .unwrap();
+        letters
+    };
+    tokio::task::spawn_blocking(read).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_reading_becomes_a_dead_letter_once_without_a_speed_layer() {
+    let site = Site::start(2).await;
+    site.send(READINGS, 0, b"{").await;
+    site.reading(0, "a", 0, 1.0).await;
+    site.send(READINGS, 1, br#"[{"device_id":"d"}, 7]"#).await;
+    site.archive(&[(0, 2), (1, 1)]).await;
+    site.send(READINGS, 0, b"").await;
+    site.archive(&[(0, 3), (1, 1)]).await;
+    let expected: [(i32, i64, u32, &str, &[u8]); 4] = [
+        (0, 0, 0, "not_json", b"{"),
+        (0, 2, 0, "empty", b""),
+        (1, 0, 0, "missing_field", br#"{"device_id":"d"}"#),
+        (1, 0, 1, "wrong_type", b"7"),
+    ];
+    let mut found = letters(&site).await;
+    found.sort();
+    let expected = expected.map(|(p, o, i, reason, bytes)| (p, o, i, reason.to_owned(), bytes.to_owned()));
+    assert_eq!(found, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,7 @@
 //! Runs against a broker of the test's own: which horizon they take, what they announce, and what happens to a run
 //! that another one overtakes or that is killed.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -63,9 +64,11 @@ async fn without_a_speed_layer_everything_archived_is_taken_and_announced_first(
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!((json["outcome"].as_str(), json["horizon"]["0"].as_i64()), (Some("committed"), Some(5)));
 
+    assert_eq!(report.unanswered, [0]);
     let records = site.control_records(0).await;
-    assert!(matches!(records[0], ControlRecord::Epoch { generation: None, start: 5, .. }), "{records:?}");
-    assert_eq!(records[1..], [ControlRecord::Horizon { offset: 5, version: 1 }]);
+    assert!(matches!(records[0], ControlRecord::CutRequest { through: 5, .. }), "{records:?}");
+    assert!(matches!(records[1], ControlRecord::Epoch { generation: None, start: 5, .. }), "{records:?}");
+    assert_eq!(records[2..], [ControlRecord::Horizon { offset: 5, version: 1 }]);
 
     let again = runner(&site).await.run(RunOptions::default()).await.unwrap();
     assert_eq!((again.outcome, again.version, again.windows), (Outcome::NothingNew, Some(1), 1));
@@ -186,22 +189,93 @@ async fn what_a_definition_cannot_compute_is_in_the_record_of_the_run() {
     assert!(failure.example.message.contains("high"), "{failure:?}");
 }
 
+/// Claims a Kafka partition and answers requests for a cut, each by the start that `start` makes of what it asks for.
+async fn answer_requests(site: &Site, start: impl Fn(i64) -> i64) {
+    let generation = Some(site.control(0, &ControlRecord::Claim { owner: "test".into() }).await);
+    loop {
+        if let Some(asked) = site.control_view(0).await.unanswered() {
+            let (start, answers) = (start(asked.through), Some(asked.request));
+            site.control(0, &ControlRecord::Epoch { generation, start, announced_at: 0, answers }).await;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_live_speed_layer_says_where_horizons_may_be() {
+async fn a_run_covers_what_was_there_when_it_was_asked_for() {
+    let site = Site::start(1).await;
+    for second in 0..3 {
+        site.reading(0, "a", second, 1.0).await;
+    }
+    site.archive(&[(0, 3)]).await;
+    for second in 3..5 {
+        site.reading(0, "a", second, 1.0).await;
+    }
+    let mut parts = site.parts();
+    parts.patience = Duration::from_secs(60);
+    let runner = BatchRunner::open(parts).await.unwrap();
+    let report = soon(async {
+        tokio::select! {
+            () = answer_requests(&site, |through| through) => unreachable!("it answers for ever"),
+            (report, ()) = async { tokio::join!(runner.run(RunOptions::default()), async {
+                // The run asks before the archiver has everything.
+                until("a request", async || site.control_view(0).await.asked.is_some()).await;
+                site.archive(&[(0, 5)]).await;
+            }) } => report.unwrap(),
+        }
+    })
+    .await;
+    assert_eq!((report.readings, report.horizon), (5, [(0, 5)].into()));
+    assert_eq!((report.unanswered, report.not_covered), (vec![], BTreeMap::new()));
+    assert!(
+        site.control_records(0)
+            .await
+            .iter()
+            .all(|record| !matches!(record, ControlRecord::Epoch { generation: None, .. }))
+    );
+    // Where the log ends at the horizon, nobody is asked.
+    let records = site.control_records(0).await.len();
+    assert_eq!(soon(runner.run(RunOptions::default())).await.unwrap().outcome, Outcome::NothingNew);
+    assert_eq!(site.control_records(0).await.len(), records);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_takes_the_newest_start_that_is_archived_and_says_what_it_leaves_out() {
     let site = Site::start(1).await;
     for second in 0..5 {
         site.reading(0, "a", second, 1.0).await;
     }
     site.archive(&[(0, 5)]).await;
-    let generation = Some(site.control(0, &ControlRecord::Claim { owner: "test".into() }).await);
-    for start in [0, 3, 9] {
-        site.control(0, &ControlRecord::Epoch { generation, start, announced_at: now_micros() }).await;
-    }
+    site.control(0, &ControlRecord::Epoch { generation: None, start: 3, announced_at: 0, answers: None })
+        .await;
     let runner = runner(&site).await;
-    let report = runner.run(RunOptions::default()).await.unwrap();
+    let report = soon(async {
+        tokio::select! {
+            () = answer_requests(&site, |through| through + 4) => unreachable!("it answers for ever"),
+            report = runner.run(RunOptions::default()) => report.unwrap(),
+        }
+    })
+    .await;
     assert_eq!((report.readings, report.horizon), (3, [(0, 3)].into()));
+    assert_eq!((report.unanswered, report.not_covered), (vec![], [(0, 2)].into()));
     assert_eq!(site.control_view(0).await.horizon, Some(3));
-    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_does_not_answer_is_named_and_what_is_archived_is_taken() {
+    let site = Site::start(1).await;
+    for second in 0..4 {
+        site.reading(0, "a", second, 1.0).await;
+    }
+    site.archive(&[(0, 4)]).await;
+    // A clock that is years ahead, or behind, says nothing about whether somebody is there.
+    for announced_at in [i64::MAX, 0, now_micros()] {
+        let generation = Some(site.control(0, &ControlRecord::Claim { owner: "test".into() }).await);
+        let start = 2;
+        site.control(0, &ControlRecord::Epoch { generation, start, announced_at, answers: None }).await;
+    }
+    let report = soon(runner(&site).await.run(RunOptions::default())).await.unwrap();
+    assert_eq!((report.readings, report.horizon, report.unanswered), (4, [(0, 4)].into(), vec![0]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -41,6 +41,9 @@ pub struct RejectedAt {
     pub rejected: Rejected,
 }
 
+/// What a rejected thing takes in memory beside its bytes, about.
+const LETTER_BYTES: usize = 256;
+
 /// Collects messages of one Kafka partition, in order.
 #[derive(Debug, Default)]
 pub struct Assembler {
@@ -49,6 +52,7 @@ pub struct Assembler {
     ingest_time: Vec<i64>,
     kafka_offset: Vec<i64>,
     rejected: Vec<RejectedAt>,
+    rejected_bytes: usize,
     ready: Vec<Placed>,
     ready_rows: usize,
     next_offset: Option<i64>,
@@ -80,6 +84,7 @@ impl Assembler {
         }
         if !self.collected.rejected.is_empty() {
             let rejected = std::mem::take(&mut self.collected.rejected);
+            self.rejected_bytes += rejected.iter().map(|one| LETTER_BYTES + one.payload.len()).sum::<usize>();
             self.rejected.extend(rejected.into_iter().map(|rejected| RejectedAt {
                 kafka_offset,
                 ingest_time,
@@ -103,6 +108,11 @@ impl Assembler {
         self.ready_rows + self.collected.readings.len()
     }
 
+    /// How many bytes wait to be taken as not accepted.
+    pub fn rejected_bytes(&self) -> usize {
+        self.rejected_bytes
+    }
+
     /// The offset after the last message taken in; `None` before the first.
     pub fn next_offset(&self) -> Option<i64> {
         self.next_offset
@@ -117,6 +127,7 @@ impl Assembler {
 
     /// What was not accepted since this was last asked.
     pub fn take_rejected(&mut self) -> Vec<RejectedAt> {
+        self.rejected_bytes = 0;
         std::mem::take(&mut self.rejected)
     }
 

@@ -1,8 +1,17 @@
 //! Records of the control topic, and what they add up to for one Kafka partition.
 //!
-//! The control topic has as many Kafka partitions as `readings`; records for a Kafka partition of readings stand in the
-//! same one. Their order there decides who owns the partition and which offsets are epoch starts, so that every
-//! reader comes to the same conclusion.
+//! The control topic has as many Kafka partitions as `readings`; records about a Kafka partition of readings are in the
+//! one of the same number. Their order there decides who owns the partition and which offsets are epoch starts, so that
+//! every reader comes to the same conclusion.
+//!
+//! | record | written by | means |
+//! |---|---|---|
+//! | `Claim` | a speed layer | I own the Kafka partition from here on; older owners are fenced |
+//! | `Epoch` | the owner; a batch run that got no answer | an epoch starts at this offset, or will: no epoch may hold offsets on both sides of it |
+//! | `CutRequest` | a batch run; a speed layer that asks whether there is an owner | the owner answers at once, by an `Epoch` that names the request |
+//! | `Horizon` | a batch run, after its commit | the batch view covers the readings below this offset |
+//!
+//! Whether an owner is alive is decided by its answer to a request, never by comparing the clocks of two machines.
 //!
 //! Stability contract: JSON objects with a `kind`; unknown kinds are skipped, fields are only ever added.
 
@@ -21,14 +30,26 @@ pub enum ControlRecord {
         /// Who, for people.
         owner: String,
     },
-    /// An epoch starts at a readings offset.
+    /// An epoch starts at a readings offset. An owner may announce a start that it has not reached yet; whoever owns
+    /// the Kafka partition by then starts an epoch there.
     Epoch {
-        /// The generation that says so; `None` for a batch run that found no speed layer.
+        /// The generation that says so; `None` for a batch run that got no answer.
         generation: Option<i64>,
         /// The first readings offset of the epoch.
         start: i64,
-        /// When this was announced, in µs.
+        /// The newest ingest time (µs, the log's clock) of the readings below `start`; 0 where the writer does not know.
         announced_at: i64,
+        /// The newest request for a cut that this answers: the control offset of the request.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        answers: Option<i64>,
+    },
+    /// Asks the owner for an epoch start at `through` or after it. The record's own offset is its identity.
+    CutRequest {
+        /// Who asks, for people.
+        asked_by: String,
+        /// The start may not lie before this readings offset: usually the end of the log when the request was written.
+        /// With 0, any start will do, so that the request only asks whether there is an owner.
+        through: i64,
     },
     /// A batch view covers the readings below an offset.
     Horizon {
@@ -58,11 +79,20 @@ impl ControlRecord {
 /// What an epoch start is known by.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Announcement {
-    /// When it was announced, in µs.
+    /// The newest ingest time (µs) of the readings below the start; 0 where nobody has said.
     pub announced_at: i64,
     /// From where on the control topic says this, and whose word counted then: the announcement itself if it names a
-    /// generation, else an earlier record that does.
-    pub readable_from: i64,
+    /// generation, else an earlier record that does. `None` while the topic does not say it yet.
+    pub readable_from: Option<i64>,
+}
+
+/// A request for a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CutRequested {
+    /// The control offset of the request.
+    pub request: i64,
+    /// The start may not lie before this readings offset.
+    pub through: i64,
 }
 
 /// What the control records of one Kafka partition add up to.
@@ -74,8 +104,10 @@ pub struct ControlView {
     pub starts: BTreeMap<i64, Announcement>,
     /// The newest horizon.
     pub horizon: Option<i64>,
-    /// The time (µs) of the newest announcement.
-    pub last_announced_at: Option<i64>,
+    /// The newest request for a cut, as wide as all that were not answered when it came.
+    pub asked: Option<CutRequested>,
+    /// The newest request that an owner has answered.
+    pub answered: Option<i64>,
     /// The newest record that names the current generation.
     named_at: Option<i64>,
 }
@@ -90,7 +122,7 @@ impl ControlView {
                 self.generation = Some(control_offset);
                 self.named_at = Some(control_offset);
             }
-            ControlRecord::Epoch { generation, start, announced_at } => {
+            ControlRecord::Epoch { generation, start, announced_at, answers } => {
                 let fenced = match (generation, self.generation) {
                     (Some(theirs), Some(current)) => *theirs < current,
                     _ => false,
@@ -101,20 +133,42 @@ impl ControlView {
                         self.named_at = Some(control_offset);
                     }
                     let readable_from = self.named_at.unwrap_or(control_offset);
-                    let announcement = Announcement { announced_at: *announced_at, readable_from };
-                    self.starts.entry(*start).or_insert(announcement);
-                    self.last_announced_at = self.last_announced_at.max(Some(*announced_at));
+                    let known = self.expect_start(*start, *announced_at);
+                    known.readable_from.get_or_insert(readable_from);
+                    self.answered = self.answered.max(*answers);
                 }
+            }
+            ControlRecord::CutRequest { through, .. } => {
+                let open = self.unanswered().map_or(0, |asked| asked.through);
+                self.asked = Some(CutRequested { request: control_offset, through: open.max(*through) });
             }
             ControlRecord::Horizon { offset, .. } => self.horizon = self.horizon.max(Some(*offset)),
         }
+    }
+
+    /// Notes an epoch start that the topic does not say yet: the owner is about to announce it, or has begun it.
+    /// `announced_at` as in [`Announcement`].
+    pub fn expect_start(&mut self, start: i64, announced_at: i64) -> &mut Announcement {
+        let known = self.starts.entry(start).or_insert(Announcement { announced_at, readable_from: None });
+        known.announced_at = known.announced_at.max(announced_at);
+        known
     }
 
     /// Below which offset of the control topic nothing is needed by anybody who asks for epoch starts from `floor` on,
     /// which must not lie above the horizon. Who reads from there on comes to the same conclusions as who has read all
     /// of it; `None` where no such start is known.
     pub fn deletable_before(&self, floor: i64) -> Option<i64> {
-        self.starts.range(floor..).map(|(_, known)| known.readable_from).min()
+        self.starts.range(floor..).filter_map(|(_, known)| known.readable_from).min()
+    }
+
+    /// The newest request for a cut, where no owner has answered it.
+    pub fn unanswered(&self) -> Option<CutRequested> {
+        self.asked.filter(|asked| self.answered.is_none_or(|answered| answered < asked.request))
+    }
+
+    /// The first epoch start at or after a readings offset.
+    pub fn first_start_from(&self, offset: i64) -> Option<i64> {
+        self.starts.range(offset..).next().map(|(start, _)| *start)
     }
 
     /// The start of the epoch that holds a readings offset.
@@ -135,11 +189,11 @@ mod tests {
     use super::*;
 
     fn epoch(generation: i64, start: i64) -> ControlRecord {
-        ControlRecord::Epoch { generation: Some(generation), start, announced_at: start }
+        ControlRecord::Epoch { generation: Some(generation), start, announced_at: start, answers: None }
     }
 
     #[test]
-    fn a_replaced_owner_announces_in_vain() {
+    fn announcements_of_a_fenced_owner_are_ignored() {
         let mut view = ControlView::default();
         view.apply(0, &ControlRecord::Claim { owner: "a".into() });
         view.apply(1, &epoch(0, 100));
@@ -191,7 +245,7 @@ mod tests {
                     .iter()
                     .filter_map(|(at, record)| matches!(record, ControlRecord::Claim { .. }).then_some(*at))
                     .collect();
-                let announce = |generation, start| ControlRecord::Epoch { generation, start, announced_at: offset };
+                let announce = |generation, start| ControlRecord::Epoch { generation, start, announced_at: offset, answers: None };
                 let record = match step {
                     Step::Announce(ahead) if !claims.is_empty() => {
                         end += ahead;
@@ -221,8 +275,8 @@ mod tests {
             let starts = |view: &ControlView| view.starts.range(floor..).map(|(start, _)| *start).collect::<Vec<_>>();
             prop_assert_eq!(starts(&rest), starts(&all));
             prop_assert_eq!(
-                (rest.generation, rest.horizon, rest.last_announced_at),
-                (all.generation, all.horizon, all.last_announced_at)
+                (rest.generation, rest.horizon),
+                (all.generation, all.horizon)
             );
         }
     }
@@ -243,10 +297,37 @@ mod tests {
         for record in [
             ControlRecord::Claim { owner: "x".into() },
             epoch(1, 2),
+            ControlRecord::Epoch { generation: Some(1), start: 2, announced_at: 3, answers: Some(4) },
+            ControlRecord::CutRequest { asked_by: "batch".into(), through: 9 },
             ControlRecord::Horizon { offset: 3, version: 4 },
         ] {
             assert_eq!(ControlRecord::decode(&record.encode()).unwrap(), record);
         }
         assert!(ControlRecord::decode(br#"{"kind":"later"}"#).is_err());
+        // As stored before announcements could answer.
+        let old = br#"{"kind":"epoch","generation":1,"start":2,"announced_at":2}"#;
+        assert_eq!(ControlRecord::decode(old).unwrap(), epoch(1, 2));
+    }
+
+    #[test]
+    fn a_request_is_answered_by_an_owner_that_is_not_fenced() {
+        let mut view = ControlView::default();
+        let answer = |generation, request| ControlRecord::Epoch {
+            generation: Some(generation),
+            start: 50,
+            announced_at: 0,
+            answers: Some(request),
+        };
+        view.apply(0, &ControlRecord::Claim { owner: "a".into() });
+        view.apply(1, &ControlRecord::Claim { owner: "b".into() });
+        view.apply(2, &ControlRecord::CutRequest { asked_by: "batch".into(), through: 40 });
+        assert_eq!(view.unanswered(), Some(CutRequested { request: 2, through: 40 }));
+        view.apply(3, &answer(0, 2));
+        assert_eq!(
+            (view.unanswered().map(|asked| asked.request), view.first_start_from(40)),
+            (Some(2), None)
+        );
+        view.apply(4, &answer(1, 2));
+        assert_eq!((view.unanswered(), view.first_start_from(40)), (None, Some(50)));
     }
 }

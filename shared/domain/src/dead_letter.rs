@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::DomainError;
+use crate::wire::Rejected;
 
 /// The header of a dead letter that says why it is one.
 pub const CONTEXT_HEADER: &str = "wye-dead-letter";
@@ -33,6 +34,59 @@ pub struct Context {
     pub item_index: u32,
 }
 
+/// Where a refused thing came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// In a request.
+    Http,
+    /// In the topic of readings.
+    Kafka {
+        /// Its Kafka partition.
+        kafka_partition: i32,
+        /// Its offset there.
+        kafka_offset: i64,
+    },
+}
+
+/// A dead letter: what goes into its header, and its payload.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Letter<'a> {
+    /// What is known of the refused bytes.
+    pub context: Context,
+    /// The refused bytes.
+    pub payload: &'a [u8],
+}
+
+impl<'a> Letter<'a> {
+    /// A letter about what was received at `received_time` (µs). What is longer than `longest` bytes is cut, and the
+    /// detail says so.
+    pub fn new(rejected: &'a Rejected, origin: Origin, received_time: i64, longest: usize) -> Self {
+        let (source, kafka_partition, kafka_offset) = match origin {
+            Origin::Http => ("http", None, None),
+            Origin::Kafka { kafka_partition, kafka_offset } => {
+                ("kafka", Some(kafka_partition), Some(kafka_offset))
+            }
+        };
+        let bytes = rejected.payload.len();
+        let (payload, detail) = match rejected.payload.get(..longest) {
+            Some(head) if head.len() < bytes => {
+                (head, format!("first {} of {bytes} bytes: {}", head.len(), rejected.detail))
+            }
+            _ => (rejected.payload.as_slice(), rejected.detail.clone()),
+        };
+        let context = Context {
+            received_time,
+            reason: rejected.reason.name().to_owned(),
+            detail,
+            source: source.to_owned(),
+            kafka_partition,
+            kafka_offset,
+            item_index: rejected.item_index,
+        };
+        Self { context, payload }
+    }
+}
+
 impl Context {
     /// The value of the header. A detail past 2,048 bytes is cut, and says so.
     pub fn encode(&self) -> Vec<u8> {
@@ -57,6 +111,27 @@ impl Context {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::Reason;
+
+    #[test]
+    fn bytes_stay_as_they_are_up_to_the_longest_that_fits() {
+        let rejected = |bytes| Rejected {
+            item_index: 4,
+            reason: Reason::NotJson,
+            detail: "no".to_owned(),
+            payload: vec![7; bytes],
+        };
+        for (bytes, kept, detail) in [(100, 100, "no"), (101, 100, "first 100 of 101 bytes: no")] {
+            let rejected = rejected(bytes);
+            let origin = Origin::Kafka { kafka_partition: 2, kafka_offset: 9 };
+            let Letter { context, payload } = Letter::new(&rejected, origin, 1, 100);
+            assert_eq!(payload.len(), kept);
+            assert_eq!(
+                (context.detail.as_str(), context.kafka_offset, context.item_index),
+                (detail, Some(9), 4)
+            );
+        }
+    }
 
     #[test]
     fn contexts_come_back_and_long_details_are_cut_between_characters() {

@@ -1,9 +1,12 @@
-//! The protocol of epochs as pure decisions: which horizon a batch run may take, where a restarted owner goes on, and
-//! whose realtime rows count.
+//! The protocol of epochs as pure decisions: which horizon a batch run takes, where a new owner resumes, and whose
+//! realtime rows count. Must not know how records are stored, nor any clock.
 //!
 //! - **HOR-1** every horizon is an epoch start: [`choose_horizon`] returns only such offsets.
-//! - **HOR-2** the epochs of a Kafka partition tile its offsets: an epoch is `[start, next start)` by construction.
-//! - **HOR-3** an answer uses the epochs from the horizon on, all of them: see [`covers`].
+//! - **HOR-2** the epochs of a Kafka partition tile its offsets: where they might not, [`resolve`] rebuilds. Readers check
+//!   it too.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
 
 use crate::control::ControlView;
 
@@ -12,7 +15,7 @@ use crate::control::ControlView;
 pub enum HorizonChoice {
     /// An announced epoch start, or the horizon as it was.
     Announced(i64),
-    /// No speed layer is alive: everything that is archived. The batch run announces this start itself.
+    /// No owner has answered: everything that is archived. The batch run announces this start itself.
     Pinned(i64),
 }
 
@@ -25,24 +28,31 @@ impl HorizonChoice {
     }
 }
 
-/// Silence (µs) of the announcements after which a batch run takes the speed layer for dead. A live one announces every
-/// few seconds while readings come.
-pub const SPEED_LAYER_SILENCE: i64 = 120 * crate::time::SECOND;
+/// Whether a Kafka partition has an owner, as a batch run has found out by asking for a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Liveness {
+    /// It has answered, or there was nothing to ask for.
+    Answered,
+    /// No answer came within the patience.
+    Silent,
+}
 
 /// Chooses the newest epoch start that is fully archived (`archived` is the next offset to archive) and not before the
-/// `previous` horizon. With a silent speed layer at `now` (µs), everything archived.
-pub fn choose_horizon(control: &ControlView, archived: i64, previous: i64, now: i64) -> HorizonChoice {
+/// `previous` horizon. Where the owner is silent, everything archived.
+pub fn choose_horizon(
+    control: &ControlView,
+    archived: i64,
+    previous: i64,
+    liveness: Liveness,
+) -> HorizonChoice {
     let announced = control.epoch_of(archived).unwrap_or(previous).max(previous);
-    let silent = control.last_announced_at.is_none_or(|at| now - at > SPEED_LAYER_SILENCE);
-    let never_owned = control.generation.is_none() || control.starts.is_empty();
-    if archived > announced && (silent || never_owned) {
-        HorizonChoice::Pinned(archived)
-    } else {
-        HorizonChoice::Announced(announced)
+    match liveness {
+        Liveness::Silent if archived > announced => HorizonChoice::Pinned(archived),
+        Liveness::Silent | Liveness::Answered => HorizonChoice::Announced(announced),
     }
 }
 
-/// Where an owner of a Kafka partition goes on.
+/// Where an owner of a Kafka partition resumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recovery {
     /// From a checkpoint, inside an epoch whose rows it takes over.
@@ -52,7 +62,7 @@ pub enum Recovery {
         /// The epoch that is open there.
         epoch: i64,
     },
-    /// From an epoch start with empty state; what stands in the topic for it and later epochs is void.
+    /// From an epoch start with empty state; the rows of it and of later epochs are void.
     Rebuild {
         /// The next readings offset, and the start of the first epoch.
         from: i64,
@@ -60,43 +70,72 @@ pub enum Recovery {
 }
 
 /// What an owner finds when it takes a Kafka partition over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// The next readings offset of the last complete flush in the realtime-views topic.
     pub checkpoint: Option<i64>,
-    /// The epoch that its rows belong to.
+    /// The newest epoch there.
     pub open_epoch: Option<i64>,
-    /// The readings offset that the rows of an incomplete flush reach to; no epoch may end before it.
+    /// The epochs that have begun there and are not void, the newest one too.
+    pub begun: BTreeSet<i64>,
+    /// The readings offset that its rows reach to, past the checkpoint after an incomplete flush.
     pub rows_through: i64,
+    /// Where a record does not decode: the epoch that was open then. Rows of it, and of later ones, may be lost.
+    pub damaged_from: Option<i64>,
     /// Whether these rows were computed with the definitions in force now.
     pub same_definitions: bool,
     /// The oldest readings offset that is still in the log.
     pub log_start: i64,
 }
 
-/// Decides where to go on. A restarted owner never reads below the horizon: the batch view has that already. An owner
-/// whose open epoch starts below the horizon while its position is above it rebuilds from the horizon.
-pub fn resolve(control: &ControlView, found: Found) -> Recovery {
+/// Decides where a new owner resumes.
+///
+/// - It resumes at the checkpoint, unless something below says that the stored rows are of no use.
+/// - Never below the horizon: the batch view has that already.
+/// - Where an epoch's rows hold offsets on both sides of an announced start (a batch run pinned it while the owner was
+///   away, slow, or had not heard of it yet), they straddle a possible horizon. That epoch and later ones are rebuilt;
+///   the epochs before it stay, and the next one begins at the announced start.
+/// - The same from the first epoch on that may lack rows.
+pub fn resolve(control: &ControlView, found: &Found) -> Recovery {
     let floor = control.horizon.unwrap_or(0).max(found.log_start);
-    let Some(position) = found.checkpoint.filter(|position| *position >= floor && found.same_definitions)
+    let (Some(position), Some(open), true) = (found.checkpoint, found.open_epoch, found.same_definitions)
     else {
         return Recovery::Rebuild { from: floor };
     };
-    match control.epoch_of(position) {
-        // Where somebody else announced a start inside of what the rows hold, they are of no use: they straddle it.
-        Some(epoch)
-            if epoch >= floor
-                && (epoch == position || found.open_epoch == Some(epoch))
-                && control.next_start_after(position).is_none_or(|start| start >= found.rows_through) =>
-        {
-            Recovery::Resume { position, epoch }
-        }
-        _ => Recovery::Rebuild { from: floor },
+    if position < floor {
+        return Recovery::Rebuild { from: floor };
+    }
+    let reach = position.max(found.rows_through);
+    let straddled =
+        straddled(control, &found.begun, floor..reach).map(|straddled| straddled.epoch.unwrap_or(floor));
+    if let Some(from) = straddled.into_iter().chain(found.damaged_from).min() {
+        return Recovery::Rebuild { from: from.max(floor) };
+    }
+    match control.next_start_after(open) {
+        Some(start) if start == position => Recovery::Resume { position, epoch: start },
+        _ => Recovery::Resume { position, epoch: open },
     }
 }
 
+/// An announced start that lies inside of what an epoch's rows hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Straddled {
+    /// The announced start.
+    pub start: i64,
+    /// The epoch; `None` where no epoch that has begun lies before the start.
+    pub epoch: Option<i64>,
+}
+
+/// The first announced start among `offsets` at which no epoch has begun, where rows hold all of `offsets`. What is
+/// announced beyond them is cut when it is reached.
+pub fn straddled(control: &ControlView, begun: &BTreeSet<i64>, offsets: Range<i64>) -> Option<Straddled> {
+    let mut announced = control.starts.keys().copied().skip_while(|start| *start < offsets.start);
+    let start = announced.find(|start| !begun.contains(start)).filter(|start| *start < offsets.end)?;
+    Some(Straddled { start, epoch: begun.range(..start).next_back().copied() })
+}
+
 /// Whose realtime rows count, in the order of the realtime-views topic: those of the newest generation seen so far.
-/// An owner that came back from the dead writes in vain.
+/// Records of a fenced owner are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fence {
     newest: Option<i64>,
@@ -113,13 +152,6 @@ impl Fence {
     }
 }
 
-/// Whether realtime epochs complete a batch view with this horizon: the epoch that starts at the horizon is there, or
-/// there is nothing after the horizon.
-pub fn covers(horizon: i64, epoch_starts: impl Iterator<Item = i64>, log_end: i64) -> bool {
-    let mut starts = epoch_starts;
-    log_end <= horizon || starts.any(|start| start == horizon)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -133,7 +165,12 @@ mod tests {
         for (i, start) in starts.iter().enumerate() {
             view.apply(
                 i as i64 + 1,
-                &ControlRecord::Epoch { generation: Some(0), start: *start, announced_at: *start },
+                &ControlRecord::Epoch {
+                    generation: Some(0),
+                    start: *start,
+                    announced_at: *start,
+                    answers: None,
+                },
             );
         }
         view.horizon = horizon;
@@ -142,54 +179,77 @@ mod tests {
 
     #[test]
     fn a_batch_run_takes_the_newest_archived_start() {
+        use Liveness::Answered;
         let control = view(&[0, 100, 200], None);
-        assert_eq!(choose_horizon(&control, 150, 0, 0), HorizonChoice::Announced(100));
-        assert_eq!(choose_horizon(&control, 200, 0, 0), HorizonChoice::Announced(200));
-        assert_eq!(choose_horizon(&control, 150, 120, 0), HorizonChoice::Announced(120));
+        assert_eq!(choose_horizon(&control, 150, 0, Answered), HorizonChoice::Announced(100));
+        assert_eq!(choose_horizon(&control, 200, 0, Answered), HorizonChoice::Announced(200));
+        assert_eq!(choose_horizon(&control, 150, 120, Answered), HorizonChoice::Announced(120));
     }
 
     #[test]
-    fn with_no_speed_layer_everything_archived_is_taken() {
-        assert_eq!(choose_horizon(&ControlView::default(), 70, 0, 0), HorizonChoice::Pinned(70));
+    fn where_no_owner_answers_everything_archived_is_taken() {
+        let silent = Liveness::Silent;
+        assert_eq!(choose_horizon(&ControlView::default(), 70, 0, silent), HorizonChoice::Pinned(70));
         let control = view(&[0, 100], None);
-        assert_eq!(
-            choose_horizon(&control, 150, 0, 100 + SPEED_LAYER_SILENCE + 1),
-            HorizonChoice::Pinned(150)
-        );
+        assert_eq!(choose_horizon(&control, 150, 0, silent), HorizonChoice::Pinned(150));
+        assert_eq!(choose_horizon(&control, 100, 0, silent), HorizonChoice::Announced(100));
     }
 
-    #[test]
-    fn owners_go_on_at_their_checkpoint_or_rebuild() {
-        let found = Found {
+    /// At 150 in an epoch from 100, after epochs from 0 and 50, with rows of an incomplete flush up to 160.
+    fn found() -> Found {
+        Found {
             checkpoint: Some(150),
             open_epoch: Some(100),
+            begun: [0, 50, 100].into(),
             rows_through: 160,
             same_definitions: true,
-            log_start: 0,
-        };
-        assert_eq!(resolve(&view(&[0, 100], None), found), Recovery::Resume { position: 150, epoch: 100 });
-        assert_eq!(resolve(&view(&[0, 100], Some(200)), found), Recovery::Rebuild { from: 200 });
-        assert_eq!(resolve(&view(&[0, 100], Some(120)), found), Recovery::Rebuild { from: 120 });
-        let changed = Found { same_definitions: false, ..found };
-        assert_eq!(resolve(&view(&[0, 100], Some(100)), changed), Recovery::Rebuild { from: 100 });
-        let fresh = Found {
-            checkpoint: None,
-            open_epoch: None,
-            rows_through: 0,
-            same_definitions: true,
-            log_start: 30,
-        };
-        assert_eq!(resolve(&view(&[0, 100, 130], None), found), Recovery::Rebuild { from: 0 });
-        assert_eq!(resolve(&view(&[0, 100, 155], None), found), Recovery::Rebuild { from: 0 });
-        assert_eq!(
-            resolve(&view(&[0, 100, 160], None), found),
-            Recovery::Resume { position: 150, epoch: 100 }
-        );
-        assert_eq!(resolve(&ControlView::default(), fresh), Recovery::Rebuild { from: 30 });
+            ..Found::default()
+        }
+    }
+
+    fn resolved(starts: &[i64], horizon: Option<i64>, found: Found) -> Recovery {
+        resolve(&view(starts, horizon), &found)
     }
 
     #[test]
-    fn a_zombie_writes_in_vain() {
+    fn owners_resume_at_their_checkpoint_or_rebuild() {
+        let resume = Recovery::Resume { position: 150, epoch: 100 };
+        assert_eq!(resolved(&[0, 50, 100], None, found()), resume);
+        assert_eq!(resolved(&[0, 50, 100, 160], None, found()), resume);
+        assert_eq!(resolved(&[0, 50, 100, 160], Some(100), found()), resume);
+        assert_eq!(resolved(&[0, 50, 100, 200], Some(200), found()), Recovery::Rebuild { from: 200 });
+        let changed = Found { same_definitions: false, ..found() };
+        assert_eq!(resolved(&[0, 50, 100], Some(100), changed), Recovery::Rebuild { from: 100 });
+        let fresh = Found { same_definitions: true, log_start: 30, ..Found::default() };
+        assert_eq!(resolve(&ControlView::default(), &fresh), Recovery::Rebuild { from: 30 });
+    }
+
+    #[test]
+    fn a_start_inside_an_epoch_costs_that_epoch_and_no_earlier_one() {
+        assert_eq!(resolved(&[0, 50, 100, 130], None, found()), Recovery::Rebuild { from: 100 });
+        assert_eq!(resolved(&[0, 50, 100, 155], None, found()), Recovery::Rebuild { from: 100 });
+        // An owner had not heard of it when it began the next epoch.
+        assert_eq!(resolved(&[0, 50, 70, 100], None, found()), Recovery::Rebuild { from: 50 });
+        assert_eq!(resolved(&[0, 50, 70, 100], Some(70), found()), Recovery::Rebuild { from: 70 });
+        // A checkpoint at a start is of no use where rows reach past it.
+        assert_eq!(resolved(&[0, 50, 100, 150], None, found()), Recovery::Rebuild { from: 100 });
+        let exact = Found { rows_through: 150, ..found() };
+        let resume = Recovery::Resume { position: 150, epoch: 150 };
+        assert_eq!(resolved(&[0, 50, 100, 150], None, exact.clone()), resume);
+        assert_eq!(resolved(&[0, 50, 100, 150], Some(150), exact), resume);
+        assert_eq!(resolved(&[0, 50, 100, 150], Some(150), found()), Recovery::Rebuild { from: 150 });
+        assert_eq!(resolved(&[0, 50, 100, 120], Some(120), found()), Recovery::Rebuild { from: 120 });
+    }
+
+    #[test]
+    fn what_may_lack_rows_is_rebuilt() {
+        let damaged = Found { damaged_from: Some(50), ..found() };
+        assert_eq!(resolved(&[0, 50, 100], None, damaged.clone()), Recovery::Rebuild { from: 50 });
+        assert_eq!(resolved(&[0, 50, 100], Some(100), damaged), Recovery::Rebuild { from: 100 });
+    }
+
+    #[test]
+    fn records_of_a_fenced_owner_are_ignored() {
         let mut fence = Fence::default();
         assert!(fence.admit(1) && fence.admit(4) && fence.admit(4));
         assert!(!fence.admit(1));
@@ -209,25 +269,11 @@ mod tests {
             let control = view(&starts, None);
             let mut previous = 0;
             for archived in archives {
-                let horizon = choose_horizon(&control, archived.max(previous), previous, 0).offset();
+                let horizon = choose_horizon(&control, archived.max(previous), previous, Liveness::Answered).offset();
                 prop_assert!(starts.contains(&horizon));
                 prop_assert!(horizon >= previous && horizon <= archived.max(previous));
                 previous = horizon;
             }
-        }
-
-        /// HOR-2: every offset from the first start on lies in exactly one epoch.
-        #[test]
-        fn epochs_tile_the_offsets(starts in prop::collection::btree_set(0i64..200, 1..20), offset in 0i64..300) {
-            let starts: Vec<i64> = starts.into_iter().collect();
-            let control = view(&starts, None);
-            let holding: Vec<i64> = starts
-                .iter()
-                .copied()
-                .filter(|start| *start <= offset && control.next_start_after(*start).is_none_or(|next| offset < next))
-                .collect();
-            prop_assert_eq!(holding.first().copied(), control.epoch_of(offset));
-            prop_assert!(holding.len() <= 1);
         }
     }
 }

@@ -5,6 +5,20 @@
 //! [`crate::summary_columns`]. A row is an absolute upsert: it holds the summary of all readings of its epoch below
 //! `through` for its series and window.
 //!
+//! What the records of a Kafka partition mean, in their order:
+//!
+//! - A record of a generation older than the newest one seen is ignored ([`crate::epoch::Fence`]).
+//! - `Begin` with `reset`: this epoch and all later ones are void, and the rebuild of them begins here. What its rows
+//!   hold is known again from the flushes that follow.
+//! - `Begin` without `reset`: a new epoch starts; or, where the epoch is known, a new owner resumes it, and its rows stay.
+//! - `Rows`: all readings of the epoch below `through` are in the rows of this flush and of those before it, once the
+//!   record that is `complete` is there. Rows of a flush that was cut off stay: the next owner's flushes replace them.
+//! - An epoch begins where all rows of the one before it end. One that begins earlier was rebuilt at a newer horizon:
+//!   the old rows count for a reader, and the new epoch does not, until it has the batch view of that horizon.
+//! - A record that does not decode is skipped. It may have held rows of the newest epoch or the beginning of a later
+//!   one, so an answer that uses these is not complete until a reset, or until the horizon has passed them. A new owner
+//!   rebuilds from there.
+//!
 //! Stability contract: a change of these bytes needs a new digit in the prefix.
 
 use std::sync::Arc;
@@ -26,7 +40,7 @@ const PREFIX: &[u8; 4] = b"WYR\x01";
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Header {
-    /// A new owner: what older generations write after this is void.
+    /// A new owner: what older generations write after this is ignored.
     Claim {
         /// Who writes.
         generation: i64,
@@ -39,7 +53,7 @@ pub enum Header {
         epoch: i64,
         /// The fingerprint of the metric definitions in force.
         definitions: u64,
-        /// Whether everything known of this and later epochs is void.
+        /// Whether everything known of this and later epochs is void: a rebuild begins.
         reset: bool,
     },
     /// Changed rows of an epoch.

@@ -104,6 +104,11 @@ impl Default for Acceptance {
 }
 
 impl Acceptance {
+    /// A fingerprint of the rules.
+    pub fn fingerprint(&self) -> u64 {
+        crate::definition::text_fingerprint(&format!("{self:?}"))
+    }
+
     /// Checks an event time against the ingest time, both in µs.
     ///
     /// # Errors

@@ -223,6 +223,8 @@ pub struct SpeedSection {
     #[serde(with = "humantime_serde")]
     pub duplicate_window: Duration,
     pub duplicate_entries: usize,
+    #[serde(with = "humantime_serde")]
+    pub answer_patience: Duration,
 }
 
 /// `[archive]`
@@ -246,6 +248,8 @@ pub struct BatchSection {
     pub interval: Duration,
     #[serde(with = "humantime_serde")]
     pub keep_versions: Duration,
+    #[serde(with = "humantime_serde")]
+    pub patience: Duration,
 }
 
 /// `[sql]`

@@ -35,6 +35,7 @@ use wye_domain::definition::{Definition, fingerprint};
 use wye_domain::reading;
 use wye_domain::registry::{Device, Registry};
 use wye_domain::sketches::Needs;
+use wye_domain::wire::Acceptance;
 
 pub use expectation::Expectations;
 
@@ -138,6 +139,13 @@ impl MetricPlans {
             plans.push(plan);
         }
         Ok(Self { plans, attributes, schema, registry, fingerprint })
+    }
+
+    /// The same for readings that are accepted by these rules, on which the fingerprint depends too. To be called once.
+    #[must_use]
+    pub fn accepting(mut self, acceptance: &Acceptance) -> Self {
+        self.fingerprint ^= acceptance.fingerprint().rotate_left(2);
+        self
     }
 
     /// The planned definitions in the order in which they were given.

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use wye_broker::{Broker, BrokerConfig};
-use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
+use wye_domain::control::ControlView;
+use wye_domain::definition::{Definition, MetricConfig};
 use wye_domain::epoch::Fence;
-use wye_domain::realtime_row::{self, Header, Rows};
+use wye_domain::realtime_row::{self, Header, Record, Rows};
 use wye_domain::registry::Registry;
 use wye_domain::summary::Summary;
 use wye_domain::wire::Acceptance;
@@ -20,9 +21,10 @@ use wye_log::topics::{CONTROL, DEAD_LETTER, REALTIME_VIEWS};
 use wye_tables::plan::MetricPlans;
 
 use super::*;
+use crate::owner::Rules;
 use crate::telemetry::SpeedTelemetry;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Site {
     log: Log,
@@ -33,9 +35,13 @@ struct Site {
 
 impl Site {
     async fn new() -> Self {
+        Self::with_partitions(1).await
+    }
+
+    async fn with_partitions(kafka_partitions: i32) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let broker = Broker::start(BrokerConfig::new(directory.path())).await.unwrap();
-        let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
+        let log = Log::new(LogConfig::new(broker.bootstrap_servers(), kafka_partitions)).unwrap();
         log.wait_ready(&CancellationToken::new()).await.unwrap();
         log.ensure_topics().await.unwrap();
         let producer = Producer::new(&log, Duration::from_millis(1)).unwrap();
@@ -47,19 +53,54 @@ impl Site {
             log: self.log.clone(),
             linger: Duration::from_millis(1),
             handle: tokio::runtime::Handle::current(),
-            plans: Arc::new(MetricPlans::new(vec![], Arc::new(Registry::default())).unwrap()),
-            acceptance: Acceptance::default(),
-            duplicate_window: 86_400_000_000,
-            duplicate_entries: 1_000_000,
+            rules: rules(Registry::default()),
             telemetry: SpeedTelemetry::default(),
         }
     }
 
     fn start(&self) -> (SpeedLayer, CancellationToken) {
-        let rhythm =
-            Rhythm { flush_interval: Duration::from_millis(20), epoch_interval: Duration::from_millis(200) };
+        self.start_as(&self.shared(), Duration::from_millis(200))
+    }
+
+    fn start_as(&self, shared: &Shared, epoch_interval: Duration) -> (SpeedLayer, CancellationToken) {
+        let rhythm = Rhythm {
+            flush_interval: Duration::from_millis(20),
+            epoch_interval,
+            answer_patience: Duration::from_secs(3),
+        };
         let cancel = CancellationToken::new();
-        (SpeedLayer::start(&self.shared(), rhythm, &[0], 1, &cancel).unwrap(), cancel)
+        let kafka_partitions: Vec<i32> = (0..self.log.config().kafka_partitions).collect();
+        (SpeedLayer::start(shared, rhythm, &kafka_partitions, 1, &cancel).unwrap(), cancel)
+    }
+
+    async fn control(&self, record: &ControlRecord) -> i64 {
+        let payload = record.encode();
+        let message =
+            Outgoing { topic: CONTROL, kafka_partition: 0, key: None, payload: &payload, headers: &[] };
+        self.producer.send(message).await.unwrap()
+    }
+
+    fn control_view(&self) -> ControlView {
+        let mut view = ControlView::default();
+        read_all(&self.log, (CONTROL, 0), None, |message| {
+            view.apply(message.offset, &ControlRecord::decode(message.payload).unwrap());
+        })
+        .unwrap();
+        view
+    }
+
+    /// The first readings offsets of the epochs that began, in the order of the topic.
+    fn begun(&self) -> Vec<i64> {
+        let mut begun = Vec::new();
+        read_all(&self.log, (REALTIME_VIEWS, 0), None, |message| {
+            if let Ok(Record { header: Header::Begin { epoch, .. }, .. }) =
+                realtime_row::decode(message.payload)
+            {
+                begun.push(epoch);
+            }
+        })
+        .unwrap();
+        begun
     }
 
     async fn send(&self, payload: &str) {
@@ -81,11 +122,27 @@ impl Site {
         }
     }
 
-    /// The merged summary of all epochs, by window, as a reader of the topic sees it.
+    /// The merged summary of all epochs, as a reader of the topic sees it.
     fn served(&self) -> Summary {
-        let (mut fence, mut epochs) = (Fence::default(), BTreeMap::<i64, BTreeMap<i64, Summary>>::new());
+        let mut all = Summary::EMPTY;
+        self.rows().values().for_each(|summary| all.merge(summary));
+        all
+    }
+
+    /// How many readings each series has.
+    fn served_by_series(&self) -> BTreeMap<String, u64> {
+        let mut counts = BTreeMap::new();
+        for ((_, series, _), summary) in self.rows() {
+            *counts.entry(series).or_default() += summary.count;
+        }
+        counts
+    }
+
+    /// The rows that count, by epoch, series and window.
+    fn rows(&self) -> BTreeMap<(i64, String, i64), Summary> {
+        let (mut fence, mut epochs) = (Fence::default(), BTreeMap::<(i64, String, i64), Summary>::new());
         read_all(&self.log, (REALTIME_VIEWS, 0), None, |message| {
-            let record = realtime_row::decode(message.payload).unwrap();
+            let Ok(record) = realtime_row::decode(message.payload) else { return };
             if !fence.admit(record.header.generation()) {
                 return;
             }
@@ -93,24 +150,22 @@ impl Site {
                 Header::Claim { .. } => {}
                 Header::Begin { epoch, reset, .. } => {
                     if reset {
-                        epochs.split_off(&epoch);
+                        epochs.split_off(&(epoch, String::new(), i64::MIN));
                     }
-                    epochs.entry(epoch).or_default();
                 }
                 Header::Rows { epoch, .. } => {
                     let Some(batch) = &record.rows else { return };
                     let rows = Rows::of(batch).unwrap();
                     for row in 0..batch.num_rows() {
                         let summary = rows.summaries.summary(row).unwrap();
-                        epochs.entry(epoch).or_default().insert(rows.window_start[row], summary);
+                        let series = rows.series.text(row).unwrap().to_owned();
+                        epochs.insert((epoch, series, rows.window_start[row]), summary);
                     }
                 }
             }
         })
         .unwrap();
-        let mut all = Summary::EMPTY;
-        epochs.values().flat_map(BTreeMap::values).for_each(|summary| all.merge(summary));
-        all
+        epochs
     }
 
     async fn wait_for(&self, count: u64) -> Summary {
@@ -147,80 +202,198 @@ async fn readings_become_rows_once_across_restarts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_reading_goes_to_the_dead_letters_and_stops_nothing() {
+async fn what_is_no_reading_is_counted_and_stops_nothing() {
     let site = Site::new().await;
-    let (layer, cancel) = site.start();
-    let bad = ["{", "", r#"{"device_id":"d"}"#, "WYE\u{7}"];
-    for bad in bad {
+    let shared = site.shared();
+    let (layer, cancel) = site.start_as(&shared, Duration::from_secs(3_600));
+    for bad in ["{", "", r#"{"device_id":"d"}"#, "WYE\u{7}"] {
         site.send(bad).await;
     }
     site.send_values(0..5).await;
     site.wait_for(5).await;
     cancel.cancel();
     join(layer).await;
-    let mut letters = Vec::new();
-    tokio::task::block_in_place(|| {
-        read_all(&site.log, (DEAD_LETTER, 0), None, |message| {
-            let context = Context::decode(message.header(CONTEXT_HEADER).unwrap()).unwrap();
-            letters.push((context.kafka_offset.unwrap(), context.reason, message.payload.to_owned()));
-        })
-    })
-    .unwrap();
-    let reasons = ["not_json", "empty", "missing_field", "unknown_version"];
-    let expected: Vec<_> = (0..)
-        .zip(reasons.into_iter().zip(bad))
-        .map(|(offset, (reason, bytes))| (offset, reason.to_owned(), bytes.as_bytes().to_owned()))
-        .collect();
-    assert_eq!(letters, expected);
+    for reason in ["not_json", "empty", "missing_field", "unknown_version"] {
+        assert_eq!(shared.telemetry.rejected.get_or_create(&ReasonLabel { reason }).get(), 1, "{reason}");
+    }
+    // The archiver writes the letters.
+    assert_eq!(site.log.offsets(DEAD_LETTER, 0).await.unwrap().high, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_owner_fences_the_first() {
-    let site = Site::new().await;
+async fn after_a_second_layer_has_left_the_first_owns_everything_again() {
+    let site = Site::with_partitions(3).await;
     let (first, first_cancel) = site.start();
+    let all = |ownership: Ownership| BTreeMap::from([0, 1, 2].map(|place| (place, ownership.clone())));
+    let first_owns = first.ownerships();
+    until("the first owns all", async || first_owns.get() == all(Ownership::Owned)).await;
     site.send_values(0..20).await;
     site.wait_for(20).await;
+
     let (second, second_cancel) = site.start();
-    // The first one stops by itself once it hears of the claim.
-    tokio::time::timeout(PATIENCE, join(first)).await.expect("the first owner stops");
-    assert!(!first_cancel.is_cancelled());
+    let second_owns = second.ownerships();
+    until("the second owns all", async || second_owns.get() == all(Ownership::Owned)).await;
+    until("the first has noticed", async || first_owns.get() == all(Ownership::Elsewhere)).await;
     site.send_values(20..40).await;
     assert_eq!(site.wait_for(40).await.count, 40);
+    // While the second one answers, the first asks and leaves it alone.
+    until("the first asks", async || site.control_view().asked.is_some()).await;
+    until("the second answers", async || site.control_view().unanswered().is_none()).await;
+    assert_eq!((first_owns.get(), second_owns.get()), (all(Ownership::Elsewhere), all(Ownership::Owned)));
+
     second_cancel.cancel();
     join(second).await;
+    site.send_values(40..60).await;
+    until("the first owns all again", async || first_owns.get() == all(Ownership::Owned)).await;
+    let summary = site.wait_for(60).await;
+    assert_eq!((summary.count, summary.sum.value()), (60, (0..60).sum::<i64>() as f64));
+    assert!(!first_cancel.is_cancelled());
+    first_cancel.cancel();
+    join(first).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_start_announced_by_others_makes_the_owner_rebuild_there() {
-    let site = Site::new().await;
-    let rhythm =
-        Rhythm { flush_interval: Duration::from_millis(20), epoch_interval: Duration::from_secs(3_600) };
-    let cancel = CancellationToken::new();
-    let layer = SpeedLayer::start(&site.shared(), rhythm, &[0], 1, &cancel).unwrap();
-    site.send_values(0..30).await;
-    site.wait_for(30).await;
-    let record = ControlRecord::Epoch { generation: None, start: 10, announced_at: now_micros() }.encode();
-    let message = Outgoing { topic: CONTROL, kafka_partition: 0, key: None, payload: &record, headers: &[] };
-    site.producer.send(message).await.unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let mut starts = Vec::new();
-        tokio::task::block_in_place(|| {
-            read_all(&site.log, (REALTIME_VIEWS, 0), None, |message| {
-                if let Header::Begin { epoch, .. } = realtime_row::decode(message.payload).unwrap().header {
-                    starts.push(epoch);
-                }
-            })
+async fn an_owner_that_fails_gives_up_its_kafka_partition_and_no_other() {
+    let site = Site::with_partitions(2).await;
+    let shared = site.shared();
+    let (layer, cancel) = site.start_as(&shared, Duration::from_secs(3_600));
+    let owns = layer.ownerships();
+    let both = BTreeMap::from([0, 1].map(|place| (place, Ownership::Owned)));
+    until("both are owned", async || owns.get() == both).await;
+    let generation = |place: i32| {
+        let mut view = ControlView::default();
+        read_all(&site.log, (CONTROL, place), None, |message| {
+            view.apply(message.offset, &ControlRecord::decode(message.payload).unwrap());
         })
         .unwrap();
-        if starts.contains(&10) {
-            break;
-        }
-        assert!(Instant::now() < deadline, "epochs {starts:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let summary = site.wait_for(30).await;
-    assert_eq!((summary.count, summary.sum.value()), (30, (0..30).sum::<i64>() as f64));
+        view.generation
+    };
+    let (lost, kept) = (generation(0), generation(1));
+    // Somebody claims the one and goes away.
+    site.control(&ControlRecord::Claim { owner: "passer-by".into() }).await;
+    until("it is owned again", async || {
+        let label = KafkaPartitionLabel { kafka_partition: 0 };
+        shared.telemetry.given_up.get_or_create(&label).get() == 1 && owns.get() == both
+    })
+    .await;
+    assert!(generation(0) > lost);
+    assert_eq!(generation(1), kept);
+    site.send_values(0..10).await;
+    assert_eq!(site.wait_for(10).await.count, 10);
     cancel.cancel();
     join(layer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_for_a_cut_is_answered_at_once_by_a_start_behind_what_was_there() {
+    let site = Site::new().await;
+    let (layer, cancel) = site.start_as(&site.shared(), Duration::from_secs(3_600));
+    site.send_values(0..30).await;
+    let through = site.log.offsets(READINGS, 0).await.unwrap().high;
+    let asked = Instant::now();
+    let request = site.control(&ControlRecord::CutRequest { asked_by: "test".into(), through }).await;
+    until("an answer", async || site.control_view().answered == Some(request)).await;
+    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    assert_eq!(site.control_view().first_start_from(1), Some(through));
+    // It begins there, whether it was there already or not.
+    until("the epoch begins", async || site.begun().contains(&through)).await;
+    assert_eq!(site.wait_for(30).await.count, 30);
+    cancel.cancel();
+    join(layer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_pinned_by_a_batch_run_costs_the_open_epoch_and_no_earlier_one() {
+    let site = Site::new().await;
+    let (layer, cancel) = site.start_as(&site.shared(), Duration::from_secs(3_600));
+    site.send_values(0..10).await;
+    let request = site.control(&ControlRecord::CutRequest { asked_by: "test".into(), through: 10 }).await;
+    until("an epoch at 10", async || site.control_view().answered == Some(request)).await;
+    site.send_values(10..30).await;
+    site.wait_for(30).await;
+    let pin = ControlRecord::Epoch { generation: None, start: 20, announced_at: 0, answers: None };
+    site.control(&pin).await;
+    until("the pinned epoch begins", async || site.begun().contains(&20)).await;
+    let summary = site.wait_for(30).await;
+    assert_eq!((summary.count, summary.sum.value()), (30, (0..30).sum::<i64>() as f64));
+    assert_eq!(site.begun(), [0, 10, 10, 20]);
+    cancel.cancel();
+    join(layer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_does_not_decode_costs_a_rebuild_and_blocks_nothing() {
+    let site = Site::new().await;
+    let (layer, cancel) = site.start();
+    site.send_values(0..10).await;
+    site.wait_for(10).await;
+    cancel.cancel();
+    join(layer).await;
+    let payload = b"WYR\x02 from a later version";
+    let message = Outgoing { topic: REALTIME_VIEWS, kafka_partition: 0, key: None, payload, headers: &[] };
+    site.producer.send(message).await.unwrap();
+    let shared = site.shared();
+    let (layer, cancel) = site.start_as(&shared, Duration::from_millis(200));
+    site.send_values(10..20).await;
+    let summary = site.wait_for(20).await;
+    assert_eq!((summary.count, summary.sum.value()), (20, (0..20).sum::<i64>() as f64));
+    let label = KafkaPartitionLabel { kafka_partition: 0 };
+    assert_eq!(shared.telemetry.undecodable.get_or_create(&label).get(), 1);
+    cancel.cancel();
+    join(layer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_moved_in_the_registry_is_rebuilt_in_its_new_group() {
+    let site = Site::new().await;
+    for (line, values) in [("north", 0..10), ("south", 10..20)] {
+        let shared = Shared { rules: rules(at_line(line)), ..site.shared() };
+        let (layer, cancel) = site.start_as(&shared, Duration::from_millis(200));
+        let count = values.end as u64;
+        site.send_values(values).await;
+        until("all are in the group of the line", async || {
+            site.served_by_series()
+                == BTreeMap::from([(format!(r#"["by_line","by_line",["{line}"]]"#), count)])
+        })
+        .await;
+        cancel.cancel();
+        join(layer).await;
+    }
+}
+
+/// The device of [`Site::send_values`], on a line.
+fn at_line(line: &str) -> Registry {
+    let text = format!(r#"{{"device": [{{"device_id": "d", "attributes": {{"line": "{line}"}}}}]}}"#);
+    Registry::check(serde_json::from_str(&text).unwrap()).unwrap()
+}
+
+fn rules(registry: Registry) -> Rules {
+    let by_line = MetricConfig {
+        name: "by_line".into(),
+        help: String::new(),
+        unit: String::new(),
+        filter: None,
+        value: None,
+        by: Some(vec!["line".into()]),
+        window: None,
+        rollups: vec![],
+        aggregates: None,
+    };
+    let definitions =
+        if registry.devices().next().is_some() { vec![Definition::check(&by_line).unwrap()] } else { vec![] };
+    Rules {
+        plans: Arc::new(MetricPlans::new(definitions, Arc::new(registry)).unwrap()),
+        acceptance: Acceptance::default(),
+        duplicate_window: 86_400_000_000,
+        duplicate_entries: 1_000_000,
+    }
+}
+
+/// Waits for a condition, whose check may block.
+async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

@@ -135,3 +135,15 @@ proptest! {
         check(&payload);
     }
 }
+
+#[test]
+fn the_fingerprint_of_the_rules_follows_each_of_them() {
+    let rules = Acceptance::default();
+    let others = [
+        Acceptance { earliest: rules.earliest + 1, ..rules },
+        Acceptance { max_future: rules.max_future + 1, ..rules },
+    ];
+    for other in others {
+        assert_ne!(other.fingerprint(), rules.fingerprint());
+    }
+}

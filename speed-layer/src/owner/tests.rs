@@ -1,0 +1,223 @@
+//! The owner's decisions, one at a time.
+
+use wye_domain::registry::Registry;
+
+use super::*;
+
+/// The generation of the owner under test.
+const GENERATION: i64 = 10;
+
+fn rules() -> Rules {
+    let plans = MetricPlans::new(vec![], Arc::new(Registry::default())).unwrap();
+    Rules {
+        plans: Arc::new(plans),
+        acceptance: Acceptance::default(),
+        duplicate_window: 1_000_000,
+        duplicate_entries: 1_000,
+    }
+}
+
+fn owner(mut taken: TakenOver) -> Owner {
+    taken.control.apply(GENERATION, &ControlRecord::Claim { owner: "test".into() });
+    let mut owner = Owner::new(&rules(), 0, taken);
+    owner.start().unwrap();
+    owner
+}
+
+fn taken(recovery: Recovery) -> TakenOver {
+    TakenOver {
+        generation: GENERATION,
+        recovery,
+        control: ControlView::default(),
+        rows: Vec::new(),
+        rows_through: 0,
+        first_record: BTreeMap::new(),
+    }
+}
+
+fn fresh() -> Owner {
+    owner(taken(Recovery::Rebuild { from: 0 }))
+}
+
+/// An owner at 5 in an epoch from 0, some of whose rows hold readings up to 9.
+fn after_an_incomplete_flush() -> Owner {
+    let mut control = ControlView::default();
+    control.expect_start(0, 0);
+    let resumed = taken(Recovery::Resume { position: 5, epoch: 0 });
+    owner(TakenOver { control, rows_through: 9, first_record: [(0, 0)].into(), ..resumed })
+}
+
+/// The owner takes in messages up to an offset, one a second.
+fn read(owner: &mut Owner, to: i64) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    for offset in owner.next()..to {
+        let ingest_time = 1_700_000_000_000_000 + offset * 1_000_000;
+        let time = ingest_time / 1_000;
+        let payload = format!(r#"{{"device_id":"d","metric":"m","value":{offset},"event_time":{time}}}"#);
+        let payload = payload.as_bytes();
+        effects.extend(owner.step(Input::Message { offset, ingest_time, payload }).unwrap());
+    }
+    effects
+}
+
+fn hear(owner: &mut Owner, record: &ControlRecord) -> Result<Vec<Effect>, SpeedError> {
+    let offset = owner.next_control();
+    owner.step(Input::Control { offset, record })
+}
+
+fn ask(owner: &mut Owner, through: i64) -> Vec<Effect> {
+    hear(owner, &ControlRecord::CutRequest { asked_by: "test".into(), through }).unwrap()
+}
+
+fn pinned(start: i64) -> ControlRecord {
+    ControlRecord::Epoch { generation: None, start, announced_at: 0, answers: None }
+}
+
+/// Effects in short: `rows E..T`, `begin E`, `announce S`, with `for R` where it answers.
+fn short(effects: &[Effect]) -> Vec<String> {
+    let one = |effect: &Effect| match effect {
+        Effect::Append(Header::Rows { epoch, through, complete, .. }, _) => {
+            format!("{} {epoch}..{through}", if *complete { "checkpoint" } else { "rows" })
+        }
+        Effect::Append(Header::Begin { epoch, reset, .. }, _) => {
+            format!("{} {epoch}", if *reset { "reset" } else { "begin" })
+        }
+        Effect::Append(Header::Claim { .. }, _) => "claim".to_owned(),
+        Effect::Announce(ControlRecord::Epoch { start, answers: Some(request), .. }) => {
+            format!("announce {start} for {request}")
+        }
+        Effect::Announce(ControlRecord::Epoch { start, .. }) => format!("announce {start}"),
+        Effect::Announce(other) => format!("{other:?}"),
+        Effect::Trim { topic, before } => format!("trim {topic} {before}"),
+    };
+    effects.iter().map(one).collect()
+}
+
+#[test]
+fn a_cut_is_made_at_once_where_the_owner_has_read_so_far() {
+    let mut owner = fresh();
+    read(&mut owner, 7);
+    let effects = ask(&mut owner, 7);
+    assert_eq!(short(&effects), ["checkpoint 0..7", "begin 7", "announce 7 for 11"]);
+    // The open epoch is new enough for the next one, and for whoever asks whether there is an owner.
+    assert_eq!(short(&ask(&mut owner, 7)), ["announce 7 for 12"]);
+    read(&mut owner, 9);
+    assert_eq!(short(&ask(&mut owner, 0)), ["announce 7 for 13"]);
+    assert_eq!(short(&ask(&mut owner, 8)), ["checkpoint 7..9", "begin 9", "announce 9 for 14"]);
+}
+
+#[test]
+fn an_owner_that_is_behind_answers_at_once_and_cuts_when_it_gets_there() {
+    let mut owner = fresh();
+    read(&mut owner, 5);
+    assert_eq!(short(&ask(&mut owner, 20)), ["announce 20 for 11"]);
+    assert_eq!(short(&ask(&mut owner, 30)), ["announce 30 for 12"]);
+    let effects = read(&mut owner, 31);
+    let expected =
+        ["checkpoint 0..20", "begin 20", "announce 20", "checkpoint 20..30", "begin 30", "announce 30"];
+    assert_eq!(short(&effects), expected);
+}
+
+#[test]
+fn an_announced_start_at_the_position_needs_no_further_message() {
+    let mut owner = fresh();
+    read(&mut owner, 5);
+    assert_eq!(short(&hear(&mut owner, &pinned(5)).unwrap()), [""; 0]);
+    let effects = owner.step(Input::Tick(Due::Flush)).unwrap();
+    assert_eq!(short(&effects), ["checkpoint 0..5", "begin 5", "announce 5"]);
+}
+
+#[test]
+fn a_start_inside_of_what_was_taken_in_is_noticed_before_it_is_evaluated() {
+    let mut owner = fresh();
+    read(&mut owner, 8);
+    // Nothing was flushed or evaluated yet, but it was taken in.
+    let error = hear(&mut owner, &pinned(5)).unwrap_err();
+    assert!(matches!(error, SpeedError::Overtaken { start: 5, .. }), "{error}");
+}
+
+#[test]
+fn a_start_inside_of_an_epoch_that_has_ended_is_noticed() {
+    let mut owner = fresh();
+    read(&mut owner, 8);
+    owner.step(Input::Tick(Due::Epoch)).unwrap();
+    let error = hear(&mut owner, &pinned(5)).unwrap_err();
+    assert!(matches!(error, SpeedError::Overtaken { start: 5, .. }), "{error}");
+}
+
+#[test]
+fn a_start_inside_of_what_an_incomplete_flush_wrote_is_noticed() {
+    let error = hear(&mut after_an_incomplete_flush(), &pinned(7)).unwrap_err();
+    assert!(matches!(error, SpeedError::Overtaken { start: 7, .. }), "{error}");
+}
+
+#[test]
+fn no_cut_is_made_inside_of_what_an_incomplete_flush_wrote() {
+    let mut owner = after_an_incomplete_flush();
+    read(&mut owner, 7);
+    assert_eq!(short(&owner.step(Input::Tick(Due::Epoch)).unwrap()), ["checkpoint 0..7"]);
+    assert_eq!(short(&ask(&mut owner, 7)), ["announce 9 for 11"]);
+    assert_eq!(short(&read(&mut owner, 10)), ["checkpoint 0..9", "begin 9", "announce 9"]);
+}
+
+#[test]
+fn announcements_of_a_fenced_owner_concern_nobody() {
+    let mut owner = fresh();
+    read(&mut owner, 8);
+    let fenced =
+        ControlRecord::Epoch { generation: Some(GENERATION - 1), start: 5, announced_at: 0, answers: None };
+    assert_eq!(short(&hear(&mut owner, &fenced).unwrap()), [""; 0]);
+    let claim = ControlRecord::Claim { owner: "other".into() };
+    assert!(matches!(hear(&mut owner, &claim).unwrap_err(), SpeedError::Fenced { .. }));
+}
+
+#[test]
+fn what_was_asked_before_there_was_an_owner_is_answered_at_its_start() {
+    let mut control = ControlView::default();
+    control.apply(3, &ControlRecord::CutRequest { asked_by: "test".into(), through: 6 });
+    let taken = TakenOver { control, ..taken(Recovery::Rebuild { from: 0 }) };
+    let mut owner = Owner::new(&rules(), 0, taken);
+    assert_eq!(short(&owner.start().unwrap()), ["reset 0", "announce 0", "announce 6 for 3"]);
+}
+
+#[test]
+fn a_new_horizon_lets_go_of_what_nobody_needs_and_of_nothing_else() {
+    let mut owner = fresh();
+    owner.step(Input::Begun { epoch: 0, offset: 1 }).unwrap();
+    for (to, offset) in [(10, 4), (20, 8), (30, 12)] {
+        read(&mut owner, to);
+        for effect in ask(&mut owner, to) {
+            if let Effect::Announce(record) = effect {
+                hear(&mut owner, &record).unwrap();
+            }
+        }
+        owner.step(Input::Begun { epoch: to, offset }).unwrap();
+    }
+    let effects = hear(&mut owner, &ControlRecord::Horizon { offset: 20, version: 1 }).unwrap();
+    // The duplicate window is a second, so that what was announced at 20 is old enough.
+    let trimmed = short(&effects);
+    assert_eq!(trimmed[..2], ["trim realtime-views 8", "trim readings 20"]);
+    assert!(trimmed[2].starts_with("trim control "), "{trimmed:?}");
+}
+
+#[test]
+fn an_owner_that_is_behind_the_horizon_keeps_what_it_has_not_read() {
+    let mut control = ControlView::default();
+    control.expect_start(50, 1);
+    let mut owner = owner(TakenOver { control, ..taken(Recovery::Rebuild { from: 0 }) });
+    read(&mut owner, 3);
+    let effects = hear(&mut owner, &ControlRecord::Horizon { offset: 60, version: 1 }).unwrap();
+    assert_eq!(short(&effects), ["trim readings 3"]);
+}
+
+#[test]
+fn what_cannot_be_read_is_passed() {
+    let mut owner = fresh();
+    read(&mut owner, 5);
+    ask(&mut owner, 8);
+    let effects = owner.step(Input::Skip { next: 12 }).unwrap();
+    assert_eq!(short(&effects), ["checkpoint 0..8", "begin 8", "announce 8"]);
+    assert_eq!(owner.next(), 12);
+    assert_eq!(short(&read(&mut owner, 13)), [""; 0]);
+    assert_eq!(short(&owner.step(Input::Tick(Due::Flush)).unwrap()), ["checkpoint 8..13"]);
+}
