@@ -120,11 +120,13 @@ fn speed(config: &Config, rules: &mut Rules) {
         }
     });
     rules.at_least_one(("speed", "duplicate_entries"), speed.duplicate_entries, "20000000");
+    rules.at_least(("speed", "answer_patience"), speed.answer_patience, Duration::from_secs(1), "\"5s\"");
 }
 
 fn batch(config: &Config, rules: &mut Rules) {
     let second = Duration::from_secs(1);
     rules.at_least(("batch", "keep_versions"), config.batch.keep_versions, second, "\"15m\"");
+    rules.at_least(("batch", "patience"), config.batch.patience, second, "\"5s\"");
     rules.refuse_if(!config.batch.interval.is_zero() && config.batch.interval < second, || Unworkable {
         section: "batch",
         key: "interval",
