@@ -296,10 +296,16 @@ async fn open_log(
     };
     write_address(data_dir, "kafka.addr", &bootstrap_servers)?;
     let mut log_config = LogConfig::new(bootstrap_servers, config.log.kafka_partitions);
-    log_config.replication_factor = config.log.replication_factor;
+    if broker.is_none() {
+        log_config.replication_factor = config.log.replication_factor;
+    }
     log_config.extra = properties.clone();
     let log = Log::new(log_config)?;
     log.wait_ready(cancel).await?;
+    if broker.is_some() {
+        // An earlier version may have made them with other settings. On a Kafka, they are for its owner to change.
+        log.update_topics().await?;
+    }
     log.ensure_topics().await?;
     Ok((broker, log))
 }

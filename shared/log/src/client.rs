@@ -7,7 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
@@ -21,8 +21,9 @@ use crate::doorman;
 use crate::error::{LogError, kind_of_code};
 use crate::kafka_logs::{Seldom, TracingContext};
 use crate::properties::{self, configure};
-use crate::topic_settings::{self, Objection, Weight};
 use crate::topics::{self, TopicSpec};
+
+mod settings;
 
 /// How long one question to the broker may take.
 pub(crate) const ASK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -310,55 +311,6 @@ impl Log {
             }
         }
         Ok(missing)
-    }
-
-    /// Looks at the settings that the topics have.
-    async fn check_settings(&self, specs: &[TopicSpec]) -> Result<(), LogError> {
-        let what = || "ask for the settings of the topics".to_owned();
-        let topics: Vec<_> = specs.iter().map(|spec| ResourceSpecifier::Topic(spec.name)).collect();
-        let options = AdminOptions::new().request_timeout(Some(ASK_TIMEOUT));
-        let described = self.inner.admin.describe_configs(&topics, &options).await;
-        let described = described.map_err(|source| administer(what(), &source))?;
-        let log = self.clone();
-        let metadata = blocking(move || log.metadata(None, ASK_TIMEOUT)).await?;
-        for (spec, resource) in specs.iter().zip(described) {
-            let topic = spec.name;
-            let entries = match resource {
-                Ok(resource) => resource.entries,
-                Err(code) => {
-                    warn!(topic, %code, "cannot check the settings of a topic");
-                    continue;
-                }
-            };
-            let found = entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))).collect();
-            let partitions = metadata.topics().iter().filter(|found| found.name() == topic);
-            let replicas = partitions.flat_map(|found| found.partitions()).map(|one| one.replicas().len());
-            let replication_factor = replicas.min().unwrap_or(1) as i32;
-            self.judge(topic, topic_settings::objections(&found, replication_factor))?;
-        }
-        Ok(())
-    }
-
-    fn judge(&self, topic: &str, objections: Vec<Objection>) -> Result<(), LogError> {
-        let (refused, warned): (Vec<_>, Vec<_>) =
-            objections.into_iter().partition(|objection| objection.weight == Weight::Refused);
-        for Objection { setting, found, wanted, why, .. } in &warned {
-            warn!(topic, "{setting} is {found:?} and should be {wanted:?}: {why}");
-        }
-        if refused.is_empty() {
-            return Ok(());
-        }
-        let problems: Vec<String> = refused
-            .iter()
-            .map(|Objection { setting, found, wanted, why, .. }| {
-                format!("{setting} is {found:?} and must be {wanted:?} ({why})")
-            })
-            .collect();
-        Err(LogError::TopicSettings {
-            topic: topic.to_owned(),
-            problems: problems.join(", "),
-            command: topic_settings::command(&self.inner.config.bootstrap_servers, topic, &refused),
-        })
     }
 
     fn metadata(&self, topic: Option<&str>, timeout: Duration) -> Result<Metadata, LogError> {

@@ -19,6 +19,7 @@ use wye_broker::{Broker, BrokerConfig};
 mod embedded_only;
 mod secured;
 mod settings;
+mod stamps;
 mod unreadable;
 
 /// Longer than anything may take on a busy machine.

@@ -5,8 +5,34 @@ use rdkafka::client::DefaultClientContext;
 
 use super::{Target, new_topic, targets};
 use crate::LogError;
-use crate::client::Log;
-use crate::topics::{self, TopicSpec};
+use crate::client::{Log, LogConfig};
+use crate::topics::{self, LEDGER, READINGS, TopicSpec};
+use wye_broker::{Broker, BrokerConfig};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_of_an_earlier_version_get_the_settings_of_today() {
+    let directory = tempfile::tempdir().unwrap();
+    let broker = Broker::start(BrokerConfig::new(directory.path())).await.unwrap();
+    let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
+    for (name, settings) in [
+        (READINGS, &[("message.timestamp.type", "CreateTime"), ("max.message.bytes", "1048588")][..]),
+        (LEDGER, &[]),
+    ] {
+        make(&log, name, settings).await;
+    }
+    let error = log.ensure_topics().await.unwrap_err();
+    assert!(matches!(error, LogError::TopicSettings { .. }), "{error}");
+    log.update_topics().await.unwrap();
+    log.ensure_topics().await.unwrap();
+    log.update_topics().await.unwrap();
+    broker.stop().await;
+
+    // It outlasts a restart.
+    let broker = Broker::start(BrokerConfig::new(directory.path())).await.unwrap();
+    let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
+    log.ensure_topics().await.unwrap();
+    broker.stop().await;
+}
 
 /// Makes a topic with these settings instead of Wye's.
 async fn make(log: &Log, name: &str, settings: &[(&str, &str)]) {
