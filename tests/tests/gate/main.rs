@@ -7,5 +7,6 @@ mod commands;
 mod coverage;
 mod crash;
 mod equivalence;
+mod foreign;
 mod mistakes;
 mod structure;
