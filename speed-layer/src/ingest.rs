@@ -1,39 +1,85 @@
 //! Ingest: readings that come by HTTP are parsed, checked and put into the log; what is refused goes to the dead letters.
 //!
 //! A reading is acknowledged only once the log has acknowledged it. A request may carry an idempotency key: its
-//! readings then stand in the log once, however often it is sent (see [`ledger`]).
+//! readings are then in the log once, however often it is sent (see [`ledger`]).
+//!
+//! A request is worked on by a task that outlives its client: what was begun is brought to its end, whether or not
+//! anybody waits for the answer. A client that sends the request again under the same key waits for that task.
 
 pub mod http;
+mod in_flight;
 pub mod ledger;
 mod parse;
 mod route;
+#[cfg(test)]
+mod tests;
+mod turns;
 
 pub use parse::{Format, Parsed};
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrow::array::RecordBatch;
-use tokio::sync::Mutex;
-use tracing::warn;
+use bytes::Bytes;
+use futures::future::{join_all, try_join_all};
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+use wye_domain::ErrorKind;
+use wye_domain::position::Position;
 use wye_domain::wire::{Acceptance, Rejected};
 use wye_log::LogError;
 use wye_log::client::Log;
-use wye_log::producer::{Outgoing, Producer};
+use wye_log::producer::{Delivery, Outgoing, Producer};
 use wye_log::topics::READINGS;
 use wye_runtime::telemetry::ReasonLabel;
 
 use crate::SpeedError;
 use crate::letter::{Letter, Origin};
 use crate::telemetry::SpeedTelemetry;
-use ledger::{Ledger, Progress};
+use in_flight::{InFlight, Waiting};
+use ledger::{Ledger, Place, Progress};
 use route::Part;
+use turns::Turns;
 
 /// The header of a message that says which idempotent request it belongs to.
 pub const KEY_HEADER: &str = "wye-idempotency-key";
 /// The header that says which part of the request it is.
 pub const PART_HEADER: &str = "wye-part";
+
+/// How long a full producer queue is left alone before the next try.
+const QUEUE_FULL_REST: Duration = Duration::from_millis(2);
+/// Bodies from this size on are parsed beside the threads that serve requests: smaller ones take well below a
+/// millisecond.
+const LARGE_BODY: usize = 64 * 1024;
+
+/// Where messages to topics other than the readings' wait, instead of at a Kafka partition of the readings.
+const OWN_TOPICS: i32 = -1;
+
+/// How ingest runs.
+#[derive(Clone, Copy, Debug)]
+pub struct IngestSettings {
+    /// Which readings are accepted.
+    pub acceptance: Acceptance,
+    /// How long the producer gathers messages into one request to the broker.
+    pub linger: Duration,
+    /// How long a client waits for the log at most; and how old an unacknowledged message may become before its Kafka
+    /// partition is not written to for the time being.
+    pub ack_timeout: Duration,
+}
+
+/// A request to take in readings.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The readings.
+    pub body: Bytes,
+    /// The form of the body.
+    pub format: Format,
+    /// What makes the request count once, however often it is sent.
+    pub key: Option<String>,
+    /// When it came, in µs.
+    pub now: i64,
+}
 
 /// What became of a request.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -41,9 +87,18 @@ pub struct Receipt {
     /// Readings that the log has acknowledged, now or at an earlier try.
     pub accepted: usize,
     /// Whether an earlier try had already brought all of it into the log.
-    pub already_there: bool,
+    pub duplicate_request: bool,
+    /// Behind every reading of the request.
+    pub position: Position,
     /// What was refused, and why.
     pub rejected: Vec<Rejected>,
+}
+
+impl Receipt {
+    /// How many readings were refused.
+    pub fn refused(&self) -> u64 {
+        self.rejected.iter().map(|rejected| u64::from(rejected.readings)).sum()
+    }
 }
 
 /// Why a request cannot be answered with a receipt.
@@ -52,110 +107,204 @@ pub enum IngestError {
     /// The log does not take readings.
     #[error(transparent)]
     Log(#[from] LogError),
-    /// A request with the same idempotency key is under way.
-    #[error("a request with idempotency key {key:?} is under way; wait for its answer, then send this again")]
-    UnderWay {
-        /// Which key.
-        key: String,
+    /// The log did not acknowledge in time. The readings may still get there.
+    #[error("the log has not acknowledged the readings within {seconds} s")]
+    Unacknowledged {
+        /// How long it was waited for.
+        seconds: f64,
     },
+    /// The task that worked on the request has panicked.
+    #[error("a fault inside: the request was given up")]
+    Fault,
+}
+
+impl IngestError {
+    /// What the caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Log(error) => error.kind(),
+            Self::Unacknowledged { .. } => ErrorKind::Unavailable,
+            Self::Fault => ErrorKind::Internal,
+        }
+    }
 }
 
 /// See the module. Clones share everything.
 #[derive(Clone)]
 pub struct Ingest {
+    worker: Arc<Worker>,
+    tasks: TaskTracker,
+}
+
+/// What the tasks share.
+struct Worker {
     producer: Producer,
     kafka_partitions: i32,
-    acceptance: Acceptance,
-    ledger: Arc<Ledger>,
+    settings: IngestSettings,
+    ledger: Ledger,
     telemetry: SpeedTelemetry,
-    /// Keys of requests under way.
-    busy: Arc<Mutex<BTreeSet<String>>>,
+    turns: Turns,
+    in_flight: InFlight,
 }
 
 impl Ingest {
-    /// Reads the ledger and is ready to take readings. `linger` is how long messages wait for company.
+    /// Reads the ledger and is ready to take readings.
     ///
     /// # Errors
     /// When the log cannot be read.
     pub async fn start(
         log: &Log,
-        acceptance: Acceptance,
-        linger: Duration,
+        settings: IngestSettings,
         telemetry: SpeedTelemetry,
     ) -> Result<Self, SpeedError> {
-        let producer = Producer::new(log, linger)?;
-        let ledger = Arc::new(Ledger::open(log.clone(), producer.clone()).await?);
-        let kafka_partitions = log.config().kafka_partitions;
-        Ok(Self { producer, kafka_partitions, acceptance, ledger, telemetry, busy: Arc::default() })
+        let producer = Producer::new(log, settings.linger)?;
+        let ledger = Ledger::open(log.clone(), producer.clone()).await?;
+        let worker = Worker {
+            producer,
+            kafka_partitions: log.config().kafka_partitions,
+            settings,
+            ledger,
+            telemetry,
+            turns: Turns::default(),
+            in_flight: InFlight::default(),
+        };
+        Ok(Self { worker: Arc::new(worker), tasks: TaskTracker::new() })
     }
 
-    /// Takes in the body of a request that came at `now` (µs).
+    /// Takes in a request. Dropping the future does not take anything back.
     ///
     /// # Errors
-    /// [`IngestError::Log`] when the log does not acknowledge: some readings may be in it, so the request should be
-    /// sent again, with its idempotency key if it has one. [`IngestError::UnderWay`] when its key is in use.
-    pub async fn take(
-        &self,
-        body: &[u8],
-        format: Format,
-        key: Option<&str>,
-        now: i64,
-    ) -> Result<Receipt, IngestError> {
-        let parsed = parse::parse(body, format, now, &self.acceptance);
-        let accepted: usize = parsed.batches.iter().map(RecordBatch::num_rows).sum();
-        let receipt = match key {
-            None => {
-                let parts = route::parts(&parsed.batches, self.kafka_partitions);
-                self.write(&parts, None, &BTreeSet::new()).await?;
-                self.write_dead_letters(&parsed.rejected, now).await?;
-                Receipt { accepted, already_there: false, rejected: parsed.rejected }
-            }
-            Some(key) => {
-                if !self.busy.lock().await.insert(key.to_owned()) {
-                    return Err(IngestError::UnderWay { key: key.to_owned() });
-                }
-                let outcome = self.take_once(key, parsed, now).await;
-                self.busy.lock().await.remove(key);
-                outcome?
-            }
+    /// Of kind `Unavailable` when the log does not acknowledge: some readings may be in it, now or later, so the
+    /// request should be sent again, with its idempotency key if it has one.
+    pub async fn take(&self, request: Request) -> Result<Receipt, IngestError> {
+        let work = async {
+            // A client that leaves while it waits for its turn leaves nothing behind.
+            let turn = match &request.key {
+                Some(key) => Some(self.worker.turns.take(key).await),
+                None => None,
+            };
+            let worker = Arc::clone(&self.worker);
+            let task = self.tasks.spawn(async move {
+                let _turn = turn;
+                worker.take(request).await
+            });
+            task.await.unwrap_or_else(|failed| {
+                error!(error = %failed, "the task of a request has failed");
+                Err(IngestError::Fault)
+            })
         };
-        self.telemetry.accepted.inc_by(if receipt.already_there { 0 } else { receipt.accepted as u64 });
+        let patience = self.worker.settings.ack_timeout;
+        let outcome = tokio::time::timeout(patience, work).await;
+        outcome.unwrap_or(Err(IngestError::Unacknowledged { seconds: patience.as_secs_f64() }))
+    }
+
+    /// Waits until every request that was begun has come to its end. No new ones may come.
+    pub async fn drained(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+impl Worker {
+    async fn take(self: &Arc<Self>, request: Request) -> Result<Receipt, IngestError> {
+        let (parsed, parts) = self.parse(&request).await?;
+        self.refuse_overdue(&parts)?;
+        let receipt = match &request.key {
+            None => {
+                let position = self.write(&parts, None, &BTreeMap::new()).await?;
+                self.finish(parsed, position, request.now).await?
+            }
+            Some(key) => self.take_once(key, parsed, &parts, request.now).await?,
+        };
+        let accepted = if receipt.duplicate_request { 0 } else { receipt.accepted as u64 };
+        self.telemetry.accepted.inc_by(accepted);
         for rejected in &receipt.rejected {
-            self.telemetry.refused.get_or_create(&ReasonLabel { reason: rejected.reason.name() }).inc();
+            let label = ReasonLabel { reason: rejected.reason.name() };
+            self.telemetry.refused.get_or_create(&label).inc_by(u64::from(rejected.readings));
         }
         Ok(receipt)
     }
 
-    async fn take_once(&self, key: &str, parsed: Parsed, now: i64) -> Result<Receipt, IngestError> {
-        let accepted: usize = parsed.batches.iter().map(RecordBatch::num_rows).sum();
+    async fn take_once(
+        &self,
+        key: &str,
+        parsed: Parsed,
+        parts: &[Part],
+        now: i64,
+    ) -> Result<Receipt, IngestError> {
         let landed = match self.ledger.progress(key).await? {
             Progress::Done => {
-                return Ok(Receipt { accepted, already_there: true, rejected: parsed.rejected });
+                let (accepted, position) = (parsed.accepted(), self.ledger.position());
+                return Ok(Receipt {
+                    accepted,
+                    duplicate_request: true,
+                    position,
+                    rejected: parsed.rejected,
+                });
             }
             Progress::New => {
+                let _waiting = self.in_flight.begin(OWN_TOPICS);
                 self.ledger.begin(key).await?;
-                BTreeSet::new()
+                BTreeMap::new()
             }
-            Progress::Begun { landed } => landed,
+            Progress::Begun { landed } => {
+                info!(
+                    key,
+                    parts = landed.len(),
+                    "an interrupted request resumes; these parts are in the log already"
+                );
+                landed
+            }
         };
-        let parts = route::parts(&parsed.batches, self.kafka_partitions);
-        if let Err(error) = self.write(&parts, Some(key), &landed).await {
+        let written = self.write(parts, Some(key), &landed).await;
+        let position = written.inspect_err(|error| {
             // Whether the missing parts are in the log is only known by looking, which the next try does.
-            warn!(key, "the log did not acknowledge all of a load; sending it again will go on where it was");
-            return Err(error.into());
-        }
-        self.write_dead_letters(&parsed.rejected, now).await?;
+            warn!(key, %error, "the log did not acknowledge all of a request; sending it again resumes it");
+        })?;
+        let receipt = self.finish(parsed, position, now).await?;
         self.ledger.finish(key).await?;
-        Ok(Receipt { accepted, already_there: false, rejected: parsed.rejected })
+        Ok(receipt)
     }
 
-    /// Writes the parts that have not `landed` yet, and waits for the log.
-    async fn write(&self, parts: &[Part], key: Option<&str>, landed: &BTreeSet<u32>) -> Result<(), LogError> {
+    /// The readings of a request, and the messages that they make.
+    async fn parse(self: &Arc<Self>, request: &Request) -> Result<(Parsed, Vec<Part>), IngestError> {
+        if request.body.len() < LARGE_BODY {
+            return Ok(self.parse_now(request));
+        }
+        let (worker, request) = (Arc::clone(self), request.clone());
+        tokio::task::spawn_blocking(move || worker.parse_now(&request)).await.map_err(|error| {
+            error!(%error, "parsing a request has failed");
+            IngestError::Fault
+        })
+    }
+
+    fn parse_now(&self, request: &Request) -> (Parsed, Vec<Part>) {
+        let parsed = parse::parse(&request.body, request.format, request.now, &self.settings.acceptance);
+        let parts = route::parts(&parsed.batches, self.kafka_partitions);
+        (parsed, parts)
+    }
+
+    /// Refuses what would only add to what is waiting for its acknowledgement already.
+    fn refuse_overdue(&self, parts: &[Part]) -> Result<(), IngestError> {
+        let patience = self.settings.ack_timeout;
+        let places = parts.iter().map(|part| part.kafka_partition).chain([OWN_TOPICS]);
+        if places.into_iter().any(|place| self.in_flight.is_overdue(place, patience)) {
+            return Err(IngestError::Unacknowledged { seconds: patience.as_secs_f64() });
+        }
+        Ok(())
+    }
+
+    /// Writes the parts that have not `landed` yet, and waits until the log has acknowledged or given up each of them.
+    /// Returns the position behind all of them.
+    async fn write(
+        &self,
+        parts: &[Part],
+        key: Option<&str>,
+        landed: &BTreeMap<u32, Place>,
+    ) -> Result<Position, LogError> {
         let mut deliveries = Vec::with_capacity(parts.len());
-        for (number, part) in (0u32..).zip(parts) {
-            if landed.contains(&number) {
-                continue;
-            }
+        let mut outcome = Ok(());
+        for (number, part) in (0u32..).zip(parts).filter(|(number, _)| !landed.contains_key(number)) {
             let number = number.to_string();
             let headers: &[(&str, &[u8])] = match key {
                 None => &[],
@@ -168,29 +317,67 @@ impl Ingest {
                 payload: &part.payload,
                 headers,
             };
-            loop {
-                match self.producer.enqueue(message) {
-                    Ok(delivery) => {
-                        deliveries.push((part.kafka_partition, delivery));
-                        break;
-                    }
-                    Err(LogError::QueueFull) => tokio::time::sleep(Duration::from_millis(2)).await,
-                    Err(error) => return Err(error),
+            match self.enqueue(message, part.kafka_partition).await {
+                Ok(delivery) => deliveries.push(delivery),
+                Err(error) => {
+                    outcome = Err(error);
+                    break;
                 }
             }
         }
-        for (kafka_partition, delivery) in deliveries {
-            let offset = delivery.await?;
-            self.ledger.seen(kafka_partition, offset);
+        let mut position = Position::default();
+        for place in landed.values() {
+            position.include(place.kafka_partition, place.offset);
         }
-        Ok(())
+        for delivered in join_all(deliveries.into_iter().map(Sent::place)).await {
+            match delivered {
+                Ok(place) => {
+                    self.ledger.seen(place.kafka_partition, place.offset);
+                    position.include(place.kafka_partition, place.offset);
+                }
+                Err(error) => outcome = Err(error),
+            }
+        }
+        outcome.map(|()| position)
     }
 
-    async fn write_dead_letters(&self, rejected: &[Rejected], now: i64) -> Result<(), LogError> {
-        for rejected in rejected {
-            let letter = Letter::new(rejected, Origin::Http, now);
-            self.producer.send(letter.message(&letter.headers())).await?;
+    /// Hands a message to the producer, which may have to make room first.
+    async fn enqueue(&self, message: Outgoing<'_>, waits_at: i32) -> Result<Sent<'_>, LogError> {
+        let waiting = self.in_flight.begin(waits_at);
+        let kafka_partition = message.kafka_partition;
+        loop {
+            match self.producer.enqueue(message) {
+                Ok(delivery) => return Ok(Sent { kafka_partition, delivery, _waiting: waiting }),
+                Err(LogError::QueueFull) => tokio::time::sleep(QUEUE_FULL_REST).await,
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
+    }
+
+    /// The receipt for a request whose readings are in the log, once its dead letters are too.
+    async fn finish(&self, parsed: Parsed, position: Position, now: i64) -> Result<Receipt, LogError> {
+        let mut deliveries = Vec::with_capacity(parsed.rejected.len());
+        for rejected in &parsed.rejected {
+            let letter = Letter::new(rejected, Origin::Http, now);
+            deliveries.push(self.enqueue(letter.message(&letter.headers()), OWN_TOPICS).await?);
+        }
+        try_join_all(deliveries.into_iter().map(Sent::place)).await?;
+        let accepted = parsed.accepted();
+        Ok(Receipt { accepted, duplicate_request: false, position, rejected: parsed.rejected })
+    }
+}
+
+/// A message that was handed to the producer.
+struct Sent<'a> {
+    kafka_partition: i32,
+    delivery: Delivery,
+    _waiting: Waiting<'a>,
+}
+
+impl Sent<'_> {
+    /// Waits until the log has acknowledged the message or given it up.
+    async fn place(self) -> Result<Place, LogError> {
+        let offset = self.delivery.await?;
+        Ok(Place { kafka_partition: self.kafka_partition, offset })
     }
 }

@@ -68,11 +68,15 @@ impl<'a> Letter<'a> {
             }
         };
         let bytes = rejected.payload.len();
+        let detail = match rejected.readings {
+            1 => rejected.detail.clone(),
+            readings => format!("{readings} readings, one a line, of which the first: {}", rejected.detail),
+        };
         let (payload, detail) = match rejected.payload.get(..longest) {
             Some(head) if head.len() < bytes => {
-                (head, format!("first {} of {bytes} bytes: {}", head.len(), rejected.detail))
+                (head, format!("first {} of {bytes} bytes: {detail}", head.len()))
             }
-            _ => (rejected.payload.as_slice(), rejected.detail.clone()),
+            _ => (rejected.payload.as_slice(), detail),
         };
         let context = Context {
             received_time,
@@ -117,6 +121,7 @@ mod tests {
     fn bytes_stay_as_they_are_up_to_the_longest_that_fits() {
         let rejected = |bytes| Rejected {
             item_index: 4,
+            readings: 1,
             reason: Reason::NotJson,
             detail: "no".to_owned(),
             payload: vec![7; bytes],

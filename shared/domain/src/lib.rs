@@ -5,6 +5,8 @@
 
 pub mod time;
 
+mod arrow_stream;
+
 pub mod assemble;
 pub mod dead_letter;
 pub mod reading;

@@ -25,14 +25,13 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{Field, Schema, SchemaRef, TimestampMicrosecondType};
-use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Serialize};
 
-use crate::DomainError;
 use crate::reading::{TextBuilder, TextColumn, text_type, time_type};
 use crate::summary::Summary;
 use crate::summary_columns::{SummaryColumns, SummaryColumnsBuilder, schema_fields};
+use crate::{DomainError, arrow_stream};
 
 const PREFIX: &[u8; 4] = b"WYR\x01";
 
@@ -166,9 +165,8 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DomainError> {
     let rows = if rest.is_empty() {
         None
     } else {
-        let mut reader = StreamReader::try_new(rest, None).map_err(|error| corrupt(error.to_string()))?;
-        let batch = reader.next().ok_or_else(|| corrupt("no batch".to_owned()))?;
-        Some(batch.map_err(|error| corrupt(error.to_string()))?)
+        let batches = arrow_stream::read(rest).map_err(corrupt)?;
+        Some(batches.into_iter().next().ok_or_else(|| corrupt("no batch".to_owned()))?)
     };
     Ok(Record { header, rows })
 }
@@ -222,6 +220,28 @@ mod tests {
         let rows = Rows::of(&batch).unwrap();
         assert_eq!((rows.series.text(0), rows.window_start[0]), (Some("s"), -60));
         assert_eq!(rows.summaries.summary(0).unwrap(), summary);
+    }
+
+    #[test]
+    fn damaged_records_are_refused_or_read_and_nothing_more() {
+        let header =
+            Header::Rows { generation: 3, epoch: 7, through: 9, complete: true, newest_event_time: -1 };
+        let mut builder = RowsBuilder::default();
+        let mut summary = Summary::EMPTY;
+        summary.add(2.5, 10);
+        builder.append("s", -60, &summary);
+        let record = encode(&header, Some(&builder.finish()));
+        for at in 0..record.len() {
+            for byte in [0, 1, 0x40, 0x7f, 0x80, 0xff] {
+                let mut damaged = record.clone();
+                damaged[at] = byte;
+                let Ok(Record { rows: Some(batch), .. }) = decode(&damaged) else { continue };
+                let Ok(rows) = Rows::of(&batch) else { continue };
+                for row in 0..batch.num_rows() {
+                    let _ = rows.summaries.summary(row);
+                }
+            }
+        }
     }
 
     #[test]

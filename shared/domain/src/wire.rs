@@ -10,6 +10,7 @@
 //! Stability contract: version 1 is the prefix above and the JSON fields below; new fields are optional.
 
 mod arrow_form;
+mod depth;
 mod json_form;
 
 pub use arrow_form::encode;
@@ -24,6 +25,16 @@ pub const ARROW_PREFIX: &[u8; 4] = b"WYE\x01";
 
 /// The longest device, metric or unit name in bytes.
 pub const LONGEST_NAME: usize = 512;
+
+/// The longest canonical text of a reading's tags in bytes.
+pub const LONGEST_TAGS: usize = 16 * 1024;
+
+/// So many rejected readings of a message are kept one by one, the rest together: a message of nothing but commas must
+/// not take hundreds of times its size.
+const ONE_BY_ONE: usize = 1_000;
+
+/// The size of a payload at which the next one of several rejected readings is begun.
+const TOGETHER_BYTES: usize = 1 << 20;
 
 /// Why something was not accepted. The name goes into dead letters and telemetry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,10 +59,12 @@ pub enum Reason {
     UnknownVersion,
     /// The Arrow stream does not decode or lacks columns.
     BadArrow,
-    /// The payload is larger than a message may be.
+    /// The payload is larger than a message may be, or a part of the reading is larger than it may be.
     TooLarge,
     /// The record batch around it does not decode, so that no reader of the log gets to the payload.
     UnreadableRecordBatch,
+    /// The text is nested deeper than anything that a reading needs.
+    TooDeep,
 }
 
 impl Reason {
@@ -70,20 +83,23 @@ impl Reason {
             Self::BadArrow => "bad_arrow",
             Self::TooLarge => "too_large",
             Self::UnreadableRecordBatch => "unreadable_record_batch",
+            Self::TooDeep => "too_deep",
         }
     }
 }
 
-/// Something that was not accepted.
+/// Something that was not accepted: one reading, or several of a message that has very many of them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejected {
-    /// Which reading of the message; 0 for the only one or for the message as a whole.
+    /// Which reading of the message, the first one of several; 0 for the only one or for the message as a whole.
     pub item_index: u32,
-    /// Why.
+    /// How many readings this is about.
+    pub readings: u32,
+    /// Why; of several, why the first one.
     pub reason: Reason,
     /// The same for people.
     pub detail: String,
-    /// The bytes as they came; a row of an Arrow message as JSON.
+    /// The bytes as they came, several readings one a line; a row of an Arrow message as JSON.
     pub payload: Vec<u8>,
 }
 
@@ -142,6 +158,10 @@ pub struct Collected {
     pub item_index: Vec<i32>,
     /// What was not accepted.
     pub rejected: Vec<Rejected>,
+    /// How many readings were not accepted.
+    pub refused: u64,
+    /// Added to the index of what is rejected: for a message that is a part of something larger.
+    pub first_index: u32,
 }
 
 /// A decoded message.
@@ -159,12 +179,7 @@ pub fn decode(payload: &[u8], ingest_time: i64, acceptance: &Acceptance, into: &
     match payload.first() {
         Some(b'W') if payload.starts_with(&ARROW_PREFIX[..3]) => {
             if payload.starts_with(ARROW_PREFIX) {
-                Decoded::Batches(arrow_form::decode(
-                    &payload[4..],
-                    ingest_time,
-                    acceptance,
-                    &mut into.rejected,
-                ))
+                Decoded::Batches(arrow_form::decode(&payload[4..], ingest_time, acceptance, into))
             } else {
                 let detail = format!("wire version {:?}; this program knows version 1", payload.get(3));
                 into.reject(0, Reason::UnknownVersion, detail, payload);
@@ -177,9 +192,33 @@ pub fn decode(payload: &[u8], ingest_time: i64, acceptance: &Acceptance, into: &
 
 impl Collected {
     fn reject(&mut self, item_index: u32, reason: Reason, detail: String, payload: &[u8]) {
-        self.rejected.push(Rejected { item_index, reason, detail, payload: payload.to_vec() });
+        self.refused += 1;
+        if self.rejected.len() > ONE_BY_ONE
+            && let Some(last) = self.rejected.last_mut()
+            && last.payload.len() + payload.len() < TOGETHER_BYTES
+        {
+            last.readings += 1;
+            last.payload.push(b'\n');
+            last.payload.extend_from_slice(payload);
+            return;
+        }
+        let item_index = self.first_index.saturating_add(item_index);
+        self.rejected.push(Rejected { item_index, readings: 1, reason, detail, payload: payload.to_vec() });
     }
 }
 
+/// Checks what of a reading is text beside its names.
+fn check_texts(unit: Option<&str>, tags: Option<&str>) -> Result<(), (Reason, String)> {
+    for (field, text, most) in [("unit", unit, LONGEST_NAME), ("tags", tags, LONGEST_TAGS)] {
+        let bytes = text.map_or(0, str::len);
+        if bytes > most {
+            return Err((Reason::TooLarge, format!("{field} may have {most} bytes, not {bytes}")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod tests;

@@ -9,9 +9,11 @@
 //! A request with an `Idempotency-Key` counts once, however often it is sent: for a week, or for good where the key is of
 //! the form `name/number`.
 //!
-//! The answer says how many readings the log has acknowledged and, for each other one, its place in the body and the
-//! reason. 200 when anything was accepted or nothing refused, 400 when all was refused, 409 while a request with the
-//! same `Idempotency-Key` is under way, 413 for too large a body, 503 when the log is away.
+//! The answer says how many readings the log has acknowledged, the position behind them and, for each other reading, its
+//! place in the body and the reason. 200 when anything was accepted or nothing refused, 400 when all was refused, 413 for
+//! too large a body, 503 with `Retry-After` when the log does not acknowledge in time.
+//!
+//! A refusal is a status and a text; whoever serves the routes makes the one error body of it.
 
 use axum::Router;
 use axum::body::Bytes;
@@ -22,9 +24,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use serde_json::json;
 use tracing::warn;
+use wye_domain::ErrorKind;
 use wye_runtime::clock::now_micros;
 
-use super::{Format, Ingest, IngestError, Receipt};
+use super::{Format, Ingest, IngestError, Receipt, Request};
 
 /// The header that makes a request count once, however often it is sent.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -32,6 +35,8 @@ pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const LONGEST_KEY: usize = 256;
 /// So many refusals are told one by one.
 const TOLD: usize = 100;
+/// When a client may try again, in seconds.
+const RETRY_SECONDS: &str = "1";
 
 /// The routes of ingest; bodies up to `max_body` bytes.
 pub fn router(ingest: Ingest, max_body: usize) -> Router {
@@ -58,26 +63,18 @@ async fn take(State(ingest): State<Ingest>, headers: HeaderMap, body: Bytes) -> 
                 "content type {other:?} is not known; send application/json, application/x-ndjson or \
                  application/vnd.apache.arrow.stream"
             );
-            return refuse(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", &message);
+            return (StatusCode::UNSUPPORTED_MEDIA_TYPE, message).into_response();
         }
     };
     let key = text(IDEMPOTENCY_KEY);
     if key.is_some_and(|key| key.is_empty() || key.len() > LONGEST_KEY) {
         let message = format!("the idempotency key must have 1 to {LONGEST_KEY} bytes of ASCII");
-        return refuse(StatusCode::BAD_REQUEST, "bad_idempotency_key", &message);
+        return (StatusCode::BAD_REQUEST, message).into_response();
     }
-    match ingest.take(&body, format, key, now_micros()).await {
+    let request = Request { body, format, key: key.map(str::to_owned), now: now_micros() };
+    match ingest.take(request).await {
         Ok(receipt) => answer(&receipt),
-        Err(error @ IngestError::UnderWay { .. }) => {
-            refuse(StatusCode::CONFLICT, "request_under_way", &error.to_string())
-        }
-        Err(IngestError::Log(error)) => {
-            warn!(%error, "readings were not acknowledged");
-            let message = "the log does not acknowledge readings at the moment; send the request again later";
-            let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, "log_unavailable", message);
-            response.headers_mut().insert(RETRY_AFTER, axum::http::HeaderValue::from_static("1"));
-            response
-        }
+        Err(error) => refuse(&error),
     }
 }
 
@@ -90,8 +87,9 @@ fn answer(receipt: &Receipt) -> Response {
         .collect();
     let body = json!({
         "accepted": receipt.accepted,
-        "rejected": receipt.rejected.len(),
-        "already_there": receipt.already_there,
+        "rejected": receipt.refused(),
+        "duplicate_request": receipt.duplicate_request,
+        "position": receipt.position.to_string(),
         "errors": told,
     });
     let status = if receipt.accepted == 0 && !receipt.rejected.is_empty() {
@@ -102,8 +100,12 @@ fn answer(receipt: &Receipt) -> Response {
     (status, axum::Json(body)).into_response()
 }
 
-fn refuse(status: StatusCode, error_code: &str, message: &str) -> Response {
-    let request_id = format!("{:x}", now_micros());
-    (status, axum::Json(json!({"request_id": request_id, "error_code": error_code, "message": message})))
-        .into_response()
+fn refuse(error: &IngestError) -> Response {
+    warn!(%error, "readings were not acknowledged");
+    if error.kind() == ErrorKind::Internal {
+        return (StatusCode::INTERNAL_SERVER_ERROR, "a fault inside; the server's log says more")
+            .into_response();
+    }
+    let message = "the log does not acknowledge readings at the moment; send the request again";
+    (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, RETRY_SECONDS)], message).into_response()
 }

@@ -1,7 +1,7 @@
 //! The ledger of idempotent requests: which keys the log has taken, so that a repeated load adds nothing, however old
 //! its readings are.
 //!
-//! It stands in the topic `ingest-ledger`: a key is `begun`, with the ends of the readings topic at that time, before
+//! It is kept in the topic `ingest-ledger`: a key is `begun`, with the ends of the readings topic at that time, before
 //! its first message is written, and `done` after the last was acknowledged. A key that is begun and not done (the
 //! process was killed) is looked for in the readings from there on: its messages carry it in a header.
 //!
@@ -10,11 +10,12 @@
 //!
 //! Stability contract: JSON records as in `state`; fields are only ever added.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
+use wye_domain::position::Position;
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::producer::{Outgoing, Producer};
@@ -38,11 +39,20 @@ pub enum Progress {
     New,
     /// An earlier try brought these parts into the log.
     Begun {
-        /// Numbers of parts.
-        landed: BTreeSet<u32>,
+        /// Where each of them is, by its number.
+        landed: BTreeMap<u32, Place>,
     },
     /// All of it is in the log.
     Done,
+}
+
+/// Where a message is in the topic of readings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Which Kafka partition.
+    pub kafka_partition: i32,
+    /// Which offset of it.
+    pub offset: i64,
 }
 
 /// See the module.
@@ -95,6 +105,16 @@ impl Ledger {
         *end = (*end).max(offset + 1);
     }
 
+    /// A position behind everything that any key that is done has brought into the log.
+    pub fn position(&self) -> Position {
+        let ends = self.ends.lock().expect("no holder of this lock panics");
+        let mut position = Position::default();
+        for (kafka_partition, end) in ends.iter().filter(|(_, end)| **end > 0) {
+            position.include(*kafka_partition, end - 1);
+        }
+        position
+    }
+
     /// How far a key has come; for a key that was begun, by looking into the log.
     ///
     /// # Errors
@@ -104,29 +124,22 @@ impl Ledger {
         match known {
             Known::New => Ok(Progress::New),
             Known::Done => Ok(Progress::Done),
-            Known::Begun(ends) => {
-                let landed = self.look_for(key, ends).await?;
-                info!(
-                    key,
-                    parts = landed.len(),
-                    "an interrupted load goes on; these parts were in the log already"
-                );
-                Ok(Progress::Begun { landed })
-            }
+            Known::Begun(ends) => Ok(Progress::Begun { landed: self.look_for(key, ends).await? }),
         }
     }
 
-    async fn look_for(&self, key: &str, ends: Ends) -> Result<BTreeSet<u32>, LogError> {
+    async fn look_for(&self, key: &str, ends: Ends) -> Result<BTreeMap<u32, Place>, LogError> {
         let (log, key) = (self.log.clone(), key.to_owned());
         blocking(move || {
-            let mut landed = BTreeSet::new();
+            let mut landed = BTreeMap::new();
             for (kafka_partition, end) in ends {
                 read_all(&log, (READINGS, kafka_partition), Some(end), |message| {
                     if message.header(KEY_HEADER) == Some(key.as_bytes()) {
                         let part: Option<u32> = message
                             .header(PART_HEADER)
                             .and_then(|part| std::str::from_utf8(part).ok()?.parse().ok());
-                        landed.extend(part);
+                        let place = Place { kafka_partition, offset: message.offset };
+                        landed.extend(part.map(|part| (part, place)));
                     }
                 })?;
             }
@@ -299,6 +312,11 @@ mod tests {
             ledger.finish(&format!("file/{number}")).await.unwrap();
         }
         let again = open(&log).await;
-        assert_eq!(again.progress("file/0").await.unwrap(), Progress::Begun { landed: [0, 2].into() });
+        let place = |offset| Place { kafka_partition: 1, offset };
+        assert_eq!(again.position().to_string(), "1:2");
+        assert_eq!(
+            again.progress("file/0").await.unwrap(),
+            Progress::Begun { landed: [(0, place(0)), (2, place(1))].into() }
+        );
     }
 }

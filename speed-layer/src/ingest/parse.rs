@@ -1,5 +1,7 @@
 //! From the body of a request to batches of readings.
 
+use std::borrow::Cow;
+
 use arrow::array::RecordBatch;
 use wye_domain::wire::{ARROW_PREFIX, Acceptance, Collected, Decoded, Rejected, decode};
 
@@ -23,6 +25,13 @@ pub struct Parsed {
     pub rejected: Vec<Rejected>,
 }
 
+impl Parsed {
+    /// How many readings were accepted.
+    pub fn accepted(&self) -> usize {
+        self.batches.iter().map(RecordBatch::num_rows).sum()
+    }
+}
+
 /// Parses a body that came at `now` (µs).
 pub(super) fn parse(body: &[u8], format: Format, now: i64, acceptance: &Acceptance) -> Parsed {
     let mut collected = Collected::default();
@@ -39,17 +48,14 @@ pub(super) fn parse(body: &[u8], format: Format, now: i64, acceptance: &Acceptan
             decode_json(body, now, acceptance, &mut collected);
         }
         Format::Json | Format::JsonLines => {
-            let mut item_index = 0;
             for line in body.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty()) {
-                let known = collected.rejected.len();
+                let refused = collected.refused;
                 let taken = decode_json(line, now, acceptance, &mut collected);
-                let refused = &mut collected.rejected[known..];
-                for rejected in refused.iter_mut() {
-                    rejected.item_index += item_index;
-                }
-                item_index += u32::try_from(taken + refused.len()).unwrap_or(u32::MAX);
+                let items = taken as u64 + (collected.refused - refused);
+                let items = u32::try_from(items).unwrap_or(u32::MAX);
+                collected.first_index = collected.first_index.saturating_add(items);
             }
-            if item_index == 0 {
+            if collected.first_index == 0 {
                 decode_json(b"", now, acceptance, &mut collected);
             }
         }
@@ -62,7 +68,11 @@ pub(super) fn parse(body: &[u8], format: Format, now: i64, acceptance: &Acceptan
 
 /// Decodes text as JSON whatever its first byte is: the prefix of the log's bulk form means nothing here.
 fn decode_json(text: &[u8], now: i64, acceptance: &Acceptance, collected: &mut Collected) -> usize {
-    let text = if text.starts_with(&ARROW_PREFIX[..3]) { [b" ", text].concat() } else { text.to_vec() };
+    let text = if text.starts_with(&ARROW_PREFIX[..3]) {
+        Cow::Owned([b" ", text].concat())
+    } else {
+        Cow::Borrowed(text)
+    };
     match decode(&text, now, acceptance, collected) {
         Decoded::Collected(count) => count,
         Decoded::Batches(_) => 0,

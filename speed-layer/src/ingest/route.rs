@@ -4,10 +4,11 @@
 //! what is in the log.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
-use wye_domain::reading::{ReadingColumns, TextColumn};
+use wye_domain::reading::{ReadingBatchBuilder, ReadingColumns, TextColumn};
 use wye_domain::wire;
 use wye_log::partitioner::partition_of;
 use wye_log::topics::MAX_PAYLOAD_BYTES;
@@ -63,11 +64,10 @@ fn push(batch: &RecordBatch, kafka_partition: i32, parts: &mut Vec<Part>) {
     } else {
         wire::encode(std::slice::from_ref(batch))
     };
-    // A slice shares the dictionaries of the whole, so that cutting a batch with huge dictionaries would not help;
-    // below a few rows the JSON form has no dictionaries.
     if payload.len() > MAX_PAYLOAD_BYTES && rows > 1 {
-        push(&batch.slice(0, rows / 2), kafka_partition, parts);
-        push(&batch.slice(rows / 2, rows - rows / 2), kafka_partition, parts);
+        drop(payload);
+        push(&rows_of(&columns, 0..rows / 2), kafka_partition, parts);
+        push(&rows_of(&columns, rows / 2..rows), kafka_partition, parts);
         return;
     }
     let first = columns.device_id.code(0);
@@ -76,10 +76,19 @@ fn push(batch: &RecordBatch, kafka_partition: i32, parts: &mut Vec<Part>) {
     parts.push(Part { kafka_partition, device_id, payload });
 }
 
+/// A batch of some rows with only the words that they use: a slice would carry along those of the whole.
+fn rows_of(columns: &ReadingColumns<'_>, rows: Range<usize>) -> RecordBatch {
+    let mut builder = ReadingBatchBuilder::default();
+    for row in rows {
+        builder.append(&columns.reading(row));
+    }
+    builder.finish()
+}
+
 #[cfg(test)]
 mod tests {
     use wye_domain::assemble::Assembler;
-    use wye_domain::reading::{Reading, ReadingBatchBuilder};
+    use wye_domain::reading::Reading;
 
     use super::*;
 

@@ -1,19 +1,24 @@
 //! Arrow messages: the bulk form. A batch whose rows are all accepted passes through without a copy.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, BooleanArray, Float64Array, Int32Array, RecordBatch, TimestampMicrosecondArray,
     new_null_array,
 };
-use arrow::buffer::Buffer;
 use arrow::compute::{cast, filter_record_batch};
-use arrow::error::ArrowError;
-use arrow::ipc::reader::StreamDecoder;
+use arrow::datatypes::{DataType, Field};
 use arrow::ipc::writer::StreamWriter;
 
-use super::{ARROW_PREFIX, Acceptance, LONGEST_NAME, Reason, Rejected};
-use crate::reading::{ReadingColumns, TextColumn, schema};
+use super::{ARROW_PREFIX, Acceptance, Collected, LONGEST_NAME, LONGEST_TAGS, Reason, check_texts};
+use crate::arrow_stream;
+use crate::reading::{ReadingBatchBuilder, ReadingColumns, TextColumn, schema};
+
+/// So many words of a column are looked at before the rows are, and do no harm where no row uses them.
+const FEW_WORDS: usize = 1_024;
+/// So many bytes of words of a column may come along unused.
+const MUCH_TEXT: usize = 1 << 20;
 
 /// Writes batches of readings as one message.
 pub fn encode(batches: &[RecordBatch]) -> Vec<u8> {
@@ -34,63 +39,25 @@ pub(super) fn decode(
     stream: &[u8],
     ingest_time: i64,
     acceptance: &Acceptance,
-    rejected: &mut Vec<Rejected>,
+    into: &mut Collected,
 ) -> Vec<(RecordBatch, Vec<i32>)> {
-    let mut whole = |detail: String| {
-        let payload = [ARROW_PREFIX.as_slice(), stream].concat();
-        rejected.push(Rejected { item_index: 0, reason: Reason::BadArrow, detail, payload });
-    };
-    let batches = read(stream);
-    let batches = match batches {
+    let normal = arrow_stream::read(stream)
+        .and_then(|batches| batches.iter().map(normalise).collect::<Result<Vec<_>, _>>());
+    let batches = match normal {
         Ok(batches) => batches,
-        Err(error) => {
-            whole(error);
+        Err(detail) => {
+            into.reject(0, Reason::BadArrow, detail, &[ARROW_PREFIX.as_slice(), stream].concat());
             return Vec::new();
         }
     };
-    let mut normal = Vec::with_capacity(batches.len());
-    for batch in &batches {
-        match normalise(batch) {
-            Ok(batch) => normal.push(batch),
-            Err(detail) => {
-                whole(detail);
-                return Vec::new();
-            }
-        }
-    }
     let mut row_of_message = 0;
-    let mut accepted = Vec::with_capacity(normal.len());
-    for batch in normal {
+    let mut accepted = Vec::with_capacity(batches.len());
+    for batch in batches {
         let rows = batch.num_rows() as i32;
-        accepted.push(accept_rows(batch, row_of_message, ingest_time, acceptance, rejected));
+        accepted.push(accept_rows(batch, row_of_message, ingest_time, acceptance, into));
         row_of_message += rows;
     }
     accepted
-}
-
-/// Reads a stream to its end; one that breaks off is not taken at all.
-///
-/// The decoder waits for bytes that a damaged stream announces instead of making room for them. It panics on some
-/// damaged schemas; for us that is one more way to refuse.
-fn read(stream: &[u8]) -> Result<Vec<RecordBatch>, String> {
-    let decode = || -> Result<Vec<RecordBatch>, ArrowError> {
-        let mut bytes = Buffer::from(stream);
-        let mut decoder = StreamDecoder::new();
-        let mut batches = Vec::new();
-        while !bytes.is_empty() {
-            match decoder.decode(&mut bytes)? {
-                Some(batch) => batches.push(batch),
-                None => break,
-            }
-        }
-        decoder.finish()?;
-        Ok(batches)
-    };
-    match std::panic::catch_unwind(decode) {
-        Ok(Ok(batches)) => Ok(batches),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("the stream is damaged".to_owned()),
-    }
 }
 
 /// Brings a batch into the schema of readings: casts what is castable, fills absent optional columns with null.
@@ -104,11 +71,9 @@ fn normalise(batch: &RecordBatch) -> Result<RecordBatch, String> {
         .iter()
         .map(|field| match batch.column_by_name(field.name()) {
             Some(column) if column.data_type() == field.data_type() => Ok(column.clone()),
-            Some(column) => {
-                cast(column, field.data_type()).map_err(|error| format!("column {:?}: {error}", field.name()))
-            }
-            None if field.is_nullable() => Ok(new_null_array(field.data_type(), batch.num_rows())),
-            None => Err(format!("column {:?} is missing", field.name())),
+            Some(column) if *column.data_type() != DataType::Null => cast_column(field, column),
+            _ if field.is_nullable() => Ok(new_null_array(field.data_type(), batch.num_rows())),
+            _ => Err(format!("column {:?} is missing", field.name())),
         })
         .collect();
     let columns = columns?;
@@ -118,63 +83,73 @@ fn normalise(batch: &RecordBatch) -> Result<RecordBatch, String> {
     RecordBatch::try_new(Arc::new(open), columns).map_err(|error| error.to_string())
 }
 
+/// Casts from types whose rows take their room in the message: a run of equal values, or a view into a shared text,
+/// could stand for more than fits into memory.
+fn cast_column(field: &Field, column: &ArrayRef) -> Result<ArrayRef, String> {
+    let from = column.data_type();
+    let is_plain = match field.data_type() {
+        DataType::Dictionary(..) => match from {
+            DataType::Dictionary(_, words) => is_text(words),
+            other => is_text(other),
+        },
+        DataType::Timestamp(..) => {
+            matches!(from, DataType::Timestamp(..) | DataType::Int64 | DataType::Date32 | DataType::Date64)
+                || is_text(from)
+        }
+        _ => from.is_numeric(),
+    };
+    if !is_plain {
+        return Err(format!("column {:?} is of type {from}; write {}", field.name(), field.data_type()));
+    }
+    cast(column, field.data_type()).map_err(|error| format!("column {:?}: {error}", field.name()))
+}
+
+fn is_text(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Utf8 | DataType::LargeUtf8)
+}
+
 fn accept_rows(
     batch: RecordBatch,
     first_row: i32,
     ingest_time: i64,
     acceptance: &Acceptance,
-    rejected: &mut Vec<Rejected>,
+    into: &mut Collected,
 ) -> (RecordBatch, Vec<i32>) {
     let rows = batch.num_rows();
-    let mut wrong: Vec<(usize, Reason, String)> = Vec::new();
+    let mut keep = vec![true; rows];
     {
         let columns = ReadingColumns::of(&batch).expect("the batch is in the schema of readings");
-        let null = |index: usize, row: usize| batch.column(index).is_null(row);
         let no_nulls = (0..4).all(|index| batch.column(index).null_count() == 0);
-        let good_device = good_words(&columns.device_id);
-        let good_metric = good_words(&columns.metric);
-        let latest = ingest_time.saturating_add(acceptance.max_future);
+        let texts = [
+            Texts::of(&columns.device_id, 1..=LONGEST_NAME),
+            Texts::of(&columns.metric, 1..=LONGEST_NAME),
+            Texts::of(&columns.unit, 0..=LONGEST_NAME),
+            Texts::of(&columns.tags, 0..=LONGEST_TAGS),
+        ];
+        let times = acceptance.earliest..=ingest_time.saturating_add(acceptance.max_future);
         for row in 0..rows {
-            if !no_nulls && let Some(index) = (0..4).find(|index| null(*index, row)) {
-                wrong.push((
-                    row,
-                    Reason::MissingField,
-                    format!("field {:?} is missing", schema().field(index).name()),
-                ));
+            if no_nulls
+                && texts.iter().all(|texts| texts.are_good(row))
+                && columns.value[row].is_finite()
+                && times.contains(&columns.event_time[row])
+            {
                 continue;
             }
-            let named =
-                good_device.is_good(&columns.device_id, row) && good_metric.is_good(&columns.metric, row);
-            let time = columns.event_time[row];
-            if named && columns.value[row].is_finite() && time >= acceptance.earliest && time <= latest {
-                continue;
+            if let Err((reason, detail)) = accept_row(&batch, &columns, row, ingest_time, acceptance) {
+                keep[row] = false;
+                into.reject(
+                    first_row as u32 + row as u32,
+                    reason,
+                    detail,
+                    &row_as_json(&columns, &batch, row),
+                );
             }
-            wrong.push(if !named {
-                (row, Reason::BadName, format!("device_id and metric must have 1 to {LONGEST_NAME} bytes"))
-            } else if !columns.value[row].is_finite() {
-                (row, Reason::NotFinite, "value must be finite".to_owned())
-            } else {
-                let detail = acceptance.event_time(time, ingest_time).err().unwrap_or_default();
-                (row, Reason::EventTimeOutOfRange, detail)
-            });
-        }
-        for (row, reason, detail) in &wrong {
-            rejected.push(Rejected {
-                item_index: first_row as u32 + *row as u32,
-                reason: *reason,
-                detail: detail.clone(),
-                payload: row_as_json(&columns, &batch, *row),
-            });
         }
     }
     let index: Vec<i32> = (first_row..first_row + rows as i32).collect();
-    let (batch, index) = if wrong.is_empty() {
+    let (batch, index) = if keep.iter().all(|kept| *kept) {
         (batch, index)
     } else {
-        let mut keep = vec![true; rows];
-        for (row, ..) in &wrong {
-            keep[*row] = false;
-        }
         let keep = BooleanArray::from(keep);
         let kept = filter_record_batch(&batch, &keep).expect("the mask has one entry per row");
         let index =
@@ -183,7 +158,38 @@ fn accept_rows(
             index.as_any().downcast_ref::<Int32Array>().expect("filtering keeps the type").values().to_vec();
         (kept, index)
     };
-    (finish(batch), index)
+    (compact(finish(batch)), index)
+}
+
+/// Why a row is no reading, if it is none.
+fn accept_row(
+    batch: &RecordBatch,
+    columns: &ReadingColumns<'_>,
+    row: usize,
+    ingest_time: i64,
+    acceptance: &Acceptance,
+) -> Result<(), (Reason, String)> {
+    if let Some(index) = (0..4).find(|index| batch.column(*index).is_null(row)) {
+        return Err((
+            Reason::MissingField,
+            format!("field {:?} is missing", batch.schema().field(index).name()),
+        ));
+    }
+    for name in [&columns.device_id, &columns.metric] {
+        if !(1..=LONGEST_NAME).contains(&name.text(row).map_or(0, str::len)) {
+            return Err((
+                Reason::BadName,
+                format!("device_id and metric must have 1 to {LONGEST_NAME} bytes"),
+            ));
+        }
+    }
+    if !columns.value[row].is_finite() {
+        return Err((Reason::NotFinite, "value must be finite".to_owned()));
+    }
+    acceptance
+        .event_time(columns.event_time[row], ingest_time)
+        .map_err(|detail| (Reason::EventTimeOutOfRange, detail))?;
+    check_texts(columns.unit.text(row), columns.tags.text(row))
 }
 
 /// The batch with the exact schema, and with −0 as 0 so that minima do not depend on the order of arrival.
@@ -197,31 +203,55 @@ fn finish(batch: RecordBatch) -> RecordBatch {
     RecordBatch::try_new(schema(), columns).expect("rows with nulls in required columns are gone")
 }
 
-/// Which words of a name column may be names.
-struct GoodWords(Option<Vec<bool>>);
-
-fn good_words(column: &TextColumn<'_>) -> GoodWords {
-    let good: Vec<bool> = column
-        .words()
+/// Leaves out the words that no row uses, where there are many of them: a batch of few rows must not carry along the
+/// words of a large stream.
+fn compact(batch: RecordBatch) -> RecordBatch {
+    let columns = ReadingColumns::of(&batch).expect("the batch is in the schema of readings");
+    let words = [&columns.device_id, &columns.metric, &columns.unit, &columns.tags].map(|text| text.words());
+    if words
         .iter()
-        .map(|word| word.is_some_and(|word| !word.is_empty() && word.len() <= LONGEST_NAME))
-        .collect();
-    GoodWords(if good.iter().all(|good| *good) { None } else { Some(good) })
+        .all(|words| words.len() <= batch.num_rows() + FEW_WORDS && words.value_data().len() <= MUCH_TEXT)
+    {
+        return batch;
+    }
+    let mut builder = ReadingBatchBuilder::default();
+    for row in 0..batch.num_rows() {
+        builder.append(&columns.reading(row));
+    }
+    builder.finish()
 }
 
-impl GoodWords {
+/// Which lengths the words of a column may have.
+struct Texts<'a> {
+    column: &'a TextColumn<'a>,
+    lengths: RangeInclusive<usize>,
+    /// Whether all words are known to be good.
+    all_good: bool,
+}
+
+impl<'a> Texts<'a> {
+    fn of(column: &'a TextColumn<'a>, lengths: RangeInclusive<usize>) -> Self {
+        let words = column.words();
+        let all_good = words.len() <= FEW_WORDS
+            && words.null_count() == 0
+            && words.offsets().lengths().all(|length| lengths.contains(&length));
+        Self { column, lengths, all_good }
+    }
+
     #[inline]
-    fn is_good(&self, column: &TextColumn<'_>, row: usize) -> bool {
-        match &self.0 {
-            None => true,
-            Some(good) => column.code(row).is_some_and(|code| good[code]),
-        }
+    fn are_good(&self, row: usize) -> bool {
+        self.all_good || self.column.text(row).is_none_or(|text| self.lengths.contains(&text.len()))
     }
 }
 
 fn row_as_json(columns: &ReadingColumns<'_>, batch: &RecordBatch, row: usize) -> Vec<u8> {
     let present = |index: usize| !batch.column(index).is_null(row);
-    let reading = columns.reading(row);
+    let mut reading = columns.reading(row);
+    for text in [&mut reading.device_id, &mut reading.metric] {
+        *text = start_of(text, 2 * LONGEST_NAME);
+    }
+    reading.unit = reading.unit.map(|unit| start_of(unit, 2 * LONGEST_NAME));
+    reading.tags = reading.tags.map(|tags| start_of(tags, 2 * LONGEST_TAGS));
     let json = serde_json::json!({
         "device_id": present(0).then_some(reading.device_id),
         "metric": present(1).then_some(reading.metric),
@@ -232,4 +262,9 @@ fn row_as_json(columns: &ReadingColumns<'_>, batch: &RecordBatch, row: usize) ->
         "tags": reading.tags,
     });
     json.to_string().into_bytes()
+}
+
+/// The start of a text: many rows may share one that is very long.
+fn start_of(text: &str, bytes: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes)]
 }

@@ -1,18 +1,23 @@
 //! JSON messages: `{"device_id", "metric", "value", "event_time", "sequence"?, "unit"?, "tags"?}`, or an array of such.
 //!
 //! `event_time` is RFC 3339 text or integer milliseconds. The typed parse is the fast path; only what it refuses is
-//! looked at again to say what is wrong.
+//! looked at again to say what is wrong. The parser recurses, also through what it skips, so nesting is bounded first.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, Visitor};
+use serde::de::{Deserializer, Error, IgnoredAny, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 use sonic_rs::LazyValue;
 
-use super::{Acceptance, Collected, LONGEST_NAME, Reason};
+use super::depth::{MAX_DEPTH, is_shallow};
+use super::{Acceptance, Collected, LONGEST_NAME, Reason, check_texts};
 use crate::reading::Reading;
 use crate::{tags, time};
+
+/// The most readings in one array: what is kept of each before it is decoded takes some dozen bytes.
+const MOST_ITEMS: usize = 1 << 20;
 
 #[derive(Deserialize)]
 struct JsonReading<'a> {
@@ -107,6 +112,10 @@ pub(super) fn decode(
     let before = into.readings.len();
     match payload.iter().find(|byte| !byte.is_ascii_whitespace()) {
         None => into.reject(0, Reason::Empty, "the payload is empty".to_owned(), payload),
+        Some(_) if !is_shallow(payload) => {
+            let detail = format!("the JSON is nested more than {MAX_DEPTH} deep");
+            into.reject(0, Reason::TooDeep, detail, payload);
+        }
         Some(b'[') => decode_array(payload, ingest_time, acceptance, into),
         Some(_) => decode_one(payload, 0, ingest_time, acceptance, into),
     }
@@ -116,8 +125,12 @@ pub(super) fn decode(
 fn decode_array(payload: &[u8], ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) {
     // An array is decoded only when it is well-formed to its end: what comes before a break is no more certain
     // than what comes after it.
-    match sonic_rs::from_slice::<Vec<LazyValue<'_>>>(payload) {
-        Ok(items) => {
+    match sonic_rs::from_slice::<Items<'_>>(payload) {
+        Ok(Items(items)) if items.len() > MOST_ITEMS => {
+            let detail = format!("an array may hold {MOST_ITEMS} readings; send the rest in another one");
+            into.reject(0, Reason::TooLarge, detail, payload);
+        }
+        Ok(Items(items)) => {
             for (index, item) in items.iter().enumerate() {
                 let index = u32::try_from(index).unwrap_or(u32::MAX);
                 decode_one(item.as_raw_str().as_bytes(), index, ingest_time, acceptance, into);
@@ -127,6 +140,33 @@ fn decode_array(payload: &[u8], ingest_time: i64, acceptance: &Acceptance, into:
             let (reason, detail) = diagnose_text(payload);
             into.reject(0, reason, detail, payload);
         }
+    }
+}
+
+/// The items of an array, the first `MOST_ITEMS + 1` of them.
+struct Items<'a>(Vec<LazyValue<'a>>);
+
+impl<'de> Deserialize<'de> for Items<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ItemsVisitor;
+        impl<'de> Visitor<'de> for ItemsVisitor {
+            type Value = Items<'de>;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an array of readings")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Items<'de>, A::Error> {
+                let mut kept = Vec::new();
+                while kept.len() <= MOST_ITEMS {
+                    let Some(item) = items.next_element()? else { return Ok(Items(kept)) };
+                    kept.push(item);
+                }
+                while items.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Items(kept))
+            }
+        }
+        deserializer.deserialize_seq(ItemsVisitor)
     }
 }
 
@@ -143,6 +183,9 @@ fn decode_one(item: &[u8], index: u32, ingest_time: i64, acceptance: &Acceptance
         return into.reject(index, reason, detail, item);
     }
     let tags = reading.tags.as_ref().and_then(|tags| tags::canonical(tags.iter().map(|(k, v)| (&**k, &**v))));
+    if let Err((reason, detail)) = check_texts(reading.unit.as_deref(), tags.as_deref()) {
+        return into.reject(index, reason, detail, item);
+    }
     into.readings.append(&Reading {
         device_id: &reading.device_id,
         metric: &reading.metric,
@@ -178,52 +221,86 @@ fn accept(
         .map_err(|detail| (Reason::EventTimeOutOfRange, detail))
 }
 
-/// Says what is wrong with a text that is not even JSON.
+/// Says what is wrong with a text that is not even JSON. Builds nothing from it, however large it is.
 fn diagnose_text(text: &[u8]) -> (Reason, String) {
     if let Err(error) = std::str::from_utf8(text) {
         return (Reason::NotUtf8, format!("invalid UTF-8 after byte {}", error.valid_up_to()));
     }
-    match serde_json::from_slice::<serde_json::Value>(text) {
+    match serde_json::from_slice::<IgnoredAny>(text) {
         Err(error) => (Reason::NotJson, error.to_string()),
         Ok(_) => (Reason::NotJson, "not readable as readings".to_owned()),
     }
 }
 
-/// Says what is wrong with one item.
+/// A reading whose fields are of any type; `None` is absent or null.
+#[derive(Deserialize)]
+struct Untyped<'a> {
+    #[serde(borrow)]
+    device_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    metric: Option<&'a RawValue>,
+    #[serde(borrow)]
+    value: Option<&'a RawValue>,
+    #[serde(borrow)]
+    event_time: Option<&'a RawValue>,
+    #[serde(borrow)]
+    sequence: Option<&'a RawValue>,
+    #[serde(borrow)]
+    unit: Option<&'a RawValue>,
+}
+
+/// Says what is wrong with one item, of which the typed parse said `error`.
 fn diagnose(item: &[u8], error: &str) -> (Reason, String) {
-    let value = match serde_json::from_slice::<serde_json::Value>(item) {
-        Ok(value) => value,
-        Err(error) if error.to_string().contains("number out of range") => {
-            return (Reason::NotFinite, "value must be finite".to_owned());
-        }
-        Err(_) => return diagnose_text(item),
-    };
-    let Some(object) = value.as_object() else {
-        return (Reason::WrongType, "a reading must be a JSON object".to_owned());
-    };
-    for field in ["device_id", "metric", "value", "event_time"] {
-        if object.get(field).is_none_or(serde_json::Value::is_null) {
-            return (Reason::MissingField, format!("field {field:?} is missing"));
-        }
+    if std::str::from_utf8(item).is_err() || serde_json::from_slice::<IgnoredAny>(item).is_err() {
+        return diagnose_text(item);
     }
-    let first_line = error.lines().next().unwrap_or_default().to_owned();
-    type Right = fn(&serde_json::Value) -> bool;
-    let checks: [(&str, Right, &str); 6] = [
-        ("device_id", serde_json::Value::is_string, "text"),
-        ("metric", serde_json::Value::is_string, "text"),
-        ("value", serde_json::Value::is_number, "a number"),
-        (
-            "event_time",
-            |v| v.is_i64() || v.is_u64() || v.is_string(),
-            "RFC 3339 text or integer milliseconds",
-        ),
-        ("sequence", |v| v.is_i64() || v.is_null(), "an integer"),
-        ("unit", |v| v.is_string() || v.is_null(), "text"),
+    if !item.trim_ascii_start().starts_with(b"{") {
+        return (Reason::WrongType, "a reading must be a JSON object".to_owned());
+    }
+    let fields: Untyped<'_> = match serde_json::from_slice(item) {
+        Ok(fields) => fields,
+        Err(error) => return (Reason::WrongType, error.to_string()),
+    };
+    let required = [
+        ("device_id", fields.device_id),
+        ("metric", fields.metric),
+        ("value", fields.value),
+        ("event_time", fields.event_time),
     ];
-    for (field, right, expected) in checks {
-        if object.get(field).is_some_and(|value| !right(value)) {
+    if let Some((field, _)) = required.iter().find(|(_, value)| value.is_none()) {
+        return (Reason::MissingField, format!("field {field:?} is missing"));
+    }
+    let checks: [(&str, Option<&RawValue>, fn(&str) -> bool, &str); 6] = [
+        ("device_id", fields.device_id, is_text, "text"),
+        ("metric", fields.metric, is_text, "text"),
+        ("value", fields.value, is_number, "a number"),
+        ("event_time", fields.event_time, is_time, "RFC 3339 text or integer milliseconds"),
+        ("sequence", fields.sequence, is_integer, "an integer of 64 bits"),
+        ("unit", fields.unit, is_text, "text"),
+    ];
+    for (field, value, is_right, expected) in checks {
+        if value.is_some_and(|value| !is_right(value.get())) {
             return (Reason::WrongType, format!("field {field:?} must be {expected}"));
         }
     }
-    (Reason::WrongType, first_line)
+    if fields.value.and_then(|value| value.get().parse().ok()).is_some_and(f64::is_infinite) {
+        return (Reason::NotFinite, "value must be finite".to_owned());
+    }
+    (Reason::WrongType, error.lines().next().unwrap_or_default().to_owned())
+}
+
+fn is_text(json: &str) -> bool {
+    json.starts_with('"')
+}
+
+fn is_number(json: &str) -> bool {
+    json.starts_with(|first: char| first == '-' || first.is_ascii_digit())
+}
+
+fn is_integer(json: &str) -> bool {
+    json.parse::<i64>().is_ok()
+}
+
+fn is_time(json: &str) -> bool {
+    is_text(json) || is_integer(json) || json.parse::<u64>().is_ok()
 }

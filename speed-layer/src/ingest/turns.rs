@@ -1,0 +1,71 @@
+//! One request at a time for each idempotency key: whoever comes later waits for its turn. A turn ends when it is
+//! dropped, so that no way of leaving a request keeps its key.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+/// See the module. Clones share the keys.
+#[derive(Clone, Default)]
+pub(super) struct Turns {
+    inner: Arc<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    busy: Mutex<HashSet<String>>,
+    ended: Notify,
+}
+
+/// The right to work on a key.
+pub(super) struct Turn {
+    turns: Turns,
+    key: String,
+}
+
+impl Turns {
+    /// Waits until nobody else works on `key`.
+    pub(super) async fn take(&self, key: &str) -> Turn {
+        loop {
+            // Made before the look, so that a turn that ends right after it is not missed.
+            let mut ended = std::pin::pin!(self.inner.ended.notified());
+            ended.as_mut().enable();
+            if self.inner.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned()) {
+                return Turn { turns: self.clone(), key: key.to_owned() };
+            }
+            ended.await;
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.turns.inner.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.turns.inner.ended.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_turn_ends_however_it_is_left() {
+        let turns = Turns::default();
+        let first = turns.take("a").await;
+        let _other = turns.take("b").await;
+        let second = tokio::time::timeout(Duration::from_millis(20), turns.take("a"));
+        assert!(second.await.is_err(), "two at once");
+        let (second, ()) = tokio::join!(turns.take("a"), async { drop(first) });
+        drop(second);
+        let abandoned = async {
+            let _turn = turns.take("a").await;
+            std::future::pending::<()>().await;
+        };
+        assert!(tokio::time::timeout(Duration::from_millis(20), abandoned).await.is_err());
+        turns.take("a").await;
+    }
+}
