@@ -15,6 +15,7 @@ mod client;
 mod demo;
 mod host;
 mod load;
+mod open_files;
 mod repair_log;
 mod sql;
 mod terminal;

@@ -29,11 +29,12 @@ use wye_log::client::{Log, LogConfig};
 use wye_runtime::config::{Config, ConfigError, DEFAULTS, EmbeddedPort, SqlSection, definition_error};
 use wye_runtime::memory::machine_memory;
 use wye_runtime::telemetry::Telemetry;
+use wye_serving::http::server::{self, ServerLimits};
 use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger, Probe};
 use wye_serving::serving::{Serving, ServingConfig, ServingParts};
 use wye_serving::sql::Limits as QueryLimits;
 use wye_speed::execute::Shared;
-use wye_speed::ingest::{self, Ingest};
+use wye_speed::ingest::{self, Ingest, IngestSettings};
 use wye_speed::layer::{Rhythm, SpeedLayer};
 use wye_speed::owner::Rules;
 use wye_speed::telemetry::SpeedTelemetry;
@@ -43,12 +44,15 @@ use wye_tables::store::TableRoot;
 use crate::cli::Up;
 use crate::client::ADDRESS_FILE;
 use crate::host::Machine;
+use crate::open_files;
 use crate::terminal::{program, say, tell};
 
 /// What queries use at most where the settings do not say.
 const MOST_QUERY_MEMORY: usize = 4 << 30;
 /// How long requests under way may take once the end was asked for.
 const HTTP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the log may take after that for what was not acknowledged to anybody.
+const INGEST_PATIENCE: Duration = Duration::from_secs(5);
 /// Where Kafka clients look for a broker.
 const KAFKA_PORT: u16 = 9092;
 /// The batching delay (linger) of the producer of realtime views.
@@ -63,6 +67,7 @@ pub(crate) struct Running {
     broker: Option<Broker>,
     http: JoinSet<()>,
     http_stop: CancellationToken,
+    ingest: Ingest,
     layers: JoinSet<()>,
     layers_stop: CancellationToken,
     speed: SpeedLayer,
@@ -139,30 +144,24 @@ pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<
     let probes = broker.iter().map(log_probe).collect();
     let serving =
         start_serving(&setup, data_dir, &log, &root, &telemetry, (batch, probes), &serving_stop).await?;
-    let ingest =
-        Ingest::start(&log, setup.acceptance, setup.config.ingest.linger, speed_telemetry.clone()).await?;
+    let ingest = start_ingest(&setup, &log, &speed_telemetry).await?;
     let speed = start_speed(&setup, &log, speed_telemetry, &layers_stop)?;
 
+    let limits = server_limits(&setup.config);
     let router = serving
         .router()
-        .merge(ingest::http::router(ingest, setup.config.ingest.max_body))
+        .merge(ingest::http::router(ingest.clone(), limits.max_body))
         .fallback(wye_serving::http::error::not_found);
     let http_stop = CancellationToken::new();
     let mut http = JoinSet::new();
-    let stop = http_stop.clone();
-    http.spawn(async move {
-        let serve =
-            axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await });
-        if let Err(error) = serve.await {
-            warn!(%error, "the HTTP server has ended");
-        }
-    });
+    http.spawn(server::serve(listener, router, limits, http_stop.clone()));
     let running = Running {
         address,
         data_dir: data_dir.clone(),
         broker,
         http,
         http_stop,
+        ingest,
         layers,
         layers_stop,
         speed,
@@ -430,6 +429,35 @@ fn query_limits(settings: &SqlSection, data_dir: &Path) -> QueryLimits {
     }
 }
 
+async fn start_ingest(setup: &Setup, log: &Log, telemetry: &SpeedTelemetry) -> Result<Ingest> {
+    let config = &setup.config.ingest;
+    let settings = IngestSettings {
+        acceptance: setup.acceptance,
+        linger: config.linger,
+        ack_timeout: config.ack_timeout,
+    };
+    Ok(Ingest::start(log, settings, telemetry.clone()).await?)
+}
+
+/// The limits of the HTTP server: half of the open files are left to the log, the tables and the queries.
+fn server_limits(config: &Config) -> ServerLimits {
+    let (wanted, open_files) = (config.http.max_connections, open_files::limit().unwrap_or(usize::MAX));
+    if wanted > open_files / 2 {
+        info!(
+            "{} connections at a time instead of {wanted}, since the system allows {open_files} open files; for more, \
+             raise that limit (ulimit -n)",
+            open_files / 2
+        );
+    }
+    ServerLimits {
+        max_connections: wanted.min(open_files / 2),
+        idle_timeout: config.http.idle_timeout,
+        stall_timeout: config.http.stall_timeout,
+        max_body: config.ingest.max_body,
+        max_bodies: config.http.max_bodies.max(config.ingest.max_body),
+    }
+}
+
 fn start_speed(
     setup: &Setup,
     log: &Log,
@@ -491,6 +519,11 @@ impl Running {
         if drained.is_err() {
             warn!("some requests were under way for {} s and are cut off", HTTP_PATIENCE.as_secs());
             self.http.shutdown().await;
+        }
+        if tokio::time::timeout(INGEST_PATIENCE, self.ingest.drained()).await.is_err() {
+            warn!(
+                "the log does not acknowledge some readings; whoever sent them was told that they may be lost"
+            );
         }
         self.layers_stop.cancel();
         let speed = self.speed;

@@ -14,6 +14,7 @@ mod params;
 mod range;
 mod runs;
 mod series;
+pub mod server;
 mod sql;
 #[cfg(test)]
 mod tests;

@@ -51,7 +51,8 @@ impl Client {
             max_wait: Duration::from_secs(60),
             started: 1,
         };
-        Self { router: router(Arc::new(api)), site, looked, trouble }
+        let router = router(Arc::new(api)).layer(axum::middleware::from_fn(super::error::one_body));
+        Self { router, site, looked, trouble }
     }
 
     async fn send(&self, request: Request<Body>) -> Response<Body> {

@@ -98,7 +98,7 @@ impl Assembler {
     pub fn pass_unreadable(&mut self, offsets: Range<i64>, problem: &str, now: i64) {
         let detail = format!("offsets {} to {}: {problem}", offsets.start, offsets.end - 1);
         let reason = Reason::UnreadableRecordBatch;
-        let rejected = Rejected { item_index: 0, reason, detail, payload: Vec::new() };
+        let rejected = Rejected { item_index: 0, readings: 1, reason, detail, payload: Vec::new() };
         self.rejected.push(RejectedAt { kafka_offset: offsets.start, ingest_time: now, rejected });
         self.next_offset = Some(offsets.end);
     }

@@ -178,6 +178,13 @@ pub enum EmbeddedPort {
 pub struct HttpSection {
     pub listen: String,
     pub allow_remote: bool,
+    pub max_connections: usize,
+    #[serde(with = "humantime_serde")]
+    pub idle_timeout: Duration,
+    #[serde(with = "humantime_serde")]
+    pub stall_timeout: Duration,
+    #[serde(deserialize_with = "byte_size")]
+    pub max_bodies: usize,
 }
 
 /// `[tables]`
@@ -203,6 +210,8 @@ pub struct RegistrySection {
 pub struct IngestSection {
     #[serde(deserialize_with = "byte_size")]
     pub max_body: usize,
+    #[serde(with = "humantime_serde")]
+    pub ack_timeout: Duration,
     #[serde(with = "humantime_serde")]
     pub linger: Duration,
     #[serde(deserialize_with = "event_time")]
