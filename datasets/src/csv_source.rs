@@ -145,12 +145,7 @@ impl CsvSource {
         let file = File::open(path).map_err(read_error)?;
         let bytes_total = file.metadata().map_err(read_error)?.len();
         let bytes_read = Arc::new(AtomicU64::new(0));
-        let counted = Counted { inner: file, count: Arc::clone(&bytes_read) };
-        let text = decompressed(counted).and_then(|input| without_mark(path, input));
-        let input = text.map_err(|error| match error.downcast::<DatasetError>() {
-            Ok(error) => error,
-            Err(source) => read_error(source),
-        })?;
+        let input = text_of(path, Counted { inner: file, count: Arc::clone(&bytes_read) })?;
         let mut reader = ReaderBuilder::new()
             .delimiter(mapping.delimiter)
             .flexible(true)
@@ -249,6 +244,20 @@ impl Read for Counted {
         self.count.fetch_add(length as u64, Ordering::Relaxed);
         Ok(length)
     }
+}
+
+/// The text of a file, plain or gzip, without its byte order mark.
+pub(crate) fn open_text(path: &Path) -> Result<Box<dyn Read + Send>, DatasetError> {
+    let file = File::open(path).map_err(|source| classify(path, source, 0))?;
+    text_of(path, Counted { inner: file, count: Arc::default() })
+}
+
+fn text_of(path: &Path, file: Counted) -> Result<Box<dyn Read + Send>, DatasetError> {
+    let text = decompressed(file).and_then(|input| without_mark(path, input));
+    text.map_err(|error| match error.downcast::<DatasetError>() {
+        Ok(error) => error,
+        Err(source) => classify(path, source, 0),
+    })
 }
 
 fn decompressed(mut file: Counted) -> io::Result<Box<dyn Read + Send>> {

@@ -5,6 +5,7 @@
 
 pub mod csv_source;
 pub mod file_id;
+pub mod guess;
 pub mod mapping;
 
 pub mod city;

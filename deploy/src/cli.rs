@@ -81,12 +81,21 @@ pub(crate) struct Target {
 /// `wye load`
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Load {
-    /// What the columns mean: a mapping such as datasets/beijing-multisite.toml
-    #[arg(long, value_name = "FILE")]
-    pub mapping: PathBuf,
+    /// What the columns mean: a mapping, such as `--guess` proposes
+    #[arg(long, value_name = "FILE", required_unless_present = "guess")]
+    pub mapping: Option<PathBuf>,
     /// CSV files, plain or gzip
     #[arg(required = true, value_name = "FILES")]
     pub files: Vec<PathBuf>,
+    /// Print a mapping proposed for the file, and end
+    #[arg(long, conflicts_with_all = ["mapping", "check"])]
+    pub guess: bool,
+    /// Read the files and say what is in them and what is wrong, without sending anything
+    #[arg(long)]
+    pub check: bool,
+    /// Do not wait until what was loaded is in the answers
+    #[arg(long)]
+    pub no_wait: bool,
     /// Where to.
     #[command(flatten)]
     pub target: Target,

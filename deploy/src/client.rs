@@ -11,7 +11,7 @@ use crate::cli::Target;
 /// The file in the data directory that holds the address in use.
 pub(crate) const ADDRESS_FILE: &str = "http.addr";
 
-/// The kind of failure that a later try may not have; stands in the chain of causes.
+/// The kind of failure that a later try may not have; one of the chain of causes.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct TryAgain(pub String);
@@ -61,10 +61,23 @@ impl Client {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.send().await.map_err(|error| {
-            let cause = innermost(&error);
-            anyhow!(TryAgain(format!("no Wye answers at {}: {cause}; start one with `wye up`", self.base)))
-        })
+        request.send().await.map_err(|error| self.away(&error))
+    }
+
+    /// Asks for a path with parameters, and gives the answer whatever its status.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub(crate) async fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Response> {
+        let mut url =
+            reqwest::Url::parse(&format!("{}{path}", self.base)).context("the address is no URL")?;
+        url.query_pairs_mut().extend_pairs(parameters);
+        self.http.get(url).send().await.map_err(|error| self.away(&error))
+    }
+
+    fn away(&self, error: &reqwest::Error) -> anyhow::Error {
+        let cause = innermost(error);
+        anyhow!(TryAgain(format!("no Wye answers at {}: {cause}; start one with `wye up`", self.base)))
     }
 }
 
@@ -96,7 +109,9 @@ pub(crate) async fn body_of(response: Response) -> Result<Vec<u8>> {
         Err(_) => format!("{status}: {}", String::from_utf8_lossy(&body)),
     };
     match status {
-        StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE => Err(anyhow!(TryAgain(message))),
+        StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            Err(anyhow!(TryAgain(message)))
+        }
         _ => Err(anyhow!(message)),
     }
 }

@@ -1,7 +1,8 @@
 //! `wye load`: CSV files, by a mapping, into a running Wye.
 //!
 //! A file is cut into the same chunks each time, and each chunk is sent under an idempotency key made of the file's
-//! and the mapping's contents, so that loading a file again, or after a kill in mid-load, adds nothing.
+//! and the mapping's contents, so that loading a file again, or after a kill in mid-load, adds nothing. A load ends when
+//! what it loaded is in the answers.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,14 +15,18 @@ use reqwest::StatusCode;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use wye_datasets::csv_source::{Chunk, CsvSource};
+use wye_datasets::csv_source::{Chunk, CsvSource, Rejected};
 use wye_datasets::file_id::file_id;
+use wye_datasets::guess;
 use wye_datasets::mapping::Mapping;
+use wye_domain::position::Position;
 use wye_domain::wire;
 
 use crate::cli::Load;
 use crate::client::{Client, TryAgain, body_of};
-use crate::terminal::{byte_bar, grouped, seconds};
+use crate::terminal::{byte_bar, grouped, seconds, spinner};
+
+mod check;
 
 /// Chunks under way at a time: enough to keep the log busy while the next are read.
 const UNDER_WAY: usize = 6;
@@ -29,12 +34,17 @@ const UNDER_WAY: usize = 6;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How many bad rows are shown one by one.
 const SHOWN: usize = 5;
+/// How long the answers may take until they cover what was loaded, and how long one question about that waits.
+const COVERED_WITHIN: Duration = Duration::from_secs(600);
+const ONE_WAIT: &str = "20s";
 
 #[derive(Debug, Default)]
 struct Totals {
     csv_rows: u64,
     accepted: u64,
-    already_there: u64,
+    loaded_before: u64,
+    /// Behind everything that was loaded, now or before.
+    position: Position,
     missing: u64,
     rejected: BTreeMap<String, u64>,
     examples: Vec<String>,
@@ -44,7 +54,8 @@ struct Totals {
 struct Receipt {
     accepted: u64,
     rejected: u64,
-    already_there: bool,
+    duplicate_request: bool,
+    position: String,
     errors: Vec<Refusal>,
 }
 
@@ -59,19 +70,52 @@ struct Refusal {
 /// # Errors
 /// When the mapping or a file cannot be read, or Wye does not take the readings.
 pub(crate) async fn run(arguments: &Load) -> Result<()> {
-    let mapping = Arc::new(Mapping::load(&arguments.mapping)?);
-    let client = Client::find(&arguments.target)?;
-    let started = Instant::now();
+    let Some(mapping) = &arguments.mapping else {
+        for file in &arguments.files {
+            print!("{}", guess::propose(file)?);
+        }
+        return Ok(());
+    };
+    let mapping = Arc::new(Mapping::load(mapping)?);
     let mut bytes = 0;
     for file in &arguments.files {
         bytes += std::fs::metadata(file).with_context(|| format!("cannot read {}", file.display()))?.len();
     }
     let bar = byte_bar(bytes);
+    if arguments.check {
+        return check::run(&arguments.files, &mapping, &bar);
+    }
+    let client = Client::find(&arguments.target)?;
+    let started = Instant::now();
     let mut totals = Totals::default();
     let outcome = load(arguments, &mapping, &client, &bar, &mut totals).await;
     bar.finish_and_clear();
     print_summary(&totals, arguments.files.len(), bytes, started.elapsed());
-    outcome
+    outcome?;
+    if !arguments.no_wait && !totals.position.is_empty() {
+        wait_until_covered(&client, &totals.position).await?;
+    }
+    Ok(())
+}
+
+/// Waits until the answers cover a position, and says how long that took.
+async fn wait_until_covered(client: &Client, position: &Position) -> Result<()> {
+    let started = Instant::now();
+    let bar = spinner("waiting until the readings are in the answers");
+    let after = position.to_string();
+    let covered = loop {
+        let answer = client.get("/v1/coverage", &[("after", &after), ("wait", ONE_WAIT)]).await?;
+        let late = answer.status() == StatusCode::GATEWAY_TIMEOUT;
+        match body_of(answer).await {
+            Err(_) if late && started.elapsed() < COVERED_WITHIN => {}
+            outcome => break outcome,
+        }
+    };
+    bar.finish_and_clear();
+    covered
+        .context("everything is loaded, but not yet in the answers; ask GET /v1/coverage how far they are")?;
+    println!("in the answers after {}", seconds(started.elapsed()));
+    Ok(())
 }
 
 async fn load(
@@ -106,7 +150,7 @@ async fn load(
                     Ok((receipt, bytes_done)) => {
                         note_receipt(totals, &receipt);
                         bar.set_position(bytes_done.max(bar.position()));
-                        let done = totals.accepted + totals.already_there;
+                        let done = totals.accepted + totals.loaded_before;
                         let rate = done as f64 / started.elapsed().as_secs_f64();
                         bar.set_message(format!("{} readings  {}/s", grouped(done), grouped(rate as u64)));
                     }
@@ -170,7 +214,7 @@ async fn send(client: &Client, key: &str, body: Vec<u8>) -> Result<Receipt> {
             Err(error) => error,
         };
         if error.downcast_ref::<TryAgain>().is_none() || Instant::now() >= deadline {
-            return Err(error.context("the load stopped; run it again, it goes on where it was"));
+            return Err(error.context("the load has stopped; run it again, and it resumes"));
         }
         tokio::time::sleep(Duration::from_millis(500)).await;
     }
@@ -182,19 +226,31 @@ fn note_rows(totals: &mut Totals, chunk: &Chunk) {
     for rejected in &chunk.rejected {
         *totals.rejected.entry(rejected.reason.label().to_owned()).or_default() += rejected.readings;
         if totals.examples.len() < SHOWN {
-            totals.examples.push(format!(
-                "line {}, column {:?}: {:?}: {}",
-                rejected.row, rejected.column, rejected.text, rejected.reason
-            ));
+            totals.examples.push(example(rejected));
         }
     }
 }
 
+/// A row or cell that gave no reading, for people.
+fn example(rejected: &Rejected) -> String {
+    let place = if rejected.column.is_empty() {
+        format!("line {}", rejected.row)
+    } else {
+        format!("line {}, column {:?}", rejected.row, rejected.column)
+    };
+    format!("{place}: {:?}: {}", rejected.text, rejected.reason)
+}
+
 fn note_receipt(totals: &mut Totals, receipt: &Receipt) {
-    if receipt.already_there {
-        totals.already_there += receipt.accepted;
+    if receipt.duplicate_request {
+        totals.loaded_before += receipt.accepted;
     } else {
         totals.accepted += receipt.accepted;
+    }
+    // What cannot be read as a position is not waited for.
+    let position: Position = receipt.position.parse().unwrap_or_default();
+    for (kafka_partition, next) in position.iter().filter(|(_, next)| *next > 0) {
+        totals.position.include(kafka_partition, next - 1);
     }
     let told = receipt.errors.len() as u64;
     for refusal in &receipt.errors {
@@ -209,7 +265,7 @@ fn note_receipt(totals: &mut Totals, receipt: &Receipt) {
 }
 
 fn print_summary(totals: &Totals, files: usize, bytes: u64, elapsed: Duration) {
-    let taken = totals.accepted + totals.already_there;
+    let taken = totals.accepted + totals.loaded_before;
     let rate = taken as f64 / elapsed.as_secs_f64().max(1e-9);
     println!("files          {files:>12}   {:.1} MB", bytes as f64 / 1e6);
     println!("rows read      {:>12}", grouped(totals.csv_rows));
@@ -219,14 +275,17 @@ fn print_summary(totals: &Totals, files: usize, bytes: u64, elapsed: Duration) {
         grouped(rate as u64),
         seconds(elapsed)
     );
-    println!("already there  {:>12}", grouped(totals.already_there));
+    println!("loaded before  {:>12}", grouped(totals.loaded_before));
     println!("missing        {:>12}   cells that hold a word for missing", grouped(totals.missing));
-    let rejected: u64 = totals.rejected.values().sum();
-    println!("rejected       {:>12}", grouped(rejected));
-    for (reason, count) in &totals.rejected {
+    print_rejected(&totals.rejected, &totals.examples);
+}
+
+fn print_rejected(rejected: &BTreeMap<String, u64>, examples: &[String]) {
+    println!("rejected       {:>12}", grouped(rejected.values().sum()));
+    for (reason, count) in rejected {
         println!("  {reason:<24} {:>12}", grouped(*count));
     }
-    for example in &totals.examples {
+    for example in examples {
         println!("  for example: {example}");
     }
 }
