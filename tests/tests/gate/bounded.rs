@@ -69,7 +69,7 @@ fn send_round(api: &Api, round: u64, expected: Sent) -> Result<()> {
                 api.post_once("/v1/readings", &format!("bounded/{number}"), &body(number))?;
             ensure!(status == 200, "{answer}");
             let answer: Value = serde_json::from_str(&answer).context("read the answer")?;
-            ensure!(answer["already_there"] == (expected == Sent::Before), "{answer}");
+            ensure!(answer["duplicate_request"] == (expected == Sent::Before), "{answer}");
         }
         Ok(())
     };

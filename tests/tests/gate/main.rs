@@ -8,5 +8,6 @@ mod coverage;
 mod crash;
 mod equivalence;
 mod foreign;
+mod intake;
 mod mistakes;
 mod structure;
