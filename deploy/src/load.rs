@@ -24,7 +24,7 @@ use wye_domain::wire;
 
 use crate::cli::Load;
 use crate::client::{Client, TryAgain, body_of};
-use crate::terminal::{byte_bar, grouped, seconds, spinner};
+use crate::terminal::{byte_bar, grouped, say, seconds, spinner, tell};
 
 mod check;
 
@@ -72,7 +72,7 @@ struct Refusal {
 pub(crate) async fn run(arguments: &Load) -> Result<()> {
     let Some(mapping) = &arguments.mapping else {
         for file in &arguments.files {
-            print!("{}", guess::propose(file)?);
+            say(guess::propose(file)?.trim_end())?;
         }
         return Ok(());
     };
@@ -114,7 +114,7 @@ async fn wait_until_covered(client: &Client, position: &Position) -> Result<()> 
     bar.finish_and_clear();
     covered
         .context("everything is loaded, but not yet in the answers; ask GET /v1/coverage how far they are")?;
-    println!("in the answers after {}", seconds(started.elapsed()));
+    tell(format!("in the answers after {}", seconds(started.elapsed())));
     Ok(())
 }
 
@@ -267,25 +267,25 @@ fn note_receipt(totals: &mut Totals, receipt: &Receipt) {
 fn print_summary(totals: &Totals, files: usize, bytes: u64, elapsed: Duration) {
     let taken = totals.accepted + totals.loaded_before;
     let rate = taken as f64 / elapsed.as_secs_f64().max(1e-9);
-    println!("files          {files:>12}   {:.1} MB", bytes as f64 / 1e6);
-    println!("rows read      {:>12}", grouped(totals.csv_rows));
-    println!(
+    tell(format!("files          {files:>12}   {:.1} MB", bytes as f64 / 1e6));
+    tell(format!("rows read      {:>12}", grouped(totals.csv_rows)));
+    tell(format!(
         "accepted       {:>12}   {} readings/s in {}",
         grouped(totals.accepted),
         grouped(rate as u64),
         seconds(elapsed)
-    );
-    println!("loaded before  {:>12}", grouped(totals.loaded_before));
-    println!("missing        {:>12}   cells that hold a word for missing", grouped(totals.missing));
+    ));
+    tell(format!("loaded before  {:>12}", grouped(totals.loaded_before)));
+    tell(format!("missing        {:>12}   cells that hold a word for missing", grouped(totals.missing)));
     print_rejected(&totals.rejected, &totals.examples);
 }
 
 fn print_rejected(rejected: &BTreeMap<String, u64>, examples: &[String]) {
-    println!("rejected       {:>12}", grouped(rejected.values().sum()));
+    tell(format!("rejected       {:>12}", grouped(rejected.values().sum())));
     for (reason, count) in rejected {
-        println!("  {reason:<24} {:>12}", grouped(*count));
+        tell(format!("  {reason:<24} {:>12}", grouped(*count)));
     }
     for example in examples {
-        println!("  for example: {example}");
+        tell(format!("  for example: {example}"));
     }
 }

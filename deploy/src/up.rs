@@ -454,7 +454,7 @@ fn server_limits(config: &Config) -> ServerLimits {
         idle_timeout: config.http.idle_timeout,
         stall_timeout: config.http.stall_timeout,
         max_body: config.ingest.max_body,
-        max_bodies: config.http.max_bodies.max(config.ingest.max_body),
+        max_bodies: config.http.max_bodies,
     }
 }
 

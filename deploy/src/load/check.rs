@@ -13,7 +13,7 @@ use wye_domain::wire::{self, Acceptance, Collected, Decoded};
 use wye_runtime::clock::now_micros;
 
 use super::{example, print_rejected};
-use crate::terminal::grouped;
+use crate::terminal::{grouped, tell};
 
 /// So many bad rows are shown one by one.
 const SHOWN: usize = 20;
@@ -96,19 +96,19 @@ impl Findings {
     }
 
     fn print(&self, files: usize) {
-        println!("files          {files:>12}");
-        println!("rows read      {:>12}", grouped(self.csv_rows));
-        println!("readings       {:>12}", grouped(self.readings));
-        println!("missing        {:>12}   cells that hold a word for missing", grouped(self.missing));
+        tell(format!("files          {files:>12}"));
+        tell(format!("rows read      {:>12}", grouped(self.csv_rows)));
+        tell(format!("readings       {:>12}", grouped(self.readings)));
+        tell(format!("missing        {:>12}   cells that hold a word for missing", grouped(self.missing)));
         if let Some((first, last)) = self.times {
-            println!("first time     {:>12}   {}", "", format_rfc3339(first));
-            println!("last time      {:>12}   {}", "", format_rfc3339(last));
+            tell(format!("first time     {:>12}   {}", "", format_rfc3339(first)));
+            tell(format!("last time      {:>12}   {}", "", format_rfc3339(last)));
         }
         for (title, names) in [("devices", &self.devices), ("metrics", &self.metrics)] {
-            println!("{title:<14} {:>12}   {}", grouped(names.len() as u64), list(names));
+            tell(format!("{title:<14} {:>12}   {}", grouped(names.len() as u64), list(names)));
         }
         print_rejected(&self.rejected, &self.examples);
-        println!("nothing was sent");
+        tell("nothing was sent");
     }
 }
 

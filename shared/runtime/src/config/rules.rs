@@ -98,6 +98,20 @@ fn intake(config: &Config, rules: &mut Rules) {
         problem: format!("is {} bytes, so that no reading would fit; at least 1KiB", config.ingest.max_body),
         example: "\"64MiB\"",
     });
+    let (second, ack) = (Duration::from_secs(1), Duration::from_millis(100));
+    rules.at_least_one(("http", "max_connections"), config.http.max_connections, "4096");
+    rules.at_least(("http", "idle_timeout"), config.http.idle_timeout, second, "\"60s\"");
+    rules.at_least(("http", "stall_timeout"), config.http.stall_timeout, second, "\"30s\"");
+    rules.at_least(("ingest", "ack_timeout"), config.ingest.ack_timeout, ack, "\"5s\"");
+    rules.refuse_if(config.http.max_bodies < config.ingest.max_body, || Unworkable {
+        section: "http",
+        key: "max_bodies",
+        problem: format!(
+            "is {} bytes, less than one body may have ([ingest] max_body is {})",
+            config.http.max_bodies, config.ingest.max_body
+        ),
+        example: "\"256MiB\"",
+    });
     rules.at_most(("ingest", "linger"), config.ingest.linger, Duration::from_secs(60), "\"5ms\"");
     rules.at_least(("archive", "interval"), config.archive.interval, Duration::from_millis(10), "\"2s\"");
     rules.at_least_one(("archive", "max_rows"), config.archive.max_rows, "1000000");
