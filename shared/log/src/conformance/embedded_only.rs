@@ -126,11 +126,12 @@ async fn deleting_records_gives_the_disk_back() {
         .collect();
         producer.send(plain(topic, &payload)).await.unwrap();
     }
-    assert!(bytes_on_disk(directory.path()) > 50_000_000);
+    let partition = directory.path().join(format!("{topic}-0"));
+    assert!(bytes_on_disk(&partition) > 50_000_000);
     log.delete_records(topic, 0, 40).await.unwrap();
-    assert!(bytes_on_disk(directory.path()) < 15_000_000, "in whole segments");
+    assert!(bytes_on_disk(&partition) < 15_000_000, "in whole segments");
     log.delete_records(topic, 0, 50).await.unwrap();
-    assert!(bytes_on_disk(directory.path()) < 100_000, "all of it");
+    assert!(bytes_on_disk(&partition) < 100_000, "all of it");
     broker.stop().await;
 }
 
