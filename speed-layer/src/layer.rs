@@ -1,7 +1,7 @@
 //! Running owners: some threads, one reader each, for some Kafka partitions each.
 //!
 //! An owner that is fenced, fails or panics gives up its Kafka partition and only that; the partition is acquired again
-//! when it may be, see [`crate::acquire`]. Must not know what an owner does with its inputs.
+//! when it may be, see `crate::acquire`. Must not know what an owner does with its inputs.
 
 use std::any::Any;
 use std::collections::BTreeMap;

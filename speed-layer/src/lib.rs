@@ -1,7 +1,7 @@
 //! The speed layer: takes readings in, and turns the log into realtime views within milliseconds.
 //!
 //! Reading order: [`ingest`] puts accepted readings into the log; [`layer`] runs owners of Kafka partitions; an
-//! [`owner`] is a state machine that feeds its [`operator`] and says what to write; [`execute`] writes it; [`acquire`]
+//! [`owner`] is a state machine that feeds its [`operator`] and says what to write; [`execute`] writes it; `acquire`
 //! finds out when a Kafka partition may be taken, and [`takeover`] where its new owner resumes; [`duplicates`] knows
 //! which readings were there before; [`placement`] watches where producers put their devices.
 //!
