@@ -22,31 +22,40 @@ def produce(codec, **more):
     assert not failed, f"{codec}: {failed[0]}"
 
 
-def read_as_group(count, members):
-    consumers = [
-        Consumer({**base, "group.id": f"confluent-{topic}", "auto.offset.reset": "earliest", "enable.auto.commit": False})
-        for _ in range(members)
-    ]
+def join(members):
+    """Consumers of one group, each of which has a partition."""
+    settings = {**base, "group.id": f"confluent-{topic}", "auto.offset.reset": "earliest", "enable.auto.commit": False}
+    consumers = [Consumer(settings) for _ in range(members)]
     for consumer in consumers:
         consumer.subscribe([topic])
+    deadline = time.monotonic() + 30
+    while any(not consumer.assignment() for consumer in consumers):
+        assert time.monotonic() < deadline, "the members of the group did not all get a partition"
+        for consumer in consumers:
+            message = consumer.poll(0.1)
+            assert message is None, "the topic is empty"
+    return consumers
+
+
+def read(consumers, count):
     seen, deadline = set(), time.monotonic() + 30
-    while len(seen) < count or any(len(consumer.assignment()) == 0 for consumer in consumers):
+    while len(seen) < count:
         assert time.monotonic() < deadline, f"read {len(seen)} of {count}"
         for consumer in consumers:
             for message in consumer.consume(500, timeout=0.1):
                 assert message.error() is None, message.error()
-                place = (message.partition(), message.offset())
-                seen.add(place)
+                seen.add((message.partition(), message.offset()))
     for consumer in consumers:
         consumer.commit(asynchronous=False)
         consumer.close()
     assert len(seen) == count, f"read {len(seen)} of {count}"
 
 
+group = join(members=2)
 for codec in CODECS:
     produce(codec)
     produce(codec, **{"enable.idempotence": True})
-read_as_group(len(CODECS) * EACH * 2, members=2)
+read(group, len(CODECS) * EACH * 2)
 
 admin = AdminClient(base)
 committed = Consumer({**base, "group.id": f"confluent-{topic}"})

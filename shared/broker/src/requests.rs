@@ -144,7 +144,7 @@ pub(crate) async fn answer(
 /// All that is served, as clients are told.
 pub(crate) fn api_versions() -> ApiVersionsResponse {
     // librdkafka waits in silence for a broker that has KIP-848. Where it may ask, it is told that there is none.
-    let refused = api(ApiKey::ConsumerGroupHeartbeat, 0, 0);
+    let refused = api(ApiKey::ConsumerGroupHeartbeat, 0, 1);
     let apis = SUPPORTED.iter().chain([&refused]).map(|api| {
         ApiVersion::default().with_api_key(api.key as i16).with_min_version(api.min).with_max_version(api.max)
     });

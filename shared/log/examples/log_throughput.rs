@@ -24,7 +24,7 @@ struct Options {
 }
 
 #[tokio::main]
-async fn main() -> Result<(), LogError> {
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let options = options();
     let directory = std::env::temp_dir().join(format!("wye-log-throughput-{}", std::process::id()));
     let mut embedded = None;
