@@ -141,7 +141,11 @@ fn run(steps: &[Step]) {
                 let range = log.range();
                 let before = range.low + (range.high - range.low) * percent / 100;
                 match log.delete_before(before) {
-                    Ok(low) => model.lows = vec![low.unwrap()],
+                    // One that failed before and reached further may be on the disk.
+                    Ok(low) => {
+                        model.lows.retain(|tried| *tried > low.unwrap());
+                        model.lows.push(low.unwrap());
+                    }
                     Err(_) => model.lows.push(before),
                 }
             }
