@@ -73,7 +73,7 @@ fn idle(figures: &mut Figures) -> Result<()> {
 }
 
 fn load_and_batch(figures: &mut Figures) -> Result<()> {
-    let Some(files) = datasets::beijing(10) else {
+    let Some(files) = datasets::beijing(10)? else {
         println!("no ../shared/datasets/beijing-multisite here: the rest is skipped");
         return Ok(());
     };

@@ -42,9 +42,9 @@ def run(readings_sql, options):
     # One thread reads the lines in their order, which decides between two readings with one identity.
     database.execute("SET threads = 1")
     database.execute("SET memory_limit = '3GB'")
-    readings, windows = expect(database, readings_sql, options)
+    rows, readings, windows = expect(database, readings_sql, options)
     if options.url is None:
-        print(json.dumps({"readings": readings, "windows": windows}))
+        print(json.dumps({"rows": rows, "readings": readings, "windows": windows}))
         sys.exit(0)
     try:
         ask(database, options.url)
@@ -57,7 +57,7 @@ def run(readings_sql, options):
 
 
 def expect(database, readings_sql, options):
-    """Fills the table `expected`; the numbers of distinct readings and of windows."""
+    """Fills the table `expected`; the numbers of readings in the files, of distinct ones, and of windows."""
     database.execute(f"CREATE TABLE source AS {readings_sql}", {"files": options.data})
     if options.devices is not None:
         database.execute("DELETE FROM source WHERE NOT list_contains($1, device)", [options.devices])
@@ -73,12 +73,13 @@ def expect(database, readings_sql, options):
                min(value) AS least, max(value) AS greatest,
                arg_min(value, event_time) AS earliest, arg_max(value, event_time) AS latest
         FROM readings GROUP BY ALL""")
+    rows = database.execute("SELECT count(*) FROM source").fetchone()[0]
     readings = database.execute("SELECT count(*) FROM readings").fetchone()[0]
     windows = database.execute("SELECT count(*) FROM expected").fetchone()[0]
     if readings == 0:
         print(f"no readings in {' '.join(options.data)}", file=sys.stderr)
         sys.exit(2)
-    return readings, windows
+    return rows, readings, windows
 
 
 def ask(database, url):

@@ -2,7 +2,7 @@
 //! test that needs one says so and is skipped where it is absent.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -19,27 +19,43 @@ pub fn mapping(name: &str) -> PathBuf {
 }
 
 /// The first `stations` files of the Beijing set by name; `None`, with a message, where the set is absent.
-pub fn beijing(stations: usize) -> Option<Vec<PathBuf>> {
-    let folder = folder("beijing-multisite")?;
-    let mut files: Vec<PathBuf> =
-        std::fs::read_dir(folder).ok()?.filter_map(|entry| Some(entry.ok()?.path())).collect();
+///
+/// # Errors
+/// If the folder cannot be read, or is absent in CI.
+pub fn beijing(stations: usize) -> Result<Option<Vec<PathBuf>>> {
+    let Some(folder) = folder("beijing-multisite")? else { return Ok(None) };
+    let entries = std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))?;
+    let mut files: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?;
     files.sort();
     files.truncate(stations);
-    Some(files)
+    Ok(Some(files))
 }
 
 /// The machine temperature recording; `None`, with a message, where the set is absent.
-pub fn machine_temperature() -> Option<PathBuf> {
-    Some(folder("nab")?.join("realKnownCause/machine_temperature_system_failure.csv.gz"))
+///
+/// # Errors
+/// If it is absent in CI.
+pub fn machine_temperature() -> Result<Option<PathBuf>> {
+    let file = "realKnownCause/machine_temperature_system_failure.csv.gz";
+    Ok(folder("nab")?.map(|folder| folder.join(file)))
 }
 
-fn folder(name: &str) -> Option<PathBuf> {
+/// Says that a test is skipped because of what `is absent`; in CI that is a failure, so that no test passes in silence.
+///
+/// # Errors
+/// In CI (where the variable `CI` is set).
+pub fn absent(reason: &str) -> Result<()> {
+    ensure!(std::env::var_os("CI").is_none(), "a test cannot run in CI: {reason}");
+    say(&format!("skipped: {reason}"));
+    Ok(())
+}
+
+fn folder(name: &str) -> Result<Option<PathBuf>> {
     let folder = project_root().join("../shared/datasets").join(name);
     if folder.is_dir() {
-        return Some(folder);
+        return Ok(Some(folder));
     }
-    say(&format!("SKIPPED: the data set {name} is not at {}", folder.display()));
-    None
+    absent(&format!("the data set {name} is not at {}", folder.display())).map(|()| None)
 }
 
 /// Says something that is seen although the test harness captures what a test prints.
@@ -48,7 +64,7 @@ pub fn say(message: &str) {
     let _ = writeln!(std::io::stderr(), "{message}");
 }
 
-/// Cuts a gzipped CSV file into plain files of about `rows` rows each, every one with the header.
+/// Cuts a CSV file, plain or gzip, into plain files of about `rows` rows each, every one with the header.
 ///
 /// # Errors
 /// If the file cannot be read or the pieces not be written.
@@ -56,7 +72,9 @@ pub fn cut(file: &Path, rows: usize, into: &Path) -> Result<Vec<PathBuf>> {
     let name = file.file_name().and_then(|name| name.to_str()).context("a file has a name")?;
     let stem = name.split('.').next().context("a name has a first part")?;
     let source = File::open(file).with_context(|| format!("open {}", file.display()))?;
-    let mut lines = BufReader::new(GzDecoder::new(source)).lines();
+    let source: Box<dyn Read> =
+        if name.ends_with(".gz") { Box::new(GzDecoder::new(source)) } else { Box::new(source) };
+    let mut lines = BufReader::new(source).lines();
     let header = lines.next().context("no header")??;
     let mut pieces = Vec::new();
     let mut lines = lines.peekable();

@@ -19,6 +19,8 @@ pub struct Oracle {
 /// What the source files hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expectation {
+    /// Readings in the files, duplicates included.
+    pub rows: u64,
     /// Readings with different identities.
     pub readings: u64,
     /// Windows with at least one reading.
@@ -44,7 +46,7 @@ impl Oracle {
         let json: serde_json::Value =
             serde_json::from_str(&printed).with_context(|| format!("read {printed:?}"))?;
         let number = |key: &str| json[key].as_u64().with_context(|| format!("no {key} in {printed:?}"));
-        Ok(Expectation { readings: number("readings")?, windows: number("windows")? })
+        Ok(Expectation { rows: number("rows")?, readings: number("readings")?, windows: number("windows")? })
     }
 
     /// Compares every window with what the Wye at `url` answers; what it printed.

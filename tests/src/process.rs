@@ -12,6 +12,32 @@ use crate::wait;
 /// How much of an output an error shows, in bytes.
 const SHOWN: usize = 4000;
 
+/// What a process can be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// End, as Ctrl-C asks.
+    Interrupt,
+    /// Stand still until [`Signal::Resume`]: nothing of it runs, its connections stay open.
+    Stop,
+    /// Run again.
+    Resume,
+}
+
+/// Sends a signal to a process by its number.
+///
+/// # Errors
+/// If the system refuses.
+pub fn send(signal: Signal, process: u32) -> Result<()> {
+    let name = match signal {
+        Signal::Interrupt => "-INT",
+        Signal::Stop => "-STOP",
+        Signal::Resume => "-CONT",
+    };
+    let status = Command::new("kill").args([name, &process.to_string()]).status().context("run kill")?;
+    ensure!(status.success(), "cannot send {signal:?} to process {process}");
+    Ok(())
+}
+
 /// A running or ended process. Dropping it kills it.
 #[derive(Debug)]
 pub struct Process {
@@ -98,14 +124,12 @@ impl Process {
         Ok(())
     }
 
-    /// Asks the process to end, as Ctrl-C does.
+    /// Sends the process a signal.
     ///
     /// # Errors
-    /// If the signal cannot be sent.
-    pub fn interrupt(&self) -> Result<()> {
-        let status = Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
-        ensure!(status.context("run kill")?.success(), "cannot interrupt {}", self.name);
-        Ok(())
+    /// If it cannot be sent.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        send(signal, self.child.id()).with_context(|| self.name.clone())
     }
 
     /// The file with the process's output.

@@ -1,9 +1,10 @@
 //! A place where the program under test runs: a directory of its own with the data directory, every process's output,
 //! and the commands of a user.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::api::Api;
-use crate::process::Process;
+use crate::process::{Process, Signal};
 use crate::wait;
 
 /// How long `wye up` may take to be ready, also after a crash.
@@ -27,9 +28,13 @@ static TURN: Mutex<()> = Mutex::new(());
 pub struct Site {
     program: PathBuf,
     config: Option<PathBuf>,
-    directory: TempDir,
-    started: Cell<usize>,
-    _turn: MutexGuard<'static, ()>,
+    /// Where everything of this test is; removed with the last of its sites.
+    directory: Rc<RefCell<TempDir>>,
+    root: PathBuf,
+    /// The data directory's name below `root`.
+    name: &'static str,
+    started: Rc<Cell<usize>>,
+    _turn: Rc<MutexGuard<'static, ()>>,
 }
 
 /// A running `wye up`. Dropping it is `kill -9`.
@@ -48,7 +53,28 @@ impl Site {
     pub fn new() -> Result<Self> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let directory = tempfile::Builder::new().prefix("wye-test.").tempdir().context("make a directory")?;
-        Ok(Self { program: program()?, config: None, directory, started: Cell::new(0), _turn: turn })
+        Ok(Self {
+            program: program()?,
+            config: None,
+            root: directory.path().to_owned(),
+            directory: Rc::new(RefCell::new(directory)),
+            name: "data",
+            started: Rc::default(),
+            _turn: Rc::new(turn),
+        })
+    }
+
+    /// Another place of the same test, with a data directory `name` of its own and the same configuration.
+    pub fn another(&self, name: &'static str) -> Self {
+        Self {
+            program: self.program.clone(),
+            config: self.config.clone(),
+            directory: Rc::clone(&self.directory),
+            root: self.root.clone(),
+            name,
+            started: Rc::clone(&self.started),
+            _turn: Rc::clone(&self._turn),
+        }
     }
 
     /// Writes `toml` as the configuration of every `wye up` to come.
@@ -56,7 +82,7 @@ impl Site {
     /// # Errors
     /// If it cannot be written.
     pub fn configure(&mut self, toml: &str) -> Result<()> {
-        let path = self.directory.path().join("wye.toml");
+        let path = self.root.join("wye.toml");
         std::fs::write(&path, toml).with_context(|| format!("write {}", path.display()))?;
         self.config = Some(path);
         Ok(())
@@ -69,12 +95,12 @@ impl Site {
 
     /// Where tests may put files of their own.
     pub fn directory(&self) -> &Path {
-        self.directory.path()
+        &self.root
     }
 
     /// What `--data-dir` is given.
     pub fn data_dir(&self) -> PathBuf {
-        self.directory.path().join("data")
+        self.root.join(self.name)
     }
 
     /// Starts `wye up` on a free port. It is not ready yet.
@@ -113,16 +139,16 @@ impl Site {
     }
 
     /// Keeps the directory past the end of the test, and says where it is.
-    pub fn keep(mut self) -> PathBuf {
-        self.directory.disable_cleanup(true);
-        self.directory.path().to_owned()
+    pub fn keep(&self) -> PathBuf {
+        self.directory.borrow_mut().disable_cleanup(true);
+        self.root.clone()
     }
 
     /// Starts `wye COMMAND --data-dir DIR ARGUMENTS`.
     fn command(&self, words: &[&str], arguments: Vec<String>) -> Result<Process> {
         let number = self.started.get();
         self.started.set(number + 1);
-        let output = self.directory.path().join(format!("{number:03}-{}.log", words.join("-")));
+        let output = self.root.join(format!("{number:03}-{}.log", words.join("-")));
         let mut command = Command::new(&self.program);
         command.args(words).arg("--data-dir").arg(self.data_dir()).args(arguments);
         // Tests run beside each other, and beside a Kafka of the user's own.
@@ -155,7 +181,7 @@ impl Server {
     /// # Errors
     /// If it does not end in time, or with a failure.
     pub fn stop(self) -> Result<()> {
-        self.process.interrupt()?;
+        self.process.signal(Signal::Interrupt)?;
         self.process.succeed(STOP_WITHIN).context("stop wye up")?;
         Ok(())
     }
