@@ -72,6 +72,26 @@ impl Api {
         Ok((status.as_u16(), text))
     }
 
+    /// The status and body of `POST path` with these bytes, which may say that they are compressed.
+    ///
+    /// # Errors
+    /// If there is no answer.
+    pub fn post_bytes(
+        &self,
+        path: &str,
+        content_type: &str,
+        encoding: Option<&str>,
+        body: &[u8],
+    ) -> Result<(u16, String)> {
+        let mut request =
+            self.client.post(format!("{}{path}", self.url)).header("Content-Type", content_type);
+        if let Some(encoding) = encoding {
+            request = request.header("Content-Encoding", encoding);
+        }
+        let (status, text) = self.exchange(request.body(body.to_vec()))?;
+        Ok((status.as_u16(), text))
+    }
+
     /// The same as one idempotent request.
     ///
     /// # Errors

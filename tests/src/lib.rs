@@ -3,8 +3,10 @@
 //! It knows the program from outside only (command line, HTTP, files) and nothing of its crates.
 
 pub mod api;
+pub mod beside;
 pub mod datasets;
 pub mod generated;
+pub mod hostile;
 pub mod kafka;
 pub mod oracle;
 pub mod process;

@@ -1,6 +1,7 @@
 //! The tests that cross layers, in one binary.
 
 mod answers;
+mod attack;
 mod bounded;
 mod clients;
 mod commands;
