@@ -1,5 +1,6 @@
 //! The HTTP interface of a running Wye, as a caller of its own sees it. Blocking, because the tests are.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -31,10 +32,22 @@ impl Api {
     /// # Errors
     /// If the client cannot be made.
     pub fn new(address: &str) -> Result<Self> {
+        Self::with_patience(address, ANSWER_WITHIN)
+    }
+
+    /// [`Self::new`] with another limit on how long an answer may take.
+    ///
+    /// # Errors
+    /// If the client cannot be made.
+    pub fn with_patience(address: &str, patience: Duration) -> Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build().context("make a runtime")?;
-        let client =
-            reqwest::Client::builder().timeout(ANSWER_WITHIN).build().context("make an HTTP client")?;
+        let client = reqwest::Client::builder().timeout(patience).build().context("make an HTTP client")?;
         Ok(Self { url: format!("http://{address}"), client, runtime })
+    }
+
+    /// `HOST:PORT`.
+    pub fn address(&self) -> &str {
+        self.url.trim_start_matches("http://")
     }
 
     /// `http://HOST:PORT`.
@@ -52,6 +65,25 @@ impl Api {
         let (status, text) = self.exchange(request).with_context(|| format!("ask {query}"))?;
         ensure!(status.is_success(), "{query}: {status}: {text}");
         Answer::parse(&text).with_context(|| format!("read the answer to {query}"))
+    }
+
+    /// The rows that `POST /v1/sql` answers, with what the answer says that it covers.
+    ///
+    /// # Errors
+    /// If there is no answer, it is a refusal or no CSV, or does not say what it covers.
+    pub fn sql_with_coverage(&self, query: &str) -> Result<CoveredAnswer> {
+        let body = serde_json::json!({ "sql": query });
+        let request = self.post_json("/v1/sql", &body).header("Accept", "text/csv");
+        self.runtime.block_on(async {
+            let response = request.send().await?.error_for_status()?;
+            let header = |name: &str| -> Result<String> {
+                let value = response.headers().get(name).with_context(|| format!("no header {name}"))?;
+                Ok(value.to_str()?.to_owned())
+            };
+            let (complete, covered) = (header("wye-complete")? == "true", header("wye-covered")?);
+            let covered = parse_covered(&covered).with_context(|| format!("read {covered:?}"))?;
+            Ok(CoveredAnswer { complete, covered, rows: Answer::parse(&response.text().await?)?.rows })
+        })
     }
 
     /// The status and body of `GET path`.
@@ -112,6 +144,28 @@ impl Api {
             Ok((response.status(), response.text().await?))
         })
     }
+}
+
+/// The rows of an SQL answer and what it covers.
+#[derive(Clone, Debug)]
+pub struct CoveredAnswer {
+    /// Whether the answer says that it has everything that it covers.
+    pub complete: bool,
+    /// By Kafka partition, the offset up to which readings are in the answer.
+    pub covered: BTreeMap<i32, i64>,
+    /// The rows, every cell as text.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// `0:1234,2:99`, read without Wye's own code.
+fn parse_covered(text: &str) -> Result<BTreeMap<i32, i64>> {
+    text.split(',')
+        .filter(|part| !part.is_empty())
+        .map(|part| {
+            let (kafka_partition, next) = part.split_once(':').context("no colon")?;
+            Ok((kafka_partition.parse()?, next.parse()?))
+        })
+        .collect()
 }
 
 impl Answer {

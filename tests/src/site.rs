@@ -163,17 +163,23 @@ impl Server {
     /// # Errors
     /// If it ends instead, or does not become ready in time.
     pub fn ready(&mut self) -> Result<Api> {
-        let address = wait::until("address in the data directory", READY_WITHIN, || {
-            self.process.still_runs()?;
-            let text = std::fs::read_to_string(&self.address_file).unwrap_or_default();
-            Ok(text.strip_suffix('\n').map(str::to_owned))
-        })?;
+        let address = wait::until("address in the data directory", READY_WITHIN, || self.address())?;
         let api = Api::new(&address)?;
         wait::until("ready server", READY_WITHIN, || {
             self.process.still_runs()?;
             Ok(matches!(api.get("/readyz"), Ok((200, _))).then_some(()))
         })?;
         Ok(api)
+    }
+
+    /// `HOST:PORT` of the API, once it is known.
+    ///
+    /// # Errors
+    /// If the server has ended.
+    pub fn address(&mut self) -> Result<Option<String>> {
+        self.process.still_runs()?;
+        let text = std::fs::read_to_string(&self.address_file).unwrap_or_default();
+        Ok(text.strip_suffix('\n').map(str::to_owned))
     }
 
     /// Stops it as Ctrl-C does, and waits until it has drained and ended.

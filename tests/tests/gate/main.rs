@@ -4,6 +4,7 @@ mod answers;
 mod attack;
 mod bounded;
 mod clients;
+mod chaos;
 mod commands;
 mod coverage;
 mod crash;
