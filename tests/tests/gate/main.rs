@@ -3,8 +3,8 @@
 mod answers;
 mod attack;
 mod bounded;
-mod clients;
 mod chaos;
+mod clients;
 mod commands;
 mod coverage;
 mod crash;

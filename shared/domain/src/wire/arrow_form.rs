@@ -127,7 +127,7 @@ fn accept_rows(
             Texts::of(&columns.tags, 0..=LONGEST_TAGS),
         ];
         let times = acceptance.earliest..=ingest_time.saturating_add(acceptance.max_future);
-        for row in 0..rows {
+        for (row, kept) in keep.iter_mut().enumerate() {
             if no_nulls
                 && texts.iter().all(|texts| texts.are_good(row))
                 && columns.value[row].is_finite()
@@ -136,7 +136,7 @@ fn accept_rows(
                 continue;
             }
             if let Err((reason, detail)) = accept_row(&batch, &columns, row, ingest_time, acceptance) {
-                keep[row] = false;
+                *kept = false;
                 into.reject(
                     first_row as u32 + row as u32,
                     reason,

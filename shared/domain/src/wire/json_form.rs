@@ -270,7 +270,7 @@ fn diagnose(item: &[u8], error: &str) -> (Reason, String) {
     if let Some((field, _)) = required.iter().find(|(_, value)| value.is_none()) {
         return (Reason::MissingField, format!("field {field:?} is missing"));
     }
-    let checks: [(&str, Option<&RawValue>, fn(&str) -> bool, &str); 6] = [
+    let checks: [Check<'_>; 6] = [
         ("device_id", fields.device_id, is_text, "text"),
         ("metric", fields.metric, is_text, "text"),
         ("value", fields.value, is_number, "a number"),
@@ -288,6 +288,9 @@ fn diagnose(item: &[u8], error: &str) -> (Reason, String) {
     }
     (Reason::WrongType, error.lines().next().unwrap_or_default().to_owned())
 }
+
+/// A field's name, its JSON, what it must be, and the same in words.
+type Check<'a> = (&'static str, Option<&'a RawValue>, fn(&str) -> bool, &'static str);
 
 fn is_text(json: &str) -> bool {
     json.starts_with('"')
