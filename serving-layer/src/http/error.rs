@@ -132,7 +132,7 @@ pub async fn one_body(request: Request, next: Next) -> Response {
             error!(request_id, %method, path, status = status.as_u16(), fault, "cannot answer a request");
         }
         None => {
-            info!(request_id, %method, path, status = status.as_u16(), detail = message, "refused a request")
+            info!(request_id, %method, path, status = status.as_u16(), detail = message, "refused a request");
         }
     }
     head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));

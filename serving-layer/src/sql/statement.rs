@@ -102,7 +102,7 @@ impl Count {
                 }
             }
             Token::RParen | Token::RBracket | Token::RBrace => {
-                self.level = self.outer.pop().unwrap_or_default()
+                self.level = self.outer.pop().unwrap_or_default();
             }
             Token::Comma | Token::SemiColon => {
                 self.level.chain = 0;

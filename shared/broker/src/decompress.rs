@@ -46,7 +46,9 @@ impl Codec {
 pub(crate) fn open(codec: Codec, body: &[u8], most_bytes: u64) -> io::Result<Box<dyn BufRead + '_>> {
     Ok(match codec {
         Codec::Plain => Box::new(body),
-        Codec::Gzip => Box::new(BufReader::with_capacity(CHUNK, OneFrame::Gzip(GzDecoder::new(body)))),
+        Codec::Gzip => {
+            Box::new(BufReader::with_capacity(CHUNK, OneFrame::Gzip(Box::new(GzDecoder::new(body)))))
+        }
         Codec::Snappy => Box::new(SnappyBlocks::new(body, most_bytes)?),
         Codec::Lz4 => {
             check_lz4_frame(body)?;
@@ -61,7 +63,7 @@ pub(crate) fn open(codec: Codec, body: &[u8], most_bytes: u64) -> io::Result<Box
 
 /// A decoder that takes what follows its frame for damage.
 enum OneFrame<'a> {
-    Gzip(GzDecoder<&'a [u8]>),
+    Gzip(Box<GzDecoder<&'a [u8]>>),
     Zstd(zstd::Decoder<'static, &'a [u8]>),
 }
 

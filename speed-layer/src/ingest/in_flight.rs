@@ -2,14 +2,20 @@
 //! more copies of what clients send again and again.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// See the module.
 #[derive(Default)]
 pub(super) struct InFlight {
+    messages: Mutex<Messages>,
+}
+
+#[derive(Default)]
+struct Messages {
     /// By Kafka partition and number, ascending in both: when the message was handed over.
-    since: Mutex<(BTreeMap<(i32, u64), Instant>, u64)>,
+    since: BTreeMap<(i32, u64), Instant>,
+    next_number: u64,
 }
 
 /// A message that waits; dropped when it does no longer.
@@ -21,25 +27,28 @@ pub(super) struct Waiting<'a> {
 impl InFlight {
     /// Takes note of a message that is handed over now.
     pub(super) fn begin(&self, kafka_partition: i32) -> Waiting<'_> {
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        let (waiting, next) = &mut *since;
-        let place = (kafka_partition, *next);
-        *next += 1;
-        waiting.insert(place, Instant::now());
+        let mut messages = self.messages();
+        let place = (kafka_partition, messages.next_number);
+        messages.next_number += 1;
+        messages.since.insert(place, Instant::now());
         Waiting { all: self, place }
     }
 
     /// Whether a message to this Kafka partition has waited for longer than `patience`.
     pub(super) fn is_overdue(&self, kafka_partition: i32, patience: Duration) -> bool {
-        let since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        let oldest = since.0.range((kafka_partition, 0)..=(kafka_partition, u64::MAX)).next();
+        let messages = self.messages();
+        let oldest = messages.since.range((kafka_partition, 0)..=(kafka_partition, u64::MAX)).next();
         oldest.is_some_and(|(_, since)| since.elapsed() > patience)
+    }
+
+    fn messages(&self) -> MutexGuard<'_, Messages> {
+        self.messages.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.all.since.lock().unwrap_or_else(PoisonError::into_inner).0.remove(&self.place);
+        self.all.messages().since.remove(&self.place);
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tempfile::TempDir;
-use wye_broker::{Broker, BrokerConfig};
+use wye_broker::{Broker, BrokerConfig, Port};
 use wye_domain::assemble::Assembler;
 use wye_log::client::LogConfig;
 use wye_log::reader::read_all;
@@ -14,7 +14,7 @@ const NOW: i64 = 1_800_000_000_000_000;
 const PATIENCE: Duration = Duration::from_secs(30);
 const ACK_TIMEOUT: Duration = Duration::from_millis(500);
 
-async fn broker(directory: &Path, port: Option<u16>) -> Broker {
+async fn broker(directory: &Path, port: Port) -> Broker {
     let mut config = BrokerConfig::new(directory);
     config.port = port;
     Broker::start(config).await.unwrap()
@@ -22,7 +22,7 @@ async fn broker(directory: &Path, port: Option<u16>) -> Broker {
 
 async fn site(ack_timeout: Duration) -> (Ingest, Log, Broker, TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    let broker = broker(directory.path(), None).await;
+    let broker = broker(directory.path(), Port::Free).await;
     let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 2)).unwrap();
     log.ensure_topics().await.unwrap();
     let settings =
@@ -116,7 +116,7 @@ async fn with_the_log_away_clients_get_an_answer_in_time_and_nothing_counts_twic
     }
     // Those with the key wait each; the others are refused at once, since a message is overdue already.
     assert!(begun.elapsed() < ACK_TIMEOUT * 5, "{:?}", begun.elapsed());
-    let _broker = broker(directory.path(), Some(port)).await;
+    let _broker = broker(directory.path(), Port::Only(port)).await;
     let receipt = until_taken(&ingest, "during").await;
     assert_eq!(receipt.accepted, 10);
     ingest.drained().await;

@@ -66,8 +66,10 @@ fn snappy_framed(body: &[u8]) -> Vec<u8> {
     framed
 }
 
-/// Each codec's number, name and encoder.
-const CODECS: [(i16, &str, fn(&[u8]) -> Vec<u8>); 6] = [
+/// A codec's number, name and encoder.
+type TestCodec = (i16, &'static str, fn(&[u8]) -> Vec<u8>);
+
+const CODECS: [TestCodec; 6] = [
     (0, "plain", <[u8]>::to_vec),
     (1, "gzip", gzip),
     (2, "snappy", snappy),

@@ -88,8 +88,11 @@ pub(crate) async fn sync_all(
     Ok(answers.into_iter().map(|(response, silent)| (!silent).then_some(response)).collect())
 }
 
-/// Syncs what was written to one Kafka partition: for each slot, its request, its place, and the low watermark.
-fn sync_partition(slots: Vec<(usize, Slot)>) -> Vec<(usize, (usize, usize), Result<i64, Refusal>)> {
+/// The request of a slot, its place there, and the low watermark after the sync.
+type Synced = (usize, (usize, usize), Result<i64, Refusal>);
+
+/// Syncs what was written to one Kafka partition, slot by slot.
+fn sync_partition(slots: Vec<(usize, Slot)>) -> Vec<Synced> {
     let sync = |slot: &Slot| {
         let partition = slot.topic.partition(slot.kafka_partition).ok_or(NO_PARTITION)?;
         partition.sync(&slot.written).map_err(|refused| refusal(&refused))?;

@@ -189,7 +189,7 @@ mod tests {
     #[tokio::test]
     async fn a_hold_counts_for_its_own_table_until_it_is_dropped() {
         let (holds, store) = (Holds::default(), Arc::new(InMemory::new()));
-        let hold = holds.take(TableName::Readings, store.clone());
+        let hold = holds.take(TableName::Readings, store);
         let oldest = |table| holds.clone().oldest(table);
         assert!(oldest(TableName::Readings).is_some() && oldest(TableName::BatchViews).is_none());
         drop(hold);
