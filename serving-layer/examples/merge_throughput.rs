@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, TimestampMicrosecondArray};
@@ -23,7 +23,7 @@ use wye_serving::directory::{Directory, SeriesInfo};
 use wye_serving::hub::Hub;
 use wye_serving::realtime::RealtimeRow;
 use wye_serving::snapshot::BatchSnapshot;
-use wye_serving::sql::{Limits, Sources, SqlEngine};
+use wye_serving::sql::{Limits, Sources, SqlEngine, UnknownHost};
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::plan::{Expectations, MetricPlans};
 use wye_tables::readings::Readings;
@@ -49,8 +49,8 @@ async fn main() -> Result<()> {
         dead_letters: DeadLetters::open(&root).await?,
         views: views.clone(),
     };
-    let limits = Limits { memory: 1 << 30, time: Duration::from_secs(600), threads: 2 };
-    let engine = SqlEngine::new(Arc::clone(&hub), sources, &root, limits)?;
+    let limits = Limits { threads: 2, ..Limits::default() };
+    let engine = SqlEngine::new(Arc::clone(&hub), sources, &root, limits, Arc::new(UnknownHost))?;
     let texts: Vec<String> = (0..SERIES).map(series).collect();
     let infos: Vec<Arc<SeriesInfo>> = directory
         .resolve(texts.iter().map(String::as_str))
@@ -143,7 +143,7 @@ async fn ask(engine: &SqlEngine, what: &str) -> Result<()> {
         let (mut count, mut bytes) = (0, 0);
         let mut first = None;
         let mut writer = arrow::ipc::writer::StreamWriter::try_new(Vec::new(), &rows.schema)?;
-        while let Some(batch) = rows.batches.recv().await {
+        while let Some(batch) = rows.next().await {
             let batch = batch?;
             count += batch.num_rows();
             writer.write(&batch)?;

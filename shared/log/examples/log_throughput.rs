@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let bootstrap_servers = match options.bootstrap_servers.clone() {
         Some(bootstrap_servers) => bootstrap_servers,
         None => {
-            let broker = Broker::start(BrokerConfig::new(&directory)).await?;
+            let broker = Broker::start(BrokerConfig::new(&directory)).await.expect("the broker starts");
             embedded.insert(broker).bootstrap_servers().to_owned()
         }
     };

@@ -399,7 +399,7 @@ impl World {
     /// pinned, or after its commit, before anybody has heard of that.
     fn batch_run(&mut self) -> Result<()> {
         let mut horizons = self.batch.horizon.clone();
-        for place in 0..self.partitions.len() {
+        for (place, pinned) in horizons.iter_mut().enumerate() {
             let end = self.partitions[place].readings.len() as i64;
             let request = self.partitions[place].control.len() as i64;
             let asked_by = String::new();
@@ -409,7 +409,7 @@ impl World {
             }
             let partition = &mut self.partitions[place];
             let control = partition.control_view();
-            let previous = horizons[place];
+            let previous = *pinned;
             let archived =
                 if self.random.random_bool(0.5) { end } else { self.random.random_range(previous..=end) };
             let answered = control.answered >= Some(request);
@@ -424,7 +424,7 @@ impl World {
             ensure!(horizon == 0 || starts.contains_key(&horizon), "HOR-1: {horizon} is no epoch start");
             ensure!(horizon >= previous && horizon <= archived, "a horizon of {horizon}");
             ensure!(!answered || control.first_start_from(end).is_some(), "an answer without a start");
-            horizons[place] = horizon;
+            *pinned = horizon;
         }
         if self.random.random_bool(0.1) {
             return Ok(());
