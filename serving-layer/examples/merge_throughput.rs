@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, TimestampMicrosecondArray};
