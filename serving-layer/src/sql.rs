@@ -1,9 +1,9 @@
 //! SQL over one capture of both layers: read only, bounded in memory, disk and time, streamed.
 //!
 //! A query names its tables first; then one [`Capture`](crate::hub::Capture) is taken for all of them, so that two tables in one query always
-//! show the same moment. Each query runs on threads of its own ([`threads`]): the first moments in one of many short
-//! places, what takes longer in one of few long ones ([`places`]). What a statement may be is in [`statement`], what its
-//! functions and operators may make in [`guard`]. This file does not know HTTP.
+//! show the same moment. Each query runs on threads of its own (`threads`): the first moments in one of many short
+//! places, what takes longer in one of few long ones (`places`). What a statement may be is in `statement`, what its
+//! functions and operators may make in `guard`. This file does not know HTTP.
 
 pub(crate) mod answer;
 mod catalog;

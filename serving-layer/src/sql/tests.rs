@@ -227,7 +227,7 @@ async fn names_without_quotes_fit_whatever_their_case() {
         ("SELECT 1\n  FROM t t t", vec!["line 2, column 12"]),
         ("SELECT", vec!["statement ends"]),
         ("SELECT foo(1)", vec!["foo"]),
-        ("SELECT lenght('a')", vec!["lenght", "length"]),
+        ("SELECT abz(1)", vec!["abz", "abs"]),
         ("SELECT 1 + 'a'", vec!["a"]),
         ("SELECT 1 / 0", vec!["divide by zero"]),
         ("SELECT sum(device_id) FROM temp", vec!["sum cannot be applied", "String"]),
