@@ -68,19 +68,19 @@ fn print_report(report: &Value) -> Result<()> {
         report.get("unanswered").and_then(Value::as_array).filter(|silent| !silent.is_empty())
     {
         let silent: Vec<String> = silent.iter().map(ToString::to_string).collect();
-        println!(
-            "no answer from the speed layer for kafka partition {}: took what was archived",
+        say(format!(
+            "no answer from the speed layer for Kafka partition {}: took what was archived",
             silent.join(", ")
-        );
+        ))?;
     }
     let left: i64 = report
         .get("not_covered")
         .and_then(Value::as_object)
         .map_or(0, |left| left.values().filter_map(Value::as_i64).sum());
     if left > 0 {
-        println!(
+        say(format!(
             "not covered    {left:>12} messages that came before the run: the archiver is behind; run it again"
-        );
+        ))?;
     }
     Ok(())
 }

@@ -2,11 +2,7 @@
 //!
 //! This file only chooses the command and turns its outcome into an exit code.
 
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command-line program answers on its terminal"
-)]
+#![expect(clippy::print_stderr, reason = "a command-line program says on its terminal why it failed")]
 
 mod allocator;
 mod batch;

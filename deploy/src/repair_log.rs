@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use wye_broker::{Repair, repair};
 
 use crate::cli::RepairLog;
-use crate::terminal::program;
+use crate::terminal::{program, say};
 
 /// Runs the command.
 ///
@@ -22,12 +22,12 @@ pub(crate) fn run(arguments: &RepairLog) -> Result<()> {
     }
     let losses = repair(&log, if arguments.accept_loss { Repair::AcceptLoss } else { Repair::Report })?;
     for loss in &losses {
-        println!("{loss}");
+        say(loss)?;
     }
     if losses.is_empty() {
-        println!("The log in {} is sound", log.display());
+        say(format!("The log in {} is sound", log.display()))?;
     } else if arguments.accept_loss {
-        println!("The log in {} is repaired; `wye up` starts without what is lost", log.display());
+        say(format!("The log in {} is repaired; `wye up` starts without what is lost", log.display()))?;
     } else {
         bail!(
             "the log in {} is damaged; nothing was changed. Give up what is lost by: {} repair-log --accept-loss --data-dir {}",

@@ -35,7 +35,7 @@ use wye_serving::serving::{Serving, ServingConfig, ServingParts};
 use wye_serving::sql::Limits as QueryLimits;
 use wye_speed::execute::Shared;
 use wye_speed::ingest::{self, Ingest, IngestSettings};
-use wye_speed::layer::{Rhythm, SpeedLayer};
+use wye_speed::layer::{Ownership, Ownerships, Rhythm, SpeedLayer};
 use wye_speed::owner::Rules;
 use wye_speed::telemetry::SpeedTelemetry;
 use wye_tables::plan::MetricPlans;
@@ -141,16 +141,17 @@ pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<
     let serving_stop = CancellationToken::new();
     let speed_telemetry = SpeedTelemetry::register(&telemetry);
     let batch = start_batch(&setup, &log, &root, &telemetry, &mut layers, &layers_stop).await?;
-    let probes = broker.iter().map(log_probe).collect();
+    let speed = start_speed(&setup, &log, speed_telemetry.clone(), &layers_stop)?;
+    let mut probes: Vec<Probe> = broker.iter().map(log_probe).collect();
+    probes.push(owner_probe(speed.ownerships()));
     let serving =
         start_serving(&setup, data_dir, &log, &root, &telemetry, (batch, probes), &serving_stop).await?;
     let ingest = start_ingest(&setup, &log, &speed_telemetry).await?;
-    let speed = start_speed(&setup, &log, speed_telemetry, &layers_stop)?;
 
     let limits = server_limits(&setup.config);
     let router = serving
         .router()
-        .merge(ingest::http::router(ingest.clone(), limits.max_body))
+        .merge(serving.watch_writes(ingest::http::router(ingest.clone(), limits.max_body)))
         .fallback(wye_serving::http::error::not_found);
     let http_stop = CancellationToken::new();
     let mut http = JoinSet::new();
@@ -329,6 +330,17 @@ fn log_probe(broker: &Broker) -> Probe {
     })
 }
 
+/// What `/readyz` says of Kafka partitions that no owner writes realtime rows of.
+fn owner_probe(ownerships: Ownerships) -> Probe {
+    Arc::new(move || {
+        let vacant = ownerships.get().into_iter().filter(|(_, ownership)| *ownership == Ownership::Acquiring);
+        let vacant: Vec<String> = vacant.map(|(kafka_partition, _)| kafka_partition.to_string()).collect();
+        let list = vacant.join(", ");
+        (!vacant.is_empty())
+            .then(|| format!("Kafka partition {list} has no owner; the speed layer is taking it over"))
+    })
+}
+
 fn embedded_broker(config: &Config, data_dir: &Path) -> BrokerConfig {
     let port = match config.log.embedded_port {
         EmbeddedPort::Default => Port::Preferred(KAFKA_PORT),
@@ -407,8 +419,11 @@ async fn start_serving(
         probes,
         host: Arc::new(Machine),
     };
-    let config =
-        ServingConfig { limits: query_limits(&setup.config.sql, data_dir), ..ServingConfig::default() };
+    let config = ServingConfig {
+        limits: query_limits(&setup.config.sql, data_dir),
+        max_wait: setup.config.http.max_wait,
+        ..ServingConfig::default()
+    };
     Ok(Serving::start(config, parts, stop.clone()).await?)
 }
 

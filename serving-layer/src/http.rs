@@ -38,6 +38,7 @@ pub use encode::readable;
 use crate::hub::Hub;
 use crate::sql::SqlEngine;
 use crate::telemetry::Instruments;
+use crate::units::Units;
 
 /// Does a batch run, for `POST /v1/batch-runs`; answers with what it did, as JSON.
 pub type BatchTrigger =
@@ -67,6 +68,7 @@ pub struct BatchRefusal {
 pub(crate) struct Api {
     pub(crate) hub: Arc<Hub>,
     pub(crate) engine: SqlEngine,
+    pub(crate) units: Arc<Units>,
     pub(crate) telemetry: Telemetry,
     pub(crate) instruments: Instruments,
     /// Whether the batch views were looked at, and loaded if there were any.

@@ -29,6 +29,7 @@ pub mod serving;
 mod error;
 mod suggest;
 mod telemetry;
+mod units;
 mod view_rows;
 
 pub use error::ServingError;

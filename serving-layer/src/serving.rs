@@ -25,6 +25,7 @@ use crate::log_ends::LogEnds;
 use crate::sql::{Host, Limits, Sources, SqlEngine};
 use crate::tail::{Tail, TailPositions};
 use crate::telemetry::Instruments;
+use crate::units::Units;
 use crate::watch::{Patience, Watcher};
 
 /// How often a caller that waits for readiness looks.
@@ -131,10 +132,13 @@ impl Serving {
             patience: Patience { poll: config.poll_interval, coverage: config.coverage_patience },
             looked: Arc::clone(&looked),
         };
+        let units = Arc::new(Units::default());
         let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&units).run(Arc::clone(hub.directory()), engine.clone(), shutdown.clone()));
         tasks.spawn(watcher.run(shutdown));
         let api = Api {
             hub,
+            units,
             engine,
             telemetry: parts.telemetry,
             instruments,

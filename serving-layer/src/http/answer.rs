@@ -71,7 +71,7 @@ impl<'a> Head<'a> {
         Self {
             metric: &metric.name,
             definition: &metric.definition.name,
-            unit: &metric.definition.unit,
+            unit: &metric.unit,
             window: metric.definition.window.to_string(),
             complete: coverage.complete(),
             horizon: coverage.horizon.as_ref(),

@@ -1,5 +1,6 @@
 //! `GET /v1/metrics`: what is defined.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Json;
@@ -72,6 +73,9 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Json<Body> {
     let metrics = plans
         .map(|(place, plan)| {
             let definition = plan.definition();
+            let names = definition.is_family().then(|| directory.metrics(place));
+            let unnamed = names.iter().flatten().filter(|_| definition.unit.is_empty());
+            let units = unnamed.filter_map(|name| Some((Arc::clone(name), api.units.of(name)?))).collect();
             Entry {
                 name: definition.name.clone(),
                 help: definition.help.clone(),
@@ -82,7 +86,8 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Json<Body> {
                 window: definition.window.to_string(),
                 rollups: definition.rollups.iter().map(ToString::to_string).collect(),
                 aggregates: definition.aggregates.iter().copied().map(Aggregate::name).collect(),
-                metrics: definition.is_family().then(|| directory.metrics(place)),
+                metrics: names,
+                units,
                 errors: failures.of(&definition.name).map(Errors::new),
             }
         })

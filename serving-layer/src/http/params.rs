@@ -27,6 +27,8 @@ pub(super) struct Metric<'a> {
     pub(super) definition: &'a Definition,
     /// The name as it is served.
     pub(super) name: String,
+    /// As defined; of a family what its readings say, empty where nobody does.
+    pub(super) unit: String,
 }
 
 impl<'a> Metric<'a> {
@@ -41,7 +43,11 @@ impl<'a> Metric<'a> {
                 .find(|(place, definition)| definition.is_family() && directory.has_metric(*place, name))
         };
         if let Some((place, definition)) = named.or_else(of_family) {
-            return Ok(Self { place, definition, name: name.to_owned() });
+            let unit = match definition.unit.is_empty() && definition.is_family() {
+                true => api.units.of(name).unwrap_or_default(),
+                false => definition.unit.clone(),
+            };
+            return Ok(Self { place, definition, name: name.to_owned(), unit });
         }
         let mut known: Vec<String> = Vec::new();
         for (place, definition) in definitions() {

@@ -43,6 +43,7 @@ impl Client {
         let api = Api {
             hub: Arc::clone(&site.hub),
             engine: site.engine.clone(),
+            units: Arc::default(),
             instruments: Instruments::new(&telemetry),
             telemetry,
             looked: Arc::clone(&looked),

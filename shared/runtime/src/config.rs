@@ -178,6 +178,8 @@ pub enum EmbeddedPort {
 pub struct HttpSection {
     pub listen: String,
     pub allow_remote: bool,
+    #[serde(with = "humantime_serde")]
+    pub max_wait: Duration,
     pub max_connections: usize,
     #[serde(with = "humantime_serde")]
     pub idle_timeout: Duration,

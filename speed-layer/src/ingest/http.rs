@@ -29,6 +29,8 @@ use wye_runtime::clock::now_micros;
 
 use super::{Format, Ingest, IngestError, Receipt, Request};
 
+/// The header with the position behind what was acknowledged, as in the body.
+const POSITION: &str = "wye-position";
 /// The header that makes a request count once, however often it is sent.
 pub const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// The longest idempotency key in bytes.
@@ -85,11 +87,12 @@ fn answer(receipt: &Receipt) -> Response {
         .take(TOLD)
         .map(|rejected| json!({"index": rejected.item_index, "reason": rejected.reason.name(), "detail": rejected.detail}))
         .collect();
+    let position = receipt.position.to_string();
     let body = json!({
         "accepted": receipt.accepted,
         "rejected": receipt.refused(),
         "duplicate_request": receipt.duplicate_request,
-        "position": receipt.position.to_string(),
+        "position": &position,
         "errors": told,
     });
     let status = if receipt.accepted == 0 && !receipt.rejected.is_empty() {
@@ -97,7 +100,7 @@ fn answer(receipt: &Receipt) -> Response {
     } else {
         StatusCode::OK
     };
-    (status, axum::Json(body)).into_response()
+    (status, [(POSITION, position)], axum::Json(body)).into_response()
 }
 
 fn refuse(error: &IngestError) -> Response {

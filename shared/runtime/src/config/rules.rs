@@ -92,6 +92,7 @@ fn log(config: &Config, rules: &mut Rules) {
 }
 
 fn intake(config: &Config, rules: &mut Rules) {
+    rules.at_most(("http", "max_wait"), config.http.max_wait, Duration::from_secs(3_600), "\"60s\"");
     rules.refuse_if(config.ingest.max_body < SMALLEST_BODY, || Unworkable {
         section: "ingest",
         key: "max_body",
