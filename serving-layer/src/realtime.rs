@@ -83,7 +83,7 @@ struct Epoch {
     /// Whether its rows are in answers. An epoch that begins inside of what an earlier one's rows hold was rebuilt at a
     /// newer horizon: the old rows count until the batch view of that horizon is there.
     counts: bool,
-    /// Whether a record of it could not be read.
+    /// Whether a record could not be read since it began, which may have been one of it.
     damaged: bool,
 }
 
@@ -223,13 +223,14 @@ impl RealtimeStore {
         dropped
     }
 
-    /// Notes that a record of a Kafka partition could not be read: rows of its open epoch may be missing.
+    /// Notes that a record of a Kafka partition could not be read: rows may be missing, and it may have been the reset
+    /// of any epoch that is there.
     pub fn damage(&mut self, kafka_partition: i32) {
         let epochs = self.kafka_partitions.entry(kafka_partition).or_default();
-        if let Some((_, open)) = epochs.by_start.iter_mut().next_back() {
-            open.damaged = true;
-            self.changes += 1;
+        for epoch in epochs.by_start.values_mut() {
+            epoch.damaged = true;
         }
+        self.changes += 1;
     }
 
     /// All epochs that count, as they are now, by Kafka partition and start.
@@ -254,6 +255,10 @@ impl RealtimeStore {
                 break;
             }
             if *begin < held {
+                // One that counts although an earlier one's rows reach into it should have been void: its reset is lost.
+                if epoch.counts {
+                    flaw = Some(Flaw::Damaged);
+                }
                 break;
             }
             if epoch.damaged {

@@ -73,7 +73,7 @@ impl ViewsState {
     /// Takes in the record at an offset, in order.
     ///
     /// # Errors
-    /// When the record does not decode. It is skipped, and the epoch that may lack it is noted as damaged.
+    /// When the record does not decode. It is skipped, and the epochs that may lack it are noted as damaged.
     pub fn apply(&mut self, offset: i64, payload: &[u8]) -> Result<(), wye_domain::DomainError> {
         // Where the log leaves offsets out, it had records there that nobody can read.
         if self.next.is_some_and(|next| next < offset) {
@@ -89,9 +89,9 @@ impl ViewsState {
 
     /// A record is there that cannot be read.
     fn skip(&mut self) {
-        // It belongs to the newest epoch or begins a later one; before the first epoch, to any.
-        let epoch = self.epoch.unwrap_or(0);
-        self.damaged_from = Some(self.damaged_from.map_or(epoch, |known| known.min(epoch)));
+        // It may have been the reset of any epoch that is there.
+        let first = self.first_record.keys().next().copied().unwrap_or(0);
+        self.damaged_from = Some(self.damaged_from.map_or(first, |known| known.min(first)));
     }
 
     fn try_apply(&mut self, offset: i64, payload: &[u8]) -> Result<(), wye_domain::DomainError> {
@@ -330,17 +330,20 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_decode_blocks_nothing_and_costs_the_epochs_that_may_lack_it() {
+    fn what_does_not_decode_blocks_nothing_and_costs_a_rebuild_from_the_horizon() {
         let mut state = ViewsState::default();
         let records =
             [begin(1, 0, true), rows(1, 0, 10, true, 3), begin(1, 10, false), rows(1, 10, 15, true, 1)];
         for (offset, record) in (0..).zip(&records) {
             state.apply(offset, record).unwrap();
         }
+        // It may have been a reset of the first epoch.
         state.apply(4, b"WYR\x02 of a later version").unwrap_err();
         state.apply(5, &begin(1, 20, false)).unwrap();
         state.apply(6, &rows(1, 20, 25, true, 1)).unwrap();
-        let taken = decide(9, ControlView::default(), state, 1, 0);
+        let mut control = ControlView::default();
+        control.apply(0, &ControlRecord::Horizon { offset: 10, version: 1 });
+        let taken = decide(9, control, state, 1, 0);
         assert_eq!(taken.recovery, Recovery::Rebuild { from: 10 });
         assert!(taken.rows.is_empty());
     }

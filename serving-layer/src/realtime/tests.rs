@@ -191,6 +191,25 @@ fn a_record_that_cannot_be_read_is_a_flaw_until_its_epoch_goes() {
 }
 
 #[test]
+fn an_epoch_whose_reset_could_not_be_read_is_a_flaw_beyond_its_horizon_too() {
+    let mut store = store();
+    for epoch in [0, 10] {
+        apply(&mut store, &begin(1, epoch, false), &[]);
+        apply(&mut store, &flushed(1, epoch, epoch + 10), &[]);
+    }
+    // A reset of the first epoch is lost, and its owner cuts at 5, which was pinned.
+    store.damage(0);
+    apply(&mut store, &flushed(4, 0, 5), &[]);
+    apply(&mut store, &begin(4, 5, false), &[]);
+    apply(&mut store, &flushed(4, 5, 20), &[]);
+    assert_eq!(store.reach(0, Start::Horizon(0)).flaw, Some(Flaw::Damaged));
+    store.trim(&BTreeMap::from([(0, 5)]));
+    assert_eq!(store.reach(0, Start::Horizon(5)).flaw, Some(Flaw::Damaged));
+    store.trim(&BTreeMap::from([(0, 20)]));
+    assert_eq!(store.reach(0, Start::Horizon(20)), Reach { covered: 20, flaw: None });
+}
+
+#[test]
 fn the_oldest_window_stays_known() {
     let mut store = store();
     apply(&mut store, &begin(1, 0, false), &[]);

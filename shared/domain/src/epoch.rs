@@ -80,7 +80,7 @@ pub struct Found {
     pub begun: BTreeSet<i64>,
     /// The readings offset that its rows reach to, past the checkpoint after an incomplete flush.
     pub rows_through: i64,
-    /// Where a record does not decode: the epoch that was open then. Rows of it, and of later ones, may be lost.
+    /// Where a record does not decode: the first epoch that may lack rows, or have void ones.
     pub damaged_from: Option<i64>,
     /// Whether these rows were computed with the definitions in force now.
     pub same_definitions: bool,

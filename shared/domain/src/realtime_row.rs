@@ -15,9 +15,8 @@
 //!   record that is `complete` is there. Rows of a flush that was cut off stay: the next owner's flushes replace them.
 //! - An epoch begins where all rows of the one before it end. One that begins earlier was rebuilt at a newer horizon:
 //!   the old rows count for a reader, and the new epoch does not, until it has the batch view of that horizon.
-//! - A record that does not decode is skipped. It may have held rows of the newest epoch or the beginning of a later
-//!   one, so an answer that uses these is not complete until a reset, or until the horizon has passed them. A new owner
-//!   rebuilds from there.
+//! - A record that does not decode is skipped. It may have held rows, the beginning of an epoch, or the reset of any epoch
+//!   that is known, so an answer is not complete until the next reset. A new owner rebuilds from the horizon.
 //!
 //! Stability contract: a change of these bytes needs a new digit in the prefix.
 
