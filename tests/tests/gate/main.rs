@@ -8,6 +8,7 @@ mod clients;
 mod commands;
 mod coverage;
 mod crash;
+mod damage;
 mod equivalence;
 mod foreign;
 mod intake;
