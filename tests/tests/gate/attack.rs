@@ -28,6 +28,15 @@ const MOST_MIB: u64 = 2_500;
 /// Idle connections that an attacker holds open; more than the usual number of files of a process.
 const IDLE: usize = 1_100;
 const PATIENCE: Duration = Duration::from_secs(90);
+const CONFIG: &str = r#"
+[batch]
+interval = "2s"
+[log]
+kafka_partitions = 2
+embedded_port = 0
+[sql]
+time = "5s"
+"#;
 const CURRENT: &str = "/v1/metrics/pressure/current?device_id=user";
 
 /// A running Wye with one ordinary device, under attack.
@@ -40,7 +49,7 @@ struct Attack {
 
 impl Attack {
     fn start(site: &mut Site) -> Result<Self> {
-        site.configure("[batch]\ninterval = \"2s\"\n[log]\nkafka_partitions = 2\nembedded_port = 0\n")?;
+        site.configure(CONFIG)?;
         let mut server = site.up()?;
         let api = server.ready()?;
         let address = api.url().trim_start_matches("http://").to_owned();
