@@ -33,6 +33,9 @@ struct Entry {
     /// Of a family: the reading names that there are, each a metric.
     #[serde(skip_serializing_if = "Option::is_none")]
     metrics: Option<Vec<Arc<str>>>,
+    /// By metric of a family: the unit that its readings carry.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    units: BTreeMap<Arc<str>, String>,
     /// The readings that the last batch run could not compute for this definition.
     #[serde(skip_serializing_if = "Option::is_none")]
     errors: Option<Errors>,
