@@ -58,7 +58,7 @@ impl Units {
                     match look_up(&engine, &metric).await {
                         Ok(found) => self.note(metric, found, Instant::now()),
                         Err(error) => {
-                            debug!(metric = &*metric, %error, "cannot look up the unit of a metric; trying again")
+                            debug!(metric = &*metric, %error, "cannot look up the unit of a metric; trying again");
                         }
                     }
                 }
