@@ -74,7 +74,9 @@ pub(super) fn fit_batches(mut state: SessionState, plan: &LogicalPlan) -> Result
 /// Refuses types whose values cannot be small.
 fn check_type(data_type: &DataType) -> Result<()> {
     if leaves(data_type, LEAVES) > LEAVES {
-        return Err(too_large(format!("a column has more than {LEAVES} columns within it")));
+        return Err(too_large(format!(
+            "a column has more than {LEAVES} columns within it, or values of more than {FIXED} bytes or items"
+        )));
     }
     Ok(())
 }

@@ -43,13 +43,10 @@ pub(crate) fn translate(error: DataFusionError) -> ServingError {
         }
         DataFusionError::SchemaError(problem, _) => of_schema(problem),
         DataFusionError::SQL(problem, _) => of_parser(&problem.to_string()),
-        DataFusionError::External(problem) => {
-            if let Some(ours) = problem.downcast_ref::<ServingError>() {
-                ours.to_string()
-            } else {
-                return ServingError::Run { source: Box::new(error) };
-            }
-        }
+        DataFusionError::External(problem) => match of_pattern(&problem.to_string()) {
+            Some(message) => message,
+            None => return ServingError::Run { source: Box::new(error) },
+        },
         DataFusionError::ArrowError(problem, _) => tidy(&problem.to_string()),
         problem @ (DataFusionError::Plan(_)
         | DataFusionError::NotImplemented(_)
@@ -154,6 +151,15 @@ fn tidy(text: &str) -> String {
         text.replace_range(..1, &first.to_ascii_lowercase().to_string());
     }
     text.trim_end_matches('.').to_owned()
+}
+
+/// "regex parse error: ... error: unclosed group"; `None` where it is about something else.
+fn of_pattern(text: &str) -> Option<String> {
+    if text.contains("exceeds size limit") {
+        return Some("the regular expression is too large".to_owned());
+    }
+    let problem = text.strip_prefix("regex parse error:")?.rsplit("error: ").next()?;
+    Some(format!("the regular expression is wrong: {}", problem.trim()))
 }
 
 /// "Function 'sum' failed to match any signature, errors: ... requires Int64, but received String (DataType: ...)"

@@ -12,11 +12,18 @@ use crate::ServingError;
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
-    short: Arc<Semaphore>,
-    long: Arc<Semaphore>,
-    waiting: Arc<AtomicUsize>,
+    short: Lane,
+    long: Lane,
     free_accounts: Arc<Mutex<Vec<usize>>>,
     limits: Arc<Limits>,
+}
+
+/// Places of one kind.
+#[derive(Clone, Debug)]
+struct Lane {
+    free: Arc<Semaphore>,
+    /// How many wait for one.
+    waiting: Arc<AtomicUsize>,
 }
 
 /// A place; free again when it is dropped.
@@ -38,9 +45,8 @@ pub(super) enum Kind {
 impl Places {
     pub(super) fn new(limits: Arc<Limits>) -> Self {
         Self {
-            short: Arc::new(Semaphore::new(SHORT_QUERIES)),
-            long: Arc::new(Semaphore::new(limits.long_queries)),
-            waiting: Arc::default(),
+            short: Lane::of(SHORT_QUERIES),
+            long: Lane::of(limits.long_queries),
             free_accounts: Arc::new(Mutex::new((0..limits.places()).collect())),
             limits,
         }
@@ -51,22 +57,22 @@ impl Places {
     /// # Errors
     /// [`ServingError::Busy`] when too many wait already, or when none gets free in time.
     pub(super) async fn take(&self, kind: Kind) -> Result<Place, ServingError> {
-        let places = match kind {
+        let lane = match kind {
             Kind::Short => &self.short,
             Kind::Long => &self.long,
         };
-        let permit = match Arc::clone(places).try_acquire_owned() {
+        let permit = match Arc::clone(&lane.free).try_acquire_owned() {
             Ok(permit) => permit,
-            Err(_) => self.wait(Arc::clone(places)).await?,
+            Err(_) => self.wait(lane).await?,
         };
         let account = self.free_accounts.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let account = account.expect("there is an account for each place");
         Ok(Place { permit: Mutex::new(permit), account, free_accounts: Arc::clone(&self.free_accounts) })
     }
 
-    async fn wait(&self, places: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, ServingError> {
-        let _waiting = Waiting::enter(&self.waiting, self.limits.waiting).ok_or(ServingError::Busy)?;
-        let permit = tokio::time::timeout(self.limits.patience, places.acquire_owned()).await;
+    async fn wait(&self, lane: &Lane) -> Result<OwnedSemaphorePermit, ServingError> {
+        let _waiting = Waiting::enter(&lane.waiting, self.limits.waiting).ok_or(ServingError::Busy)?;
+        let permit = tokio::time::timeout(self.limits.patience, Arc::clone(&lane.free).acquire_owned()).await;
         permit.map_err(|_| ServingError::Busy)?.map_err(|_| ServingError::Stopping)
     }
 
@@ -78,9 +84,15 @@ impl Places {
 
     /// Makes a short place a long one, if one of these is free.
     pub(super) fn lengthen(&self, place: &Place) -> bool {
-        let Ok(permit) = Arc::clone(&self.long).try_acquire_owned() else { return false };
+        let Ok(permit) = Arc::clone(&self.long.free).try_acquire_owned() else { return false };
         *place.permit.lock().unwrap_or_else(PoisonError::into_inner) = permit;
         true
+    }
+}
+
+impl Lane {
+    fn of(places: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(places)), waiting: Arc::default() }
     }
 }
 
@@ -148,6 +160,6 @@ mod tests {
         let places = places(1, 10, Duration::from_millis(1));
         let _long = places.take(Kind::Long).await.unwrap();
         assert!(matches!(places.take(Kind::Long).await, Err(ServingError::Busy)));
-        assert_eq!(places.waiting.load(Ordering::Acquire), 0);
+        assert_eq!(places.long.waiting.load(Ordering::Acquire), 0);
     }
 }

@@ -234,6 +234,7 @@ async fn names_without_quotes_fit_whatever_their_case() {
         ("SELECT device_id, count(*) FROM temp", vec!["device_id", "GROUP BY"]),
         ("SELECT CAST('x' AS BIGINT)", vec!["'x'"]),
         ("SELECT $1", vec!["$1"]),
+        ("SELECT 1 WHERE 'a' ~ '('", vec!["regular expression", "unclosed group"]),
         ("SELECT 1; SELECT 2", vec!["single"]),
         ("INSERT INTO readings VALUES (1)", vec!["INSERT is refused", "only reads"]),
         ("", vec!["statement"]),

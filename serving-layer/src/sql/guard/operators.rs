@@ -41,7 +41,7 @@ use super::{STEP, too_large};
 /// Bytes of a row that a join repeats.
 const JOINED_ROW: u64 = 32 << 10;
 /// Pairs of rows that a nested loop looks at before it pauses.
-const PAIRS: usize = 10_000_000;
+const PAIRS: usize = 1_000_000;
 /// Bytes that a batch takes beside its columns.
 const BATCH: usize = 512;
 

@@ -2,6 +2,7 @@
 
 use arrow::array::{Array, AsArray, ListArray, RecordBatch};
 use arrow::datatypes::{DataType, Int32Type};
+use datafusion::common::ScalarValue;
 use datafusion::logical_expr::ColumnarValue;
 
 /// Bytes of each row of an argument.
@@ -14,7 +15,7 @@ pub(super) enum Sizes {
 impl Sizes {
     pub(super) fn of(value: &ColumnarValue) -> Self {
         match value {
-            ColumnarValue::Scalar(value) => Self::Same(value.size() as u64),
+            ColumnarValue::Scalar(value) => Self::Same(bytes(value)),
             ColumnarValue::Array(array) => Self::Each(row_bytes(array)),
         }
     }
@@ -24,6 +25,17 @@ impl Sizes {
             Self::Same(bytes) => *bytes,
             Self::Each(bytes) => bytes.get(row).copied().unwrap_or_default(),
         }
+    }
+}
+
+/// Bytes of a value.
+fn bytes(value: &ScalarValue) -> u64 {
+    match value {
+        ScalarValue::Utf8(text) | ScalarValue::Utf8View(text) | ScalarValue::LargeUtf8(text) => {
+            text.as_ref().map_or(0, |text| text.len() as u64)
+        }
+        ScalarValue::Dictionary(_, value) => bytes(value),
+        value => value.size() as u64,
     }
 }
 
