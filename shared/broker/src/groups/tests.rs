@@ -1,3 +1,5 @@
+//! The rules of a group, tried one by one and over random histories.
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

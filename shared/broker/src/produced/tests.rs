@@ -1,3 +1,5 @@
+//! What is produced, damaged in every way that Kafka refuses, for every codec.
+
 use std::io::Write;
 
 use kafka_protocol::error::ResponseError;

@@ -1,3 +1,5 @@
+//! The broker over its port: limits, hostile bytes, answers to every kind of request.
+
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
