@@ -23,7 +23,7 @@ use wye_tests::wait;
 
 /// Damaged bodies for each way in.
 const DAMAGED: usize = 400;
-/// What the process may hold in memory during an attack, in MiB.
+/// What the process may hold in memory during an attack, in MiB; queries may have 1 GiB of it.
 const MOST_MIB: u64 = 2_500;
 /// Idle connections that an attacker holds open; more than the usual number of files of a process.
 const IDLE: usize = 1_100;
@@ -36,6 +36,7 @@ kafka_partitions = 2
 embedded_port = 0
 [sql]
 time = "5s"
+memory = "1GiB"
 "#;
 const CURRENT: &str = "/v1/metrics/pressure/current?device_id=user";
 
