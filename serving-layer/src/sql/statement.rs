@@ -22,8 +22,10 @@ const TOKENS: usize = 300_000;
 const OPERATORS: usize = 3_000;
 /// Operators in a row: each makes the tree one deeper, and planning takes the square of that.
 const CHAIN: usize = 1_000;
-/// UNION, INTERSECT and EXCEPT of a statement: the same.
+/// Queries that a statement puts together by UNION: the same.
 const SETS: usize = 300;
+/// By INTERSECT or EXCEPT each counts as so many, since it is a join.
+const SET_JOIN: usize = 10;
 /// Columns of a SELECT, GROUP BY or ORDER BY: planning takes the square of them.
 const COLUMNS: usize = 2_000;
 /// Parentheses and brackets within each other.
@@ -34,6 +36,8 @@ const NAME: usize = 4 << 10;
 const TEXT: usize = 64 << 10;
 /// Tables and queries that a statement reads from, where a name of a WITH counts as all that it reads from.
 const TABLES: usize = 64;
+/// Names of a WITH.
+const NAMES: usize = 200;
 
 /// Words that are operators.
 const OPERATOR_WORDS: [&str; 13] =
@@ -43,8 +47,8 @@ const BREAKS: [&str; 13] = [
     "SELECT", "FROM", "WHERE", "GROUP", "HAVING", "ORDER", "LIMIT", "JOIN", "ON", "WHEN", "THEN", "ELSE",
     "VALUES",
 ];
-/// Words that put queries together.
-const SET_WORDS: [&str; 4] = ["UNION", "INTERSECT", "EXCEPT", "MINUS"];
+/// Words other than UNION that put queries together.
+const SET_JOINS: [&str; 3] = ["INTERSECT", "EXCEPT", "MINUS"];
 
 /// Refuses a statement that is too large or too deep to plan.
 ///
@@ -150,10 +154,11 @@ impl Count {
         if among(&BREAKS) {
             self.level = Level { chain: 0, columns: among(&["SELECT", "GROUP", "ORDER"]).then_some(0) };
         }
-        self.sets += usize::from(among(&SET_WORDS));
+        self.sets += usize::from(among(&["UNION"])) + SET_JOIN * usize::from(among(&SET_JOINS));
         match self.sets > SETS {
             true => refuse(format!(
-                "the statement puts more than {SETS} queries together with UNION and the like"
+                "the statement puts too many queries together: at most {SETS} by UNION, {} by INTERSECT and EXCEPT",
+                SETS / SET_JOIN
             )),
             false => Ok(()),
         }
@@ -195,7 +200,7 @@ pub(super) fn check_kind(statement: &Statement, sql: &str) -> Result<(), Serving
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => refuse(format!(
             "the statement reads from more than {TABLES} tables and queries, where a name of a WITH counts as all that it reads \
-             from"
+             from, or has more than {NAMES} names in a WITH"
         )),
     }
 }
@@ -263,6 +268,7 @@ struct TableCounter {
     pending: HashMap<*const Query, String>,
     /// What a name of a WITH counts as.
     known: HashMap<String, usize>,
+    names: usize,
     all: usize,
 }
 
@@ -274,7 +280,8 @@ impl Visitor for TableCounter {
             self.pending.insert(&raw const *cte.query, cte.alias.name.value.to_lowercase());
         }
         self.open.push(0);
-        ControlFlow::Continue(())
+        self.names += query.with.as_ref().map_or(0, |with| with.cte_tables.len());
+        if self.names > NAMES { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
@@ -318,6 +325,7 @@ mod tests {
     fn what_is_too_large_is_refused_with_its_bound() {
         assert!(refused(&format!("SELECT 1{}", "+1".repeat(5_000))).contains("operators"));
         assert!(refused(&vec!["SELECT 1"; 5_000].join(" UNION ALL ")).contains("UNION"));
+        assert!(refused(&vec!["SELECT 1"; 40].join(" EXCEPT ")).contains("EXCEPT"));
         assert!(refused(&format!("SELECT {}1{}", "(".repeat(500), ")".repeat(500))).contains("nested"));
         assert!(refused(&format!("SELECT {}", "a".repeat(1_000_000))).contains("name"));
         assert!(refused(&format!("SELECT '{}'", "a".repeat(100_000))).contains("text"));
