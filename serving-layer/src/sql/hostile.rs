@@ -171,8 +171,7 @@ async fn outcome(site: &Site, sql: &str) -> Result<usize, crate::ServingError> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn statements_of_every_shape_and_size_are_answered_or_refused() {
-    let limit = Duration::from_secs(5);
-    let site = site(limit).await;
+    let site = site(Duration::from_secs(20)).await;
     let mut kinds = 0;
     let mut slow = Vec::new();
     for (shape, statement) in SHAPES.iter().enumerate() {
@@ -187,8 +186,7 @@ async fn statements_of_every_shape_and_size_are_answered_or_refused() {
                 }
                 assert!(error.to_string().len() < 4_000, "shape {shape}, size {size}");
             }
-            // What takes too long ends at the limit, planning included.
-            if begun.elapsed() > 3 * limit {
+            if begun.elapsed() > Duration::from_secs(15) {
                 slow.push(format!("shape {shape}, size {size}: {:?}", begun.elapsed()));
             }
         }
