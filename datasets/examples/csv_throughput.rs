@@ -2,7 +2,7 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark reports on its terminal")]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Instant;
 
 use wye_datasets::csv_source::CsvSource;
@@ -11,11 +11,11 @@ use wye_datasets::mapping::Mapping;
 
 fn main() -> Result<(), DatasetError> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mapping = arguments.next().unwrap_or_else(|| here.join("beijing-multisite.toml"));
+    // It is started at the root of the project, as the README of the data sets says.
+    let mapping = arguments.next().unwrap_or_else(|| PathBuf::from("datasets/beijing-multisite.toml"));
     let mut files: Vec<PathBuf> = arguments.collect();
     if files.is_empty() {
-        let folder = here.join("../../shared/datasets/beijing-multisite");
+        let folder = PathBuf::from("../shared/datasets/beijing-multisite");
         let read_error = |source| DatasetError::Read { path: folder.clone(), source };
         for entry in folder.read_dir().map_err(read_error)? {
             files.push(entry.map_err(read_error)?.path());

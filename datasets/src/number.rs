@@ -7,7 +7,7 @@ const POW10: [f64; 23] = [
 ];
 
 /// The double nearest to the decimal number in `text`, whose decimal mark is `mark` (`.` or `,`); `None` where the
-/// text is no number. The result may be infinite or NaN where the text says so or is too large.
+/// text is not a number. The result may be infinite or NaN where the text says so or is too large.
 ///
 /// Short numbers take Clinger's exact case ("How to read floating point numbers accurately", 1990): a mantissa below
 /// 2^53 divided by an exact power of ten is rounded once, hence correctly. Everything else goes to the standard

@@ -70,7 +70,7 @@ pub(crate) async fn run(arguments: &Demo) -> Result<()> {
         None => None,
         Some(text) => Some(
             humantime::parse_duration(text)
-                .with_context(|| format!("{text:?} is no time; write for example 2m"))?,
+                .with_context(|| format!("{text:?} is not a time; write for example 2m"))?,
         ),
     };
     let setup =
@@ -91,14 +91,20 @@ pub(crate) async fn run(arguments: &Demo) -> Result<()> {
     let running = up::start(&up, &cancel).await?;
     print_welcome(&running, &simulations);
     let client = Client::at(running.address)?;
-    let feed = feed(&client, &mut simulations, &cancel);
     tokio::select! {
-        outcome = feed => outcome?,
+        outcome = feed(&client, &mut simulations, &cancel) => outcome?,
         () = wye_runtime::shutdown::cancel_on_signal(cancel.clone()) => {}
         () = async { match duration {
             Some(duration) => tokio::time::sleep(duration).await,
             None => std::future::pending().await,
         } } => cancel.cancel(),
+    }
+    if duration.is_some() {
+        tell(
+            compare(&client, &simulations)
+                .await
+                .unwrap_or_else(|error| format!("cannot compare with the simulation: {error:#}")),
+        );
     }
     running.stop().await
 }
@@ -159,7 +165,7 @@ async fn feed(client: &Client, simulations: &mut [Simulation], cancel: &Cancella
             next_check = Instant::now() + CHECK;
             match compare(client, simulations).await {
                 Ok(outcome) => tell(outcome),
-                Err(error) => warn!(%error, "cannot compare with the truth"),
+                Err(error) => warn!(%error, "cannot compare with the simulation"),
             }
             for simulation in simulations.iter_mut() {
                 simulation.forget_truth_before(now - TimeDelta::minutes(COMPARED_MINUTES * 2));
@@ -209,11 +215,11 @@ async fn compare(client: &Client, simulations: &[Simulation]) -> Result<String> 
             }
         }
         if differ.is_empty() && agree == 0 {
-            return Ok("truth: no whole minute to compare yet".to_owned());
+            return Ok("too short to compare with the simulation: that needs one whole minute".to_owned());
         }
         if differ.is_empty() {
             return Ok(format!(
-                "truth: {} windows of the last {COMPARED_MINUTES} minutes, {} readings: all served exactly",
+                "compared with the simulation: {} windows of the last {COMPARED_MINUTES} minutes, {} readings, all exact",
                 grouped(agree),
                 grouped(readings)
             ));
@@ -221,7 +227,7 @@ async fn compare(client: &Client, simulations: &[Simulation]) -> Result<String> 
         if Instant::now() >= deadline {
             let ((device_id, metric, _), expected, found) = &differ[0];
             return Ok(format!(
-                "truth: {} windows agree, {} DIFFER, such as {metric} of {device_id}: {expected} readings, served {found:?}",
+                "compared with the simulation: {} windows are exact, {} DIFFER, such as {metric} of {device_id}: {expected} readings, served {found:?}",
                 grouped(agree),
                 grouped(differ.len() as u64)
             ));

@@ -4,6 +4,7 @@
 
 use anyhow::{Result, bail};
 use wye_broker::{Repair, repair};
+use wye_domain::ErrorKind;
 
 use crate::cli::RepairLog;
 use crate::terminal::{program, say};
@@ -20,7 +21,13 @@ pub(crate) fn run(arguments: &RepairLog) -> Result<()> {
             arguments.data_dir.display()
         );
     }
-    let losses = repair(&log, if arguments.accept_loss { Repair::AcceptLoss } else { Repair::Report })?;
+    let how = if arguments.accept_loss { Repair::AcceptLoss } else { Repair::Report };
+    let losses = match repair(&log, how) {
+        Err(error) if error.kind() == ErrorKind::Conflict => {
+            bail!("`wye up` is running on {}; stop it first", arguments.data_dir.display());
+        }
+        repaired => repaired?,
+    };
     for loss in &losses {
         say(loss)?;
     }

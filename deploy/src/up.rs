@@ -5,6 +5,8 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -39,6 +41,7 @@ use wye_speed::layer::{Ownership, Ownerships, Rhythm, SpeedLayer};
 use wye_speed::owner::Rules;
 use wye_speed::telemetry::SpeedTelemetry;
 use wye_tables::plan::MetricPlans;
+use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
 
 use crate::cli::Up;
@@ -140,13 +143,14 @@ pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<
     let mut layers = JoinSet::new();
     let serving_stop = CancellationToken::new();
     let speed_telemetry = SpeedTelemetry::register(&telemetry);
+    let ingest = start_ingest(&setup, data_dir, &log, &speed_telemetry).await?;
+    claim_tables(&ingest, &root).await?;
     let batch = start_batch(&setup, &log, &root, &telemetry, &mut layers, &layers_stop).await?;
     let speed = start_speed(&setup, &log, speed_telemetry.clone(), &layers_stop)?;
     let mut probes: Vec<Probe> = broker.iter().map(log_probe).collect();
     probes.push(owner_probe(speed.ownerships()));
     let serving =
         start_serving(&setup, data_dir, &log, &root, &telemetry, (batch, probes), &serving_stop).await?;
-    let ingest = start_ingest(&setup, &log, &speed_telemetry).await?;
 
     let limits = server_limits(&setup.config);
     let router = serving
@@ -250,7 +254,7 @@ fn address(text: &str) -> Result<SocketAddr, ConfigError> {
         problem: format!("{text:?} {problem}; write for example 127.0.0.1:8080 or localhost:8080"),
     };
     if !text.contains(':') {
-        return Err(refuse("is no HOST:PORT".to_owned()));
+        return Err(refuse("is not HOST:PORT".to_owned()));
     }
     let found =
         text.to_socket_addrs().map_err(|error| refuse(format!("is no address to listen on ({error})")))?;
@@ -444,23 +448,57 @@ fn query_limits(settings: &SqlSection, data_dir: &Path) -> QueryLimits {
     }
 }
 
-async fn start_ingest(setup: &Setup, log: &Log, telemetry: &SpeedTelemetry) -> Result<Ingest> {
+async fn start_ingest(
+    setup: &Setup,
+    data_dir: &Path,
+    log: &Log,
+    telemetry: &SpeedTelemetry,
+) -> Result<Ingest> {
     let config = &setup.config.ingest;
     let settings = IngestSettings {
         acceptance: setup.acceptance,
         linger: config.linger,
         ack_timeout: config.ack_timeout,
     };
-    Ok(Ingest::start(log, settings, telemetry.clone()).await?)
+    let server = server_name(data_dir)?;
+    Ok(Ingest::start(log, settings, server, telemetry.clone()).await?)
+}
+
+/// Refuses tables that are not those of the log.
+async fn claim_tables(ingest: &Ingest, root: &TableRoot) -> Result<()> {
+    let readings = Readings::open(root).await?.snapshot().await?;
+    if let Some(other) = ingest.claim_tables(readings.table_id(), &root.to_string()).await? {
+        bail!(
+            "the tables at {root} are not those of this log: its readings are archived in tables at {other}. Set [tables] \
+             root to those, or restore them; to begin with empty tables, delete Wye's topics too (or, of the embedded \
+             broker, the folder `log` in the data directory)"
+        );
+    }
+    Ok(())
+}
+
+/// What this server calls itself in the log: made up once for a data directory, which one process has at a time.
+fn server_name(data_dir: &Path) -> Result<String> {
+    let path = data_dir.join("server-name");
+    match std::fs::read_to_string(&path) {
+        Ok(name) if !name.trim().is_empty() => return Ok(name.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+    // The standard library seeds its hashers with random numbers.
+    let name = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
+    std::fs::write(&path, &name).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(name)
 }
 
 /// The limits of the HTTP server: half of the open files are left to the log, the tables and the queries.
 fn server_limits(config: &Config) -> ServerLimits {
-    let (wanted, open_files) = (config.http.max_connections, open_files::limit().unwrap_or(usize::MAX));
+    let (wanted, open_files) = (config.http.max_connections, open_files::raise().unwrap_or(usize::MAX));
     if wanted > open_files / 2 {
         info!(
             "{} connections at a time instead of {wanted}, since the system allows {open_files} open files; for more, \
-             raise that limit (ulimit -n)",
+             raise that limit (ulimit -Hn)",
             open_files / 2
         );
     }

@@ -19,7 +19,7 @@ pub use parse::{Format, Parsed};
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::future::{join_all, try_join_all};
@@ -49,6 +49,8 @@ pub const PART_HEADER: &str = "wye-part";
 
 /// How long a full producer queue is left alone before the next try.
 const QUEUE_FULL_REST: Duration = Duration::from_millis(2);
+/// How long to wait before the next look whether another server has done what it began.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Bodies from this size on are parsed beside the threads that serve requests: smaller ones take well below a
 /// millisecond.
 const LARGE_BODY: usize = 64 * 1024;
@@ -148,17 +150,19 @@ struct Worker {
 }
 
 impl Ingest {
-    /// Reads the ledger and is ready to take readings.
+    /// Reads the ledger and is ready to take readings. `server` is the name of this server: the same after a restart,
+    /// and no other server on the log has it.
     ///
     /// # Errors
     /// When the log cannot be read.
     pub async fn start(
         log: &Log,
         settings: IngestSettings,
+        server: String,
         telemetry: SpeedTelemetry,
     ) -> Result<Self, SpeedError> {
         let producer = Producer::new(log, settings.linger)?;
-        let ledger = Ledger::open(log.clone(), producer.clone()).await?;
+        let ledger = Ledger::open(log.clone(), producer.clone(), server).await?;
         let worker = Worker {
             producer,
             kafka_partitions: log.config().kafka_partitions,
@@ -198,6 +202,15 @@ impl Ingest {
         outcome.unwrap_or(Err(IngestError::Unacknowledged { seconds: patience.as_secs_f64() }))
     }
 
+    /// Notes in the log that its readings are archived in the tables with the identity `id` at `root`. Where they are
+    /// archived in others already, returns the place of those: two would delete from the log what only one of them has.
+    ///
+    /// # Errors
+    /// When the log cannot be read or written.
+    pub async fn claim_tables(&self, id: &str, root: &str) -> Result<Option<String>, SpeedError> {
+        Ok(self.worker.ledger.claim_tables(id, root).await?)
+    }
+
     /// Waits until every request that was begun has come to its end. No new ones may come.
     pub async fn drained(&self) {
         self.tasks.close();
@@ -232,7 +245,7 @@ impl Worker {
         parts: &[Part],
         now: i64,
     ) -> Result<Receipt, IngestError> {
-        let landed = match self.ledger.progress(key).await? {
+        let landed = match self.progress(key).await? {
             Progress::Done => {
                 let (accepted, position) = (parsed.accepted(), self.ledger.position());
                 return Ok(Receipt {
@@ -253,6 +266,8 @@ impl Worker {
                     parts = landed.len(),
                     "an interrupted request resumes; these parts are in the log already"
                 );
+                let _waiting = self.in_flight.begin(OWN_TOPICS);
+                self.ledger.begin(key).await?;
                 landed
             }
         };
@@ -264,6 +279,25 @@ impl Worker {
         let receipt = self.finish(parsed, position, now).await?;
         self.ledger.finish(key).await?;
         Ok(receipt)
+    }
+
+    /// How far a key has come, at whichever server. Waits for another one that has begun to work on it just now.
+    async fn progress(&self, key: &str) -> Result<Progress, LogError> {
+        if self.ledger.is_done(key) {
+            return Ok(Progress::Done);
+        }
+        let patience = self.settings.ack_timeout;
+        let deadline = Instant::now() + patience;
+        loop {
+            {
+                let _waiting = self.in_flight.begin(OWN_TOPICS);
+                self.ledger.catch_up().await?;
+            }
+            if !self.ledger.is_elsewhere(key, patience) || Instant::now() >= deadline {
+                return self.ledger.progress(key).await;
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// The readings of a request, and the messages that they make.

@@ -83,7 +83,7 @@ fn load_and_batch(figures: &mut Figures) -> Result<()> {
     let api = server.ready()?;
 
     let started = Instant::now();
-    site.load(&datasets::mapping("beijing-multisite"), &files)?.succeed(PATIENCE)?;
+    site.load_into_log(&datasets::mapping("beijing-multisite"), &files)?.succeed(PATIENCE)?;
     let loaded = started.elapsed().as_secs_f64();
     figures.add("load, process start to end, readings/s", BEIJING as f64 / loaded);
     let visible = "SELECT CAST(coalesce(sum(count), 0) AS BIGINT) FROM unified_series";

@@ -4,13 +4,20 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use anyhow::{Context, Result, ensure};
 use flate2::read::GzDecoder;
 
-/// The root of the source tree.
+/// The root of the source tree: the folder with `Cargo.lock` that the process was started in or below. (Not the folder
+/// that this was compiled in: clones share what they have built.)
 pub fn project_root() -> &'static Path {
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let here = std::env::current_dir().expect("the working directory is there");
+        let root = here.ancestors().find(|folder| folder.join("Cargo.lock").is_file());
+        root.expect("tests and benchmarks are started within the source tree").to_owned()
+    });
+    &ROOT
 }
 
 /// The mapping file of a data set.

@@ -125,8 +125,16 @@ impl Site {
     /// # Errors
     /// If it cannot be started.
     pub fn load(&self, mapping: &Path, files: &[PathBuf]) -> Result<Process> {
-        let mut arguments = vec!["--mapping".to_owned(), mapping.display().to_string()];
-        arguments.extend(files.iter().map(|file| file.display().to_string()));
+        self.command(&["load"], load_arguments(mapping, files))
+    }
+
+    /// Starts `wye load --no-wait`, which ends when the log has everything.
+    ///
+    /// # Errors
+    /// If it cannot be started.
+    pub fn load_into_log(&self, mapping: &Path, files: &[PathBuf]) -> Result<Process> {
+        let mut arguments = load_arguments(mapping, files);
+        arguments.push("--no-wait".to_owned());
         self.command(&["load"], arguments)
     }
 
@@ -208,4 +216,9 @@ fn program() -> Result<PathBuf> {
         built.display()
     );
     Ok(built)
+}
+
+fn load_arguments(mapping: &Path, files: &[PathBuf]) -> Vec<String> {
+    let mapping = ["--mapping".to_owned(), mapping.display().to_string()];
+    mapping.into_iter().chain(files.iter().map(|file| file.display().to_string())).collect()
 }

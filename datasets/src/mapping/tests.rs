@@ -55,7 +55,7 @@ fn refusals_name_file_and_key() {
             "m.toml: time.format: `%H:%M` does not give a whole date",
         ),
         (GOOD.replace("%H:%M:%S", "%I:%M:%S"), "does not give a whole time"),
-        (GOOD.replace("%S", "%Q"), "is no chrono strftime format"),
+        (GOOD.replace("%S", "%Q"), "is not a strftime format"),
         (GOOD.replace("%S", "%S%z"), "m.toml: time.zone: the format says the zone itself"),
         (GOOD.replace("%Y-%m-%d %H:%M:%S", "rfc3339"), "m.toml: time.zone: the format says the zone itself"),
         (

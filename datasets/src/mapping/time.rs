@@ -47,7 +47,7 @@ pub(crate) enum Zone {
     Named(Tz),
 }
 
-/// Why a text is no time.
+/// Why a text is not a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TimeProblem {
     Unreadable,
@@ -83,10 +83,7 @@ impl TimeRule {
 
 fn strftime(format: &str, zone: Option<&str>) -> Result<TextFormat, KeyProblem> {
     let items = StrftimeItems::new(format).parse_to_owned().map_err(|_| {
-        (
-            "time.format",
-            format!("`{format}` is no chrono strftime format; write such as \"%Y-%m-%d %H:%M:%S\""),
-        )
+        ("time.format", format!("`{format}` is not a strftime format; write such as \"%Y-%m-%d %H:%M:%S\""))
     })?;
     // What a format can say is found by writing a known time with it and reading that back.
     let known = DateTime::from_timestamp(981_173_106, 0).expect("a time in 2001 is in range").fixed_offset();

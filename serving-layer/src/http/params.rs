@@ -187,7 +187,7 @@ fn aggregates(definition: &Definition, text: &str) -> Result<Vec<Aggregate>, Api
 pub(super) fn time(name: &str, text: &str, now: i64) -> Result<i64, ApiError> {
     let refuse = || {
         ApiError::invalid(format!(
-            "{name}: {text:?} is no time; write 2026-01-31T12:00:00Z, milliseconds since 1970, or an age such as -1h"
+            "{name}: {text:?} is not a time; write 2026-01-31T12:00:00Z, milliseconds since 1970, or an age such as -1h"
         ))
     };
     if text == "now" {

@@ -134,7 +134,7 @@ fn read(content_type: Option<&str>, body: &[u8]) -> Result<Request, ApiError> {
         }
     };
     if request.sql.trim().is_empty() {
-        return Err(ApiError::invalid("the body has no statement; send for example SELECT 1 as text/plain"));
+        return Err(ApiError::invalid("the query is empty; send for example SELECT 1"));
     }
     Ok(request)
 }

@@ -105,7 +105,8 @@ async fn read_begun(
     bytes.put_slice(&start);
     while bytes.len() < length {
         if bytes.len() == bytes.capacity() {
-            let more = (length - bytes.len()).min(bytes.len());
+            // Eight times as much as has come: what grows is copied, and that should happen seldom.
+            let more = (length - bytes.len()).min(7 * bytes.len());
             memory.grow(&mut room, more).await?;
             bytes.reserve(more);
         }

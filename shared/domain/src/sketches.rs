@@ -4,8 +4,8 @@
 //! the Apache DataSketches form, 2^12 registers, standard error 1.6 %. Both merges are commutative and associative on
 //! the sketch's state; the composite estimator is used because it does not depend on the order of updates.
 //!
-//! A quantile is within 1 % of the reading at that rank, negative ones too, for values between 1e-150 and 1e150 in
-//! magnitude; a smaller one counts as 0. The sketch has 2,048 bins for each sign: where values of one sign span more
+//! The q-quantile of n readings is the one at rank `ceil(q * n)` of them in ascending order, as SQL's `percentile_disc`. It
+//! is within 1 % of that reading, negative ones too, for values between 1e-150 and 1e150 in magnitude; a smaller one counts as 0. The sketch has 2,048 bins for each sign: where values of one sign span more
 //! than a factor of 10^17 within a window, those nearest to 0 count as the smallest value that still has a bin.
 //!
 //! Beside the sketches a summary carries the exact [`DeviceCounts`], where completeness needs them.
@@ -19,6 +19,8 @@ use sketches_ddsketch::{Config, DDSketch};
 use crate::DomainError;
 use crate::device_counts::DeviceCounts;
 use crate::registry::DeviceNumber;
+
+mod quantile_bytes;
 
 /// 2^12 registers.
 const LG_K: u8 = 12;
@@ -134,7 +136,13 @@ impl Sketches {
 
     /// The q-quantile, within the bound that the module states; `None` without a quantile sketch.
     pub fn quantile(&self, q: f64) -> Option<f64> {
-        self.quantiles.as_ref()?.quantile(q).ok().flatten().map(|scaled| scaled / SCALE)
+        let sketch = self.quantiles.as_ref()?;
+        // The library takes the reading at floor(q * (count - 1)), so that the 99th percentile of 50 readings would not be
+        // the largest. Half a place more than the rank that is meant cannot be rounded to another one.
+        let last = sketch.count().saturating_sub(1) as f64;
+        let rank = (q * sketch.count() as f64).ceil() - 1.0;
+        let asked = if last > 0.0 { ((rank.clamp(0.0, last) + 0.5) / last).min(1.0) } else { 0.0 };
+        sketch.quantile(asked).ok().flatten().map(|scaled| scaled / SCALE)
     }
 
     /// How many readings each registered device has; `None` where nobody counts them.
@@ -164,6 +172,14 @@ impl Sketches {
         if stored == Stored::default() {
             return Ok(None);
         }
+        if stored.quantiles.is_some_and(|bytes| !quantile_bytes::are_ours(bytes)) {
+            let reason = "it is none that Wye writes".to_owned();
+            return Err(DomainError::Decode { what: "quantile sketch", reason });
+        }
+        if stored.distinct.is_some_and(|bytes| !distinct_bytes_are_ours(bytes)) {
+            let reason = "it is none that Wye writes".to_owned();
+            return Err(DomainError::Decode { what: "distinct sketch", reason });
+        }
         let quantiles = stored.quantiles.map(DDSketch::from_java_bytes).transpose();
         let distinct = stored.distinct.map(HllSketch::deserialize).transpose();
         Ok(Some(Box::new(Self {
@@ -172,6 +188,21 @@ impl Sketches {
             devices: stored.devices.map(DeviceCounts::decode).transpose()?,
         })))
     }
+}
+
+/// Whether stored bytes can be a sketch of distinct devices as this crate writes it: with our number of registers, a
+/// byte each. The library trusts the registers, and shifts by what they say.
+fn distinct_bytes_are_ours(bytes: &[u8]) -> bool {
+    const HEADER: usize = 40;
+    const LARGEST: u8 = 63;
+    let [_, _, _, lg_k, _, _, _, form, ..] = bytes else { return false };
+    let registers = match (form & 3, (form >> 2) & 3) {
+        // A list or a set of hashes.
+        (0 | 1, 2) => Some(&[][..]),
+        (2, 2) => bytes.get(HEADER..),
+        _ => None,
+    };
+    *lg_k == LG_K && registers.is_some_and(|registers| registers.iter().all(|value| *value <= LARGEST))
 }
 
 fn corrupt(what: &'static str, error: &dyn std::error::Error) -> DomainError {
@@ -202,11 +233,12 @@ mod tests {
         Sketches::decode(stored).unwrap().unwrap()
     }
 
-    /// The reading at the rank that the library takes for a quantile.
+    /// The reading at the rank of a quantile.
     fn exact(values: &[f64], q: f64) -> f64 {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
-        sorted[(q * (sorted.len() - 1) as f64) as usize]
+        let rank = (q * sorted.len() as f64).ceil() as usize;
+        sorted[rank.max(1) - 1]
     }
 
     fn check(values: &[f64], sketch: &Sketches) {
@@ -237,6 +269,48 @@ mod tests {
         let sketch = sketch(&values);
         assert!((sketch.quantile(0.5).unwrap() - 1e12).abs() <= 1e10);
         assert!(sketch.quantile(0.1).unwrap() <= 1e-5);
+    }
+
+    #[test]
+    fn high_percentiles_of_few_readings_are_the_largest() {
+        let near = |q, values: &[f64], expected: f64| {
+            let found = sketch(values).quantile(q).unwrap();
+            assert!((found - expected).abs() <= 0.01 * expected, "{q} of {values:?}: {found}");
+        };
+        for q in [0.51, 0.95, 0.99, 1.0] {
+            near(q, &[1.0, 100.0], 100.0);
+        }
+        near(0.5, &[1.0, 100.0], 1.0);
+        let tens: Vec<f64> = (1..=10).map(|i| f64::from(i) * 10.0).collect();
+        for (q, expected) in [(0.0, 10.0), (0.1, 10.0), (0.5, 50.0), (0.9, 90.0), (0.95, 100.0)] {
+            near(q, &tens, expected);
+        }
+    }
+
+    #[test]
+    fn distinct_sketches_of_any_size_come_back() {
+        let mut sketches = Sketches::new(Needs { quantiles: false, distinct: true, devices: false }).unwrap();
+        for device in 0..20_000 {
+            if [0, 1, 7, 8, 9, 100, 1_000, 19_999].contains(&device) {
+                let Stored { distinct, .. } = sketches.encode();
+                let stored = Stored { distinct: distinct.as_deref(), ..Stored::default() };
+                let again = Sketches::decode(stored).unwrap().unwrap();
+                assert_eq!(again.distinct(), sketches.distinct(), "{device}");
+                let mut merged = again.clone();
+                merged.merge(&again);
+                let Stored { distinct, .. } = merged.encode();
+                let stored = Stored { distinct: distinct.as_deref(), ..Stored::default() };
+                assert!(Sketches::decode(stored).is_ok(), "{device}");
+            }
+            sketches.add(0.0, &format!("device-{device}"), None);
+        }
+        let Stored { distinct, .. } = sketches.encode();
+        let mut bytes = distinct.unwrap();
+        let refused =
+            |bytes: &[u8]| Sketches::decode(Stored { distinct: Some(bytes), ..Stored::default() }).is_err();
+        assert!(!refused(&bytes));
+        bytes[100] = 64;
+        assert!(refused(&bytes) && refused(&bytes[..3]) && refused(&[]));
     }
 
     proptest! {

@@ -1,5 +1,7 @@
 //! Times and windows in microseconds since the Unix epoch, the unit of every stored time in Wye.
 
+use chrono::Datelike;
+
 use crate::DomainError;
 
 /// Microseconds in a second.
@@ -60,14 +62,16 @@ impl std::fmt::Display for WindowSize {
 /// Reads an RFC 3339 time into microseconds.
 ///
 /// # Errors
-/// [`DomainError::Parse`] when the text is not RFC 3339.
+/// [`DomainError::Parse`] when the text is not RFC 3339, or the year in UTC is not one that RFC 3339 can write.
 pub fn parse_rfc3339(text: &str) -> Result<i64, DomainError> {
-    chrono::DateTime::parse_from_rfc3339(text).map(|time| time.timestamp_micros()).map_err(|_| {
-        DomainError::Parse {
+    let time = chrono::DateTime::parse_from_rfc3339(text).ok().map(|time| time.to_utc());
+    match time.filter(|time| (0..=9999).contains(&time.year())) {
+        Some(time) => Ok(time.timestamp_micros()),
+        None => Err(DomainError::Parse {
             text: text.to_owned(),
             expected: "an RFC 3339 time such as 2026-01-31T12:00:00Z",
-        }
-    })
+        }),
+    }
 }
 
 /// Writes microseconds as RFC 3339 in UTC, with as many fraction digits as are needed (none, 3 or 6).
@@ -88,6 +92,16 @@ mod tests {
         assert_eq!(minute.start_of(61 * SECOND), 60 * SECOND);
         assert_eq!(minute.start_of(-1), -60 * SECOND);
         assert_eq!(minute.start_of(-60 * SECOND), -60 * SECOND);
+    }
+
+    #[test]
+    fn years_that_cannot_be_written_are_refused() {
+        for text in ["0000-01-01T00:00:00+00:01", "9999-12-31T23:59:59-00:01"] {
+            assert!(parse_rfc3339(text).is_err(), "{text}");
+        }
+        for text in ["0000-01-01T00:00:00Z", "9999-12-31T23:59:59Z"] {
+            assert_eq!(format_rfc3339(parse_rfc3339(text).unwrap()), text);
+        }
     }
 
     #[test]

@@ -179,15 +179,32 @@ pub fn decode(payload: &[u8], ingest_time: i64, acceptance: &Acceptance, into: &
     match payload.first() {
         Some(b'W') if payload.starts_with(&ARROW_PREFIX[..3]) => {
             if payload.starts_with(ARROW_PREFIX) {
-                Decoded::Batches(arrow_form::decode(&payload[4..], ingest_time, acceptance, into))
+                Decoded::Batches(decode_arrow(&payload[4..], ingest_time, acceptance, into))
             } else {
                 let detail = format!("wire version {:?}; this program knows version 1", payload.get(3));
                 into.reject(0, Reason::UnknownVersion, detail, payload);
                 Decoded::Collected(0)
             }
         }
-        _ => Decoded::Collected(json_form::decode(payload, ingest_time, acceptance, into)),
+        _ => Decoded::Collected(decode_json(payload, ingest_time, acceptance, into)),
     }
+}
+
+/// Decodes JSON, whatever its first byte is: an object or an array of them. Returns how many readings were appended.
+#[inline]
+pub fn decode_json(text: &[u8], ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) -> usize {
+    json_form::decode(text, ingest_time, acceptance, into)
+}
+
+/// Decodes an Arrow IPC stream without the prefix that it has in the log. Returns the batches of accepted rows, in the
+/// order of the stream, with the index of each row.
+pub fn decode_arrow(
+    stream: &[u8],
+    ingest_time: i64,
+    acceptance: &Acceptance,
+    into: &mut Collected,
+) -> Vec<(RecordBatch, Vec<i32>)> {
+    arrow_form::decode(stream, ingest_time, acceptance, into)
 }
 
 impl Collected {

@@ -20,6 +20,7 @@ mod embedded_only;
 mod secured;
 mod settings;
 mod stamps;
+mod transactions;
 mod unreadable;
 
 /// Longer than anything may take on a busy machine.

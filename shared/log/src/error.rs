@@ -151,7 +151,7 @@ pub enum LogError {
         reason: String,
     },
     /// The wait for the broker was called off.
-    #[error("the wait for Kafka was called off")]
+    #[error("stopped while waiting for Kafka")]
     Cancelled,
 }
 

@@ -99,7 +99,10 @@ pub struct Reader {
 #[derive(Clone, Copy)]
 struct Place {
     next: i64,
+    /// Whether the client has come to the end.
     at_end: bool,
+    /// Whether it was looked for offsets before that end that hold no records.
+    end_is_known: bool,
     /// The end of the log as far as it was asked for.
     high: i64,
     /// `next` when progress was last looked for, and since when it has been that.
@@ -111,12 +114,20 @@ struct Place {
 
 impl Place {
     fn at(next: i64) -> Self {
-        Self { next, at_end: false, high: next, stood_at: next, since: Instant::now(), patience: FIRST_LOOK }
+        Self {
+            next,
+            at_end: false,
+            end_is_known: false,
+            high: next,
+            stood_at: next,
+            since: Instant::now(),
+            patience: FIRST_LOOK,
+        }
     }
 
     /// Whether it has stood still for so long that it must be looked at.
     fn is_suspect(&mut self, now: Instant) -> bool {
-        if self.next != self.stood_at || self.at_end {
+        if self.next != self.stood_at || (self.at_end && self.end_is_known) {
             (self.stood_at, self.since, self.patience) = (self.next, now, FIRST_LOOK);
         }
         now.duration_since(self.since) >= self.patience
@@ -247,6 +258,7 @@ impl Reader {
                         self.places.get_mut(kafka_partition as usize).and_then(Option::as_mut)
                     {
                         place.at_end = true;
+                        place.end_is_known = false;
                     }
                 }
                 Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
@@ -322,12 +334,18 @@ impl Reader {
             return Ok(());
         };
         place.high = range.high;
+        place.end_is_known = place.at_end;
         if from < range.low || from >= range.high {
             return Ok(());
         }
         let asked = unreadable::Place { log: &self.log, topic: &self.topic, kafka_partition };
         let found = match unreadable::find(asked, from, range, SEARCH)? {
             Finding::Readable => return Ok(()),
+            // The end of a transaction takes an offset, and so do the records of one that was aborted.
+            Finding::Nothing => {
+                place.next = range.high;
+                return Ok(());
+            }
             Finding::Unreadable(found) => found,
             Finding::NoAnswer => {
                 place.patience = NO_ANSWER;

@@ -27,7 +27,7 @@ pub const ENVIRONMENT_PREFIX: &str = "WYE_";
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// A file cannot be read.
-    #[error("cannot read {path}: {source}; check the path and its permissions")]
+    #[error("cannot read {path}; check the path and its permissions")]
     Read {
         /// Which file.
         path: PathBuf,

@@ -2,6 +2,7 @@
 //!
 //! Names are `wye_<what>_<unit>[_total]` in base units; labels are few and bounded, never a device or a series.
 
+use std::io::IsTerminal;
 use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::sync::{Arc, Mutex};
 
@@ -80,7 +81,12 @@ pub fn start_logging(default_level: &str) {
     let filter = tracing_subscriber::EnvFilter::try_new(&filter)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default_level));
     // A second start in one process (tests) keeps the first.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let terminal = std::io::stderr().is_terminal();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(terminal)
+        .with_writer(std::io::stderr)
+        .try_init();
 }
 
 #[cfg(test)]

@@ -121,6 +121,11 @@ impl Readings {
 }
 
 impl ReadingsSnapshot {
+    /// The identity of the table, which it was given when it was made.
+    pub fn table_id(&self) -> &str {
+        self.snapshot.metadata().id()
+    }
+
     /// The version of the table.
     pub fn version(&self) -> u64 {
         self.snapshot.version

@@ -55,6 +55,16 @@ impl PartialEq for TableRoot {
     }
 }
 
+/// A path, or a URL that is none.
+impl fmt::Display for TableRoot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.url.to_file_path() {
+            Ok(path) => write!(f, "{}", path.display()),
+            Err(()) => write!(f, "{}", self.url),
+        }
+    }
+}
+
 impl TableRoot {
     /// A local directory, made if absent.
     ///

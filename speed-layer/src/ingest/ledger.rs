@@ -5,21 +5,26 @@
 //! its first message is written, and `done` after the last was acknowledged. A key that is begun and not done (the
 //! process was killed) is looked for in the readings from there on: its messages carry it in a header.
 //!
+//! Several servers on one log keep one ledger: before a key counts as new, what the others have written is read. A key
+//! that another server has just begun is given time to be done there. A server that stood still for longer than that and
+//! then goes on may bring parts into the log a second time: these are duplicates, which are never counted.
+//!
 //! Now and then the topic is condensed: what its records say is written again in few, and they are deleted. What
 //! others write meanwhile stays, and a crash in between leaves both, which say the same.
 //!
 //! Stability contract: JSON records as in `state`; fields are only ever added.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tracing::{debug, warn};
 use wye_domain::position::Position;
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::producer::{Outgoing, Producer};
-use wye_log::reader::read_all;
+use wye_log::reader::{Message, read_all};
 use wye_log::topics::{LEDGER, READINGS};
 use wye_runtime::clock::now_micros;
 
@@ -59,7 +64,12 @@ pub struct Place {
 pub struct Ledger {
     log: Log,
     producer: Producer,
+    /// What this server calls itself in the topic; another server has another name.
+    server: String,
     state: Mutex<LedgerState>,
+    /// How far the topic is known.
+    known: Mutex<KnownRecords>,
+    catching_up: tokio::sync::Mutex<()>,
     /// Offsets below which everything that this process knows of is written, by Kafka partition.
     ends: Mutex<Ends>,
     /// Records in the topic, about.
@@ -69,26 +79,25 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Reads the ledger from its topic.
+    /// Reads the ledger from its topic. `server` is the name of this server, the same after a restart.
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub async fn open(log: Log, producer: Producer) -> Result<Self, LogError> {
+    pub async fn open(log: Log, producer: Producer, server: String) -> Result<Self, LogError> {
         let reading = log.clone();
-        let (state, records, ends) = blocking(move || {
-            let (mut state, _, records) = read_state(&reading)?;
+        let (state, next, records, ends) = blocking(move || {
+            let (mut state, next, records) = read_state(&reading)?;
             state.forget(now_micros());
-            let mut ends = Ends::new();
-            for kafka_partition in 0..reading.config().kafka_partitions {
-                ends.insert(kafka_partition, reading.offsets_blocking(READINGS, kafka_partition)?.high);
-            }
-            Ok((state, records, ends))
+            Ok((state, next, records, ends_of_readings(&reading)?))
         })
         .await?;
         let ledger = Self {
             log,
             producer,
+            server,
             state: Mutex::new(state),
+            known: Mutex::new(KnownRecords { next, own: BTreeSet::new() }),
+            catching_up: tokio::sync::Mutex::default(),
             ends: Mutex::new(ends),
             records: AtomicU64::new(records),
             spare_records: SPARE_RECORDS,
@@ -115,17 +124,87 @@ impl Ledger {
         position
     }
 
-    /// How far a key has come; for a key that was begun, by looking into the log.
+    /// How far a key has come, as far as the topic is known; for a key that was begun, by looking into the log.
     ///
     /// # Errors
     /// When the log cannot be read.
     pub async fn progress(&self, key: &str) -> Result<Progress, LogError> {
-        let known = self.state.lock().expect("no holder of this lock panics").known(key);
-        match known {
+        match self.known(key) {
             Known::New => Ok(Progress::New),
             Known::Done => Ok(Progress::Done),
-            Known::Begun(ends) => Ok(Progress::Begun { landed: self.look_for(key, ends).await? }),
+            Known::Begun(begun) => Ok(Progress::Begun { landed: self.look_for(key, begun.ends).await? }),
         }
+    }
+
+    /// Whether all of a key is known to be in the log.
+    pub fn is_done(&self, key: &str) -> bool {
+        self.known(key) == Known::Done
+    }
+
+    /// Whether another server has begun to work on a key less than `patience` ago, and is not known to have done it.
+    pub fn is_elsewhere(&self, key: &str, patience: Duration) -> bool {
+        let Known::Begun(begun) = self.known(key) else { return false };
+        let (since, by) = begun.last;
+        by != self.server && now_micros().saturating_sub(since) < patience.as_micros() as i64
+    }
+
+    /// Notes that the readings of this log are archived in the tables with the identity `id` at `root`. Where they are
+    /// archived in others already, returns the place of those.
+    ///
+    /// # Errors
+    /// When the log cannot be read or written.
+    pub async fn claim_tables(&self, id: &str, root: &str) -> Result<Option<String>, LogError> {
+        let noted = self.state.lock().expect("no holder of this lock panics").tables().cloned();
+        let noted = match noted {
+            Some(noted) => noted,
+            None => {
+                self.note(Record::Tables { id: id.to_owned(), root: root.to_owned() }).await?;
+                // Another server may have been first: the order in the topic decides.
+                let log = self.log.clone();
+                let (state, ..) = blocking(move || read_state(&log)).await?;
+                state.tables().cloned().unwrap_or_else(|| (id.to_owned(), root.to_owned()))
+            }
+        };
+        Ok((noted.0 != id).then_some(noted.1))
+    }
+
+    fn known(&self, key: &str) -> Known {
+        self.state.lock().expect("no holder of this lock panics").known(key)
+    }
+
+    /// Reads what other servers have written to the topic since it was last read.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub async fn catch_up(&self) -> Result<(), LogError> {
+        let _turn = self.catching_up.lock().await;
+        let high = self.log.offsets(LEDGER, 0).await?.high;
+        let (from, own) = {
+            let known = self.known.lock().expect("no holder of this lock panics");
+            (known.next, known.own.clone())
+        };
+        if high <= from {
+            return Ok(());
+        }
+        let log = self.log.clone();
+        let (end, others, ends) = blocking(move || {
+            let mut others = Vec::new();
+            let end = read_all(&log, (LEDGER, 0), Some(from), |message| {
+                if !own.contains(&message.offset) {
+                    others.push(decode(&message));
+                }
+            })?;
+            // A key that others have done may have brought readings in up to here.
+            Ok((end, others, ends_of_readings(&log)?))
+        })
+        .await?;
+        self.records.fetch_add(others.len() as u64, Ordering::Relaxed);
+        let mut state = self.state.lock().expect("no holder of this lock panics");
+        others.into_iter().flatten().for_each(|record| state.apply(record));
+        drop(state);
+        ends.into_iter().for_each(|(kafka_partition, end)| self.seen(kafka_partition, end - 1));
+        self.known.lock().expect("no holder of this lock panics").read_up_to(end);
+        Ok(())
     }
 
     async fn look_for(&self, key: &str, ends: Ends) -> Result<BTreeMap<u32, Place>, LogError> {
@@ -154,7 +233,8 @@ impl Ledger {
     /// When the log does not take it.
     pub async fn begin(&self, key: &str) -> Result<(), LogError> {
         let ends = self.ends.lock().expect("no holder of this lock panics").clone();
-        self.note(Record::Begun { key: key.to_owned(), ends, at: now_micros() }).await
+        let by = self.server.clone();
+        self.note(Record::Begun { key: key.to_owned(), ends, at: now_micros(), by }).await
     }
 
     /// Notes that all of a key is in the log.
@@ -177,7 +257,8 @@ impl Ledger {
         let payload = serde_json::to_vec(record).expect("ledger records are always JSON");
         let message =
             Outgoing { topic: LEDGER, kafka_partition: 0, key: None, payload: &payload, headers: &[] };
-        self.producer.send(message).await?;
+        let offset = self.producer.send(message).await?;
+        self.known.lock().expect("no holder of this lock panics").wrote(offset);
         self.records.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -212,16 +293,56 @@ impl Ledger {
     }
 }
 
+/// Which records of the topic this server knows.
+struct KnownRecords {
+    /// All below this offset.
+    next: i64,
+    /// And these at or above it, which it wrote itself.
+    own: BTreeSet<i64>,
+}
+
+impl KnownRecords {
+    fn wrote(&mut self, offset: i64) {
+        if offset >= self.next {
+            self.own.insert(offset);
+        }
+        while self.own.remove(&self.next) {
+            self.next += 1;
+        }
+    }
+
+    fn read_up_to(&mut self, end: i64) {
+        self.next = self.next.max(end);
+        self.own = self.own.split_off(&self.next);
+        while self.own.remove(&self.next) {
+            self.next += 1;
+        }
+    }
+}
+
+/// The offsets that the next readings will get, by Kafka partition. Blocks.
+fn ends_of_readings(log: &Log) -> Result<Ends, LogError> {
+    let kafka_partitions = 0..log.config().kafka_partitions;
+    kafka_partitions
+        .map(|kafka_partition| Ok((kafka_partition, log.offsets_blocking(READINGS, kafka_partition)?.high)))
+        .collect()
+}
+
+fn decode(message: &Message<'_>) -> Option<Record> {
+    serde_json::from_slice(message.payload)
+        .inspect_err(|error| {
+            warn!(offset = message.offset, %error, "a ledger record does not decode and is passed over");
+        })
+        .ok()
+}
+
 /// What the records of the topic say, the offset after the last of them, and how many there are.
 fn read_state(log: &Log) -> Result<(LedgerState, i64, u64), LogError> {
     let (mut state, mut records) = (LedgerState::default(), 0);
     let end = read_all(log, (LEDGER, 0), None, |message| {
         records += 1;
-        match serde_json::from_slice::<Record>(message.payload) {
-            Ok(record) => state.apply(record),
-            Err(error) => {
-                warn!(offset = message.offset, %error, "a ledger record does not decode and is passed over");
-            }
+        if let Some(record) = decode(&message) {
+            state.apply(record);
         }
     })?;
     Ok((state, end, records))
@@ -235,8 +356,6 @@ async fn blocking<T: Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tempfile::TempDir;
     use wye_broker::{Broker, BrokerConfig};
     use wye_log::client::LogConfig;
@@ -252,8 +371,17 @@ mod tests {
     }
 
     async fn open(log: &Log) -> Ledger {
+        open_as(log, "a").await
+    }
+
+    async fn open_as(log: &Log, server: &str) -> Ledger {
         let producer = Producer::new(log, Duration::ZERO).unwrap();
-        Ledger { spare_records: 20, ..Ledger::open(log.clone(), producer).await.unwrap() }
+        Ledger { spare_records: 20, ..Ledger::open(log.clone(), producer, server.to_owned()).await.unwrap() }
+    }
+
+    async fn progress(ledger: &Ledger, key: &str) -> Progress {
+        ledger.catch_up().await.unwrap();
+        ledger.progress(key).await.unwrap()
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -275,11 +403,11 @@ mod tests {
         }
         let again = open(&log).await;
         for ledger in [&ledger, &again] {
-            assert_eq!(ledger.progress("file/0").await.unwrap(), Progress::Done);
-            assert_eq!(ledger.progress("file/199").await.unwrap(), Progress::Done);
-            assert_eq!(ledger.progress("file/200").await.unwrap(), Progress::New);
+            assert_eq!(progress(ledger, "file/0").await, Progress::Done);
+            assert_eq!(progress(ledger, "file/199").await, Progress::Done);
+            assert_eq!(progress(ledger, "file/200").await, Progress::New);
         }
-        assert_eq!(again.progress("request-4").await.unwrap(), Progress::Done);
+        assert_eq!(progress(&again, "request-4").await, Progress::Done);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -294,8 +422,8 @@ mod tests {
             assert!(range.high - range.low <= 3 * (number + 1) / 2 + 22, "{range:?}");
         }
         let again = open(&log).await;
-        assert_eq!(again.progress("request-0").await.unwrap(), Progress::Done);
-        assert_eq!(again.progress("request-149").await.unwrap(), Progress::Done);
+        assert_eq!(progress(&again, "request-0").await, Progress::Done);
+        assert_eq!(progress(&again, "request-149").await, Progress::Done);
     }
 
     #[tokio::test(flavor = "multi_thread")]
@@ -315,8 +443,59 @@ mod tests {
         let place = |offset| Place { kafka_partition: 1, offset };
         assert_eq!(again.position().to_string(), "1:2");
         assert_eq!(
-            again.progress("file/0").await.unwrap(),
+            progress(&again, "file/0").await,
             Progress::Begun { landed: [(0, place(0)), (2, place(1))].into() }
         );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn servers_on_one_log_know_what_the_others_were_given() {
+        let (log, _broker, _directory) = log().await;
+        let (first, second) = (open_as(&log, "a").await, open_as(&log, "b").await);
+        first.begin("file/0").await.unwrap();
+        let headers: &[(&str, &[u8])] = &[(KEY_HEADER, b"file/0"), (PART_HEADER, b"0")];
+        let message = Outgoing { topic: READINGS, kafka_partition: 1, key: None, payload: b"x", headers };
+        first.producer.send(message).await.unwrap();
+        // The first server may still be at work; after a while it is given up.
+        let Progress::Begun { landed } = progress(&second, "file/0").await else { panic!() };
+        assert_eq!(landed, [(0, Place { kafka_partition: 1, offset: 0 })].into());
+        assert!(second.is_elsewhere("file/0", Duration::from_secs(3600)));
+        assert!(!second.is_elsewhere("file/0", Duration::ZERO));
+        assert!(!first.is_elsewhere("file/0", Duration::from_secs(3600)), "its own key");
+        // Until the second one works on it, which the first one hears of.
+        second.begin("file/0").await.unwrap();
+        first.catch_up().await.unwrap();
+        assert!(first.is_elsewhere("file/0", Duration::from_secs(3600)));
+        second.finish("file/0").await.unwrap();
+        assert_eq!(progress(&first, "file/0").await, Progress::Done);
+        assert!(!first.is_elsewhere("file/0", Duration::from_secs(3600)));
+        assert_eq!(
+            second.position().to_string(),
+            "1:1",
+            "the readings of the first are covered by what it answers"
+        );
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_log_belongs_to_the_tables_that_were_first() {
+        let (log, _broker, _directory) = log().await;
+        let (first, second) = (open_as(&log, "a").await, open_as(&log, "b").await);
+        assert_eq!(first.claim_tables("1", "s3://one").await.unwrap(), None);
+        assert_eq!(second.claim_tables("2", "s3://two").await.unwrap().as_deref(), Some("s3://one"));
+        let again = open(&log).await;
+        assert_eq!(again.claim_tables("1", "s3://moved").await.unwrap(), None);
+        assert_eq!(again.claim_tables("2", "s3://two").await.unwrap().as_deref(), Some("s3://one"));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_a_server_wrote_itself_is_not_read_again() {
+        let (log, _broker, _directory) = log().await;
+        let ledger = open(&log).await;
+        for number in 0..10 {
+            ledger.begin(&format!("file/{number}")).await.unwrap();
+            ledger.finish(&format!("file/{number}")).await.unwrap();
+        }
+        let known = ledger.known.lock().unwrap();
+        assert_eq!((known.next, known.own.len()), (log.offsets_blocking(LEDGER, 0).unwrap().high, 0));
     }
 }

@@ -1,9 +1,7 @@
 //! From the body of a request to batches of readings.
 
-use std::borrow::Cow;
-
 use arrow::array::RecordBatch;
-use wye_domain::wire::{ARROW_PREFIX, Acceptance, Collected, Decoded, Rejected, decode};
+use wye_domain::wire::{Acceptance, Collected, Rejected, decode_arrow, decode_json};
 
 /// What a body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,11 +36,8 @@ pub(super) fn parse(body: &[u8], format: Format, now: i64, acceptance: &Acceptan
     let mut batches = Vec::new();
     match format {
         Format::Arrow => {
-            let message = [ARROW_PREFIX.as_slice(), body].concat();
-            if let Decoded::Batches(decoded) = decode(&message, now, acceptance, &mut collected) {
-                batches
-                    .extend(decoded.into_iter().map(|(batch, _)| batch).filter(|batch| batch.num_rows() > 0));
-            }
+            let decoded = decode_arrow(body, now, acceptance, &mut collected);
+            batches.extend(decoded.into_iter().map(|(batch, _)| batch).filter(|batch| batch.num_rows() > 0));
         }
         Format::Json if !looks_like_lines(body) => {
             decode_json(body, now, acceptance, &mut collected);
@@ -64,19 +59,6 @@ pub(super) fn parse(body: &[u8], format: Format, now: i64, acceptance: &Acceptan
         batches.push(collected.readings.finish());
     }
     Parsed { batches, rejected: collected.rejected }
-}
-
-/// Decodes text as JSON whatever its first byte is: the prefix of the log's bulk form means nothing here.
-fn decode_json(text: &[u8], now: i64, acceptance: &Acceptance, collected: &mut Collected) -> usize {
-    let text = if text.starts_with(&ARROW_PREFIX[..3]) {
-        Cow::Owned([b" ", text].concat())
-    } else {
-        Cow::Borrowed(text)
-    };
-    match decode(&text, now, acceptance, collected) {
-        Decoded::Collected(count) => count,
-        Decoded::Batches(_) => 0,
-    }
 }
 
 /// Whether a body of JSON has a whole object on its first line and more after it.

@@ -27,7 +27,7 @@ async fn site(ack_timeout: Duration) -> (Ingest, Log, Broker, TempDir) {
     log.ensure_topics().await.unwrap();
     let settings =
         IngestSettings { acceptance: Acceptance::default(), linger: Duration::from_millis(1), ack_timeout };
-    let ingest = Ingest::start(&log, settings, SpeedTelemetry::default()).await.unwrap();
+    let ingest = Ingest::start(&log, settings, "a".to_owned(), SpeedTelemetry::default()).await.unwrap();
     (ingest, log, broker, directory)
 }
 

@@ -86,7 +86,7 @@ impl Attack {
 
 fn seed() -> Result<u64> {
     let seed = match std::env::var("WYE_TEST_SEED") {
-        Ok(text) => text.parse().context("WYE_TEST_SEED is no number")?,
+        Ok(text) => text.parse().context("WYE_TEST_SEED is not a number")?,
         Err(_) => rand::random(),
     };
     say(&format!("attack: seed {seed}"));

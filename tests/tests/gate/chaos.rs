@@ -68,7 +68,7 @@ fn complete_means_complete_whatever_happens() -> Result<()> {
 
 fn number(name: &str) -> Result<Option<u64>> {
     let Ok(text) = std::env::var(name) else { return Ok(None) };
-    Ok(Some(text.parse().with_context(|| format!("{name}={text} is no number"))?))
+    Ok(Some(text.parse().with_context(|| format!("{name}={text} is not a number"))?))
 }
 
 /// A file system for the tables that can be full. Without the right to mount one, it never is, and that is said.

@@ -1,7 +1,6 @@
 //! Ordinary Kafka clients work with the embedded broker: each real client runs its script in `tests/clients` against a
 //! broker of its own. A client that is not installed is skipped in words, and in CI that is a failure.
 
-use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 
@@ -26,7 +25,7 @@ fn drive(client: &str) -> Result<()> {
     let topic = TopicSpec { name: TOPIC, kafka_partitions: 2, config };
     runtime.block_on(log.ensure(&[topic]))?;
 
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(format!("{client}.sh"));
+    let script = datasets::project_root().join("tests/clients").join(format!("{client}.sh"));
     let since = Instant::now();
     let ran = Command::new(&script).args([bootstrap.as_str(), TOPIC]).arg(directory.path()).output();
     let Output { status, stdout, stderr } = ran.with_context(|| format!("run {}", script.display()))?;

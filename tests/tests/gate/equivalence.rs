@@ -143,6 +143,13 @@ enum Compared {
     NotExact(String),
 }
 
+impl Compared {
+    /// Whether it is exact and says that it is complete.
+    fn is_whole(&self) -> bool {
+        matches!(self, Self::Exact { is_complete: true, .. })
+    }
+}
+
 /// A batch view: its rows and its horizon by Kafka partition.
 #[derive(Clone, Default)]
 struct Batch {
@@ -216,9 +223,15 @@ impl World {
                 _ => checks += self.compare_as_it_is()?,
             }
         }
-        self.settle()?;
+        let settled = self.settle()?;
+        // A reader that saw a broken record does not trust the epochs of that time until a batch view has them. The owner
+        // that takes over knows nothing of the record where it was deleted meanwhile.
+        let is_doubted = self.partitions.iter().any(Partition::has_deleted_garbage)
+            && matches!(settled, Compared::NotExact(_));
+        ensure!(settled.is_whole() || is_doubted, "HOR-3: an answer {settled:?}");
         self.batch_run()?;
-        self.settle()?;
+        let settled = self.settle()?;
+        ensure!(settled.is_whole(), "HOR-3: after a batch run an answer {settled:?}");
         Ok(checks + 2)
     }
 
@@ -494,7 +507,7 @@ impl World {
     }
 
     /// Lets a living owner of every Kafka partition hear, read and flush all there is: then an answer covers everything.
-    fn settle(&mut self) -> Result<()> {
+    fn settle(&mut self) -> Result<Compared> {
         for place in 0..self.partitions.len() {
             self.partitions[place].announce_horizons();
             // What was spoilt since the last takeover is found by the next one.
@@ -509,12 +522,7 @@ impl World {
             }
         }
         let whole: Vec<usize> = self.partitions.iter().map(|partition| partition.views.len()).collect();
-        let compared = self.compare(&self.batch, &whole)?;
-        ensure!(
-            matches!(compared, Compared::Exact { is_complete: true, .. }),
-            "HOR-3: an answer {compared:?}"
-        );
-        Ok(())
+        self.compare(&self.batch, &whole)
     }
 
     /// Compares what readers see now: one that has read everything, one that lags, and one with the batch view before.
@@ -720,6 +728,10 @@ impl Partition {
         if let Some(last) = self.views.last_mut() {
             *last = GARBAGE.to_vec();
         }
+    }
+
+    fn has_deleted_garbage(&self) -> bool {
+        self.views[..self.low(REALTIME_VIEWS)].iter().any(|record| record == GARBAGE)
     }
 
     fn announce_horizons(&mut self) {

@@ -93,3 +93,22 @@ fn bad_readings_stand_in_the_dead_letters_and_stop_nothing() -> Result<()> {
     assert_eq!(reasons, expected);
     server.stop()
 }
+
+#[test]
+fn tables_that_are_not_those_of_the_log_are_refused() -> Result<()> {
+    let mut site = Site::new()?;
+    site.configure("")?;
+    let mut server = site.up()?;
+    server.ready()?;
+    server.stop()?;
+    let data_dir = site.data_dir().display().to_string();
+    let up = ["up", "--data-dir", &data_dir, "--http", "127.0.0.1:0"];
+    let tables = site.data_dir().join("tables");
+    std::fs::rename(&tables, site.data_dir().join("elsewhere"))?;
+    fails_with(&site, &up, &["are not those of this log", &tables.display().to_string(), "delete"])?;
+    std::fs::remove_dir_all(&tables)?;
+    std::fs::rename(site.data_dir().join("elsewhere"), &tables)?;
+    let mut server = site.up()?;
+    server.ready()?;
+    server.stop()
+}

@@ -25,6 +25,8 @@ fn allowed(name: &str) -> Option<Vec<&'static str>> {
         layer if LAYERS.contains(&layer) => Some(SHARED.to_vec()),
         "wye" => Some(all()),
         "wye-tests" => Some([all(), vec!["wye"]].concat()),
+        // Every decoder, and no layer: a fuzzer is built with all that it depends on.
+        "wye-fuzz" => Some(vec!["wye-domain", "wye-runtime", "wye-broker", "wye-datasets"]),
         _ => None,
     }
 }
@@ -32,7 +34,8 @@ fn allowed(name: &str) -> Option<Vec<&'static str>> {
 /// A dependency whose name begins so lives only in these crates.
 const HOMES: [(&str, &[&str]); 4] = [
     ("rdkafka", &["wye-log"]),
-    ("kafka-protocol", &["wye-broker"]),
+    // Also to write requests down for the fuzzer.
+    ("kafka-protocol", &["wye-broker", "wye-fuzz"]),
     ("deltalake", &["wye-tables"]),
     // Ingest is served by the speed layer's crate, everything else by the serving layer; the program joins the two.
     ("axum", &["wye-speed", "wye-serving", "wye"]),

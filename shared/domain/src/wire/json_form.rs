@@ -116,29 +116,36 @@ pub(super) fn decode(
             let detail = format!("the JSON is nested more than {MAX_DEPTH} deep");
             into.reject(0, Reason::TooDeep, detail, payload);
         }
-        Some(b'[') => decode_array(payload, ingest_time, acceptance, into),
-        Some(_) => decode_one(payload, 0, ingest_time, acceptance, into),
+        // The parser hands out texts before it knows that all bytes are UTF-8, so that is found out first.
+        Some(first) => match std::str::from_utf8(payload) {
+            Ok(text) if *first == b'[' => decode_array(text, ingest_time, acceptance, into),
+            Ok(text) => decode_one(text, 0, ingest_time, acceptance, into),
+            Err(error) => {
+                let detail = format!("invalid UTF-8 after byte {}", error.valid_up_to());
+                into.reject(0, Reason::NotUtf8, detail, payload);
+            }
+        },
     }
     into.readings.len() - before
 }
 
-fn decode_array(payload: &[u8], ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) {
+fn decode_array(payload: &str, ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) {
     // An array is decoded only when it is well-formed to its end: what comes before a break is no more certain
     // than what comes after it.
-    match sonic_rs::from_slice::<Items<'_>>(payload) {
+    match sonic_rs::from_str::<Items<'_>>(payload) {
         Ok(Items(items)) if items.len() > MOST_ITEMS => {
             let detail = format!("an array may hold {MOST_ITEMS} readings; send the rest in another one");
-            into.reject(0, Reason::TooLarge, detail, payload);
+            into.reject(0, Reason::TooLarge, detail, payload.as_bytes());
         }
         Ok(Items(items)) => {
             for (index, item) in items.iter().enumerate() {
                 let index = u32::try_from(index).unwrap_or(u32::MAX);
-                decode_one(item.as_raw_str().as_bytes(), index, ingest_time, acceptance, into);
+                decode_one(item.as_raw_str(), index, ingest_time, acceptance, into);
             }
         }
         Err(_) => {
             let (reason, detail) = diagnose_text(payload);
-            into.reject(0, reason, detail, payload);
+            into.reject(0, reason, detail, payload.as_bytes());
         }
     }
 }
@@ -171,20 +178,20 @@ impl<'de> Deserialize<'de> for Items<'de> {
 }
 
 #[inline]
-fn decode_one(item: &[u8], index: u32, ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) {
-    let reading = match sonic_rs::from_slice::<JsonReading<'_>>(item) {
+fn decode_one(item: &str, index: u32, ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) {
+    let reading = match sonic_rs::from_str::<JsonReading<'_>>(item) {
         Ok(reading) => reading,
         Err(error) => {
             let (reason, detail) = diagnose(item, &error.to_string());
-            return into.reject(index, reason, detail, item);
+            return into.reject(index, reason, detail, item.as_bytes());
         }
     };
     if let Err((reason, detail)) = accept(&reading, ingest_time, acceptance) {
-        return into.reject(index, reason, detail, item);
+        return into.reject(index, reason, detail, item.as_bytes());
     }
     let tags = reading.tags.as_ref().and_then(|tags| tags::canonical(tags.iter().map(|(k, v)| (&**k, &**v))));
     if let Err((reason, detail)) = check_texts(reading.unit.as_deref(), tags.as_deref()) {
-        return into.reject(index, reason, detail, item);
+        return into.reject(index, reason, detail, item.as_bytes());
     }
     into.readings.append(&Reading {
         device_id: &reading.device_id,
@@ -222,11 +229,8 @@ fn accept(
 }
 
 /// Says what is wrong with a text that is not even JSON. Builds nothing from it, however large it is.
-fn diagnose_text(text: &[u8]) -> (Reason, String) {
-    if let Err(error) = std::str::from_utf8(text) {
-        return (Reason::NotUtf8, format!("invalid UTF-8 after byte {}", error.valid_up_to()));
-    }
-    match serde_json::from_slice::<IgnoredAny>(text) {
+fn diagnose_text(text: &str) -> (Reason, String) {
+    match serde_json::from_str::<IgnoredAny>(text) {
         Err(error) => (Reason::NotJson, error.to_string()),
         Ok(_) => (Reason::NotJson, "not readable as readings".to_owned()),
     }
@@ -250,14 +254,14 @@ struct Untyped<'a> {
 }
 
 /// Says what is wrong with one item, of which the typed parse said `error`.
-fn diagnose(item: &[u8], error: &str) -> (Reason, String) {
-    if std::str::from_utf8(item).is_err() || serde_json::from_slice::<IgnoredAny>(item).is_err() {
+fn diagnose(item: &str, error: &str) -> (Reason, String) {
+    if serde_json::from_str::<IgnoredAny>(item).is_err() {
         return diagnose_text(item);
     }
-    if !item.trim_ascii_start().starts_with(b"{") {
+    if !item.trim_ascii_start().starts_with('{') {
         return (Reason::WrongType, "a reading must be a JSON object".to_owned());
     }
-    let fields: Untyped<'_> = match serde_json::from_slice(item) {
+    let fields: Untyped<'_> = match serde_json::from_str(item) {
         Ok(fields) => fields,
         Err(error) => return (Reason::WrongType, error.to_string()),
     };

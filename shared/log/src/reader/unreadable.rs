@@ -59,8 +59,10 @@ pub(super) struct Unreadable {
 /// What one question finds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Found {
-    /// A record, or the end of the log.
+    /// A record.
     Readable,
+    /// The end of the log, and no record before it.
+    End,
     /// Something that does not decode, with the first offset of its batch where the client names it.
     Unreadable { batch: Option<i64>, reason: String },
     /// No answer in time.
@@ -78,6 +80,8 @@ pub(super) fn is_undecodable(code: RDKafkaErrorCode) -> bool {
 pub(super) enum Finding {
     /// They can be read.
     Readable,
+    /// There are none up to the end that was given.
+    Nothing,
     /// They cannot.
     Unreadable(Unreadable),
     /// A client that reads there does not answer.
@@ -98,6 +102,7 @@ pub(super) fn find(
     let started = Instant::now();
     let (batch, reason) = match place.ask(&[from], range)?.swap_remove(0) {
         Found::Readable => return Ok(Finding::Readable),
+        Found::End => return Ok(Finding::Nothing),
         Found::Unknown => return Ok(Finding::NoAnswer),
         Found::Unreadable { batch, reason } => (batch, reason),
     };
@@ -224,7 +229,7 @@ impl Question {
                     let reason = format!("it names offset {}, which the log does not have", message.offset());
                     return Found::Unreadable { batch: None, reason };
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => return Found::Readable,
+                Some(Err(KafkaError::PartitionEOF(_))) => return Found::End,
                 Some(Err(KafkaError::MessageConsumption(code))) if is_undecodable(code) => {
                     let said = self.consumer.context().said();
                     let reason = if said.is_empty() { code.to_string() } else { said };

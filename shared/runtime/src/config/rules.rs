@@ -58,7 +58,7 @@ fn log(config: &Config, rules: &mut Rules) {
         rules.broken.push(Unworkable {
             section: "log",
             key: "bootstrap_servers",
-            problem: format!("names {wrong:?}, which is no HOST:PORT"),
+            problem: format!("names {wrong:?}, which is not HOST:PORT"),
             example: "\"kafka-1:9092,kafka-2:9092\"",
         });
     }
@@ -86,7 +86,7 @@ fn log(config: &Config, rules: &mut Rules) {
     rules.refuse_if(!is_address(&config.http.listen), || Unworkable {
         section: "http",
         key: "listen",
-        problem: format!("is {:?}, which is no HOST:PORT", config.http.listen),
+        problem: format!("is {:?}, which is not HOST:PORT", config.http.listen),
         example: "\"127.0.0.1:8080\" or \"localhost:8080\"",
     });
 }
@@ -141,6 +141,8 @@ fn speed(config: &Config, rules: &mut Rules) {
 fn batch(config: &Config, rules: &mut Rules) {
     let second = Duration::from_secs(1);
     rules.at_least(("batch", "keep_versions"), config.batch.keep_versions, second, "\"15m\"");
+    let day = Duration::from_secs(86_400);
+    rules.at_most(("batch", "keep_versions"), config.batch.keep_versions, day, "\"15m\"");
     rules.at_least(("batch", "patience"), config.batch.patience, second, "\"5s\"");
     rules.refuse_if(!config.batch.interval.is_zero() && config.batch.interval < second, || Unworkable {
         section: "batch",

@@ -1,6 +1,6 @@
 //! Finds the rows of a batch that an expression fails on. Must not know what the expression is for.
 //!
-//! An expression fails as a whole: one text that is no number spoils its batch. Rows that look the same to the
+//! An expression fails as a whole: one text that is not a number spoils its batch. Rows that look the same to the
 //! expression are evaluated once where it sees texts only; what is left is halved until a piece succeeds, and small
 //! pieces are evaluated row by row. So `f` bad rows of `n` distinct ones cost about `f · (16 + 2 · log2(n / 16))`
 //! evaluations, and never more than about `1.2 · n`.

@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use rangemap::RangeSet;
 use serde::{Deserialize, Serialize};
 
@@ -24,41 +25,75 @@ pub(super) type Ends = BTreeMap<i32, i64>;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Record {
-    /// What belongs to the key stands at or above `ends`; begun at `at` (µs).
-    Begun { key: String, ends: Ends, at: i64 },
+    /// What belongs to the key is at or above `ends`; a server works on it since `at` (µs).
+    Begun {
+        key: String,
+        ends: Ends,
+        at: i64,
+        /// Which server; the same after a restart.
+        #[serde(default)]
+        by: String,
+    },
     /// All that belongs to the key is in the log since `at` (µs).
     Done { key: String, at: i64 },
     /// The keys `name/number` are done, for the numbers `[first, past)`.
     DoneNumbers { name: String, first: u64, past: u64 },
+    /// The readings of this log are archived in the tables with this identity, which are (or were) at `root`.
+    Tables { id: String, root: String },
 }
 
 /// How far a key has come, as far as the records say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Known {
     New,
-    Begun(Ends),
+    Begun(Begun),
     Done,
+}
+
+/// A key that is begun and not done, as far as the records say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Begun {
+    /// What belongs to the key is at or above these: the least that a record says.
+    pub(super) ends: Ends,
+    /// When it was begun first, in µs.
+    pub(super) at: i64,
+    /// Which server has begun to work on it last, and when, in µs.
+    pub(super) last: (i64, String),
 }
 
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LedgerState {
-    begun: HashMap<String, (Ends, i64)>,
+    begun: HashMap<String, Begun>,
     done: HashMap<String, i64>,
     numbers: HashMap<String, RangeSet<u64>>,
+    /// Identity and place of the tables: the first that a record names.
+    tables: Option<(String, String)>,
 }
 
 impl LedgerState {
     pub(super) fn apply(&mut self, record: Record) {
         match record {
-            Record::Begun { key, ends, at } => {
-                let is_earlier = match self.known(&key) {
-                    Known::New => true,
-                    Known::Begun(_) => self.begun.get(&key).is_some_and(|(_, since)| at < *since),
-                    Known::Done => false,
-                };
-                if is_earlier {
-                    self.begun.insert(key, (ends, at));
+            Record::Begun { key, ends, at, by } => {
+                if self.is_done(&key) {
+                    return;
+                }
+                let last = (at, by);
+                match self.begun.entry(key) {
+                    Entry::Vacant(entry) => {
+                        entry.insert(Begun { ends, at, last });
+                    }
+                    Entry::Occupied(mut entry) => {
+                        let begun = entry.get_mut();
+                        begun.at = begun.at.min(at);
+                        for (kafka_partition, end) in ends {
+                            let first = begun.ends.entry(kafka_partition).or_insert(end);
+                            *first = end.min(*first);
+                        }
+                        if last > begun.last {
+                            begun.last = last;
+                        }
+                    }
                 }
             }
             Record::Done { key, at } => {
@@ -76,31 +111,43 @@ impl LedgerState {
                 });
                 self.add_numbers(&name, first, past);
             }
+            Record::Tables { id, root } => {
+                self.tables.get_or_insert((id, root));
+            }
         }
     }
 
+    /// Identity and place of the tables that the log belongs to, if a record names them.
+    pub(super) fn tables(&self) -> Option<&(String, String)> {
+        self.tables.as_ref()
+    }
+
     pub(super) fn known(&self, key: &str) -> Known {
-        let is_done = match numbered(key) {
-            Some((name, number)) => self.numbers.get(name).is_some_and(|numbers| numbers.contains(&number)),
-            None => self.done.contains_key(key),
-        };
-        if is_done {
+        if self.is_done(key) {
             return Known::Done;
         }
-        self.begun.get(key).map_or(Known::New, |(ends, _)| Known::Begun(ends.clone()))
+        self.begun.get(key).map_or(Known::New, |begun| Known::Begun(begun.clone()))
+    }
+
+    fn is_done(&self, key: &str) -> bool {
+        match numbered(key) {
+            Some((name, number)) => self.numbers.get(name).is_some_and(|numbers| numbers.contains(&number)),
+            None => self.done.contains_key(key),
+        }
     }
 
     /// Forgets what is older than [`RETENTION`] at `now` (µs).
     pub(super) fn forget(&mut self, now: i64) {
-        self.begun.retain(|_, (_, at)| now - *at < RETENTION);
-        self.done.retain(|_, at| now - *at < RETENTION);
+        self.begun.retain(|_, begun| now.saturating_sub(begun.at) < RETENTION);
+        self.done.retain(|_, at| now.saturating_sub(*at) < RETENTION);
     }
 
     /// The fewest records that say all of this.
     pub(super) fn records(&self) -> Vec<Record> {
-        let begun = self.begun.iter();
-        let begun =
-            begun.map(|(key, (ends, at))| Record::Begun { key: key.clone(), ends: ends.clone(), at: *at });
+        let begun = self.begun.iter().map(|(key, begun)| {
+            let by = begun.last.1.clone();
+            Record::Begun { key: key.clone(), ends: begun.ends.clone(), at: begun.at, by }
+        });
         let done = self.done.iter().map(|(key, at)| Record::Done { key: key.clone(), at: *at });
         let numbers = self.numbers.iter().flat_map(|(name, numbers)| {
             numbers.iter().map(move |range| Record::DoneNumbers {
@@ -109,12 +156,15 @@ impl LedgerState {
                 past: range.end,
             })
         });
-        begun.chain(done).chain(numbers).collect()
+        let tables = self.tables.iter();
+        let tables = tables.map(|(id, root)| Record::Tables { id: id.clone(), root: root.clone() });
+        begun.chain(done).chain(numbers).chain(tables).collect()
     }
 
     /// How many [`Self::records`] there are.
     pub(super) fn len(&self) -> usize {
-        self.begun.len() + self.done.len() + self.numbers.values().map(RangeSet::len).sum::<usize>()
+        let numbers: usize = self.numbers.values().map(RangeSet::len).sum();
+        self.begun.len() + self.done.len() + numbers + usize::from(self.tables.is_some())
     }
 
     fn add_numbers(&mut self, name: &str, first: u64, past: u64) {
@@ -140,7 +190,19 @@ mod tests {
     use super::*;
 
     fn begun(key: &str, end: i64, at: i64) -> Record {
-        Record::Begun { key: key.to_owned(), ends: [(0, end)].into(), at }
+        Record::Begun { key: key.to_owned(), ends: [(0, end)].into(), at, by: "a".to_owned() }
+    }
+
+    fn known_begun(end: i64, at: i64) -> Known {
+        Known::Begun(Begun { ends: [(0, end)].into(), at, last: (at, "a".to_owned()) })
+    }
+
+    /// Where what belongs to a key begins.
+    fn ends_of(known: Known) -> Option<Ends> {
+        match known {
+            Known::Begun(begun) => Some(begun.ends),
+            Known::New | Known::Done => None,
+        }
     }
 
     fn done(key: &str, at: i64) -> Record {
@@ -154,6 +216,40 @@ mod tests {
             let stored = serde_json::to_vec(&record).unwrap();
             assert_eq!(serde_json::from_slice::<Record>(&stored).unwrap(), record);
         }
+    }
+
+    #[test]
+    fn records_of_earlier_versions_are_read() {
+        let record: Record = serde_json::from_str(r#"{"begun":{"key":"k","ends":{"0":7},"at":5}}"#).unwrap();
+        assert!(matches!(record, Record::Begun { by, .. } if by.is_empty()));
+    }
+
+    #[test]
+    fn the_least_ends_say_where_a_key_begins_and_the_last_record_who_works_on_it() {
+        let by = |end, at, by: &str| Record::Begun {
+            key: "k".to_owned(),
+            ends: [(0, end)].into(),
+            at,
+            by: by.to_owned(),
+        };
+        // The clock of the second server is behind.
+        let records = [by(7, 20, "a"), by(9, 10, "b"), by(8, 30, "b")];
+        for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
+            let mut state = LedgerState::default();
+            order.into_iter().for_each(|place| state.apply(records[place].clone()));
+            let begun = Begun { ends: [(0, 7)].into(), at: 10, last: (30, "b".to_owned()) };
+            assert_eq!(state.known("k"), Known::Begun(begun), "{order:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_tables_stay() {
+        let tables = |id: &str| Record::Tables { id: id.to_owned(), root: format!("s3://bucket/{id}") };
+        let mut state = LedgerState::default();
+        state.apply(tables("a"));
+        state.apply(tables("b"));
+        state.forget(i64::MAX);
+        assert_eq!((state.records(), state.len()), (vec![tables("a")], 1));
     }
 
     #[test]
@@ -177,10 +273,7 @@ mod tests {
         state.apply(begun("cut-off", 7, 10));
         assert_eq!(state.len(), 3);
         state.forget(RETENTION + 9);
-        assert_eq!(
-            (state.known("request"), state.known("cut-off")),
-            (Known::Done, Known::Begun([(0, 7)].into()))
-        );
+        assert_eq!((state.known("request"), state.known("cut-off")), (Known::Done, known_begun(7, 10)));
         state.forget(RETENTION + 10);
         assert_eq!(state.records(), [Record::DoneNumbers { name: "file".to_owned(), first: 0, past: 1_000 }]);
         assert_eq!((state.known("request"), state.known("cut-off")), (Known::New, Known::New));
@@ -213,7 +306,7 @@ mod tests {
                 topic.push(record);
                 match (naive.get(&key), is_done) {
                     (_, true) => { naive.insert(key, Known::Done); }
-                    (None, false) => { naive.insert(key, Known::Begun([(0, end)].into())); }
+                    (None, false) => { naive.insert(key, known_begun(end, end)); }
                     _ => {}
                 }
                 if condenses && waiting.is_none() {
@@ -231,7 +324,8 @@ mod tests {
             let mut state = LedgerState::default();
             topic.into_iter().for_each(|record| state.apply(record));
             for (key, known) in naive {
-                prop_assert_eq!(state.known(&key), known);
+                prop_assert_eq!(state.known(&key) == Known::Done, known == Known::Done);
+                prop_assert_eq!(ends_of(state.known(&key)), ends_of(known));
             }
         }
     }
