@@ -32,6 +32,9 @@ pub struct Shared {
     pub rules: Rules,
     /// Instruments.
     pub telemetry: SpeedTelemetry,
+    /// Makes the next step of an owner panic.
+    #[cfg(test)]
+    pub(crate) fault: std::sync::Arc<std::sync::atomic::AtomicBool>,
 }
 
 impl Shared {

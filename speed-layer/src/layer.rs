@@ -292,6 +292,8 @@ impl Worker {
         let State::Owned(Owned { owner, executor }) = &mut slot.state else { return false };
         let kafka_partition = slot.kafka_partition;
         let stepped = catch_unwind(AssertUnwindSafe(|| {
+            #[cfg(test)]
+            assert!(!self.shared.fault.swap(false, std::sync::atomic::Ordering::Relaxed), "a fault");
             let effects = owner.step(input)?;
             executor.carry_out(owner, effects)
         }));

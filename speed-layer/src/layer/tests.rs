@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -55,6 +56,7 @@ impl Site {
             handle: tokio::runtime::Handle::current(),
             rules: rules(Registry::default()),
             telemetry: SpeedTelemetry::default(),
+            fault: Arc::default(),
         }
     }
 
@@ -279,6 +281,30 @@ async fn an_owner_that_fails_gives_up_its_kafka_partition_and_no_other() {
     assert!(generation(0) > lost);
     assert_eq!(generation(1), kept);
     site.send_values(0..10).await;
+    assert_eq!(site.wait_for(10).await.count, 10);
+    cancel.cancel();
+    join(layer).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_panics_is_replaced() {
+    let site = Site::with_partitions(2).await;
+    let shared = site.shared();
+    let (layer, cancel) = site.start_as(&shared, Duration::from_secs(3_600));
+    let owns = layer.ownerships();
+    let both = BTreeMap::from([0, 1].map(|place| (place, Ownership::Owned)));
+    until("both are owned", async || owns.get() == both).await;
+    site.send_values(0..5).await;
+    assert_eq!(site.wait_for(5).await.count, 5);
+    shared.fault.store(true, Ordering::Relaxed);
+    until("it is owned again", async || {
+        let given_up = [0, 1].map(|kafka_partition| {
+            shared.telemetry.given_up.get_or_create(&KafkaPartitionLabel { kafka_partition }).get()
+        });
+        given_up.iter().sum::<u64>() == 1 && owns.get() == both
+    })
+    .await;
+    site.send_values(5..10).await;
     assert_eq!(site.wait_for(10).await.count, 10);
     cancel.cancel();
     join(layer).await;
