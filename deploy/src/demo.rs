@@ -97,14 +97,13 @@ pub(crate) async fn run(arguments: &Demo) -> Result<()> {
         () = async { match duration {
             Some(duration) => tokio::time::sleep(duration).await,
             None => std::future::pending().await,
-        } } => cancel.cancel(),
-    }
-    if duration.is_some() {
-        tell(
-            compare(&client, &simulations)
-                .await
-                .unwrap_or_else(|error| format!("cannot compare with the simulation: {error:#}")),
-        );
+        } } => {
+            cancel.cancel();
+            match compare(&client, &simulations).await {
+                Ok(outcome) => tell(outcome),
+                Err(error) => warn!(%error, "cannot compare with the simulation"),
+            }
+        }
     }
     running.stop().await
 }

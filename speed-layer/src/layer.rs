@@ -250,7 +250,15 @@ impl Worker {
             let lost = find(slots, kafka_partition).is_some_and(|slot| self.step(slot, Input::Skip { next }));
             return Ok(changed | lost);
         }
-        Ok(changed | self.give_up_on(polled, slots)?)
+        changed |= self.give_up_on(polled, slots)?;
+        for slot in slots {
+            let State::Owned(Owned { owner, .. }) = &slot.state else { continue };
+            let next = readers.readings.position(slot.kafka_partition).unwrap_or(0);
+            if next > owner.next() {
+                changed |= self.step(slot, Input::Empty { next });
+            }
+        }
+        Ok(changed)
     }
 
     /// Feeds what is new in the control topic; whether some Kafka partition has lost its owner.

@@ -64,6 +64,11 @@ pub enum Input<'a> {
         /// The next offset that may hold a message.
         next: i64,
     },
+    /// The readings topic holds no other message below this offset: the end of a transaction takes one too.
+    Empty {
+        /// The next offset that may hold a message.
+        next: i64,
+    },
     /// It is time to write what changed.
     Tick(Due),
     /// The next record of the control topic after the owner's claim.
@@ -256,10 +261,9 @@ impl Owner {
                     self.process()?;
                 }
             }
+            Input::Empty { next } => self.pass(next, &mut effects)?,
             Input::Skip { next } => {
-                self.reach(next, &mut effects)?;
-                self.process()?;
-                self.position = self.position.max(next);
+                self.pass(next, &mut effects)?;
                 *self.tally.rejected.entry(Reason::UnreadableRecordBatch).or_default() += 1;
             }
             Input::Tick(due) => self.tick(due, &mut effects)?,
@@ -269,6 +273,14 @@ impl Owner {
             }
         }
         Ok(effects)
+    }
+
+    /// Goes to an offset before which there is nothing to take in.
+    fn pass(&mut self, next: i64, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
+        self.reach(next, effects)?;
+        self.process()?;
+        self.position = self.position.max(next);
+        Ok(())
     }
 
     /// Starts every epoch that was announced at or before an offset that is about to be taken in.

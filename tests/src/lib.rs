@@ -10,5 +10,6 @@ pub mod hostile;
 pub mod kafka;
 pub mod oracle;
 pub mod process;
+pub mod setting;
 pub mod site;
 pub mod wait;

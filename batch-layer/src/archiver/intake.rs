@@ -129,7 +129,14 @@ impl Intake {
                 }
                 polled => polled,
             };
-            if !matches!(polled, Ok(0)) {
+            let mut has_moved = !matches!(polled, Ok(0));
+            for one in &mut gathering {
+                // Past offsets without a message, such as the end of a transaction.
+                let next = reader.position(one.kafka_partition).unwrap_or(0);
+                has_moved |= next > one.next;
+                one.next = one.next.max(next);
+            }
+            if has_moved {
                 since = since.or_else(|| Some(Instant::now()));
             }
             let rows: usize = gathering.iter().map(|one| one.collector.rows()).sum();

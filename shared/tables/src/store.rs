@@ -55,7 +55,7 @@ impl PartialEq for TableRoot {
     }
 }
 
-/// A path, or a URL that is none.
+/// The path of a local directory, else the URL.
 impl fmt::Display for TableRoot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.url.to_file_path() {

@@ -247,17 +247,14 @@ impl Ledger {
         Ok(())
     }
 
+    /// Writes a record, and knows it.
     async fn note(&self, record: Record) -> Result<(), LogError> {
-        self.write(&record).await?;
-        self.state.lock().expect("no holder of this lock panics").apply(record);
-        Ok(())
-    }
-
-    async fn write(&self, record: &Record) -> Result<(), LogError> {
-        let payload = serde_json::to_vec(record).expect("ledger records are always JSON");
+        let payload = serde_json::to_vec(&record).expect("ledger records are always JSON");
         let message =
             Outgoing { topic: LEDGER, kafka_partition: 0, key: None, payload: &payload, headers: &[] };
         let offset = self.producer.send(message).await?;
+        // In this order: what is below the known end has been applied.
+        self.state.lock().expect("no holder of this lock panics").apply(record);
         self.known.lock().expect("no holder of this lock panics").wrote(offset);
         self.records.fetch_add(1, Ordering::Relaxed);
         Ok(())
@@ -276,19 +273,21 @@ impl Ledger {
     }
 
     async fn condense(&self) -> Result<(), LogError> {
-        let now = now_micros();
-        self.state.lock().expect("no holder of this lock panics").forget(now);
-        // Read anew: others may have written what this process does not know.
-        let reading = self.log.clone();
-        let (mut state, end, before) = blocking(move || read_state(&reading)).await?;
-        state.forget(now);
-        let records = state.records();
-        for record in &records {
-            self.write(record).await?;
+        // Others may have written what this server does not know.
+        self.catch_up().await?;
+        let end = self.known.lock().expect("no holder of this lock panics").next;
+        let records = {
+            let mut state = self.state.lock().expect("no holder of this lock panics");
+            state.forget(now_micros());
+            state.records()
+        };
+        let after = records.len();
+        for record in records {
+            self.note(record).await?;
         }
         self.log.delete_records(LEDGER, 0, end).await?;
-        self.records.store(records.len() as u64, Ordering::Relaxed);
-        debug!(before, after = records.len(), "ledger of loads condensed");
+        let before = self.records.swap(after as u64, Ordering::Relaxed);
+        debug!(before, after, "ledger of loads condensed");
         Ok(())
     }
 }
@@ -403,6 +402,7 @@ mod tests {
         }
         let again = open(&log).await;
         for ledger in [&ledger, &again] {
+            assert_eq!(progress(ledger, "request-4").await, Progress::Done);
             assert_eq!(progress(ledger, "file/0").await, Progress::Done);
             assert_eq!(progress(ledger, "file/199").await, Progress::Done);
             assert_eq!(progress(ledger, "file/200").await, Progress::New);

@@ -254,14 +254,17 @@ async fn after_a_second_layer_has_left_the_first_owns_everything_again() {
     join(first).await;
 }
 
+fn both_owned() -> BTreeMap<i32, Ownership> {
+    [0, 1].map(|kafka_partition| (kafka_partition, Ownership::Owned)).into()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_fails_gives_up_its_kafka_partition_and_no_other() {
     let site = Site::with_partitions(2).await;
     let shared = site.shared();
     let (layer, cancel) = site.start_as(&shared, Duration::from_secs(3_600));
     let owns = layer.ownerships();
-    let both = BTreeMap::from([0, 1].map(|place| (place, Ownership::Owned)));
-    until("both are owned", async || owns.get() == both).await;
+    until("both are owned", async || owns.get() == both_owned()).await;
     let generation = |place: i32| {
         let mut view = ControlView::default();
         read_all(&site.log, (CONTROL, place), None, |message| {
@@ -275,7 +278,7 @@ async fn an_owner_that_fails_gives_up_its_kafka_partition_and_no_other() {
     site.control(&ControlRecord::Claim { owner: "passer-by".into() }).await;
     until("it is owned again", async || {
         let label = KafkaPartitionLabel { kafka_partition: 0 };
-        shared.telemetry.given_up.get_or_create(&label).get() == 1 && owns.get() == both
+        shared.telemetry.given_up.get_or_create(&label).get() == 1 && owns.get() == both_owned()
     })
     .await;
     assert!(generation(0) > lost);
@@ -292,8 +295,7 @@ async fn an_owner_that_panics_is_replaced() {
     let shared = site.shared();
     let (layer, cancel) = site.start_as(&shared, Duration::from_secs(3_600));
     let owns = layer.ownerships();
-    let both = BTreeMap::from([0, 1].map(|place| (place, Ownership::Owned)));
-    until("both are owned", async || owns.get() == both).await;
+    until("both are owned", async || owns.get() == both_owned()).await;
     site.send_values(0..5).await;
     assert_eq!(site.wait_for(5).await.count, 5);
     shared.fault.store(true, Ordering::Relaxed);
@@ -301,7 +303,7 @@ async fn an_owner_that_panics_is_replaced() {
         let given_up = [0, 1].map(|kafka_partition| {
             shared.telemetry.given_up.get_or_create(&KafkaPartitionLabel { kafka_partition }).get()
         });
-        given_up.iter().sum::<u64>() == 1 && owns.get() == both
+        given_up.iter().sum::<u64>() == 1 && owns.get() == both_owned()
     })
     .await;
     site.send_values(5..10).await;

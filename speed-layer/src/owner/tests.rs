@@ -221,3 +221,12 @@ fn what_cannot_be_read_is_passed() {
     assert_eq!(short(&read(&mut owner, 13)), [""; 0]);
     assert_eq!(short(&owner.step(Input::Tick(Due::Flush)).unwrap()), ["checkpoint 8..13"]);
 }
+
+#[test]
+fn offsets_without_a_message_are_covered() {
+    let mut owner = fresh();
+    read(&mut owner, 5);
+    assert_eq!(short(&owner.step(Input::Empty { next: 6 }).unwrap()), [""; 0]);
+    assert_eq!(owner.next(), 6);
+    assert_eq!(short(&owner.step(Input::Tick(Due::Flush)).unwrap()), ["checkpoint 0..6"]);
+}

@@ -18,6 +18,7 @@ use wye_tests::api::Api;
 use wye_tests::beside::Beside;
 use wye_tests::datasets::say;
 use wye_tests::hostile::{self, Hostile};
+use wye_tests::setting;
 use wye_tests::site::{Server, Site};
 use wye_tests::wait;
 
@@ -85,10 +86,7 @@ impl Attack {
 }
 
 fn seed() -> Result<u64> {
-    let seed = match std::env::var("WYE_TEST_SEED") {
-        Ok(text) => text.parse().context("WYE_TEST_SEED is not a number")?,
-        Err(_) => rand::random(),
-    };
+    let seed = setting::number("WYE_TEST_SEED")?.unwrap_or_else(rand::random);
     say(&format!("attack: seed {seed}"));
     Ok(seed)
 }

@@ -22,6 +22,7 @@ use wye_tests::api::Api;
 use wye_tests::datasets::say;
 use wye_tests::kafka::Kafka;
 use wye_tests::process::Signal;
+use wye_tests::setting;
 use wye_tests::site::{Server, Site};
 use wye_tests::wait;
 
@@ -48,8 +49,8 @@ interval = "3s"
 
 #[test]
 fn complete_means_complete_whatever_happens() -> Result<()> {
-    let seconds = number("WYE_TEST_CHAOS_SECONDS")?.unwrap_or(SECONDS);
-    let seed = number("WYE_TEST_SEED")?.unwrap_or_else(rand::random);
+    let seconds = setting::number("WYE_TEST_CHAOS_SECONDS")?.unwrap_or(SECONDS);
+    let seed = setting::number("WYE_TEST_SEED")?.unwrap_or_else(rand::random);
     let mut site = Site::new()?;
     let Some(kafka) = Kafka::start(site.directory().join("kafka"))? else { return Ok(()) };
     let disk = Disk::new(site.directory().join("tables"))?;
@@ -64,11 +65,6 @@ fn complete_means_complete_whatever_happens() -> Result<()> {
         panic!("with WYE_TEST_SEED={seed}, outputs in {}: {error:#}", site.keep().display());
     }
     Ok(())
-}
-
-fn number(name: &str) -> Result<Option<u64>> {
-    let Ok(text) = std::env::var(name) else { return Ok(None) };
-    Ok(Some(text.parse().with_context(|| format!("{name}={text} is not a number"))?))
 }
 
 /// A file system for the tables that can be full. Without the right to mount one, it never is, and that is said.

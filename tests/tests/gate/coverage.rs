@@ -1,10 +1,14 @@
 //! What answers say of themselves, on the whole program: what is missing, until it is there, and what it is of.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use wye_tests::api::Api;
+use wye_tests::datasets::project_root;
+use wye_tests::kafka::Kafka;
+use wye_tests::oracle;
 use wye_tests::site::Site;
 use wye_tests::wait;
 
@@ -78,6 +82,34 @@ fn payloads_of_dead_letters_can_be_read() -> Result<()> {
     .and_then(|payload| {
         ensure!(payload.contains("no metric"), "{payload}");
         Ok(())
+    })?;
+    server.stop()
+}
+
+#[test]
+fn what_transactions_leave_in_the_log_is_not_lacking() -> Result<()> {
+    let mut site = Site::new()?;
+    let Some(kafka) = Kafka::start(site.directory().join("kafka"))? else { return Ok(()) };
+    let servers = kafka.bootstrap_servers()?;
+    site.configure(&format!("[log]\nbootstrap_servers = \"{servers}\"\n[batch]\ninterval = \"0s\"\n"))?;
+    let mut server = site.up()?;
+    let api = server.ready()?;
+    let script = project_root().join("tests/clients/transactions.py");
+    let status = Command::new(oracle::python()?).arg(script).args([&servers, "6"]).status()?;
+    ensure!(status.success(), "transactions.py: {status}");
+    wait::until("complete answer", WITHIN, || {
+        let (_, coverage) = get(&api, "/v1/coverage")?;
+        let (status, answer) = get(&api, "/v1/metrics/pressure/current")?;
+        let is_all = status == 200 && answer["rows"][0]["data_points"] == 3;
+        Ok((is_all && coverage["complete"] == true && coverage["lacking"] == 0).then_some(()))
+    })?;
+    // The archiver comes to the end too, so that a run covers everything.
+    wait::until("batch run over everything", WITHIN, || {
+        let (status, report) = api.post("/v1/batch-runs", &json!({"force": true}))?;
+        ensure!(status == 200, "{report}");
+        let report: Value = serde_json::from_str(&report)?;
+        let left = report["not_covered"].as_object().map_or(0, |left| left.len());
+        Ok((report["readings"] == 3 && left == 0).then_some(()))
     })?;
     server.stop()
 }

@@ -20,6 +20,7 @@ use wye_tests::generated;
 use wye_tests::kafka::Kafka;
 use wye_tests::oracle::{Expectation, Oracle};
 use wye_tests::process::{Process, Signal};
+use wye_tests::setting;
 use wye_tests::site::{Server, Site};
 use wye_tests::wait;
 
@@ -88,18 +89,13 @@ fn on_kafka(site: &mut Site) -> Result<Option<Kafka>> {
 }
 
 fn tell(site: &Site, servers: Vec<Site>, fate: Fate, kills: usize) -> Result<()> {
-    let kills = setting("WYE_TEST_KILLS")?.map_or(kills, |kills| kills as usize);
-    let seed = setting("WYE_TEST_SEED")?.unwrap_or_else(rand::random);
+    let kills = setting::number("WYE_TEST_KILLS")?.map_or(kills, |kills| kills as usize);
+    let seed = setting::number("WYE_TEST_SEED")?.unwrap_or_else(rand::random);
     let outcome = Story::prepare(site, servers, fate, seed).and_then(|story| story.tell(kills));
     if let Err(error) = outcome {
         panic!("with WYE_TEST_SEED={seed}, outputs in {}: {error:#}", site.keep().display());
     }
     Ok(())
-}
-
-fn setting(name: &str) -> Result<Option<u64>> {
-    let Ok(text) = std::env::var(name) else { return Ok(None) };
-    Ok(Some(text.parse().with_context(|| format!("{name}={text} is not a number"))?))
 }
 
 struct Story {

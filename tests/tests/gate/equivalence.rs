@@ -38,6 +38,7 @@ use wye_speed::SpeedError;
 use wye_speed::owner::{Due, Effect, Input, Owner, Rules};
 use wye_speed::takeover::{ViewsState, decide};
 use wye_tables::plan::MetricPlans;
+use wye_tests::setting;
 
 const NOW: i64 = 1_800_000_000_000_000;
 const MINUTE: i64 = 60_000_000;
@@ -54,9 +55,8 @@ type Collected = (Vec<(f64, i64, String)>, u64);
 
 #[test]
 fn both_layers_together_equal_the_naive_computation() -> Result<()> {
-    let setting =
-        |name: &str, default| std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default);
-    let (first, count) = (setting("WYE_TEST_SEED", 1), setting("WYE_TEST_HISTORIES", HISTORIES));
+    let first = setting::number("WYE_TEST_SEED")?.unwrap_or(1);
+    let count = setting::number("WYE_TEST_HISTORIES")?.unwrap_or(HISTORIES);
     let plans = plans()?;
     let mut checks = 0;
     for seed in first..first + count {
