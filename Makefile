@@ -25,14 +25,14 @@ check: ## the part of the tests that runs no program: format, spelling, dependen
 
 bench: ## measure this machine: memory, load, batch run (beside DuckDB), requests, freshness, speed layer
 	scripts/install-deps.sh test
-	cargo build --locked --release --workspace --bins --examples
-	$(CARGO_TARGET_DIR)/release/examples/bench
-	$(CARGO_TARGET_DIR)/release/examples/throughput arrow 20000000 5
-	$(CARGO_TARGET_DIR)/release/examples/throughput json 5000000 5
+	cargo build --locked --release --workspace --bins
+	cargo bench --locked --workspace --bench whole
+	cargo bench --locked --workspace --bench throughput -- arrow 20000000 5
+	cargo bench --locked --workspace --bench throughput -- json 5000000 5
 
 rivals: ## measure the speed layer beside Flink and Kafka Streams, on one real Apache Kafka (fetches about 500 MB once)
 	scripts/install-deps.sh bench
-	cargo build --locked --release --workspace --bins --examples
+	cargo bench --locked --workspace --bench throughput --no-run
 	tests/rivals/speed/run.sh 10000000
 
 fmt: ## format the code

@@ -10,14 +10,14 @@ use arrow::datatypes::{TimestampMicrosecondType, UInt8Type};
 use datafusion::error::{DataFusionError, Result};
 use hashbrown::HashMap;
 use wye_domain::DomainError;
-use wye_domain::confidence::LatenessHistogram;
 use wye_domain::identity::Novelty;
 use wye_domain::reading::ReadingColumns;
 use wye_domain::series::{SeriesId, SeriesKey, SeriesTable};
-use wye_domain::window_table::{Entry, WindowTable};
-use wye_tables::plan::MetricPlans;
-use wye_tables::plan::contribution::{Contribution, Step};
-use wye_tables::plan::failures::Failures;
+use wye_metrics::confidence::LatenessHistogram;
+use wye_metrics::contribution::{Contribution, Step};
+use wye_metrics::failures::Failures;
+use wye_metrics::plan::MetricPlans;
+use wye_metrics::window_table::{Entry, WindowTable};
 
 use crate::dedup::{FIRST, NOVELTY, novelty};
 

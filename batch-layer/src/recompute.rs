@@ -15,7 +15,7 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
 use tokio::task::JoinSet;
-use wye_tables::plan::{Expectations, MetricPlans};
+use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_tables::readings::ReadingsSnapshot;
 use wye_tables::scan::SortedScan;
 use wye_tables::store::TableRoot;
@@ -24,7 +24,7 @@ use wye_tables::views::{BatchViews, ViewFile};
 use crate::dedup::DedupExec;
 use crate::error::BatchError;
 use crate::fold::{Fold, Folded, Tally, combine};
-use crate::view_rows::{AsOf, RowMaker};
+use wye_metrics::view_rows::{AsOf, RowMaker};
 
 /// What a run reads of a reading: what definitions can see, what makes its identity, and its place in the log.
 const COLUMNS: [&str; 11] = [
@@ -121,7 +121,7 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
     let windows = parts.iter().map(|part| part.order.len() as u64).sum();
     let series = parts.iter().map(Part::series).sum();
     let settles_at = parts.iter().filter_map(|part| part.settles_at(&as_of)).min();
-    let schema = crate::view_rows::schema(&task.plans);
+    let schema = wye_metrics::view_rows::schema(&task.plans);
     let files = write_all(&task, parts, &schema).await?;
     Ok(Recomputed { schema, files, tally, windows, series, as_of: time, settles_at })
 }

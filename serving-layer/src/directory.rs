@@ -6,11 +6,12 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use hashbrown::{HashMap, HashSet};
-use wye_domain::definition::Definition;
-use wye_domain::expectation::Expectation;
 use wye_domain::series::{SeriesId, SeriesKey};
 use wye_domain::time::WindowSize;
-use wye_tables::plan::{Expectations, MetricPlans};
+use wye_metrics::definition::Definition;
+use wye_metrics::expectation::Expectation;
+use wye_metrics::merge::SeriesFacts;
+use wye_metrics::plan::{Expectations, MetricPlans};
 
 /// A map by series text or the like.
 type Map<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
@@ -30,6 +31,13 @@ pub struct SeriesInfo {
     pub window: WindowSize,
     /// What it should get; `None` where nothing says.
     pub expectation: Option<Arc<Expectation>>,
+}
+
+impl SeriesInfo {
+    /// What the merge must know of it.
+    pub fn facts(&self) -> SeriesFacts<'_> {
+        SeriesFacts { window: self.window, expectation: self.expectation.as_deref() }
+    }
 }
 
 /// All series that were seen since the process started.

@@ -5,9 +5,6 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema};
-use wye_domain::confidence::{ExpectedSource, State, score};
-use wye_domain::definition::{Definition, MetricConfig};
-use wye_domain::expectation::{Expectation, ExpectedDevice};
 use wye_domain::reading::{TextBuilder, text_type, time_type};
 use wye_domain::realtime_row::Header;
 use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
@@ -16,9 +13,11 @@ use wye_domain::sketches::Sketches;
 use wye_domain::summary::Summary;
 use wye_domain::summary_columns::{SummaryColumnsBuilder, schema_fields};
 use wye_domain::time::SECOND;
+use wye_metrics::confidence::{ExpectedSource, State, score};
+use wye_metrics::definition::{Definition, MetricConfig};
+use wye_metrics::failures::Failures;
+use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_tables::dead_letters::DeadLetters;
-use wye_tables::plan::failures::Failures;
-use wye_tables::plan::{Expectations, MetricPlans};
 use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
@@ -81,24 +80,6 @@ pub(crate) fn family(metric: &str, device_id: &str) -> String {
 pub(crate) fn line(name: &str) -> String {
     let group: Box<[_]> = Box::new([Some(name.into())]);
     SeriesKey { definition: "line_heat".into(), metric: "line_heat".into(), group }.encode()
-}
-
-/// A series of the family; `interval` in µs.
-pub(crate) fn info(metric: &str, device_id: &str, interval: Option<i64>) -> SeriesInfo {
-    let key = SeriesKey::decode(&family(metric, device_id)).unwrap();
-    SeriesInfo {
-        id: wye_domain::series::SeriesId(0),
-        metric_key: key.metric_key(&["device_id"]),
-        definition: 0,
-        window: wye_domain::time::WindowSize::from_micros(MINUTE).unwrap(),
-        expectation: interval.and_then(expectation).map(Arc::new),
-        key,
-    }
-}
-
-fn expectation(interval: i64) -> Option<Expectation> {
-    let device = wye_domain::registry::DeviceNumber(0);
-    Expectation::new(vec![ExpectedDevice { device, interval, metrics: 1 }])
 }
 
 /// The summary of readings (value, event time in seconds) of one device.

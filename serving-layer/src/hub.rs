@@ -9,16 +9,16 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use wye_domain::confidence::LatenessHistogram;
 use wye_domain::position::Position;
 use wye_domain::realtime_row::Header;
-use wye_tables::plan::failures::Failures;
+use wye_metrics::confidence::LatenessHistogram;
+use wye_metrics::failures::Failures;
 
 use crate::coverage::{Coverage, LogEnd, PartitionCoverage, Reason};
 use crate::directory::{Directory, SeriesInfo};
-use crate::merge::{Answer, Judge, Sides, Source, merge};
 use crate::realtime::{Applied, EpochView, Flaw, RealtimeRow, RealtimeStore, Start};
 use crate::snapshot::BatchSnapshot;
+use wye_metrics::merge::{Answer, Judge, Sides, Source, merge};
 
 /// How many rows are applied before readers get their turn.
 const ROWS_PER_TURN: usize = 2_000;
@@ -447,7 +447,7 @@ impl State {
             batch: batch.filter(|row| row.window_start == window),
             realtime: self.store.newest_summary(info.id, window),
         };
-        merge(info, window, sides, judge)
+        merge(info.facts(), window, sides, judge)
     }
 
     fn current(&self, infos: &[Arc<SeriesInfo>], now: i64) -> Vec<Current> {
@@ -457,12 +457,12 @@ impl State {
             let answer = self.newest(info, judge)?;
             let batch = self.snapshot.as_ref().and_then(|snapshot| snapshot.newest(info.id));
             let batch = batch.and_then(|row| {
-                merge(info, row.window_start, Sides { batch: Some(row), realtime: None }, judge)
+                merge(info.facts(), row.window_start, Sides { batch: Some(row), realtime: None }, judge)
             });
             let window = self.store.newest_window(info.id);
             let realtime = window.and_then(|window| {
                 let realtime = self.store.newest_summary(info.id, window);
-                merge(info, window, Sides { batch: None, realtime }, judge)
+                merge(info.facts(), window, Sides { batch: None, realtime }, judge)
             });
             debug_assert!(answer.source != Source::Batch || batch.is_some());
             Some(Current { info: Arc::clone(info), answer, batch, realtime })

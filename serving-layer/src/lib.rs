@@ -2,7 +2,7 @@
 //!
 //! Reading order: which series there are ([`directory`]); what the realtime-views topic adds up to ([`realtime`]) and
 //! how it is followed ([`tail`]); one batch view ([`snapshot`]) and how a new one takes over ([`watch`]); what an answer
-//! covers of the log ([`coverage`]); all of it side by side, captured in one step ([`hub`]); the merge itself ([`merge`]);
+//! covers of the log ([`coverage`]); all of it side by side, captured in one step ([`hub`]); the merge itself is [`wye_metrics::merge`];
 //! SQL ([`sql`]) and HTTP ([`http`]) over it; the whole as one running part ([`serving`]).
 //!
 //! This crate computes no summary from readings: it only merges what the other layers computed.
@@ -19,7 +19,6 @@ pub mod watch;
 
 pub mod coverage;
 pub mod hub;
-pub mod merge;
 
 pub mod http;
 pub mod sql;
@@ -30,7 +29,7 @@ mod error;
 mod suggest;
 mod telemetry;
 mod units;
-mod view_rows;
+mod view_runs;
 
 pub use error::ServingError;
 

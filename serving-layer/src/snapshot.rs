@@ -15,16 +15,17 @@ use futures::TryStreamExt;
 use hashbrown::HashMap;
 use tracing::warn;
 use wye_domain::DomainError;
-use wye_domain::confidence::LatenessHistogram;
 use wye_domain::reading::TextColumn;
 use wye_domain::series::SeriesId;
-use wye_tables::plan::failures::Failures;
+use wye_metrics::confidence::LatenessHistogram;
+use wye_metrics::failures::Failures;
 use wye_tables::views::ViewSnapshot;
 
 use crate::ServingError;
 use crate::directory::Directory;
-use crate::merge::BatchRow;
-use crate::view_rows::{ROW_COLUMNS, ViewRows, count, runs, window_start};
+use crate::view_runs::runs;
+use wye_metrics::merge::BatchRow;
+use wye_metrics::view_rows::reader::{ROW_COLUMNS, ViewRows, count, window_start};
 
 /// What a batch run says of itself that the merge needs.
 #[derive(Clone, Debug, Default)]

@@ -15,10 +15,10 @@ use wye_domain::reading::{ReadingColumns, TextColumn};
 use wye_domain::realtime_row::RowsBuilder;
 use wye_domain::series::{SeriesKey, SeriesTable};
 use wye_domain::summary::Summary;
-use wye_domain::window_table::WindowTable;
 use wye_domain::{DomainError, identity};
-use wye_tables::plan::MetricPlans;
-use wye_tables::plan::failures::Failures;
+use wye_metrics::failures::Failures;
+use wye_metrics::plan::MetricPlans;
+use wye_metrics::window_table::WindowTable;
 
 use crate::duplicates::DuplicateWindow;
 

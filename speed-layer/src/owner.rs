@@ -15,8 +15,8 @@ use wye_domain::epoch::{Recovery, straddled};
 use wye_domain::realtime_row::Header;
 use wye_domain::wire::{Acceptance, Reason};
 use wye_log::topics::{CONTROL, READINGS, REALTIME_VIEWS};
-use wye_tables::plan::MetricPlans;
-use wye_tables::plan::failures::Failures;
+use wye_metrics::failures::Failures;
+use wye_metrics::plan::MetricPlans;
 
 use crate::SpeedError;
 use crate::duplicates::DuplicateWindow;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use arrow::array::{RecordBatch, TimestampMicrosecondArray, UInt8Array};
 use arrow::datatypes::{DataType, Field, Schema};
-use wye_domain::definition::{Definition, MetricConfig};
 use wye_domain::reading::{Reading, ReadingBatchBuilder, time_type};
 use wye_domain::registry::Registry;
 use wye_domain::summary::Summary;
-use wye_tables::plan::MetricPlans;
+use wye_metrics::definition::{Definition, MetricConfig};
+use wye_metrics::plan::MetricPlans;
 
 use super::{Fold, combine};
 use crate::dedup::{CONFLICT, DUPLICATE, FIRST, NOVELTY};

@@ -12,11 +12,11 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wye_domain::ErrorKind;
 use wye_domain::control::ControlRecord;
-use wye_domain::definition::{Definition, MetricConfig};
 use wye_domain::reading::TextColumn;
 use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
+use wye_metrics::definition::{Definition, MetricConfig};
+use wye_metrics::plan::MetricPlans;
 use wye_runtime::clock::now_micros;
-use wye_tables::plan::MetricPlans;
 use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
 
 use super::{BatchRunner, Outcome, RunOptions};
@@ -332,7 +332,7 @@ async fn a_commit_that_was_not_announced_is_announced_at_the_start() {
     let site = Site::start(2).await;
     let runner = Arc::new(runner(&site).await);
     let plans = MetricPlans::new(vec![], Arc::default()).unwrap();
-    let schema = crate::view_rows::schema(&plans);
+    let schema = wye_metrics::view_rows::schema(&plans);
     let run = RunRecord { definitions: plans.fingerprint().to_string(), ..RunRecord::default() };
     let horizon = [(0, 4), (1, 6)].into();
     let commit = ViewCommit { schema, files: vec![], horizon, run, expected_version: None };

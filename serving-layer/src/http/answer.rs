@@ -9,15 +9,15 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::ser::SerializeMap;
-use wye_domain::definition::Aggregate;
 use wye_domain::time::{SECOND, format_rfc3339};
+use wye_metrics::definition::Aggregate;
 
 use super::Api;
 use super::params::{Choice, Metric};
 use crate::coverage::{Coverage, Reason};
 use crate::directory::SeriesInfo;
 use crate::hub::Edition;
-use crate::merge::Answer;
+use wye_metrics::merge::Answer;
 
 /// How long a confidence that changes with time alone may be taken for the same, in µs.
 const SCORES_LAST: i64 = 10 * SECOND;

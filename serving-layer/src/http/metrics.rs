@@ -7,9 +7,9 @@ use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use wye_domain::definition::{Aggregate, Dimension};
 use wye_domain::time::format_rfc3339;
-use wye_tables::plan::failures::{FailedReading, Failure};
+use wye_metrics::definition::{Aggregate, Dimension};
+use wye_metrics::failures::{FailedReading, Failure};
 
 use super::Api;
 

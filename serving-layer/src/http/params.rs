@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use wye_domain::ErrorKind;
-use wye_domain::definition::{Aggregate, Definition};
 use wye_domain::series::SeriesKey;
 use wye_domain::time::{WindowSize, parse_rfc3339};
+use wye_metrics::definition::{Aggregate, Definition};
 use wye_runtime::clock::now_micros;
 
 use super::Api;

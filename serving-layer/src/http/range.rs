@@ -14,11 +14,12 @@ use wye_domain::time::WindowSize;
 use crate::ServingError;
 use crate::directory::{Directory, SeriesInfo};
 use crate::hub::{Capture, Facts};
-use crate::merge::{Answer, Rollup};
 use crate::realtime::{CapturedRows, Selection};
 use crate::snapshot::time_literal;
 use crate::sql::table::equals;
-use crate::view_rows::{ROW_COLUMNS, ViewRows, runs};
+use crate::view_runs::runs;
+use wye_metrics::merge::{Answer, Rollup};
+use wye_metrics::view_rows::reader::{ROW_COLUMNS, ViewRows};
 
 /// The most windows that one answer holds.
 const WINDOWS: usize = 200_000;
@@ -93,7 +94,11 @@ impl Question {
             let own = windows.range((info.id, i64::MIN)..=(info.id, i64::MAX));
             let own: Vec<Answer> = own
                 .filter_map(|((_, start), rollup)| {
-                    rollup.clone().finish(&info, (*start, start.saturating_add(self.step.micros())), judge)
+                    rollup.clone().finish(
+                        info.facts(),
+                        (*start, start.saturating_add(self.step.micros())),
+                        judge,
+                    )
                 })
                 .collect();
             if !own.is_empty() {

@@ -11,8 +11,8 @@ use async_trait::async_trait;
 use datafusion::catalog::{MemTable, SchemaProvider, TableProvider};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::TableType;
-use wye_domain::definition::{Aggregate, Definition};
 use wye_domain::time::{SECOND, WindowSize};
+use wye_metrics::definition::{Aggregate, Definition};
 use wye_tables::TablesError;
 use wye_tables::views::CommittedRun;
 
@@ -23,7 +23,7 @@ use super::table::{Layers, MergedTable, TableSpec};
 use crate::coverage::{Coverage, PartitionCoverage, Reason};
 use crate::directory::{Directory, SeriesInfo};
 use crate::hub::{Capture, Current};
-use crate::merge::Answer;
+use wye_metrics::merge::Answer;
 
 /// How many batch runs `batch_runs` shows.
 const RUNS: usize = 1_000;

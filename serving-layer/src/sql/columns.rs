@@ -4,19 +4,18 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, BooleanArray, Decimal128Array, Decimal128Builder, DictionaryArray,
-    Float64Array, Float64Builder, Int32Array, Int64Array, Int64Builder, RecordBatch, RecordBatchOptions,
-    StringArray, TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, Decimal128Array, Decimal128Builder, DictionaryArray, Float64Array, Int32Array,
+    Int64Array, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray,
 };
 use arrow::compute::{kernels::boolean, nullif};
-use arrow::datatypes::{DataType, Field, Float64Type, Int64Type, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use wye_domain::DomainError;
-use wye_domain::definition::Aggregate;
 use wye_domain::reading::{TextBuilder, TextColumn, text_type, time_type};
-use wye_domain::sketches::{Sketches, Stored};
+use wye_metrics::definition::Aggregate;
 
 use crate::directory::{Directory, SeriesInfo};
-use crate::merge::{Answer, Source};
+use wye_metrics::finish::{self, numbers, of_rows, stored_columns};
+use wye_metrics::merge::{Answer, Source};
 
 /// Digits of a confidence score, and how many of them are decimals.
 const SCORE: (u8, i8) = (3, 2);
@@ -101,7 +100,7 @@ impl Column {
             Self::Metric => vec!["metric"],
             Self::WindowStart => vec!["window_start"],
             Self::WindowEnd => vec!["window_end"],
-            Self::Aggregate(aggregate) => aggregate_stored(aggregate),
+            Self::Aggregate(aggregate) => stored_columns(aggregate).to_vec(),
             Self::FirstTime => vec!["first_time"],
             Self::LastTime | Self::LastUpdated => vec!["last_time"],
             Self::Source => vec![],
@@ -128,21 +127,6 @@ impl Column {
             }
             _ => &[],
         }
-    }
-}
-
-fn aggregate_stored(aggregate: Aggregate) -> Vec<&'static str> {
-    match aggregate {
-        Aggregate::Count => vec!["count"],
-        Aggregate::Sum => vec!["sum_high", "sum_low"],
-        Aggregate::Avg => vec!["sum_high", "sum_low", "count"],
-        Aggregate::Min => vec!["min"],
-        Aggregate::Max => vec!["max"],
-        Aggregate::Stddev => vec!["m2", "sum_high", "sum_low", "count"],
-        Aggregate::First => vec!["first"],
-        Aggregate::Last => vec!["last"],
-        Aggregate::P50 | Aggregate::P95 | Aggregate::P99 => vec!["quantiles", "min", "max"],
-        Aggregate::DistinctDevices => vec!["distinct"],
     }
 }
 
@@ -269,15 +253,17 @@ impl Builder {
     fn of_view(&self, column: Column, rows: &RecordBatch) -> Result<ArrayRef, DomainError> {
         match column {
             Column::Source => Ok(constant(Source::Batch.name(), rows.num_rows())),
-            Column::ConfidenceScore => Ok(scores(floats(rows, "confidence_score")?.values().iter().copied())),
-            Column::Aggregate(Aggregate::Count) => stored(rows, "count"),
+            Column::ConfidenceScore => {
+                Ok(scores(numbers(rows, "confidence_score")?.values().iter().copied()))
+            }
+            Column::Aggregate(Aggregate::Count) => finish::column(rows, "count").cloned(),
             Column::Aggregate(aggregate) => {
                 let unlisted = self.unlisted(aggregate);
                 if unlisted.len() == self.directory.plans().plans().len() {
                     let data_type = column.field(&self.directory).data_type().clone();
                     return Ok(arrow::array::new_null_array(&data_type, rows.num_rows()));
                 }
-                let values = aggregate_of_view(aggregate, rows)?;
+                let values = of_rows(aggregate, rows)?;
                 if unlisted.is_empty() {
                     return Ok(values);
                 }
@@ -285,7 +271,7 @@ impl Builder {
                 Ok(nullif(&values, &mask).expect("the mask has the length of the values"))
             }
             other => match other.stored(&self.directory).as_slice() {
-                [name] => find(rows, name).cloned(),
+                [name] => finish::column(rows, name).cloned(),
                 _ => Err(DomainError::Shape { column: "of a merged table" }),
             },
         }
@@ -307,7 +293,7 @@ impl Builder {
 
 /// Which rows of a view have readings; `None` when all have.
 pub(crate) fn filled(rows: &RecordBatch) -> Result<Option<BooleanArray>, DomainError> {
-    let counts = crate::view_rows::count(rows)?;
+    let counts = wye_metrics::view_rows::reader::count(rows)?;
     if counts.values().iter().all(|count| *count > 0) {
         return Ok(None);
     }
@@ -319,74 +305,6 @@ pub(crate) fn without(rows: &RecordBatch, left_out: &[bool]) -> RecordBatch {
     let left_out = BooleanArray::from(left_out.to_vec());
     let kept = boolean::not(&left_out).expect("negation never fails");
     arrow::compute::filter_record_batch(rows, &kept).expect("the mask has the length of the rows")
-}
-
-fn find<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, DomainError> {
-    rows.column_by_name(name).ok_or(DomainError::Shape { column: "of a batch view" })
-}
-
-fn stored(rows: &RecordBatch, name: &str) -> Result<ArrayRef, DomainError> {
-    find(rows, name).cloned()
-}
-
-fn floats<'a>(rows: &'a RecordBatch, name: &'static str) -> Result<&'a Float64Array, DomainError> {
-    find(rows, name)?.as_primitive_opt::<Float64Type>().ok_or(DomainError::Shape { column: name })
-}
-
-fn aggregate_of_view(aggregate: Aggregate, rows: &RecordBatch) -> Result<ArrayRef, DomainError> {
-    let sum = || -> Result<Float64Array, DomainError> {
-        let (high, low) = (floats(rows, "sum_high")?, floats(rows, "sum_low")?);
-        Ok(high.values().iter().zip(low.values()).map(|(high, low)| high + low).collect::<Vec<_>>().into())
-    };
-    let counts = || -> Result<&Int64Array, DomainError> {
-        find(rows, "count")?.as_primitive_opt::<Int64Type>().ok_or(DomainError::Shape { column: "count" })
-    };
-    Ok(match aggregate {
-        Aggregate::Count => stored(rows, "count")?,
-        Aggregate::Sum => Arc::new(sum()?),
-        Aggregate::Avg => {
-            let (sum, counts) = (sum()?, counts()?);
-            let means = sum.values().iter().zip(counts.values()).map(|(sum, count)| sum / *count as f64);
-            Arc::new(Float64Array::from_iter_values(means))
-        }
-        Aggregate::Stddev => {
-            let each = floats(rows, "m2")?.values().iter().zip(counts()?.values());
-            let deviations =
-                each.map(|(m2, count)| (*count > 1).then(|| (m2.max(0.0) / (*count - 1) as f64).sqrt()));
-            Arc::new(deviations.collect::<Float64Array>())
-        }
-        Aggregate::Min | Aggregate::Max | Aggregate::First | Aggregate::Last => {
-            stored(rows, aggregate.name())?
-        }
-        Aggregate::P50 => quantiles(rows, 0.50)?,
-        Aggregate::P95 => quantiles(rows, 0.95)?,
-        Aggregate::P99 => quantiles(rows, 0.99)?,
-        Aggregate::DistinctDevices => {
-            let bytes = find(rows, "distinct")?
-                .as_binary_opt::<i32>()
-                .ok_or(DomainError::Shape { column: "distinct" })?;
-            let mut builder = Int64Builder::with_capacity(bytes.len());
-            for bytes in bytes {
-                let distinct = Sketches::decode(Stored { distinct: bytes, ..Stored::default() })?
-                    .and_then(|sketches| sketches.distinct());
-                builder.append_option(distinct.map(|n| i64::try_from(n).unwrap_or(i64::MAX)));
-            }
-            Arc::new(builder.finish())
-        }
-    })
-}
-
-fn quantiles(rows: &RecordBatch, q: f64) -> Result<ArrayRef, DomainError> {
-    let bytes =
-        find(rows, "quantiles")?.as_binary_opt::<i32>().ok_or(DomainError::Shape { column: "quantiles" })?;
-    let (min, max) = (floats(rows, "min")?, floats(rows, "max")?);
-    let mut builder = Float64Builder::with_capacity(bytes.len());
-    for (row, bytes) in bytes.iter().enumerate() {
-        let value = Sketches::decode(Stored { quantiles: bytes, ..Stored::default() })?
-            .and_then(|sketches| sketches.quantile(q));
-        builder.append_option(value.map(|value| value.clamp(min.value(row), max.value(row))));
-    }
-    Ok(Arc::new(builder.finish()))
 }
 
 /// Scores in `[0, 1]` with two decimals.

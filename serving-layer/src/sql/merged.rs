@@ -28,9 +28,10 @@ use wye_domain::time::WindowSize;
 use super::columns::{Builder, filled, without};
 use crate::directory::SeriesInfo;
 use crate::hub::Facts;
-use crate::merge::{Answer, Judge, Rollup, Sides, merge};
 use crate::realtime::CapturedRows;
-use crate::view_rows::{ViewRows, runs};
+use crate::view_runs::runs;
+use wye_metrics::merge::{Answer, Judge, Rollup, Sides, merge};
+use wye_metrics::view_rows::reader::ViewRows;
 
 /// Rows in a batch of merged answers.
 const ANSWERS_PER_BATCH: usize = 8_192;
@@ -245,7 +246,7 @@ impl Pump {
                     left_out.get_or_insert_with(|| vec![false; rows.num_rows()])[row] = true;
                     let batch = view.row(row)?;
                     let sides = Sides { batch: Some(&batch), realtime: Some(plan.rows.summary(group)) };
-                    if let Some(answer) = merge(&info, window_start, sides, plan.judge()) {
+                    if let Some(answer) = merge(info.facts(), window_start, sides, plan.judge()) {
                         answers.push((Arc::clone(&info), answer));
                     }
                 }
@@ -312,7 +313,7 @@ impl Pump {
         }
         let info = plan.builder.directory.info(id);
         let end = start.saturating_add(plan.step.unwrap_or(info.window).micros());
-        let answer = rollup.finish(&info, (start, end), plan.judge())?;
+        let answer = rollup.finish(info.facts(), (start, end), plan.judge())?;
         Some((info, answer))
     }
 
@@ -349,12 +350,12 @@ impl Pump {
             let answer = match plan.step {
                 None => {
                     let sides = Sides { batch: None, realtime: Some(plan.rows.summary(group)) };
-                    merge(&info, start, sides, plan.judge())
+                    merge(info.facts(), start, sides, plan.judge())
                 }
                 Some(step) => {
                     let mut rollup = Rollup::default();
                     rollup.add_realtime(&plan.rows.summary(group));
-                    rollup.finish(&info, (start, start.saturating_add(step.micros())), plan.judge())
+                    rollup.finish(info.facts(), (start, start.saturating_add(step.micros())), plan.judge())
                 }
             };
             if let Some(answer) = answer {

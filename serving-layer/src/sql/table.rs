@@ -24,9 +24,9 @@ use super::merged::{MergePlan, MergedExec};
 use crate::ServingError;
 use crate::directory::{Directory, SeriesInfo};
 use crate::hub::{Capture, Facts};
-use crate::merge::{Answer, Source};
 use crate::realtime::{CapturedRows, Selection};
 use crate::snapshot::time_literal;
+use wye_metrics::merge::{Answer, Source};
 
 /// Which layers a table shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,11 +246,11 @@ fn key_only() -> Answer {
         window_end: 0,
         summary: wye_domain::summary::Summary::EMPTY,
         source: Source::Batch,
-        scored: crate::merge::Scored {
-            confidence: wye_domain::confidence::score(&wye_domain::summary::Summary::EMPTY, None, 0, 0.0),
-            expected_source: wye_domain::confidence::ExpectedSource::Unknown,
+        scored: wye_metrics::merge::Scored {
+            confidence: wye_metrics::confidence::score(&wye_domain::summary::Summary::EMPTY, None, 0, 0.0),
+            expected_source: wye_metrics::confidence::ExpectedSource::Unknown,
         },
-        state: wye_domain::confidence::State::Live,
+        state: wye_metrics::confidence::State::Live,
     }
 }
 

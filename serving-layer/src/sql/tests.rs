@@ -152,7 +152,7 @@ async fn current_values_are_the_newest_windows() {
 async fn every_table_can_be_listed_described_and_read() {
     let site = Site::new().await;
     for table in super::catalog::TABLES {
-        assert!(wye_domain::definition::TABLES.contains(&table), "a metric could be called {table}");
+        assert!(wye_metrics::definition::TABLES.contains(&table), "a metric could be called {table}");
         // There is a Kafka partition always.
         let rows = if table == "coverage" { "1" } else { "0" };
         assert_eq!(site.sql(&format!("SELECT count(*) FROM {table}")).await, rows, "{table}");

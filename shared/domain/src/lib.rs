@@ -13,17 +13,14 @@ pub mod reading;
 pub mod tags;
 pub mod wire;
 
-pub mod definition;
+pub mod fingerprint;
 pub mod series;
 
 pub mod device_counts;
 pub mod sketches;
 pub mod summary;
 pub mod summary_columns;
-pub mod window_table;
 
-pub mod confidence;
-pub mod expectation;
 pub mod identity;
 pub mod registry;
 

@@ -170,7 +170,7 @@ impl Registry {
     /// A fingerprint of everything that is known: whatever is computed with the registry depends on nothing else of it.
     pub fn fingerprint(&self) -> u64 {
         let limits: BTreeMap<&String, &Limits> = self.limits.iter().collect();
-        crate::definition::text_fingerprint(&format!("{:?}\u{2}{limits:?}", self.devices()))
+        crate::fingerprint::of_text(&format!("{:?}\u{2}{limits:?}", self.devices()))
     }
 
     /// What is plausible for a reading name.

@@ -122,7 +122,7 @@ impl Default for Acceptance {
 impl Acceptance {
     /// A fingerprint of the rules.
     pub fn fingerprint(&self) -> u64 {
-        crate::definition::text_fingerprint(&format!("{self:?}"))
+        crate::fingerprint::of_text(&format!("{self:?}"))
     }
 
     /// Checks an event time against the ingest time, both in µs.

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
-use wye_domain::definition::{Definition, MetricConfig};
 use wye_domain::registry::{Registry, RegistryConfig};
+use wye_metrics::definition::{Definition, MetricConfig};
 
 /// The embedded reference of all settings.
 pub const DEFAULTS: &str = include_str!("default.toml");

@@ -1,5 +1,5 @@
 //! The tables of Wye as Delta Lake tables on an object store: what was read (the master dataset), what was refused,
-//! and what the batch layer computed from it; and the planning of metric definitions with DataFusion.
+//! and what the batch layer computed from it.
 //!
 //! This is the only crate that knows `deltalake`. It knows no Kafka client, no HTTP and no metric's meaning; offsets
 //! and horizons are numbers that its callers bring.
@@ -12,8 +12,6 @@ pub mod dead_letters;
 pub mod readings;
 pub mod scan;
 pub mod views;
-
-pub mod plan;
 
 mod delta;
 mod encode;

@@ -22,7 +22,8 @@ use deltalake::kernel::{Action, MetadataExt, Remove, Transaction};
 use deltalake::logstore::get_actions;
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use serde::{Deserialize, Serialize};
-use wye_domain::confidence::LatenessHistogram;
+use wye_metrics::confidence::LatenessHistogram;
+use wye_metrics::failures::Failures;
 
 use crate::append::PartitionTransactions;
 use crate::columns::{VIEW_ORDER, dictionary_text, plain_text};
@@ -31,7 +32,6 @@ use crate::delta::hold::Hold;
 use crate::delta::{AfterOthers, Commit, DataFile, DeltaLog, LogSnapshot, TableSpec};
 use crate::error::TablesError;
 use crate::parquet_plan::{FilePlan, ordering, partitioned_file, project};
-use crate::plan::failures::Failures;
 use crate::store::{TableName, TableRoot};
 
 pub use writer::{ViewFile, ViewWriter};

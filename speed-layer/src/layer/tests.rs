@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use wye_broker::{Broker, BrokerConfig};
 use wye_domain::control::ControlView;
-use wye_domain::definition::{Definition, MetricConfig};
 use wye_domain::epoch::Fence;
 use wye_domain::realtime_row::{self, Header, Record, Rows};
 use wye_domain::registry::Registry;
@@ -19,7 +18,8 @@ use wye_log::client::{Log, LogConfig};
 use wye_log::producer::Outgoing;
 use wye_log::reader::read_all;
 use wye_log::topics::{CONTROL, DEAD_LETTER, REALTIME_VIEWS};
-use wye_tables::plan::MetricPlans;
+use wye_metrics::definition::{Definition, MetricConfig};
+use wye_metrics::plan::MetricPlans;
 
 use super::*;
 use crate::owner::Rules;

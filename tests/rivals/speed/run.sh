@@ -5,7 +5,7 @@
 #   tests/rivals/speed/run.sh READINGS      fill a topic with so many readings, measure, print a table
 #
 # WYE_THROUGHPUT is the benchmark of the speed layer, which also fills the topic; by default what
-# `cargo build --release -p wye-speed --example throughput` leaves in the target directory. Nothing is built here.
+# `cargo bench --workspace --bench throughput --no-run` leaves in the target directory. Nothing is built here.
 #
 # Every system has one Kafka partition and exactly-once output, and shares the machine with the broker. The rivals
 # commit as often as Wye's epochs end, every 10 s. Wye also removes duplicates; the rivals do not. Needs java, javac,
@@ -17,7 +17,7 @@ here="$wye_root/tests/rivals/speed"
 
 flink_version=2.3.0
 connector_version=4.0.1-2.0
-wye="${WYE_THROUGHPUT:-${CARGO_TARGET_DIR:-$wye_cache/target}/release/examples/throughput}"
+wye="${WYE_THROUGHPUT:-$(find "${CARGO_TARGET_DIR:-$wye_cache/target}/release/deps" -name "throughput-*" -executable -type f -printf "%T@ %p\n" 2>/dev/null | sort -n | tail -n 1 | cut -d" " -f2)}"
 # The topic that the benchmark fills.
 input=readings
 export PYTHONDONTWRITEBYTECODE=1
@@ -27,7 +27,7 @@ if [[ $# -ne 1 || ! "$1" =~ ^[1-9][0-9]*$ ]]; then
     exit 2
 fi
 readings="$1"
-[ -x "$wye" ] || fail "$wye is missing: cargo build --release -p wye-speed --example throughput"
+[ -x "$wye" ] || fail "the benchmark is missing: cargo bench --workspace --bench throughput --no-run"
 for tool in java javac mvn; do
     have "$tool" || fail "$tool is missing: run scripts/install-deps.sh test"
 done

@@ -131,7 +131,7 @@ impl Written {
     fn take_metrics(&mut self, path: &Path, metrics: Vec<toml::Value>) {
         let mut sound = Vec::new();
         for (index, metric) in metrics.into_iter().enumerate() {
-            match wye_domain::definition::MetricConfig::deserialize(metric.clone()) {
+            match wye_metrics::definition::MetricConfig::deserialize(metric.clone()) {
                 Ok(_) => sound.push(metric),
                 Err(error) => {
                     let problem = error.to_string().trim().replace('\n', " ");

@@ -1,0 +1,639 @@
+//! `wye up`: every layer in one process, on one data directory.
+//!
+//! Order: what can be wrong is found before anything is written; parts are started in the order in which they need
+//! each other, and stopped the other way round, so that what was taken in is flushed.
+
+use std::collections::BTreeMap;
+use std::fs::{File, TryLockError};
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+use wye_batch::archiver::{ArchiveSettings, Archiver};
+use wye_batch::compute::Compute;
+use wye_batch::run::{BatchParts, BatchRunner, RunOptions};
+use wye_batch::schedule::{self, BatchHandle, Schedule};
+use wye_batch::telemetry::BatchTelemetry;
+use wye_broker::{Broker, BrokerConfig, BrokerError, Limits, Port};
+use wye_domain::ErrorKind;
+use wye_domain::registry::Registry;
+use wye_domain::wire::Acceptance;
+use wye_log::client::{Log, LogConfig};
+use wye_metrics::definition::Definition;
+use wye_metrics::plan::MetricPlans;
+use wye_runtime::config::{Config, ConfigError, DEFAULTS, EmbeddedPort, SqlSection, definition_error};
+use wye_runtime::memory::machine_memory;
+use wye_runtime::telemetry::Telemetry;
+use wye_serving::http::server::{self, ServerLimits};
+use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger, Probe};
+use wye_serving::serving::{Serving, ServingConfig, ServingParts};
+use wye_serving::sql::Limits as QueryLimits;
+use wye_speed::execute::Shared;
+use wye_speed::ingest::{self, Ingest, IngestSettings};
+use wye_speed::layer::{Ownership, Ownerships, Rhythm, SpeedLayer};
+use wye_speed::owner::Rules;
+use wye_speed::telemetry::SpeedTelemetry;
+use wye_tables::readings::Readings;
+use wye_tables::store::TableRoot;
+
+use crate::cli::Up;
+use crate::client::ADDRESS_FILE;
+use crate::host::Machine;
+use crate::open_files;
+use crate::terminal::{program, say, tell};
+
+/// What queries use at most where the settings do not say.
+const MOST_QUERY_MEMORY: usize = 4 << 30;
+/// How long requests under way may take once the end was asked for.
+const HTTP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the log may take after that for what was not acknowledged to anybody.
+const INGEST_PATIENCE: Duration = Duration::from_secs(5);
+/// Where Kafka clients look for a broker.
+const KAFKA_PORT: u16 = 9092;
+/// The batching delay (linger) of the producer of realtime views.
+const VIEWS_LINGER: Duration = Duration::from_millis(2);
+
+/// A running Wye.
+pub(crate) struct Running {
+    /// The address of the API.
+    pub address: SocketAddr,
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    broker: Option<Broker>,
+    http: JoinSet<()>,
+    http_stop: CancellationToken,
+    ingest: Ingest,
+    layers: JoinSet<()>,
+    layers_stop: CancellationToken,
+    speed: SpeedLayer,
+    serving: Serving,
+    serving_stop: CancellationToken,
+    // Held until the end: one process a data directory.
+    _lock: File,
+}
+
+/// Runs the command until Ctrl-C or SIGTERM.
+///
+/// # Errors
+/// One line that says what to do.
+pub(crate) async fn run(arguments: &Up) -> Result<()> {
+    if arguments.print_defaults {
+        return say(DEFAULTS.trim_end());
+    }
+    let cancel = CancellationToken::new();
+    let mut signals = JoinSet::new();
+    signals.spawn(wye_runtime::shutdown::cancel_on_signal(cancel.clone()));
+    let running = start(arguments, &cancel).await?;
+    tell("");
+    tell("Try, in another terminal:");
+    tell("");
+    let data_dir = running.data_dir.display();
+    tell(format!(
+        "  curl http://{}/v1/readings -d '{{\"device_id\": \"pump-1\", \"metric\": \"temperature\", \"value\": 21.5, \"event_time\": \"{}\"}}'",
+        running.address,
+        chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true)
+    ));
+    tell(format!("  {} sql --data-dir {data_dir} \"SELECT * FROM unified_metrics\"", program()));
+    tell("");
+    cancel.cancelled().await;
+    running.stop().await
+}
+
+/// The checked settings of a process.
+struct Setup {
+    config: Config,
+    plans: Arc<MetricPlans>,
+    listen: SocketAddr,
+    acceptance: Acceptance,
+    /// Of the Kafka client.
+    properties: BTreeMap<String, String>,
+}
+
+/// Starts everything; returns once the API is ready. `cancel` calls the start off.
+///
+/// # Errors
+/// One line that says what to do.
+pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<Running> {
+    let setup = check(arguments)?;
+    let data_dir = &arguments.data_dir;
+    std::fs::create_dir_all(data_dir).with_context(|| {
+        format!("cannot create the data directory {}; choose another by --data-dir", data_dir.display())
+    })?;
+    let lock = lock(data_dir)?;
+    let listener = TcpListener::bind(setup.listen).await.with_context(|| {
+        format!("cannot listen on {}; is another Wye running there? choose another address by --http, or port 0 for a free one", setup.listen)
+    })?;
+    let address = listener.local_addr().context("cannot tell the address in use")?;
+
+    let (broker, log) = open_log(&setup, data_dir, cancel).await?;
+    let root = match setup.config.tables.root.as_str() {
+        "" => TableRoot::directory(&data_dir.join("tables"))?,
+        location => TableRoot::parse(location)?,
+    };
+    let telemetry = Telemetry::default();
+    let layers_stop = CancellationToken::new();
+    let mut layers = JoinSet::new();
+    let serving_stop = CancellationToken::new();
+    let speed_telemetry = SpeedTelemetry::register(&telemetry);
+    let ingest = start_ingest(&setup, data_dir, &log, &speed_telemetry).await?;
+    claim_tables(&ingest, &root).await?;
+    let batch = start_batch(&setup, &log, &root, &telemetry, &mut layers, &layers_stop).await?;
+    let speed = start_speed(&setup, &log, speed_telemetry.clone(), &layers_stop)?;
+    let mut probes: Vec<Probe> = broker.iter().map(log_probe).collect();
+    probes.push(owner_probe(speed.ownerships()));
+    let serving =
+        start_serving(&setup, data_dir, &log, &root, &telemetry, (batch, probes), &serving_stop).await?;
+
+    let limits = server_limits(&setup.config);
+    let router = serving
+        .router()
+        .merge(serving.watch_writes(ingest::http::router(ingest.clone(), limits.max_body)))
+        .fallback(wye_serving::http::error::not_found);
+    let http_stop = CancellationToken::new();
+    let mut http = JoinSet::new();
+    http.spawn(server::serve(listener, router, limits, http_stop.clone()));
+    let running = Running {
+        address,
+        data_dir: data_dir.clone(),
+        broker,
+        http,
+        http_stop,
+        ingest,
+        layers,
+        layers_stop,
+        speed,
+        serving,
+        serving_stop,
+        _lock: lock,
+    };
+    tokio::select! {
+        () = running.serving.until_ready() => {}
+        () = cancel.cancelled() => {
+            running.stop().await?;
+            bail!("stopped before it was ready");
+        }
+    }
+    write_address(data_dir, ADDRESS_FILE, &address.to_string())?;
+    tell("Wye is up");
+    tell(format!("  API        http://{address}"));
+    tell(format!("  Kafka      {}", log.config().bootstrap_servers));
+    tell(format!("  data       {}", data_dir.display()));
+    Ok(running)
+}
+
+/// Reads and checks everything that can be wrong before anything is started.
+fn check(arguments: &Up) -> Result<Setup> {
+    if arguments.data_dir.as_os_str().is_empty() {
+        bail!("--data-dir is empty; write for example --data-dir wye-data");
+    }
+    let file = arguments.config.as_deref();
+    let config = Config::load(file, std::env::vars())?;
+    let mut problems = Vec::new();
+    let registry = config.registry(file).map_err(|error| problems.push(error));
+    let definitions = config.definitions(file).map_err(|error| problems.push(error));
+    let plans = match (definitions, registry) {
+        (Ok(definitions), Ok(registry)) => plan(definitions, registry, file, &mut problems),
+        _ => None,
+    };
+    let listen = arguments.http.as_deref().unwrap_or(&config.http.listen);
+    let listen = address(listen).map_err(|error| problems.push(error));
+    ConfigError::all(problems)?;
+    let (Some(plans), Ok(listen)) = (plans, listen) else { bail!("the settings cannot be used") };
+    if !listen.ip().is_loopback() && !config.http.allow_remote {
+        bail!(
+            "{listen} can be reached from other machines, and Wye asks nobody who they are; listen on 127.0.0.1, or set \
+             allow_remote = true in [http] if something in front of it does"
+        );
+    }
+    let acceptance = Acceptance {
+        earliest: config.ingest.earliest_event_time,
+        max_future: micros(config.ingest.max_future),
+    };
+    let plans = plans.accepting(&acceptance);
+    let properties = config.log.client_properties(file)?;
+    Ok(Setup { config, plans: Arc::new(plans), listen, acceptance, properties })
+}
+
+/// Plans the definitions; what is wrong with any of them is added to the problems.
+fn plan(
+    definitions: Vec<Definition>,
+    registry: Registry,
+    file: Option<&Path>,
+    problems: &mut Vec<ConfigError>,
+) -> Option<MetricPlans> {
+    let registry = Arc::new(registry);
+    let wrong = problems.len();
+    for (index, definition) in definitions.iter().enumerate() {
+        if let Err(error) = MetricPlans::new(vec![definition.clone()], Arc::clone(&registry)) {
+            problems.push(definition_error(file, index, error.key, &error.to_string()));
+        }
+    }
+    if problems.len() > wrong {
+        return None;
+    }
+    let names: Vec<String> = definitions.iter().map(|definition| definition.name.clone()).collect();
+    let planned = MetricPlans::new(definitions, registry).map_err(|error| {
+        let index = names.iter().rposition(|name| *name == error.metric).unwrap_or(0);
+        problems.push(definition_error(file, index, error.key, &error.to_string()));
+    });
+    planned.ok()
+}
+
+/// Finds the address of `HOST:PORT`; where a name such as `localhost` has several, that of IPv4.
+fn address(text: &str) -> Result<SocketAddr, ConfigError> {
+    let refuse = |problem: String| ConfigError::Parse {
+        place: "the address of the API".to_owned(),
+        problem: format!("{text:?} {problem}; write for example 127.0.0.1:8080 or localhost:8080"),
+    };
+    if !text.contains(':') {
+        return Err(refuse("is not HOST:PORT".to_owned()));
+    }
+    let found =
+        text.to_socket_addrs().map_err(|error| refuse(format!("is no address to listen on ({error})")))?;
+    let mut found: Vec<SocketAddr> = found.collect();
+    found.sort_by_key(|address| address.is_ipv6());
+    found.first().copied().ok_or_else(|| refuse("has no address".to_owned()))
+}
+
+fn lock(data_dir: &Path) -> Result<File> {
+    let path = data_dir.join("lock");
+    let file = File::create(&path).with_context(|| {
+        format!(
+            "cannot write into the data directory {}; check its permissions, or choose another by --data-dir",
+            data_dir.display()
+        )
+    })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            bail!(
+                "another Wye runs on the data directory {}; stop it, or choose another by --data-dir",
+                data_dir.display()
+            )
+        }
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("cannot lock {}", path.display()))
+        }
+    }
+}
+
+async fn open_log(
+    Setup { config, properties, .. }: &Setup,
+    data_dir: &Path,
+    cancel: &CancellationToken,
+) -> Result<(Option<Broker>, Log)> {
+    let (broker, bootstrap_servers) = if config.log.bootstrap_servers.is_empty() {
+        let broker = Broker::start(embedded_broker(config, data_dir));
+        let broker = broker.await.map_err(|error| log_refused(error, data_dir))?;
+        let servers = broker.bootstrap_servers().to_owned();
+        (Some(broker), servers)
+    } else {
+        (None, config.log.bootstrap_servers.clone())
+    };
+    write_address(data_dir, "kafka.addr", &bootstrap_servers)?;
+    let mut log_config = LogConfig::new(bootstrap_servers, config.log.kafka_partitions);
+    if broker.is_none() {
+        log_config.replication_factor = config.log.replication_factor;
+    }
+    log_config.extra = properties.clone();
+    let log = Log::new(log_config)?;
+    log.wait_ready(cancel).await?;
+    if broker.is_some() {
+        // An earlier version may have made them with other settings. On a Kafka, they are for its owner to change.
+        log.update_topics().await?;
+    }
+    log.ensure_topics().await?;
+    Ok((broker, log))
+}
+
+/// A log that is damaged comes with the command that gives up what is damaged.
+fn log_refused(error: BrokerError, data_dir: &Path) -> anyhow::Error {
+    if error.kind() != ErrorKind::Corrupt {
+        return error.into();
+    }
+    let command = format!("{} repair-log --data-dir {}", program(), data_dir.display());
+    anyhow!(
+        "{error}; nothing was changed. `{command}` shows what is lost; with --accept-loss it gives that up, and keeps a copy"
+    )
+}
+
+/// What `/readyz` says of the embedded broker.
+fn log_probe(broker: &Broker) -> Probe {
+    let health = broker.health();
+    Arc::new(move || {
+        let troubles: Vec<String> = health.troubles().iter().map(ToString::to_string).collect();
+        (!troubles.is_empty()).then(|| troubles.join("; "))
+    })
+}
+
+/// What `/readyz` says of Kafka partitions that no owner writes realtime rows of.
+fn owner_probe(ownerships: Ownerships) -> Probe {
+    Arc::new(move || {
+        let vacant = ownerships.get().into_iter().filter(|(_, ownership)| *ownership == Ownership::Acquiring);
+        let vacant: Vec<String> = vacant.map(|(kafka_partition, _)| kafka_partition.to_string()).collect();
+        let list = vacant.join(", ");
+        (!vacant.is_empty())
+            .then(|| format!("Kafka partition {list} has no owner; the speed layer is taking it over"))
+    })
+}
+
+fn embedded_broker(config: &Config, data_dir: &Path) -> BrokerConfig {
+    let port = match config.log.embedded_port {
+        EmbeddedPort::Default => Port::Preferred(KAFKA_PORT),
+        EmbeddedPort::Only(0) => Port::Free,
+        EmbeddedPort::Only(port) => Port::Only(port),
+    };
+    let limits = Limits {
+        connections: config.log.embedded_connections,
+        idle: config.log.embedded_idle,
+        memory: config.log.embedded_memory,
+        unpacked_batch_bytes: config.log.embedded_max_batch,
+        ..Limits::default()
+    };
+    BrokerConfig { port, limits, ..BrokerConfig::new(data_dir.join("log")) }
+}
+
+async fn start_batch(
+    setup: &Setup,
+    log: &Log,
+    root: &TableRoot,
+    telemetry: &Telemetry,
+    layers: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) -> Result<BatchHandle> {
+    let parts = BatchParts {
+        log: log.clone(),
+        root: root.clone(),
+        plans: Arc::clone(&setup.plans),
+        compute: Arc::new(Compute::new()?),
+        telemetry: BatchTelemetry::register(telemetry),
+        patience: setup.config.batch.patience,
+    };
+    let archive = &setup.config.archive;
+    let settings = ArchiveSettings {
+        acceptance: setup.acceptance,
+        interval: archive.interval,
+        max_rows: archive.max_rows,
+        keep_dead_letters: archive.keep_dead_letters,
+    };
+    let archiver = Archiver::open(parts.clone(), settings).await?;
+    let runner = Arc::new(BatchRunner::open(parts).await?);
+    let batch = &setup.config.batch;
+    let rhythm = schedule::Rhythm { interval: batch.interval, keep_versions: batch.keep_versions };
+    let (schedule, handle) = Schedule::new(runner, rhythm);
+    let (archiver_stop, schedule_stop) = (stop.clone(), stop.clone());
+    layers.spawn(async move { archiver.run(archiver_stop).await });
+    layers.spawn(async move { schedule.run(schedule_stop).await });
+    Ok(handle)
+}
+
+async fn start_serving(
+    setup: &Setup,
+    data_dir: &Path,
+    log: &Log,
+    root: &TableRoot,
+    telemetry: &Telemetry,
+    (batch, probes): (BatchHandle, Vec<Probe>),
+    stop: &CancellationToken,
+) -> Result<Serving> {
+    let batch_trigger: BatchTrigger = Arc::new(move |request: BatchRequest| {
+        let batch = batch.clone();
+        Box::pin(async move {
+            let report = batch
+                .run_now(RunOptions { force: request.force, progress: None })
+                .await
+                .map_err(|error| BatchRefusal { kind: error.kind(), message: error.to_string() })?;
+            Ok(serde_json::to_value(report).unwrap_or_default())
+        })
+    });
+    let parts = ServingParts {
+        log: log.clone(),
+        tables: root.clone(),
+        plans: Arc::clone(&setup.plans),
+        telemetry: telemetry.clone(),
+        batch_trigger: Some(batch_trigger),
+        probes,
+        host: Arc::new(Machine),
+    };
+    let config = ServingConfig {
+        limits: query_limits(&setup.config.sql, data_dir),
+        max_wait: setup.config.http.max_wait,
+        ..ServingConfig::default()
+    };
+    Ok(Serving::start(config, parts, stop.clone()).await?)
+}
+
+/// What queries may use, with what the settings leave to the machine.
+fn query_limits(settings: &SqlSection, data_dir: &Path) -> QueryLimits {
+    let defaults = QueryLimits::default();
+    let machine = machine_memory().map_or(defaults.memory, |bytes| (bytes / 4).min(MOST_QUERY_MEMORY));
+    QueryLimits {
+        memory: if settings.memory == 0 { machine } else { settings.memory },
+        spill: settings.spill as u64,
+        spill_folder: Some(data_dir.join("spill")),
+        time: settings.time,
+        rows: settings.max_rows,
+        threads: if settings.threads == 0 { defaults.threads } else { settings.threads },
+        long_queries: settings.long_queries.max(1),
+        waiting: settings.waiting,
+        patience: settings.patience,
+    }
+}
+
+async fn start_ingest(
+    setup: &Setup,
+    data_dir: &Path,
+    log: &Log,
+    telemetry: &SpeedTelemetry,
+) -> Result<Ingest> {
+    let config = &setup.config.ingest;
+    let settings = IngestSettings {
+        acceptance: setup.acceptance,
+        linger: config.linger,
+        ack_timeout: config.ack_timeout,
+    };
+    let server = server_name(data_dir)?;
+    Ok(Ingest::start(log, settings, server, telemetry.clone()).await?)
+}
+
+/// Refuses tables that are not those of the log.
+async fn claim_tables(ingest: &Ingest, root: &TableRoot) -> Result<()> {
+    let readings = Readings::open(root).await?.snapshot().await?;
+    if let Some(other) = ingest.claim_tables(readings.table_id(), &root.to_string()).await? {
+        bail!(
+            "the tables at {root} are not those of this log: its readings are archived in tables at {other}. Set [tables] \
+             root to those, or restore them; to begin with empty tables, delete Wye's topics too (or, of the embedded \
+             broker, the folder `log` in the data directory)"
+        );
+    }
+    Ok(())
+}
+
+/// What this server calls itself in the log: made up once for a data directory, which one process has at a time.
+fn server_name(data_dir: &Path) -> Result<String> {
+    let path = data_dir.join("server-name");
+    match std::fs::read_to_string(&path) {
+        Ok(name) if !name.trim().is_empty() => return Ok(name.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+    // The standard library seeds its hashers with random numbers.
+    let name = format!("{:016x}", RandomState::new().hash_one(std::process::id()));
+    std::fs::write(&path, &name).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(name)
+}
+
+/// The limits of the HTTP server: half of the open files are left to the log, the tables and the queries.
+fn server_limits(config: &Config) -> ServerLimits {
+    let (wanted, open_files) = (config.http.max_connections, open_files::raise().unwrap_or(usize::MAX));
+    if wanted > open_files / 2 {
+        info!(
+            "{} connections at a time instead of {wanted}, since the system allows {open_files} open files; for more, \
+             raise that limit (ulimit -Hn)",
+            open_files / 2
+        );
+    }
+    ServerLimits {
+        max_connections: wanted.min(open_files / 2),
+        idle_timeout: config.http.idle_timeout,
+        stall_timeout: config.http.stall_timeout,
+        max_body: config.ingest.max_body,
+        max_bodies: config.http.max_bodies,
+    }
+}
+
+fn start_speed(
+    setup: &Setup,
+    log: &Log,
+    telemetry: SpeedTelemetry,
+    stop: &CancellationToken,
+) -> Result<SpeedLayer> {
+    let config = &setup.config.speed;
+    let kafka_partitions: Vec<i32> = (0..log.config().kafka_partitions).collect();
+    let shared = Shared {
+        log: log.clone(),
+        linger: VIEWS_LINGER,
+        handle: tokio::runtime::Handle::current(),
+        rules: Rules {
+            plans: Arc::clone(&setup.plans),
+            acceptance: setup.acceptance,
+            duplicate_window: micros(config.duplicate_window),
+            duplicate_entries: (config.duplicate_entries / kafka_partitions.len().max(1)).max(1),
+        },
+        telemetry,
+    };
+    let rhythm = Rhythm {
+        flush_interval: config.flush_interval,
+        epoch_interval: config.epoch_interval,
+        answer_patience: config.answer_patience,
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    Ok(SpeedLayer::start(&shared, rhythm, &kafka_partitions, threads, stop)?)
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// Writes a file that others read, whole or not at all.
+fn write_address(data_dir: &Path, name: &str, address: &str) -> Result<()> {
+    let (path, draft) = (data_dir.join(name), data_dir.join(format!("{name}.new")));
+    std::fs::write(&draft, format!("{address}\n"))
+        .and_then(|()| std::fs::rename(&draft, &path))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+impl Running {
+    /// Stops everything in order; what was acknowledged is kept, what was read is flushed.
+    ///
+    /// # Errors
+    /// When the log cannot be closed in order; nothing acknowledged is lost by that.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        info!("draining");
+        let gone = std::fs::remove_file(self.data_dir.join(ADDRESS_FILE));
+        if let Err(error) = gone
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            warn!(%error, "cannot remove {ADDRESS_FILE}");
+        }
+        self.http_stop.cancel();
+        let drained =
+            tokio::time::timeout(HTTP_PATIENCE, async { while self.http.join_next().await.is_some() {} })
+                .await;
+        if drained.is_err() {
+            warn!("some requests were under way for {} s and are cut off", HTTP_PATIENCE.as_secs());
+            self.http.shutdown().await;
+        }
+        if tokio::time::timeout(INGEST_PATIENCE, self.ingest.drained()).await.is_err() {
+            warn!(
+                "the log does not acknowledge some readings; whoever sent them was told that they may be lost"
+            );
+        }
+        self.layers_stop.cancel();
+        let speed = self.speed;
+        tokio::task::spawn_blocking(move || speed.join())
+            .await
+            .context("a thread of the speed layer has failed")?;
+        while self.layers.join_next().await.is_some() {}
+        self.serving_stop.cancel();
+        self.serving.join().await;
+        if let Some(broker) = self.broker {
+            broker.stop().await;
+        }
+        tell("Wye has stopped");
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(config: &str, http: &str) -> String {
+        let file =
+            std::env::temp_dir().join(format!("wye-up-test-{}-{:x}.toml", std::process::id(), config.len()));
+        std::fs::write(&file, config).unwrap();
+        let up = Up {
+            data_dir: "data".into(),
+            config: Some(file.clone()),
+            http: Some(http.to_owned()),
+            print_defaults: false,
+        };
+        let outcome = check(&up);
+        std::fs::remove_file(file).unwrap();
+        outcome.map(|_| ()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn localhost_is_an_address() {
+        let address = address("localhost:8080").unwrap();
+        assert!(address.ip().is_loopback() && address.is_ipv4());
+        assert_eq!(address.port(), 8080);
+    }
+
+    #[test]
+    fn all_definitions_that_cannot_be_planned_are_named_at_once() {
+        let config =
+            "[[metric]]\nname = \"a\"\nwhere = \"value >\"\n[[metric]]\nname = \"b\"\nvalue = \"upper(\"\n";
+        let message = refused(config, "nowhere");
+        for word in ["3 settings", "line 3", "line 6", "\"nowhere\"", "localhost:8080"] {
+            assert!(message.contains(word), "{word}: {message}");
+        }
+    }
+
+    #[test]
+    fn views_of_two_metrics_cannot_have_one_name() {
+        let config = "[[metric]]\nname = \"a\"\nrollups = [\"1h\"]\n[[metric]]\nname = \"b\"\n[[metric]]\nname = \"a_1h\"\n";
+        let message = refused(config, "127.0.0.1:0");
+        assert!(message.contains("line 7") && message.contains("\"a\""), "{message}");
+    }
+}

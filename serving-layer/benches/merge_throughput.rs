@@ -1,0 +1,222 @@
+//! How fast the merge is and how much it holds: `cargo bench -p wye-serving --bench merge_throughput`.
+//!
+//! 3.84 million single-reading windows of 120 series, once all in epochs (no batch run yet), once all in a batch view of
+//! four files. Prints seconds and megabytes.
+
+#![expect(clippy::print_stdout, reason = "a report for people")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use arrow::array::{ArrayRef, Float64Array, RecordBatch, TimestampMicrosecondArray};
+use arrow::datatypes::{DataType, Field, Schema};
+use wye_domain::reading::{TextBuilder, text_type, time_type};
+use wye_domain::realtime_row::Header;
+use wye_domain::registry::Registry;
+use wye_domain::series::SeriesKey;
+use wye_domain::summary::Summary;
+use wye_domain::summary_columns::{SummaryColumnsBuilder, schema_fields};
+use wye_domain::time::SECOND;
+use wye_metrics::plan::{Expectations, MetricPlans};
+use wye_serving::directory::{Directory, SeriesInfo};
+use wye_serving::hub::Hub;
+use wye_serving::realtime::RealtimeRow;
+use wye_serving::snapshot::BatchSnapshot;
+use wye_serving::sql::{Limits, Sources, SqlEngine, UnknownHost};
+use wye_tables::dead_letters::DeadLetters;
+use wye_tables::readings::Readings;
+use wye_tables::store::TableRoot;
+use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
+
+const SERIES: usize = 120;
+const WINDOWS: i64 = 32_000;
+const EPOCH_ROWS: i64 = 500_000;
+const HOUR: i64 = 3_600 * SECOND;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let root = TableRoot::directory(folder.path())?;
+    let plans = Arc::new(MetricPlans::new(Vec::new(), Arc::new(Registry::default()))?);
+    let expectations = Expectations::new(&plans)?;
+    let directory = Arc::new(Directory::new(plans, expectations));
+    let hub = Arc::new(Hub::new(Arc::clone(&directory), 1));
+    let views = BatchViews::open(&root)?;
+    let sources = Sources {
+        readings: Readings::open(&root).await?,
+        dead_letters: DeadLetters::open(&root).await?,
+        views: views.clone(),
+    };
+    let limits = Limits { threads: 2, ..Limits::default() };
+    let engine = SqlEngine::new(Arc::clone(&hub), sources, &root, limits, Arc::new(UnknownHost))?;
+    let texts: Vec<String> = (0..SERIES).map(series).collect();
+    let infos: Vec<Arc<SeriesInfo>> = directory
+        .resolve(texts.iter().map(String::as_str))
+        .into_iter()
+        .flatten()
+        .map(|id| directory.info(id))
+        .collect();
+
+    let before = resident();
+    let started = Instant::now();
+    fill(&hub, &infos, 0..WINDOWS, 0);
+    println!("apply {} windows: {:.2} s", SERIES as i64 * WINDOWS, started.elapsed().as_secs_f64());
+    println!("held: {} MB more", resident() - before);
+    ask(&engine, "all in epochs").await?;
+    latency(&hub, &infos);
+
+    let schema = Arc::new(view_schema());
+    let mut files = Vec::new();
+    for part in infos.chunks(SERIES / 4) {
+        let mut writer = views.writer(&schema)?;
+        for info in part {
+            writer.write(&view_rows(&schema, info)?)?;
+        }
+        files.extend(writer.finish().await?);
+    }
+    let run = RunRecord { definitions: directory.plans().fingerprint().to_string(), ..RunRecord::default() };
+    let horizon = BTreeMap::from([(0, SERIES as i64 * WINDOWS)]);
+    views.commit(ViewCommit { schema, files, horizon, run, expected_version: None }).await?;
+    let view = views.latest().await?.expect("it was just committed");
+    println!("batch view: {} MB", view.bytes() >> 20);
+    let started = Instant::now();
+    let context = engine.runtime().task_context();
+    let snapshot = BatchSnapshot::load(view, &directory, &context).await?;
+    println!("load: {:.2} s", started.elapsed().as_secs_f64());
+    hub.switch(Arc::new(snapshot));
+    println!("held: {} MB more", resident() - before);
+    ask(&engine, "all in the view").await?;
+    fill(&hub, &infos, WINDOWS - 1..WINDOWS + 10, SERIES as i64 * WINDOWS);
+    ask(&engine, "eleven windows of each series in epochs").await?;
+    latency(&hub, &infos);
+    Ok(())
+}
+
+fn series(n: usize) -> String {
+    let group: Box<[_]> = Box::new([Some(format!("station-{}", n / 12).into())]);
+    SeriesKey { definition: "*".into(), metric: format!("metric-{}", n % 12).into(), group }.encode()
+}
+
+fn reading(window: i64) -> Summary {
+    let mut summary = Summary::EMPTY;
+    summary.add(window as f64 / 8.0, window * HOUR);
+    summary
+}
+
+/// Writes windows hour by hour, as a load in order of time does.
+fn fill(hub: &Hub, infos: &[Arc<SeriesInfo>], windows: std::ops::Range<i64>, first: i64) {
+    let definitions = hub.directory().plans().fingerprint();
+    let (mut offset, mut epoch) = (first, None);
+    for window in windows {
+        if epoch.is_none_or(|start| offset - start >= EPOCH_ROWS) {
+            epoch = Some(offset);
+            hub.apply(0, &Header::Begin { generation: 1, epoch: offset, definitions, reset: false }, &[]);
+        }
+        let rows: Vec<RealtimeRow> = infos
+            .iter()
+            .map(|info| RealtimeRow {
+                series: info.id,
+                window_start: window * HOUR,
+                summary: reading(window),
+            })
+            .collect();
+        let epoch = epoch.unwrap_or_default();
+        let header = Header::Rows { generation: 1, epoch, through: 0, complete: true, newest_event_time: 0 };
+        hub.apply(0, &header, &rows);
+        offset += rows.len() as i64;
+    }
+}
+
+async fn ask(engine: &SqlEngine, what: &str) -> Result<()> {
+    println!("{what}:");
+    for sql in [
+        "SELECT count(*), sum(\"count\") FROM unified_series",
+        "SELECT device_id, avg(avg) FROM unified_series WHERE metric = 'metric-3' GROUP BY 1",
+        "SELECT count(*), sum(\"count\") FROM \"metric-3_1d\"",
+        "SELECT count(*) FROM unified_metrics",
+        "SELECT * FROM unified_series",
+    ] {
+        let started = Instant::now();
+        let mut rows = engine.query(sql).await?;
+        let (mut count, mut bytes) = (0, 0);
+        let mut first = None;
+        let mut writer = arrow::ipc::writer::StreamWriter::try_new(Vec::new(), &rows.schema)?;
+        while let Some(batch) = rows.next().await {
+            let batch = batch?;
+            count += batch.num_rows();
+            writer.write(&batch)?;
+            bytes += writer.get_ref().len();
+            writer.get_mut().clear();
+            first.get_or_insert(batch);
+        }
+        let seconds = started.elapsed().as_secs_f64();
+        println!("  {seconds:6.2} s {count:8} rows {:5} MB  {sql}", bytes >> 20);
+        if let Some(first) = first.filter(|first| first.num_rows() == 1) {
+            println!("{}", arrow::util::pretty::pretty_format_batches(&[first])?);
+        }
+    }
+    println!("  resident: {} MB", resident());
+    Ok(())
+}
+
+fn latency(hub: &Hub, infos: &[Arc<SeriesInfo>]) {
+    let mut times: Vec<Duration> = (0..100_000)
+        .map(|n| {
+            let started = Instant::now();
+            let taken = hub.current(&infos[n % SERIES..=n % SERIES], 0);
+            assert_eq!(taken.answers.len(), 1);
+            started.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!(
+        "current of one series: p50 {:?}, p99 {:?}",
+        times[times.len() / 2],
+        times[times.len() * 99 / 100]
+    );
+}
+
+/// Megabytes of memory that the process holds; 0 where the system does not say.
+fn resident() -> i64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse::<i64>().unwrap_or_default() / 1_024
+}
+
+fn view_schema() -> Schema {
+    let text = |name: &str| Field::new(name, text_type(), true);
+    let number = |name: &str| Field::new(name, DataType::Float64, true);
+    let mut fields: Vec<Field> =
+        ["metric_key", "definition", "metric", "device_id", "series"].map(text).to_vec();
+    fields.extend(["window_start", "window_end"].map(|name| Field::new(name, time_type(), false)));
+    fields.extend(schema_fields());
+    fields.extend([number("expected"), text("expected_source")]);
+    fields.extend(["completeness", "validity", "precision", "confidence_score"].map(number));
+    fields.push(text("state"));
+    Schema::new(fields)
+}
+
+fn view_rows(schema: &Arc<Schema>, info: &SeriesInfo) -> Result<RecordBatch> {
+    let rows = usize::try_from(WINDOWS)?;
+    let word = |word: &str| -> ArrayRef {
+        let mut builder = TextBuilder::default();
+        (0..rows).for_each(|_| builder.append(Some(word)));
+        builder.finish()
+    };
+    let times = |after: i64| -> ArrayRef {
+        let starts = (0..WINDOWS).map(|window| window * HOUR + after);
+        Arc::new(TimestampMicrosecondArray::from_iter_values(starts).with_timezone("UTC"))
+    };
+    let number = |value: Option<f64>| -> ArrayRef { Arc::new(Float64Array::from(vec![value; rows])) };
+    let device = info.key.group[0].as_deref().unwrap_or_default();
+    let mut columns = vec![word(&info.metric_key), word("*"), word(&info.key.metric), word(device)];
+    columns.extend([word(&info.key.encode()), times(0), times(info.window.micros())]);
+    let mut summaries = SummaryColumnsBuilder::default();
+    (0..WINDOWS).for_each(|window| summaries.append(&reading(window)));
+    columns.extend(summaries.finish());
+    columns.extend([number(None), word("unknown"), number(Some(1.0)), number(Some(1.0)), number(Some(1.0))]);
+    columns.extend([number(Some(0.9)), word("SETTLED")]);
+    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+}

@@ -1,0 +1,195 @@
+//! How far a number can be trusted: completeness, validity and precision, and the score that they make.
+//!
+//! `confidence = completeness · validity · precision`, at most 0.9 where nothing says how many readings to expect.
+
+use serde::{Deserialize, Serialize};
+
+use crate::expectation::Expectation;
+use wye_domain::summary::Summary;
+
+/// The largest score where the number of expected readings is unknown.
+pub const UNKNOWN_EXPECTATION_CAP: f64 = 0.9;
+/// From this settledness on a batch number is settled.
+pub const SETTLED: f64 = 0.999;
+
+/// Where the expectation comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExpectedSource {
+    /// The registry's reporting intervals.
+    Registry,
+    /// Nothing says how many readings to expect.
+    Unknown,
+}
+
+impl ExpectedSource {
+    /// The name in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Registry => "registry",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// How far along a number is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Has readings that no batch run has seen.
+    Live,
+    /// Recomputed by the batch layer; readings are still to be expected.
+    Preliminary,
+    /// Recomputed by the batch layer; hardly any reading is still to be expected.
+    Settled,
+}
+
+impl State {
+    /// The name in answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Live => "LIVE",
+            Self::Preliminary => "PRELIMINARY",
+            Self::Settled => "SETTLED",
+        }
+    }
+}
+
+/// A score with its factors.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Confidence {
+    /// Expected readings; `None` where unknown.
+    pub expected: Option<f64>,
+    /// `min(1, received / expected)` with no more of a device than it can send (see [`Expectation::received`]), or the settledness where the expectation is unknown.
+    pub completeness: f64,
+    /// Valid share of what was received.
+    pub validity: f64,
+    /// 1 − relative half-width of the confidence interval; 1 without sampling.
+    pub precision: f64,
+    /// The product, capped where the expectation is unknown.
+    pub score: f64,
+}
+
+/// Scores a summary that holds `elapsed` µs of its window, against what was expected of it, at a `settledness` in
+/// `[0, 1]`.
+pub fn score(
+    summary: &Summary,
+    expectation: Option<&Expectation>,
+    elapsed: i64,
+    settledness: f64,
+) -> Confidence {
+    let validity = if summary.count == 0 { 0.0 } else { summary.valid() as f64 / summary.count as f64 };
+    let expected = expectation.map(|expectation| expectation.readings(elapsed));
+    let (completeness, cap) = match (expectation, expected) {
+        (Some(expectation), Some(expected)) if expected > 0.0 => {
+            ((expectation.received(summary, elapsed) as f64 / expected).min(1.0), 1.0)
+        }
+        _ => (settledness.clamp(0.0, 1.0), UNKNOWN_EXPECTATION_CAP),
+    };
+    let precision = 1.0;
+    Confidence {
+        expected,
+        completeness,
+        validity,
+        precision,
+        score: (completeness * validity * precision).min(cap),
+    }
+}
+
+/// The distribution of lateness, ingest time minus event time, in powers of two of a millisecond.
+///
+/// Readings later than [`LatenessHistogram::BACKLOG`] are replayed backlogs and are left out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LatenessHistogram {
+    /// `buckets[i]` counts readings with lateness below `2^i` ms and not below `2^(i-1)` ms.
+    buckets: Vec<u64>,
+}
+
+impl Default for LatenessHistogram {
+    fn default() -> Self {
+        Self { buckets: vec![0; 40] }
+    }
+}
+
+impl LatenessHistogram {
+    /// Lateness (µs) from which a reading counts as part of a replayed backlog: one day.
+    pub const BACKLOG: i64 = 86_400 * wye_domain::time::SECOND;
+
+    /// Takes in the lateness (µs) of one reading.
+    #[inline]
+    pub fn add(&mut self, lateness: i64) {
+        if lateness < Self::BACKLOG {
+            let millis = (lateness.max(0) / 1_000) as u64;
+            self.buckets[(64 - millis.leading_zeros()) as usize] += 1;
+        }
+    }
+
+    /// Takes in another distribution.
+    pub fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
+            *mine += theirs;
+        }
+    }
+
+    /// The age (µs) from which a window is settled: readings later than that are rarer than one in a thousand.
+    pub fn settling_age(&self) -> i64 {
+        (0..self.buckets.len())
+            .map(|bucket| 1_000 << bucket.saturating_sub(1))
+            .find(|age| self.settledness(*age) >= SETTLED)
+            .unwrap_or(Self::BACKLOG)
+            .min(Self::BACKLOG)
+    }
+
+    /// The share of readings that have landed when a window closed `age` µs ago. With nothing known: 1 for what is
+    /// older than a backlog, else 0.
+    pub fn settledness(&self, age: i64) -> f64 {
+        let total: u64 = self.buckets.iter().sum();
+        if age >= Self::BACKLOG {
+            return 1.0;
+        }
+        if total == 0 || age < 0 {
+            return 0.0;
+        }
+        let millis = (age / 1_000) as u64;
+        let whole = (64 - millis.leading_zeros()) as usize;
+        let landed: u64 = self.buckets.iter().take(whole).sum();
+        landed as f64 / total as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::expectation::ExpectedDevice;
+    use wye_domain::registry::DeviceNumber;
+    use wye_domain::time::SECOND;
+
+    fn received(count: u64, invalid: u64) -> Summary {
+        Summary { count, invalid, ..Summary::EMPTY }
+    }
+
+    #[test]
+    fn scores_multiply_and_are_capped() {
+        let device = ExpectedDevice { device: DeviceNumber(0), interval: SECOND, metrics: 1 };
+        let expectation = Expectation::new(vec![device]);
+        let of_a_minute = |summary| score(&summary, expectation.as_ref(), 60 * SECOND, 0.0);
+        assert_eq!(of_a_minute(received(60, 0)).score, 1.0);
+        assert_eq!(of_a_minute(received(30, 15)).score, 0.25);
+        assert_eq!(of_a_minute(received(90, 0)).completeness, 1.0);
+        assert_eq!(of_a_minute(received(0, 0)).score, 0.0);
+        assert_eq!(score(&received(1, 0), None, 60 * SECOND, 1.0).score, UNKNOWN_EXPECTATION_CAP);
+    }
+
+    #[test]
+    fn settledness_grows_with_age() {
+        let mut histogram = LatenessHistogram::default();
+        for _ in 0..99 {
+            histogram.add(3_000);
+        }
+        histogram.add(5_000_000);
+        histogram.add(LatenessHistogram::BACKLOG * 400);
+        assert_eq!(histogram.settledness(-1), 0.0);
+        assert_eq!(histogram.settledness(1_000_000), 0.99);
+        assert_eq!(histogram.settledness(10_000_000), 1.0);
+        assert_eq!(LatenessHistogram::default().settledness(LatenessHistogram::BACKLOG), 1.0);
+    }
+}

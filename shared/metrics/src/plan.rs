@@ -1,0 +1,271 @@
+//! Metric definitions planned once with DataFusion and evaluated on batches of readings by both layers.
+//!
+//! An expression sees the columns of a reading and `ingest_time`; any other name in it is an *attribute*: the tag of
+//! that name, else the registry's attribute of the reading's device. Expressions must be immutable (no `now()`, no
+//! `random()`), so that both layers get the same answer at any time.
+//!
+//! This module does not know where batches come from or go to.
+
+mod attributes;
+mod evaluate;
+mod expectations;
+mod grouping;
+mod isolate;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use crate::definition::{Definition, fingerprint};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::common::DFSchema;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::logical_expr::{Expr, Volatility};
+use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_plan::PhysicalExpr;
+use datafusion::prelude::SessionContext;
+use datafusion::sql::sqlparser::ast::{Expr as SqlExpr, Ident, visit_expressions};
+use datafusion::sql::sqlparser::dialect::GenericDialect;
+use datafusion::sql::sqlparser::parser::Parser;
+use wye_domain::reading;
+use wye_domain::registry::{Device, Registry};
+use wye_domain::sketches::Needs;
+use wye_domain::wire::Acceptance;
+
+pub use expectations::Expectations;
+
+/// A definition that cannot be planned.
+#[derive(Debug, thiserror::Error)]
+#[error("metric {metric:?}, key {key:?}: {problem}")]
+pub struct PlanError {
+    /// The definition's name.
+    pub metric: String,
+    /// The key at fault: `where`, `value` or `by`.
+    pub key: &'static str,
+    /// What is wrong and what to write instead.
+    pub problem: String,
+}
+
+/// One planned definition.
+#[derive(Debug)]
+pub struct MetricPlan {
+    definition: Definition,
+    filter: Option<Arc<dyn PhysicalExpr>>,
+    value: Arc<dyn PhysicalExpr>,
+    dimensions: Vec<Arc<dyn PhysicalExpr>>,
+    needs: Needs,
+}
+
+impl MetricPlan {
+    /// What its summaries carry beside numbers.
+    pub fn needs(&self) -> Needs {
+        self.needs
+    }
+
+    /// Whether completeness must be counted device by device: a group may span devices, and the registry says how many
+    /// readings to expect of each.
+    fn counts_devices(&self, registry: &Registry) -> bool {
+        let is_device = |dimension: &Arc<dyn PhysicalExpr>| {
+            dimension.downcast_ref::<Column>().is_some_and(|column| column.name() == "device_id")
+        };
+        let expects = |(_, device): &(&str, &Device)| device.interval.is_some() && !device.metrics.is_empty();
+        !self.dimensions.iter().any(is_device)
+            && self.attributes_of_series().is_some()
+            && registry.devices().iter().any(expects)
+    }
+
+    /// What was planned.
+    pub fn definition(&self) -> &Definition {
+        &self.definition
+    }
+}
+
+/// All planned definitions.
+#[derive(Debug)]
+pub struct MetricPlans {
+    plans: Vec<MetricPlan>,
+    attributes: Vec<String>,
+    schema: SchemaRef,
+    registry: Arc<Registry>,
+    fingerprint: u64,
+}
+
+impl MetricPlans {
+    /// Plans the definitions; none means the default family.
+    ///
+    /// # Errors
+    /// [`PlanError`] naming the definition, the key and what to write instead.
+    pub fn new(definitions: Vec<Definition>, registry: Arc<Registry>) -> Result<Self, PlanError> {
+        let definitions = if definitions.is_empty() { vec![Definition::family()] } else { definitions };
+        let attributes = attribute_names(&definitions)?;
+        let schema = evaluation_schema(&attributes);
+        let fingerprint = fingerprint(&definitions) ^ registry.fingerprint().rotate_left(1);
+        let context = SessionContext::new();
+        let mut plans = Vec::with_capacity(definitions.len());
+        for definition in definitions {
+            if plans.iter().any(|plan: &MetricPlan| plan.definition.name == definition.name) {
+                return Err(PlanError {
+                    metric: definition.name,
+                    key: "name",
+                    problem: "two definitions have this name; give each its own".to_owned(),
+                });
+            }
+            let planner = Planner { context: &context, schema: &schema, metric: &definition.name };
+            let filter = match &definition.filter {
+                None => None,
+                Some(sql) => Some(planner.plan("where", sql, |t| t == &DataType::Boolean, "a condition")?),
+            };
+            let value = planner.plan(
+                "value",
+                &definition.value,
+                |t| t.is_numeric() || t == &DataType::Boolean,
+                "a number",
+            )?;
+            let dimensions = definition
+                .dimensions
+                .iter()
+                .map(|dimension| {
+                    planner.plan("by", &dimension.expression, |t| !t.is_nested(), "a plain value")
+                })
+                .collect::<Result<_, _>>()?;
+            let needs = definition.needs();
+            let mut plan = MetricPlan { definition, filter, value, dimensions, needs };
+            plan.needs.devices = plan.counts_devices(&registry);
+            plans.push(plan);
+        }
+        Ok(Self { plans, attributes, schema, registry, fingerprint })
+    }
+
+    /// The same for readings that are accepted by these rules, on which the fingerprint depends too. To be called once.
+    #[must_use]
+    pub fn accepting(mut self, acceptance: &Acceptance) -> Self {
+        self.fingerprint ^= acceptance.fingerprint().rotate_left(2);
+        self
+    }
+
+    /// The planned definitions in the order in which they were given.
+    pub fn plans(&self) -> &[MetricPlan] {
+        &self.plans
+    }
+
+    /// The planned definition of a name.
+    pub fn find(&self, definition: &str) -> Option<&MetricPlan> {
+        self.plans.iter().find(|plan| plan.definition.name == definition)
+    }
+
+    /// The registry that attributes, limits and expectations come from.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The fingerprint of what is computed: of the definitions ([`crate::definition::fingerprint`]) and of the
+    /// registry, whose attributes, limits and intervals they use.
+    pub fn fingerprint(&self) -> u64 {
+        self.fingerprint
+    }
+
+    /// The names of all dimensions of all definitions, each once, in the order in which they come first.
+    pub fn dimension_names(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for name in self.plans.iter().flat_map(|plan| plan.definition.dimension_names()) {
+            if !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
+        }
+        names
+    }
+}
+
+/// The columns that expressions see: those of a reading, the ingest time, and the attributes that are named.
+fn evaluation_schema(attributes: &[String]) -> SchemaRef {
+    let mut fields: Vec<Field> =
+        reading::schema().fields().iter().map(|field| field.as_ref().clone()).collect();
+    fields.push(Field::new("ingest_time", reading::time_type(), false));
+    fields.extend(attributes.iter().map(|name| Field::new(name, reading::text_type(), true)));
+    Arc::new(Schema::new(fields))
+}
+
+/// The names in the expressions that are not columns of a reading.
+fn attribute_names(definitions: &[Definition]) -> Result<Vec<String>, PlanError> {
+    let known = evaluation_schema(&[]);
+    let mut names = BTreeSet::new();
+    for definition in definitions {
+        let by = definition.dimensions.iter().map(|dimension| ("by", dimension.expression.as_str()));
+        let filter = definition.filter.iter().map(|sql| ("where", sql.as_str()));
+        for (key, sql) in by.chain(filter).chain([("value", definition.value.as_str())]) {
+            let expression = Parser::new(&GenericDialect)
+                .try_with_sql(sql)
+                .and_then(|mut parser| parser.parse_expr())
+                .map_err(|error| PlanError {
+                    metric: definition.name.clone(),
+                    key,
+                    problem: format!("{sql:?} is not an SQL expression: {error}"),
+                })?;
+            let _: ControlFlow<()> = visit_expressions(&expression, |part| {
+                if let SqlExpr::Identifier(Ident { value, quote_style, .. }) = part {
+                    let name = if quote_style.is_some() { value.clone() } else { value.to_lowercase() };
+                    if known.field_with_name(&name).is_err() {
+                        names.insert(name);
+                    }
+                }
+                ControlFlow::Continue(())
+            });
+        }
+    }
+    Ok(names.into_iter().collect())
+}
+
+struct Planner<'a> {
+    context: &'a SessionContext,
+    schema: &'a SchemaRef,
+    metric: &'a str,
+}
+
+impl Planner<'_> {
+    fn plan(
+        &self,
+        key: &'static str,
+        sql: &str,
+        right_type: impl Fn(&DataType) -> bool,
+        expected: &str,
+    ) -> Result<Arc<dyn PhysicalExpr>, PlanError> {
+        let fail = |problem: String| PlanError { metric: self.metric.to_owned(), key, problem };
+        let schema =
+            DFSchema::try_from(self.schema.as_ref().clone()).map_err(|error| fail(error.to_string()))?;
+        let expression =
+            self.context.parse_sql_expr(sql, &schema).map_err(|error| fail(error.strip_backtrace()))?;
+        if let Some(name) = changeable_function(&expression) {
+            return Err(fail(format!(
+                "{sql:?} uses {name}(), whose answer changes; use only the reading's own columns, tags and attributes"
+            )));
+        }
+        let planned = self
+            .context
+            .create_physical_expr(expression, &schema)
+            .map_err(|error| fail(error.strip_backtrace()))?;
+        let found = planned.data_type(self.schema).map_err(|error| fail(error.strip_backtrace()))?;
+        if !right_type(&found) {
+            return Err(fail(format!("{sql:?} gives {found}; write an expression that gives {expected}")));
+        }
+        Ok(planned)
+    }
+}
+
+/// The name of a function in an expression that does not always give the same answer.
+fn changeable_function(expression: &Expr) -> Option<String> {
+    let mut found = None;
+    expression
+        .apply(|part| {
+            if let Expr::ScalarFunction(call) = part
+                && call.func.signature().volatility != Volatility::Immutable
+            {
+                found = Some(call.func.name().to_owned());
+                return Ok(TreeNodeRecursion::Stop);
+            }
+            Ok(TreeNodeRecursion::Continue)
+        })
+        .expect("the visitor never fails");
+    found
+}

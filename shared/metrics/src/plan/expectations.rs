@@ -1,0 +1,147 @@
+//! How many readings a series should get: the registry's devices and intervals, run through the definitions.
+//!
+//! Each (device, reading name) pair that the registry lists becomes a plain reading without tags; the definition's
+//! `where` and `by` say which series it belongs to. That is known where both look only at the device, the reading name
+//! and attributes that the registry gives for this device. A definition that looks at anything else of a reading (its
+//! value, unit or event time, say) expects nothing, since nobody knows how many readings it wants; so does a device
+//! whose series depends on a tag. A family by device alone needs no list of names: each of the device's series is
+//! expected at the device's interval.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::definition::FAMILY;
+use crate::expectation::{Expectation, ExpectedDevice};
+use arrow::array::RecordBatch;
+use datafusion::error::DataFusionError;
+use datafusion::physical_expr::utils::collect_columns;
+use hashbrown::HashMap;
+use wye_domain::reading::{self, Reading, ReadingBatchBuilder};
+use wye_domain::registry::{DeviceNumber, Registry};
+use wye_domain::series::{SeriesKey, SeriesTable};
+
+use super::{MetricPlan, MetricPlans};
+
+/// What series should get.
+#[derive(Debug, Default)]
+pub struct Expectations {
+    by_series: HashMap<SeriesKey, Arc<Expectation>>,
+    by_device: HashMap<String, Arc<Expectation>>,
+}
+
+/// A reading name that a device is expected to report.
+struct Pair<'a> {
+    device_id: &'a str,
+    number: DeviceNumber,
+    interval: i64,
+}
+
+impl Expectations {
+    /// Works them out once for a set of plans.
+    ///
+    /// # Errors
+    /// When an expression cannot be evaluated at all.
+    pub fn new(plans: &MetricPlans) -> Result<Self, DataFusionError> {
+        let registry = plans.registry();
+        let by_device = if plans.find(FAMILY).is_some_and(is_by_device_alone) {
+            expected_devices(registry)
+        } else {
+            HashMap::new()
+        };
+        let mut pairs = Vec::new();
+        let mut builder = ReadingBatchBuilder::default();
+        for (device_id, device) in registry.devices() {
+            let Some(interval) = device.interval else { continue };
+            for metric in &device.metrics {
+                builder.append(&Reading {
+                    device_id,
+                    metric,
+                    value: 1.0,
+                    event_time: 0,
+                    sequence: None,
+                    unit: registry.limits(metric).and_then(|limits| limits.unit.as_deref()),
+                    tags: None,
+                });
+                pairs.push(Pair { device_id, number: device.number, interval });
+            }
+        }
+        if pairs.is_empty() {
+            return Ok(Self { by_series: HashMap::new(), by_device });
+        }
+        let batch = with_ingest_time(&builder.finish());
+        let mut series = SeriesTable::default();
+        let mut found: HashMap<SeriesKey, BTreeMap<DeviceNumber, ExpectedDevice>> = HashMap::new();
+        for (plan, contributions) in plans.plans().iter().zip(plans.contributions(&batch, &mut series)?) {
+            let Some(attributes) = plan.attributes_of_series() else { continue };
+            contributions.for_each(|contribution| {
+                let Pair { device_id, number, interval } = pairs[contribution.row];
+                if attributes.iter().any(|name| registry.attribute(device_id, name).is_none()) {
+                    return;
+                }
+                let key = series.key(contribution.series).as_ref().clone();
+                let expected = ExpectedDevice { device: number, interval, metrics: 0 };
+                found.entry(key).or_default().entry(number).or_insert(expected).metrics += 1;
+            });
+        }
+        let by_series = found.into_iter().filter_map(|(key, devices)| {
+            Some((key, Arc::new(Expectation::new(devices.into_values().collect())?)))
+        });
+        Ok(Self { by_series: by_series.collect(), by_device })
+    }
+
+    /// What a series should get; `None` where nothing says.
+    pub fn of(&self, key: &SeriesKey) -> Option<&Arc<Expectation>> {
+        if let Some(expectation) = self.by_series.get(key) {
+            return Some(expectation);
+        }
+        match &*key.group {
+            [Some(device_id)] if &*key.definition == FAMILY => self.by_device.get(&**device_id),
+            _ => None,
+        }
+    }
+}
+
+impl MetricPlan {
+    /// The attributes that say which series a reading is in; `None` where other facts of a reading do, beside its
+    /// device and name.
+    pub(super) fn attributes_of_series(&self) -> Option<Vec<String>> {
+        let mut attributes = Vec::new();
+        for expression in self.filter.iter().chain(&self.dimensions) {
+            for column in collect_columns(expression) {
+                match column.name() {
+                    "device_id" | "metric" => {}
+                    name if is_attribute(name) => attributes.push(name.to_owned()),
+                    _ => return None,
+                }
+            }
+        }
+        Some(attributes)
+    }
+}
+
+fn is_attribute(column: &str) -> bool {
+    column != "ingest_time" && reading::schema().field_with_name(column).is_err()
+}
+
+fn is_by_device_alone(plan: &MetricPlan) -> bool {
+    let definition = plan.definition();
+    definition.filter.is_none()
+        && matches!(definition.dimensions.as_slice(), [only] if only.expression == "device_id")
+}
+
+fn expected_devices(registry: &Registry) -> HashMap<String, Arc<Expectation>> {
+    let expected = |(device_id, device): (&str, &wye_domain::registry::Device)| {
+        let device = ExpectedDevice { device: device.number, interval: device.interval?, metrics: 1 };
+        Some((device_id.to_owned(), Arc::new(Expectation::new(vec![device])?)))
+    };
+    registry.devices().into_iter().filter_map(expected).collect()
+}
+
+fn with_ingest_time(batch: &RecordBatch) -> RecordBatch {
+    let mut fields: Vec<_> = batch.schema().fields().iter().cloned().collect();
+    fields.push(Arc::new(arrow::datatypes::Field::new("ingest_time", reading::time_type(), false)));
+    let mut columns = batch.columns().to_vec();
+    columns.push(batch.column(3).clone());
+    RecordBatch::try_new(Arc::new(arrow::datatypes::Schema::new(fields)), columns)
+        .expect("one column of the same length was added")
+}

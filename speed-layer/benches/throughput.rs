@@ -1,0 +1,177 @@
+//! How many readings a second the speed layer takes from a full topic, with everything that it does: duplicates,
+//! windows, flushes, epochs. Run on demand:
+//!
+//! ```text
+//! cargo bench -p wye-speed --bench throughput -- [json|arrow] [readings] [runs | bootstrap servers]
+//! ```
+//!
+//! Input: 200 machines × 20 sensors, one reading of each a second, one Kafka partition. Without bootstrap servers the
+//! embedded broker serves, in this process, an empty one for each run; the last line is the median of the runs.
+
+#![expect(clippy::print_stdout, reason = "a benchmark reports on its terminal")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio_util::sync::CancellationToken;
+use wye_broker::{Broker, BrokerConfig};
+use wye_domain::reading::{Reading, ReadingBatchBuilder};
+use wye_domain::registry::Registry;
+use wye_domain::wire::{self, Acceptance};
+use wye_log::LogError;
+use wye_log::client::{Log, LogConfig};
+use wye_log::producer::{Outgoing, Producer};
+use wye_log::topics::READINGS;
+use wye_metrics::plan::MetricPlans;
+use wye_runtime::telemetry::KafkaPartitionLabel;
+use wye_speed::execute::Shared;
+use wye_speed::layer::{Rhythm, SpeedLayer};
+use wye_speed::owner::Rules;
+use wye_speed::telemetry::SpeedTelemetry;
+
+const MACHINES: usize = 200;
+const SENSORS: usize = 20;
+const ROWS_PER_MESSAGE: usize = 4_000;
+const START: i64 = 1_700_000_000_000_000;
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let form = arguments.first().map_or("arrow", String::as_str);
+    let readings: usize =
+        arguments.get(1).map_or(Ok(10_000_000), |text| text.parse()).context("readings is a number")?;
+    let third = arguments.get(2).map_or("1", String::as_str);
+    let Ok(runs) = third.parse::<usize>() else {
+        measure(form, readings, third).await?;
+        return Ok(());
+    };
+    let mut rates = Vec::new();
+    for _ in 0..runs.max(1) {
+        let directory = tempfile::tempdir()?;
+        let broker = Broker::start(BrokerConfig::new(directory.path())).await?;
+        rates.push(measure(form, readings, broker.bootstrap_servers()).await?);
+        broker.stop().await;
+    }
+    rates.sort_by(f64::total_cmp);
+    println!(
+        "median of {} runs, with the broker in this process: {:.0} readings/s",
+        rates.len(),
+        rates[rates.len() / 2]
+    );
+    Ok(())
+}
+
+/// Fills the topic of readings, and returns how many a second the speed layer takes from it.
+async fn measure(form: &str, readings: usize, bootstrap: &str) -> Result<f64> {
+    let log = Log::new(LogConfig::new(bootstrap, 1))?;
+    log.wait_ready(&CancellationToken::new()).await?;
+    log.ensure_topics().await?;
+    let begin = log.offsets(READINGS, 0).await?.high;
+    let started = Instant::now();
+    let bytes = fill(&log, form, readings).await?;
+    println!(
+        "filled: {readings} readings as {form}, {:.1} bytes each, in {:.1?}",
+        bytes as f64 / readings as f64,
+        started.elapsed()
+    );
+
+    let telemetry = SpeedTelemetry::default();
+    let shared = Shared {
+        log: log.clone(),
+        linger: Duration::from_millis(5),
+        handle: tokio::runtime::Handle::current(),
+        rules: Rules {
+            plans: Arc::new(MetricPlans::new(vec![], Arc::new(Registry::default()))?),
+            acceptance: Acceptance::default(),
+            duplicate_window: 86_400_000_000,
+            duplicate_entries: 20_000_000,
+        },
+        telemetry: telemetry.clone(),
+    };
+    let rhythm = Rhythm {
+        flush_interval: Duration::from_millis(100),
+        epoch_interval: Duration::from_secs(10),
+        answer_patience: Duration::from_secs(5),
+    };
+    let cancel = CancellationToken::new();
+    let cpu_before = cpu_seconds();
+    let started = Instant::now();
+    let layer = SpeedLayer::start(&shared, rhythm, &[0], 1, &cancel)?;
+    let taken = || telemetry.readings.get_or_create(&KafkaPartitionLabel { kafka_partition: 0 }).get();
+    while taken() < readings as u64 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let elapsed = started.elapsed().as_secs_f64();
+    let cpu = cpu_seconds() - cpu_before;
+    cancel.cancel();
+    tokio::task::spawn_blocking(move || layer.join()).await?;
+    let rate = readings as f64 / elapsed;
+    println!(
+        "speed layer: {readings} readings in {elapsed:.2} s: {rate:.0} readings/s, {:.2} CPU-seconds a million in this process (log started at offset {begin})",
+        cpu / (readings as f64 / 1e6),
+    );
+    Ok(rate)
+}
+
+async fn fill(log: &Log, form: &str, readings: usize) -> Result<usize> {
+    let producer = Producer::new(log, Duration::from_millis(20))?;
+    let machines: Vec<String> = (0..MACHINES).map(|i| format!("machine-{i:03}")).collect();
+    let sensors: Vec<String> = (0..SENSORS).map(|i| format!("sensor-{i:02}")).collect();
+    let mut bytes = 0;
+    let mut deliveries = Vec::new();
+    let mut builder = ReadingBatchBuilder::default();
+    for i in 0..readings {
+        let series = i % (MACHINES * SENSORS);
+        let second = i / (MACHINES * SENSORS);
+        let reading = Reading {
+            device_id: &machines[series / SENSORS],
+            metric: &sensors[series % SENSORS],
+            value: (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) as f64 / 1e16,
+            event_time: START + second as i64 * 1_000_000,
+            sequence: Some(second as i64),
+            unit: None,
+            tags: None,
+        };
+        let payload = if form == "json" {
+            wire::encode_json(&[reading])
+        } else {
+            builder.append(&reading);
+            if builder.len() < ROWS_PER_MESSAGE && i + 1 < readings {
+                continue;
+            }
+            wire::encode(&[builder.finish()])
+        };
+        bytes += payload.len();
+        let message =
+            Outgoing { topic: READINGS, kafka_partition: 0, key: None, payload: &payload, headers: &[] };
+        loop {
+            match producer.enqueue(message) {
+                Ok(delivery) => break deliveries.push(delivery),
+                Err(LogError::QueueFull) => {
+                    for delivery in deliveries.drain(..) {
+                        delivery.await?;
+                    }
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        if deliveries.len() >= 200_000 {
+            for delivery in deliveries.drain(..) {
+                delivery.await?;
+            }
+        }
+    }
+    for delivery in deliveries {
+        delivery.await?;
+    }
+    Ok(bytes)
+}
+
+/// User and system time of this process so far, from /proc/self/stat in ticks of 10 ms.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+    (ticks(11) + ticks(12)) / 100.0
+}
