@@ -3,6 +3,7 @@
 //! Everything here is pure: values in, values out. This crate does not know tokio, Kafka, HTTP, storage or a clock;
 //! whoever calls it brings the facts.
 
+pub mod place;
 pub mod time;
 
 mod arrow_stream;
@@ -26,6 +27,7 @@ pub mod registry;
 
 pub mod control;
 pub mod epoch;
+pub mod horizon;
 pub mod position;
 pub mod realtime_row;
 

@@ -1,11 +1,86 @@
 //! Times and windows in microseconds since the Unix epoch, the unit of every stored time in Wye.
 
+use std::ops::{Add, Sub};
+
 use chrono::Datelike;
+use serde::{Deserialize, Serialize};
 
 use crate::DomainError;
 
 /// Microseconds in a second.
 pub const SECOND: i64 = 1_000_000;
+
+/// A point in time: microseconds since 1970-01-01T00:00:00 UTC, negative before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Micros(pub i64);
+
+/// A length of time in microseconds; negative where it goes back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Span(pub i64);
+
+impl Micros {
+    /// 1970-01-01T00:00:00 UTC.
+    pub const EPOCH: Self = Self(0);
+
+    /// The point of a time in milliseconds, as Kafka has them.
+    #[must_use]
+    pub const fn from_millis(millis: i64) -> Self {
+        Self(millis.saturating_mul(1_000))
+    }
+
+    /// Whole seconds since 1970, rounded down.
+    #[must_use]
+    pub const fn seconds(self) -> i64 {
+        self.0.div_euclid(SECOND)
+    }
+}
+
+impl Span {
+    /// Nothing.
+    pub const ZERO: Self = Self(0);
+    /// The longest.
+    pub const MAX: Self = Self(i64::MAX);
+
+    /// So many seconds.
+    #[must_use]
+    pub const fn from_secs(seconds: i64) -> Self {
+        Self(seconds.saturating_mul(SECOND))
+    }
+}
+
+/// The longest where the duration is longer.
+impl From<std::time::Duration> for Span {
+    fn from(duration: std::time::Duration) -> Self {
+        Self(i64::try_from(duration.as_micros()).unwrap_or(i64::MAX))
+    }
+}
+
+/// All sums and differences stop at the ends of what can be expressed, since devices send any time.
+impl Add<Span> for Micros {
+    type Output = Self;
+    #[inline]
+    fn add(self, span: Span) -> Self {
+        Self(self.0.saturating_add(span.0))
+    }
+}
+
+impl Sub<Span> for Micros {
+    type Output = Self;
+    #[inline]
+    fn sub(self, span: Span) -> Self {
+        Self(self.0.saturating_sub(span.0))
+    }
+}
+
+impl Sub for Micros {
+    type Output = Span;
+    #[inline]
+    fn sub(self, earlier: Self) -> Span {
+        Span(self.0.saturating_sub(earlier.0))
+    }
+}
 
 /// The length of a tumbling window in microseconds; always positive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
