@@ -25,7 +25,7 @@ mod tests;
 /// By Kafka partition: what its control records add up to. It has every Kafka partition of the readings.
 pub type ControlViews = BTreeMap<KafkaPartition, ControlView>;
 
-/// What is asked of one run.
+/// What one run decides by, beside its facts.
 #[derive(Clone, Debug)]
 pub struct Rules {
     /// When the run started, before any of its facts was read.
@@ -38,7 +38,7 @@ pub struct Rules {
     pub force: bool,
 }
 
-/// What a run starts from, read in this order.
+/// What a run starts from. It is read in this order.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
     /// The newest batch view.

@@ -369,7 +369,7 @@ impl BatchRunner {
     }
 }
 
-/// What a run must know of a view that it starts from.
+/// The facts about a view that a run starts from.
 fn previous(view: &ViewSnapshot) -> Previous {
     let run = view.run.as_ref();
     Previous {

@@ -91,8 +91,8 @@ fn each_kafka_partition_gets_its_own_horizon() {
     };
     assert_eq!(effects[1..], [Effect::Commit(expected)]);
     let announcements: Vec<Effect> = [(0, 10), (1, 7), (2, 0), (3, 8)]
-        .map(|(place, offset)| {
-            Effect::Announce(KafkaPartition(place), ControlRecord::Horizon { offset, version: 1 })
+        .map(|(kafka_partition, offset)| {
+            Effect::Announce(KafkaPartition(kafka_partition), ControlRecord::Horizon { offset, version: 1 })
         })
         .into();
     assert_eq!(run.step(Input::Committed { version: 1 }), announcements);
@@ -154,12 +154,12 @@ fn time_settles_nothing_while_readings_are_above_the_horizon() {
 
 #[test]
 fn a_horizon_that_was_not_announced_is_announced_first() {
-    let mut told = announced(&[0, 5]);
-    told.apply(9, &ControlRecord::Horizon { offset: 5, version: 3 });
+    let mut announced_there = announced(&[0, 5]);
+    announced_there.apply(9, &ControlRecord::Horizon { offset: 5, version: 3 });
     let facts = Facts {
         // Kafka partition 7 is of a time when there were more.
         previous: Some(previous(horizon([(0, 5), (1, 6), (7, 2)]))),
-        control: control([told, announced(&[0, 6])]),
+        control: control([announced_there, announced(&[0, 6])]),
         ends: horizon([(0, 5), (1, 6)]),
     };
     let (_, effects) = Run::start(rules(), facts);
