@@ -87,3 +87,46 @@ impl BatchLayer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::BatchError;
+    use crate::report::Outcome;
+    use crate::runner::RunOptions;
+    use crate::settings::BatchSettings;
+    use crate::testing::{ARCHIVE, PATIENCE, Site, horizon, soon};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_layer_archives_and_runs_on_request_until_the_shutdown() {
+        let site = Site::start(2).await;
+        for second in 0..3 {
+            site.reading(1, "a", second, 1.0).await;
+        }
+        let batch = BatchSettings {
+            interval: Duration::ZERO,
+            keep_versions: Duration::from_secs(60),
+            patience: PATIENCE * 100,
+        };
+        let settings = Settings { archive: ARCHIVE, batch };
+        let shutdown = CancellationToken::new();
+        let layer = start(settings, site.parts(), shutdown.clone()).await.unwrap();
+        let handle = layer.handle();
+        // An owner answers, so that the run waits for the archiver.
+        let report = soon(async {
+            tokio::select! {
+                () = site.answer_requests(1, |through| through) => unreachable!("it never ends"),
+                report = handle.run_now(RunOptions::default()) => report.unwrap(),
+            }
+        })
+        .await;
+        assert_eq!((report.outcome, report.readings), (Outcome::Committed, 3));
+        assert_eq!(report.horizon, horizon([(0, 0), (1, 3)]));
+        shutdown.cancel();
+        soon(layer.join()).await;
+        let refused = handle.run_now(RunOptions::default()).await;
+        assert!(matches!(refused, Err(BatchError::Stopping)), "{refused:?}");
+    }
+}

@@ -92,8 +92,8 @@ pub enum Patience {
     Over,
 }
 
-/// What is to be done for a run, in this order. If one of them fails, the run has failed; but once it has committed, an
-/// announcement that fails is left to the next run.
+/// What is to be done for a run, in this order. If one of them fails, the run has failed; but once it has committed, what
+/// cannot be announced is left to the next run.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Effect {
     /// Append a request to the control topic. Its acknowledgement is an [`Input::Requested`].

@@ -20,7 +20,7 @@ use wye_tables::views::{BatchViews, RunRecord, ViewCommit, ViewSnapshot};
 
 use crate::clock::Clock;
 use crate::control_log::ControlLog;
-use crate::error::BatchError;
+use crate::error::{BatchError, chain};
 use crate::layer::Parts;
 use crate::maps;
 use crate::recompute::{OnProgress, Recomputation, Recomputed, recompute};
@@ -120,8 +120,14 @@ impl BatchRunner {
         let (mut run, effects) = Run::start(rules, facts);
         let mut effects = VecDeque::from(effects);
         while let Some(effect) = effects.pop_front() {
-            if let Some(input) = execution.carry_out(effect).await? {
-                effects.extend(run.step(input));
+            match execution.carry_out(effect).await {
+                Ok(input) => effects.extend(input.into_iter().flat_map(|input| run.step(input))),
+                Err(error) if execution.report.outcome == Outcome::Committed => {
+                    let error = chain(&error);
+                    warn!(error, "cannot announce the new horizon; the next batch run will");
+                    break;
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(execution.report)
@@ -172,8 +178,19 @@ impl BatchRunner {
         self.views.latest().await.map_err(BatchError::tables("read the batch views"))
     }
 
+    async fn snapshot(&self) -> Result<ReadingsSnapshot, BatchError> {
+        self.readings.snapshot().await.map_err(BatchError::tables("read the master dataset"))
+    }
+
     fn definitions(&self) -> String {
         self.parts.plans.fingerprint().to_string()
+    }
+
+    /// A wait that starts now.
+    fn waiting(&self, every: Duration) -> Waiting {
+        let mut looks = tokio::time::interval(every);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Waiting { looks, deadline: self.clock().monotonic().saturating_add(self.patience) }
     }
 }
 
@@ -203,7 +220,10 @@ impl Execution<'_> {
                 Ok(Some(Input::Requested { kafka_partition, request }))
             }
             Effect::Announce(kafka_partition, record) => {
-                self.announce(kafka_partition, &record).await?;
+                if let ControlRecord::Epoch { start, .. } = record {
+                    warn!(%kafka_partition, start, "no owner has answered; the run takes what is archived");
+                }
+                runner.control.append(kafka_partition, &record).await?;
                 Ok(None)
             }
             Effect::ReadControl => {
@@ -226,23 +246,6 @@ impl Execution<'_> {
                 self.finish(left_out);
                 Ok(None)
             }
-        }
-    }
-
-    async fn announce(
-        &self,
-        kafka_partition: KafkaPartition,
-        record: &ControlRecord,
-    ) -> Result<(), BatchError> {
-        if let ControlRecord::Epoch { start, .. } = record {
-            warn!(%kafka_partition, start, "no owner has answered; the run takes what is archived");
-        }
-        match self.runner.control.append(kafka_partition, record).await {
-            Err(error) if self.report.outcome == Outcome::Committed => {
-                warn!(%kafka_partition, %error, "cannot announce the new horizon; the next batch run will");
-                Ok(())
-            }
-            appended => appended.map(|_| ()),
         }
     }
 
@@ -353,19 +356,6 @@ struct Waiting {
 impl Waiting {
     fn patience(&self, clock: &dyn Clock) -> Patience {
         if clock.monotonic() < self.deadline { Patience::Left } else { Patience::Over }
-    }
-}
-
-impl BatchRunner {
-    /// A wait that starts now.
-    fn waiting(&self, every: Duration) -> Waiting {
-        let mut looks = tokio::time::interval(every);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Waiting { looks, deadline: self.clock().monotonic().saturating_add(self.patience) }
-    }
-
-    async fn snapshot(&self) -> Result<ReadingsSnapshot, BatchError> {
-        self.readings.snapshot().await.map_err(BatchError::tables("read the master dataset"))
     }
 }
 

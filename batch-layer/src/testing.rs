@@ -178,6 +178,21 @@ impl Site {
         view
     }
 
+    /// Claims a Kafka partition and answers requests for a cut, each by the start that `start` makes of the offset that it
+    /// asks for.
+    pub(crate) async fn answer_requests(&self, kafka_partition: i32, start: impl Fn(i64) -> i64) {
+        let claim = ControlRecord::Claim { owner: "test".into() };
+        let generation = Some(self.control(kafka_partition, &claim).await);
+        loop {
+            if let Some(asked) = self.control_view(kafka_partition).await.unanswered() {
+                let (start, answers) = (start(asked.through), Some(asked.request));
+                let answer = ControlRecord::Epoch { generation, start, announced_at: 0, answers };
+                self.control(kafka_partition, &answer).await;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     pub(crate) async fn archiver(&self, settings: ArchiveSettings) -> Archiver {
         Archiver::open(self.parts(), settings).await.unwrap()
     }

@@ -194,18 +194,6 @@ async fn readings_that_a_definition_cannot_compute_are_in_the_record_of_the_run(
     assert!(failure.example.message.contains("high"), "{failure:?}");
 }
 
-/// Claims a Kafka partition and answers requests for a cut, each by the start that `start` makes of what it asks for.
-async fn answer_requests(site: &Site, start: impl Fn(i64) -> i64) {
-    let generation = Some(site.control(0, &ControlRecord::Claim { owner: "test".into() }).await);
-    loop {
-        if let Some(asked) = site.control_view(0).await.unanswered() {
-            let (start, answers) = (start(asked.through), Some(asked.request));
-            site.control(0, &ControlRecord::Epoch { generation, start, announced_at: 0, answers }).await;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_covers_what_was_in_the_log_when_it_started() {
     let site = Site::start(1).await;
@@ -219,7 +207,7 @@ async fn a_run_covers_what_was_in_the_log_when_it_started() {
     let runner = BatchRunner::open(site.parts(), Duration::from_secs(60)).await.unwrap();
     let report = soon(async {
         tokio::select! {
-            () = answer_requests(&site, |through| through) => unreachable!("it never ends"),
+            () = site.answer_requests(0, |through| through) => unreachable!("it never ends"),
             (report, ()) = async { tokio::join!(runner.run(RunOptions::default()), async {
                 // The run asks before the archiver has everything.
                 until("a request", async || site.control_view(0).await.asked.is_some()).await;
@@ -254,7 +242,7 @@ async fn a_run_takes_the_newest_start_that_is_archived_and_says_what_it_leaves_o
     let runner = site.runner().await;
     let report = soon(async {
         tokio::select! {
-            () = answer_requests(&site, |through| through + 4) => unreachable!("it never ends"),
+            () = site.answer_requests(0, |through| through + 4) => unreachable!("it never ends"),
             report = runner.run(RunOptions::default()) => report.unwrap(),
         }
     })
