@@ -24,12 +24,14 @@ use wye_batch::fold::{Fold, combine};
 use wye_domain::assemble::Assembler;
 use wye_domain::control::{ControlRecord, ControlView};
 use wye_domain::epoch::{Fence, HorizonChoice, Liveness, choose_horizon};
+use wye_domain::place::{Generation, KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder, ReadingColumns};
 use wye_domain::realtime_row::{self, Header, Rows};
 use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
 use wye_domain::series::{SeriesKey, SeriesTable};
 use wye_domain::sketches::{Needs, Sketches};
 use wye_domain::summary::Summary;
+use wye_domain::time::{Micros, Span};
 use wye_domain::wire::{self, Acceptance};
 use wye_log::topics::{CONTROL, READINGS, REALTIME_VIEWS};
 use wye_metrics::definition::{Definition, MetricConfig};
@@ -37,7 +39,7 @@ use wye_metrics::plan::MetricPlans;
 use wye_serving::realtime::{CapturedRows, Flaw, Reach, RealtimeRow, RealtimeStore, Selection, Start};
 use wye_speed::SpeedError;
 use wye_speed::owner::{Due, Effect, Input, Owner, Rules};
-use wye_speed::takeover::{ViewsState, decide};
+use wye_speed::takeover::{Claimed, ViewsState, decide};
 use wye_tests::setting;
 
 const NOW: i64 = 1_800_000_000_000_000;
@@ -177,7 +179,7 @@ impl World {
         let rules = Rules {
             plans: Arc::clone(plans),
             acceptance: Acceptance::default(),
-            duplicate_window: if has_duplicates { i64::MAX / 2 } else { 2 },
+            duplicate_window: Span(if has_duplicates { i64::MAX / 2 } else { 2 }),
             duplicate_entries: usize::MAX,
         };
         let batch = Batch { rows: View::new(), horizon: vec![0; count] };
@@ -257,11 +259,11 @@ impl World {
         for _ in 0..most {
             let partition = &self.partitions[place];
             let Some(offset) = partition.owner.as_ref().map(Owner::next) else { break };
-            let Some(payload) = partition.readings.get(offset as usize).cloned() else { break };
-            ensure!(offset as usize >= partition.low(READINGS), "offset {offset} was deleted unread");
+            let Some(payload) = partition.readings.get(offset.0 as usize).cloned() else { break };
+            ensure!(offset.0 as usize >= partition.low(READINGS), "offset {offset} was deleted unread");
             self.step(
                 place,
-                Input::Message { offset, ingest_time: ingest_time(offset), payload: &payload },
+                Input::Message { offset, ingest_time: Micros(ingest_time(offset.0)), payload: &payload },
                 ending,
             )?;
         }
@@ -273,7 +275,7 @@ impl World {
         loop {
             let partition = &self.partitions[place];
             let Some(offset) = partition.owner.as_ref().map(Owner::next_control) else { return Ok(()) };
-            let Some(record) = partition.control.get(offset as usize).cloned() else { return Ok(()) };
+            let Some(record) = partition.control.get(offset.0 as usize).cloned() else { return Ok(()) };
             self.step(place, Input::Control { offset, record: &record }, ending)?;
         }
     }
@@ -301,7 +303,7 @@ impl World {
         let mut state = ViewsState::default();
         for (offset, record) in (0..).zip(&partition.views).skip(partition.low(REALTIME_VIEWS)) {
             // What does not decode is skipped.
-            let _ = state.apply(offset, record);
+            let _ = state.apply(Offset(offset), record);
         }
         let mut control = ControlView::default();
         let records = (0..).zip(&partition.control).skip(partition.low(CONTROL));
@@ -309,16 +311,22 @@ impl World {
             .take_while(|(offset, _)| *offset <= generation)
             .for_each(|(at, record)| control.apply(at, record));
         let low = partition.low(READINGS);
-        let taken = decide(generation, control, state, self.rules.plans.fingerprint(), low as i64);
-        let mut owner = Owner::new(&self.rules, partition.place, taken);
+        let claimed = Claimed {
+            generation: Generation(Offset(generation)),
+            control,
+            views: state,
+            log_start: Offset(low as i64),
+        };
+        let taken = decide(claimed, self.rules.plans.fingerprint());
+        let mut owner = Owner::new(&self.rules, KafkaPartition(partition.place), taken);
         let begun = owner.start()?;
         if !partition.carry_out(&mut owner, begun, Ending::Done) {
             return Ok(());
         }
-        let from = owner.remembers_from().unwrap_or(0) as usize;
-        for offset in from.max(low)..owner.next() as usize {
+        let from = owner.remembers_from().map_or(0, |from| from.0) as usize;
+        for offset in from.max(low)..owner.next().0 as usize {
             let payload = &partition.readings[offset];
-            owner.remember(offset as i64, ingest_time(offset as i64), payload)?;
+            owner.remember(Offset(offset as i64), Micros(ingest_time(offset as i64)), payload)?;
         }
         owner.remember_taken()?;
         partition.owner = Some(owner);
@@ -331,12 +339,11 @@ impl World {
         let Some(mut zombie) = partition.zombie.take() else { return Ok(()) };
         for _ in 0..self.random.random_range(1..4) {
             let offset = zombie.next();
-            let step = match (self.random.random_range(0..4), partition.readings.get(offset as usize)) {
+            let step = match (self.random.random_range(0..4), partition.readings.get(offset.0 as usize)) {
                 (0, _) => zombie.step(Input::Tick(Due::Epoch)),
                 (1, _) => zombie.step(Input::Tick(Due::Flush)),
-                (_, Some(payload)) if offset as usize >= partition.low(READINGS) => {
-                    zombie.step(Input::Message { offset, ingest_time: ingest_time(offset), payload })
-                }
+                (_, Some(payload)) if offset.0 as usize >= partition.low(READINGS) => zombie
+                    .step(Input::Message { offset, ingest_time: Micros(ingest_time(offset.0)), payload }),
                 _ => continue,
             };
             partition.carry_out(&mut zombie, step?, Ending::Done);
@@ -710,13 +717,15 @@ impl Partition {
                     let offset = self.views.len() as i64;
                     self.views.push(realtime_row::encode(&header, rows.as_ref()));
                     if let Header::Begin { epoch, .. } = header {
-                        owner.step(Input::Begun { epoch, offset }).expect("it only takes note");
+                        owner
+                            .step(Input::Begun { epoch: Offset(epoch), offset: Offset(offset) })
+                            .expect("it only takes note");
                     }
                 }
                 Effect::Announce(record) => self.control.push(record),
                 Effect::Trim { topic, before } => {
                     let low = self.low.entry(topic).or_default();
-                    *low = (*low).max(before as usize);
+                    *low = (*low).max(before.0 as usize);
                 }
             }
         }

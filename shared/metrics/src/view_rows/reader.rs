@@ -108,6 +108,11 @@ impl<'a> ViewRows<'a> {
         self.batch.num_rows()
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// One row as a part to merge.
     pub fn row(&self, row: usize) -> Result<BatchRow, DomainError> {
         let whole = |column: Option<&Int64Array>| {
