@@ -73,7 +73,7 @@ pub struct BatchSnapshot {
 /// Where the rows of a view are.
 #[derive(Debug)]
 enum ViewRows {
-    Files(ViewSnapshot),
+    Files(Box<ViewSnapshot>),
     Memory(Vec<RecordBatch>),
 }
 
@@ -92,7 +92,7 @@ impl BatchSnapshot {
             view.version(),
             horizon.map(|(partition, offset)| (KafkaPartition(*partition), Offset(*offset))).collect(),
             view.run.as_ref().map(RunFacts::of).unwrap_or_default(),
-            ViewRows::Files(view),
+            ViewRows::Files(Box::new(view)),
             directory,
         );
         let mut bounds = WindowBounds::default();
