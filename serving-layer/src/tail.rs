@@ -85,7 +85,7 @@ impl Tail {
                     warn!(error = chain(&problem), "cannot read the realtime views; trying again");
                 }
                 Err(problem) => {
-                    error!(error = chain(&problem), "cannot read the realtime views; trying again")
+                    error!(error = chain(&problem), "cannot read the realtime views; trying again");
                 }
             }
             std::thread::sleep(RETRY_PAUSE);
