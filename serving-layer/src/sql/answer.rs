@@ -1,4 +1,4 @@
-//! The answer to a query, as it comes: rows, or what is made of them on the query's own threads.
+//! The answer to a query as a stream: rows, or what is made of them on the query's own threads.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -9,14 +9,14 @@ use arrow::datatypes::SchemaRef;
 use datafusion::error::DataFusionError;
 use tokio::sync::mpsc;
 
-use super::threads::{Ended, QueryThreads};
+use super::threads::QueryThreads;
 use crate::ServingError;
 use crate::coverage::Coverage;
 
-/// Items that wait for the reader of an answer.
-pub(super) const AHEAD: usize = 4;
+/// Items that are ready before the reader of an answer takes them.
+const AHEAD: usize = 4;
 
-/// Items of an answer. Dropping it ends the query, whatever it does.
+/// The items of an answer. Dropping it ends the query.
 #[derive(Debug)]
 pub(crate) struct Answer<T> {
     items: Items<T>,
@@ -26,9 +26,9 @@ pub(crate) struct Answer<T> {
 /// The rows of an answer.
 #[derive(Debug)]
 pub struct Rows {
-    /// Their columns.
+    /// The columns.
     pub schema: SchemaRef,
-    /// What they cover of the log.
+    /// What the rows cover of the log.
     pub coverage: Arc<Coverage>,
     /// The rows, batch by batch.
     pub(super) answer: Answer<RecordBatch>,
@@ -38,24 +38,24 @@ pub struct Rows {
 #[derive(Debug)]
 pub(crate) struct Items<T> {
     items: mpsc::Receiver<Result<T, ServingError>>,
-    /// Set once the sender has sent everything, so that a sender that failed is not taken for the end.
-    whole: Arc<AtomicBool>,
+    /// Whether everything was sent. A task that panics drops its sender too, which must not look like the end.
+    complete: Arc<AtomicBool>,
 }
 
 /// The sending end within the query.
 #[derive(Debug)]
 pub(crate) struct Sink<T> {
     pub(super) items: mpsc::Sender<Result<T, ServingError>>,
-    whole: Arc<AtomicBool>,
+    complete: Arc<AtomicBool>,
 }
 
 impl Rows {
-    /// The next rows; `None` after the last, an error ends the answer.
+    /// The next rows; `None` after the last. An error ends the answer.
     pub async fn next(&mut self) -> Option<Result<RecordBatch, ServingError>> {
         self.answer.next().await
     }
 
-    /// Makes something else of the rows, on the threads of the query.
+    /// Replaces the rows by what `work` makes of them, on the threads of the query.
     pub(crate) fn map<T, F>(self, work: impl FnOnce(SchemaRef, Items<RecordBatch>, Sink<T>) -> F) -> Answer<T>
     where
         T: Send + 'static,
@@ -73,34 +73,34 @@ impl<T> Answer<T> {
         Self { items, query }
     }
 
-    /// The next item; `None` after the last, an error ends the answer.
+    /// The next item; `None` after the last. An error ends the answer.
     pub(crate) async fn next(&mut self) -> Option<Result<T, ServingError>> {
         let item = tokio::select! {
             biased;
-            () = self.query.token.cancelled() => None,
+            () = self.query.ended.cancelled() => None,
             item = self.items.next() => item,
         };
-        match self.query.ended() {
+        match self.query.end_reason() {
             Some(reason) => Some(Err(reason.into())),
             None => item,
         }
     }
 }
 
-/// Two ends of one answer.
+/// The two ends of an answer.
 pub(super) fn channel<T>() -> (Sink<T>, Items<T>) {
     let (sender, receiver) = mpsc::channel(AHEAD);
-    let whole = Arc::new(AtomicBool::new(false));
-    (Sink { items: sender, whole: Arc::clone(&whole) }, Items { items: receiver, whole })
+    let complete = Arc::new(AtomicBool::new(false));
+    (Sink { items: sender, complete: Arc::clone(&complete) }, Items { items: receiver, complete })
 }
 
 impl<T> Items<T> {
     /// The next item; `None` after the last.
     pub(crate) async fn next(&mut self) -> Option<Result<T, ServingError>> {
         match self.items.recv().await {
-            None if !self.whole.load(Ordering::Acquire) => {
-                let gone = DataFusionError::Internal("a task of the query has ended early".to_owned());
-                Some(Err(ServingError::Run { source: Box::new(gone) }))
+            None if !self.complete.load(Ordering::Acquire) => {
+                let panicked = DataFusionError::Internal("a task of the query has panicked".to_owned());
+                Some(Err(ServingError::Run { source: Box::new(panicked) }))
             }
             item => item,
         }
@@ -108,30 +108,14 @@ impl<T> Items<T> {
 }
 
 impl<T> Sink<T> {
-    /// Hands an item over; whether more may come. An error is the last item.
+    /// Sends an item. Returns whether more items may be sent: none after an error, or once the reader is gone.
     pub(crate) async fn send(&self, item: Result<T, ServingError>) -> bool {
         let more = item.is_ok();
         self.items.send(item).await.is_ok() && more
     }
 
-    /// Everything was sent.
+    /// Ends the answer. Without this, the reader gets an error after the last item.
     pub(crate) fn finish(self) {
-        self.whole.store(true, Ordering::Release);
-    }
-}
-
-impl From<Ended> for ServingError {
-    fn from(reason: Ended) -> Self {
-        let message = match reason {
-            Ended::Time(time) => {
-                format!("the query was ended after {} s ([sql] time); ask for less", time.as_secs_f64())
-            }
-            Ended::Memory(bytes) => format!(
-                "the query needs more memory than the {} MiB that queries may have together ([sql] memory); ask for less, or \
-                 for fewer rows at a time",
-                bytes >> 20
-            ),
-        };
-        Self::Limit { message }
+        self.complete.store(true, Ordering::Release);
     }
 }

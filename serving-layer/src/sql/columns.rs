@@ -1,36 +1,42 @@
-//! The columns of the merged tables: their names and types, what of a batch view each needs, and how they are computed,
-//! column by column from rows of a view, or row by row from merged answers.
+//! The columns of the merged tables: their names and types, the columns of a batch view that each is computed from, and
+//! how it is computed: column by column from rows of a batch view, or row by row from merged answers.
 
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Decimal128Array, Decimal128Builder, DictionaryArray, Float64Array, Int32Array,
-    Int64Array, RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, Decimal128Builder, DictionaryArray, Float64Array, Int32Array, Int64Array,
+    RecordBatch, RecordBatchOptions, StringArray, TimestampMicrosecondArray,
 };
-use arrow::compute::{kernels::boolean, nullif};
+use arrow::compute::nullif;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use datafusion::error::Result;
 use wye_domain::DomainError;
 use wye_domain::reading::{TextBuilder, TextColumn, text_type, time_type};
+use wye_domain::time::Micros;
 use wye_metrics::definition::Aggregate;
-
-use crate::directory::{Directory, SeriesInfo};
 use wye_metrics::finish::{self, numbers, of_rows, stored_columns};
 use wye_metrics::merge::{Answer, Source};
 
-/// Digits of a confidence score, and how many of them are decimals.
-const SCORE: (u8, i8) = (3, 2);
+use super::messages::external;
+use crate::directory::{Directory, SeriesInfo};
+
+/// Confidence scores have three digits, two of them decimals.
+const SCORE_TYPE: DataType = DataType::Decimal128(3, 2);
+
+/// A series with its answer in one window.
+pub(super) type SeriesAnswer = (Arc<SeriesInfo>, Answer);
 
 /// A column of a merged table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Column {
+pub(super) enum Column {
     MetricKey,
     Definition,
     Metric,
-    /// The n-th dimension of all.
+    /// By its index in [`Directory::dimensions`].
     Dimension(usize),
     WindowStart,
     WindowEnd,
-    /// Null where the definition does not list it; the count is always there.
+    /// Null where the definition does not list it; every definition has a count.
     Aggregate(Aggregate),
     FirstTime,
     LastTime,
@@ -41,82 +47,97 @@ pub(crate) enum Column {
     Expected,
     ExpectedSource,
     State,
-    /// The last value, whatever the definition lists.
+    /// The last value, even where the definition does not list it.
     CurrentValue,
     DataPoints,
     LastUpdated,
 }
 
 impl Column {
-    pub(crate) fn field(self, directory: &Directory) -> Field {
-        let text = |name: &str, null| Field::new(name, text_type(), null);
-        let number = |name: &str| Field::new(name, DataType::Float64, true);
-        let time = |name: &str| Field::new(name, time_type(), false);
+    /// How far a row can be trusted.
+    pub(super) const CONFIDENCE: [Self; 7] = [
+        Self::Source,
+        Self::ConfidenceScore,
+        Self::Completeness,
+        Self::Validity,
+        Self::Expected,
+        Self::ExpectedSource,
+        Self::State,
+    ];
+
+    /// The name in SQL.
+    pub(super) fn name(self, directory: &Directory) -> &str {
         match self {
-            Self::MetricKey => text("metric_key", false),
-            Self::Definition => text("definition", false),
-            Self::Metric => text("metric", false),
-            Self::Dimension(place) => text(&directory.dimensions()[place], true),
-            Self::WindowStart => time("window_start"),
-            Self::WindowEnd => time("window_end"),
-            Self::Aggregate(Aggregate::Count) => Field::new("count", DataType::Int64, false),
-            Self::Aggregate(Aggregate::DistinctDevices) => {
-                Field::new("distinct_devices", DataType::Int64, true)
-            }
-            Self::Aggregate(aggregate) => number(aggregate.name()),
-            Self::FirstTime => time("first_time"),
-            Self::LastTime => time("last_time"),
-            Self::Source => text("source", false),
-            Self::ConfidenceScore => {
-                Field::new("confidence_score", DataType::Decimal128(SCORE.0, SCORE.1), false)
-            }
-            Self::Completeness => number("completeness"),
-            Self::Validity => number("validity"),
-            Self::Expected => number("expected"),
-            Self::ExpectedSource => text("expected_source", false),
-            Self::State => text("state", false),
-            Self::CurrentValue => number("current_value"),
-            Self::DataPoints => Field::new("data_points", DataType::Int64, false),
-            Self::LastUpdated => time("last_updated"),
+            Self::MetricKey => "metric_key",
+            Self::Definition => "definition",
+            Self::Metric => "metric",
+            Self::Dimension(index) => &directory.dimensions()[index],
+            Self::WindowStart => "window_start",
+            Self::WindowEnd => "window_end",
+            Self::Aggregate(aggregate) => aggregate.name(),
+            Self::FirstTime => "first_time",
+            Self::LastTime => "last_time",
+            Self::Source => "source",
+            Self::ConfidenceScore => "confidence_score",
+            Self::Completeness => "completeness",
+            Self::Validity => "validity",
+            Self::Expected => "expected",
+            Self::ExpectedSource => "expected_source",
+            Self::State => "state",
+            Self::CurrentValue => "current_value",
+            Self::DataPoints => "data_points",
+            Self::LastUpdated => "last_updated",
         }
     }
 
-    /// Whether it is a function of the series and the window alone, so that rows can be chosen by it before the merge.
-    pub(crate) fn is_key(self) -> bool {
+    fn field(self, directory: &Directory) -> Field {
+        let (data_type, nullable) = match self {
+            Self::MetricKey
+            | Self::Definition
+            | Self::Metric
+            | Self::Source
+            | Self::ExpectedSource
+            | Self::State => (text_type(), false),
+            Self::Dimension(_) => (text_type(), true),
+            Self::WindowStart | Self::WindowEnd | Self::FirstTime | Self::LastTime | Self::LastUpdated => {
+                (time_type(), false)
+            }
+            Self::Aggregate(Aggregate::Count) | Self::DataPoints => (DataType::Int64, false),
+            Self::Aggregate(Aggregate::DistinctDevices) => (DataType::Int64, true),
+            Self::ConfidenceScore => (SCORE_TYPE, false),
+            Self::Aggregate(_)
+            | Self::Completeness
+            | Self::Validity
+            | Self::Expected
+            | Self::CurrentValue => (DataType::Float64, true),
+        };
+        Field::new(self.name(directory), data_type, nullable)
+    }
+
+    /// Whether the series and the window alone determine it, so that rows can be selected by it before the merge.
+    pub(super) fn is_key(self) -> bool {
         self.is_of_series() || matches!(self, Self::WindowStart | Self::WindowEnd)
     }
 
-    /// Whether it is a function of the series alone.
-    pub(crate) fn is_of_series(self) -> bool {
+    /// Whether the series alone determines it.
+    pub(super) fn is_of_series(self) -> bool {
         matches!(self, Self::MetricKey | Self::Definition | Self::Metric | Self::Dimension(_))
     }
 
-    /// The columns of a view that the column is computed from, for rows that are in the view alone.
-    pub(crate) fn stored(self, directory: &Directory) -> Vec<&str> {
+    /// The columns of a batch view that it is computed from, for rows that are in the batch view only.
+    pub(super) fn stored(self, directory: &Directory) -> Vec<&str> {
         match self {
-            Self::Dimension(place) => vec![&directory.dimensions()[place]],
-            Self::MetricKey => vec!["metric_key"],
-            Self::Definition => vec!["definition"],
-            Self::Metric => vec!["metric"],
-            Self::WindowStart => vec!["window_start"],
-            Self::WindowEnd => vec!["window_end"],
             Self::Aggregate(aggregate) => stored_columns(aggregate).to_vec(),
-            Self::FirstTime => vec!["first_time"],
-            Self::LastTime | Self::LastUpdated => vec!["last_time"],
             Self::Source => vec![],
-            Self::ConfidenceScore => vec!["confidence_score"],
-            Self::Completeness => vec!["completeness"],
-            Self::Validity => vec!["validity"],
-            Self::Expected => vec!["expected"],
-            Self::ExpectedSource => vec!["expected_source"],
-            Self::State => vec!["state"],
             Self::CurrentValue => vec!["last"],
             Self::DataPoints => vec!["count"],
+            Self::LastUpdated => vec!["last_time"],
+            column => vec![column.name(directory)],
         }
     }
 
-    /// What is needed of a view on top of [`Column::stored`] to merge its row with others.
-    pub(crate) fn merged_from(self) -> &'static [&'static str] {
+    /// The columns of a batch view, besides [`Column::stored`], that merging it needs.
+    pub(super) fn merged_from(self) -> &'static [&'static str] {
         match self {
             Self::Aggregate(Aggregate::First) | Self::FirstTime => &["first", "first_time"],
             Self::Aggregate(Aggregate::Last) | Self::LastTime | Self::CurrentValue | Self::LastUpdated => {
@@ -130,193 +151,233 @@ impl Column {
     }
 }
 
-/// The schema of some columns.
-pub(crate) fn schema(columns: &[Column], directory: &Directory) -> SchemaRef {
-    Arc::new(Schema::new(columns.iter().map(|column| column.field(directory)).collect::<Vec<_>>()))
-}
-
-/// Computes columns.
+/// Some columns of a merged table, and how batches of them are computed.
 #[derive(Clone, Debug)]
-pub(crate) struct Builder {
-    pub(crate) directory: Arc<Directory>,
-    pub(crate) columns: Vec<Column>,
-    pub(crate) schema: SchemaRef,
+pub(super) struct MergedColumns {
+    pub(super) directory: Arc<Directory>,
+    pub(super) columns: Vec<Column>,
+    pub(super) schema: SchemaRef,
 }
 
-impl Builder {
-    pub(crate) fn new(directory: Arc<Directory>, columns: Vec<Column>) -> Self {
-        let schema = schema(&columns, &directory);
-        Self { directory, columns, schema }
+impl MergedColumns {
+    pub(super) fn new(directory: Arc<Directory>, columns: Vec<Column>) -> Self {
+        let fields: Vec<Field> = columns.iter().map(|column| column.field(&directory)).collect();
+        Self { directory, columns, schema: Arc::new(Schema::new(fields)) }
     }
 
-    /// From merged answers.
-    pub(crate) fn answers(&self, answers: &[(Arc<SeriesInfo>, Answer)]) -> RecordBatch {
-        let arrays = self.columns.iter().map(|column| self.of_answers(*column, answers)).collect();
+    /// The column of a name.
+    pub(super) fn by_name(&self, name: &str) -> Option<Column> {
+        self.columns.iter().copied().find(|column| column.name(&self.directory) == name)
+    }
+
+    /// Computes the columns of merged answers.
+    ///
+    /// # Errors
+    /// When an array does not have the type of its column.
+    pub(super) fn of_answers(&self, answers: &[SeriesAnswer]) -> Result<RecordBatch> {
+        let arrays = self.columns.iter().map(|column| self.column_of_answers(*column, answers)).collect();
         self.batch(arrays, answers.len())
     }
 
-    /// From rows of a view that stand alone; all of them have readings.
-    pub(crate) fn view(&self, rows: &RecordBatch) -> Result<RecordBatch, DomainError> {
+    /// Computes the columns of series, where the series alone determines all of the columns.
+    ///
+    /// # Errors
+    /// When a column needs more than the series.
+    pub(super) fn of_series<'a>(
+        &self,
+        infos: impl ExactSizeIterator<Item = &'a SeriesInfo> + Clone,
+    ) -> Result<RecordBatch> {
+        let columns = self.columns.iter();
         let arrays =
-            self.columns.iter().map(|column| self.of_view(*column, rows)).collect::<Result<Vec<_>, _>>()?;
-        Ok(self.batch(arrays, rows.num_rows()))
+            columns.map(|column| texts(infos.clone().map(|info| self.series_text(*column, info)))).collect();
+        self.batch(arrays, infos.len())
     }
 
-    /// The places of the definitions that do not list an aggregate.
-    fn unlisted(&self, aggregate: Aggregate) -> Vec<usize> {
-        let plans = self.directory.plans().plans().iter().enumerate();
-        plans
-            .filter(|(_, plan)| {
-                aggregate != Aggregate::Count && !plan.definition().aggregates.contains(&aggregate)
-            })
-            .map(|(place, _)| place)
-            .collect()
+    /// Computes the columns of rows that are in the batch view only. All of the rows have readings.
+    ///
+    /// # Errors
+    /// When a column of the batch view is missing or damaged.
+    pub(super) fn of_view(&self, rows: &RecordBatch) -> Result<RecordBatch> {
+        let arrays = self.columns.iter().map(|column| self.column_of_view(*column, rows));
+        self.batch(arrays.collect::<Result<_>>()?, rows.num_rows())
     }
 
-    /// Whether `definition` has to be read to know which aggregates are listed.
-    pub(crate) fn masks(&self) -> bool {
+    /// Whether the column `definition` of the batch view is needed to know which rows have an aggregate.
+    pub(super) fn needs_definition(&self) -> bool {
         self.columns.iter().any(|column| match column {
             Column::Aggregate(aggregate) => {
-                let unlisted = self.unlisted(*aggregate).len();
+                let unlisted = self.definitions_without(*aggregate).len();
                 unlisted > 0 && unlisted < self.directory.plans().plans().len()
             }
             _ => false,
         })
     }
 
-    fn batch(&self, arrays: Vec<ArrayRef>, rows: usize) -> RecordBatch {
+    fn batch(&self, arrays: Vec<ArrayRef>, rows: usize) -> Result<RecordBatch> {
         let options = RecordBatchOptions::new().with_row_count(Some(rows));
-        RecordBatch::try_new_with_options(Arc::clone(&self.schema), arrays, &options)
-            .expect("every column is made with its type and length")
+        RecordBatch::try_new_with_options(Arc::clone(&self.schema), arrays, &options).map_err(external)
     }
 
-    fn of_answers(&self, column: Column, answers: &[(Arc<SeriesInfo>, Answer)]) -> ArrayRef {
-        let numbers = |value: &dyn Fn(&SeriesInfo, &Answer) -> Option<f64>| -> ArrayRef {
-            Arc::new(answers.iter().map(|(info, answer)| value(info, answer)).collect::<Float64Array>())
-        };
-        let times = |value: &dyn Fn(&Answer) -> i64| -> ArrayRef {
-            let values = answers.iter().map(|(_, answer)| value(answer));
-            Arc::new(TimestampMicrosecondArray::from_iter_values(values).with_timezone("UTC"))
-        };
-        fn texts<'a>(values: impl Iterator<Item = Option<&'a str>>) -> ArrayRef {
-            let mut builder = TextBuilder::default();
-            values.for_each(|value| builder.append(value));
-            builder.finish()
-        }
-        let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    /// The definitions, by index, that do not list an aggregate.
+    fn definitions_without(&self, aggregate: Aggregate) -> Vec<usize> {
+        let plans = self.directory.plans().plans().iter().enumerate();
+        plans
+            .filter(|(_, plan)| {
+                aggregate != Aggregate::Count && !plan.definition().aggregates.contains(&aggregate)
+            })
+            .map(|(index, _)| index)
+            .collect()
+    }
+
+    /// A column that the series alone determines; `None` for other columns.
+    fn series_text<'a>(&self, column: Column, info: &'a SeriesInfo) -> Option<&'a str> {
         match column {
-            Column::MetricKey => texts(answers.iter().map(|(info, _)| Some(info.metric_key.as_str()))),
-            Column::Definition => texts(answers.iter().map(|(info, _)| Some(&*info.key.definition))),
-            Column::Metric => texts(answers.iter().map(|(info, _)| Some(&*info.key.metric))),
-            Column::Dimension(place) => {
-                texts(answers.iter().map(|(info, _)| self.directory.dimension(info, place)))
+            Column::MetricKey => Some(&info.metric_key),
+            Column::Definition => Some(&info.key.definition),
+            Column::Metric => Some(&info.key.metric),
+            Column::Dimension(index) => self.directory.dimension(info, index),
+            _ => None,
+        }
+    }
+
+    fn column_of_answers(&self, column: Column, answers: &[SeriesAnswer]) -> ArrayRef {
+        match column {
+            Column::MetricKey | Column::Definition | Column::Metric | Column::Dimension(_) => {
+                texts(answers.iter().map(|(info, _)| self.series_text(column, info)))
             }
-            Column::WindowStart => times(&|answer| answer.window_start),
-            Column::WindowEnd => times(&|answer| answer.window_end),
-            Column::Aggregate(Aggregate::Count) | Column::DataPoints => Arc::new(
-                Int64Array::from_iter_values(answers.iter().map(|(_, answer)| whole(answer.summary.count))),
-            ),
-            Column::Aggregate(Aggregate::DistinctDevices) => {
-                let unlisted = self.unlisted(Aggregate::DistinctDevices);
-                let values = answers.iter().map(|(info, answer)| {
-                    answer
-                        .summary
-                        .distinct_devices()
-                        .filter(|_| !unlisted.contains(&info.definition))
-                        .map(whole)
-                });
-                Arc::new(values.collect::<Int64Array>())
+            Column::WindowStart => times(answers, |answer| Micros(answer.window_start)),
+            Column::WindowEnd => times(answers, |answer| Micros(answer.window_end)),
+            Column::Aggregate(Aggregate::Count) | Column::DataPoints => {
+                counts(answers, |_, answer| Some(answer.summary.count))
             }
             Column::Aggregate(aggregate) => {
-                let unlisted = self.unlisted(aggregate);
-                numbers(&|info, answer| {
-                    aggregate.finish(&answer.summary).filter(|_| !unlisted.contains(&info.definition))
-                })
+                let unlisted = self.definitions_without(aggregate);
+                let is_listed = |info: &SeriesInfo| !unlisted.contains(&info.definition);
+                match aggregate {
+                    Aggregate::DistinctDevices => counts(answers, |info, answer| {
+                        answer.summary.distinct_devices().filter(|_| is_listed(info))
+                    }),
+                    _ => floats(answers, |info, answer| {
+                        aggregate.finish(&answer.summary).filter(|_| is_listed(info))
+                    }),
+                }
             }
-            Column::FirstTime => times(&|answer| answer.summary.first.event_time),
-            Column::LastTime | Column::LastUpdated => times(&|answer| answer.summary.last.event_time),
+            Column::FirstTime => times(answers, |answer| Micros(answer.summary.first.event_time)),
+            Column::LastTime | Column::LastUpdated => {
+                times(answers, |answer| Micros(answer.summary.last.event_time))
+            }
             Column::Source => texts(answers.iter().map(|(_, answer)| Some(answer.source.name()))),
             Column::ConfidenceScore => {
                 scores(answers.iter().map(|(_, answer)| answer.scored.confidence.score))
             }
-            Column::Completeness => numbers(&|_, answer| Some(answer.scored.confidence.completeness)),
-            Column::Validity => numbers(&|_, answer| Some(answer.scored.confidence.validity)),
-            Column::Expected => numbers(&|_, answer| answer.scored.confidence.expected),
+            Column::Completeness => floats(answers, |_, answer| Some(answer.scored.confidence.completeness)),
+            Column::Validity => floats(answers, |_, answer| Some(answer.scored.confidence.validity)),
+            Column::Expected => floats(answers, |_, answer| answer.scored.confidence.expected),
             Column::ExpectedSource => {
                 texts(answers.iter().map(|(_, answer)| Some(answer.scored.expected_source.name())))
             }
             Column::State => texts(answers.iter().map(|(_, answer)| Some(answer.state.name()))),
-            Column::CurrentValue => numbers(&|_, answer| Some(answer.summary.last.value)),
+            Column::CurrentValue => floats(answers, |_, answer| Some(answer.summary.last.value)),
         }
     }
 
-    fn of_view(&self, column: Column, rows: &RecordBatch) -> Result<ArrayRef, DomainError> {
+    fn column_of_view(&self, column: Column, rows: &RecordBatch) -> Result<ArrayRef> {
         match column {
             Column::Source => Ok(constant(Source::Batch.name(), rows.num_rows())),
             Column::ConfidenceScore => {
-                Ok(scores(numbers(rows, "confidence_score")?.values().iter().copied()))
+                let stored = numbers(rows, "confidence_score").map_err(external)?;
+                Ok(scores(stored.values().iter().copied()))
             }
-            Column::Aggregate(Aggregate::Count) => finish::column(rows, "count").cloned(),
-            Column::Aggregate(aggregate) => {
-                let unlisted = self.unlisted(aggregate);
-                if unlisted.len() == self.directory.plans().plans().len() {
-                    let data_type = column.field(&self.directory).data_type().clone();
-                    return Ok(arrow::array::new_null_array(&data_type, rows.num_rows()));
-                }
-                let values = of_rows(aggregate, rows)?;
-                if unlisted.is_empty() {
-                    return Ok(values);
-                }
-                let mask = self.in_definitions(rows, &unlisted)?;
-                Ok(nullif(&values, &mask).expect("the mask has the length of the values"))
-            }
+            Column::Aggregate(aggregate) => self.aggregate_of_view(aggregate, rows),
             other => match other.stored(&self.directory).as_slice() {
-                [name] => finish::column(rows, name).cloned(),
-                _ => Err(DomainError::Shape { column: "of a merged table" }),
+                [name] => finish::column(rows, name).cloned().map_err(external),
+                _ => Err(external(DomainError::Shape { column: "of a merged table" })),
             },
         }
     }
 
-    /// Which rows belong to some definitions.
-    fn in_definitions(&self, rows: &RecordBatch, places: &[usize]) -> Result<BooleanArray, DomainError> {
-        let definition = TextColumn::of(rows, "definition")?;
+    fn aggregate_of_view(&self, aggregate: Aggregate, rows: &RecordBatch) -> Result<ArrayRef> {
+        let unlisted = self.definitions_without(aggregate);
+        if unlisted.is_empty() {
+            return of_rows(aggregate, rows).map_err(external);
+        }
+        if unlisted.len() == self.directory.plans().plans().len() {
+            let field = Column::Aggregate(aggregate).field(&self.directory);
+            return Ok(arrow::array::new_null_array(field.data_type(), rows.num_rows()));
+        }
+        let values = of_rows(aggregate, rows).map_err(external)?;
+        let mask = self.in_definitions(rows, &unlisted).map_err(external)?;
+        nullif(&values, &mask).map_err(external)
+    }
+
+    /// Which rows belong to some definitions, given by index.
+    fn in_definitions(
+        &self,
+        rows: &RecordBatch,
+        definitions: &[usize],
+    ) -> std::result::Result<BooleanArray, DomainError> {
+        let column = TextColumn::of(rows, "definition")?;
         let names: Vec<&str> =
-            places.iter().map(|place| self.directory.definition(*place).name.as_str()).collect();
-        let among: Vec<bool> =
-            definition.words().iter().map(|word| word.is_some_and(|word| names.contains(&word))).collect();
+            definitions.iter().map(|index| self.directory.definition(*index).name.as_str()).collect();
+        let is_wanted: Vec<bool> =
+            column.words().iter().map(|word| word.is_some_and(|word| names.contains(&word))).collect();
         let rows = 0..rows.num_rows();
-        let mask: BooleanArray =
-            rows.map(|row| Some(definition.code(row).is_some_and(|code| among[code]))).collect();
-        Ok(mask)
+        Ok(rows.map(|row| Some(column.code(row).is_some_and(|code| is_wanted[code]))).collect())
     }
 }
 
-/// Which rows of a view have readings; `None` when all have.
-pub(crate) fn filled(rows: &RecordBatch) -> Result<Option<BooleanArray>, DomainError> {
-    let counts = wye_metrics::view_rows::reader::count(rows)?;
-    if counts.values().iter().all(|count| *count > 0) {
-        return Ok(None);
-    }
-    Ok(Some(counts.values().iter().map(|count| Some(*count > 0)).collect()))
+fn texts<'a>(values: impl Iterator<Item = Option<&'a str>>) -> ArrayRef {
+    let mut builder = TextBuilder::default();
+    values.for_each(|value| builder.append(value));
+    builder.finish()
 }
 
-/// Rows of a view without some of them.
-pub(crate) fn without(rows: &RecordBatch, left_out: &[bool]) -> RecordBatch {
-    let left_out = BooleanArray::from(left_out.to_vec());
-    let kept = boolean::not(&left_out).expect("negation never fails");
-    arrow::compute::filter_record_batch(rows, &kept).expect("the mask has the length of the rows")
+fn floats(answers: &[SeriesAnswer], value: impl Fn(&SeriesInfo, &Answer) -> Option<f64>) -> ArrayRef {
+    Arc::new(answers.iter().map(|(info, answer)| value(info, answer)).collect::<Float64Array>())
 }
 
-/// Scores in `[0, 1]` with two decimals.
-pub(crate) fn scores(values: impl Iterator<Item = f64>) -> ArrayRef {
-    let mut builder = Decimal128Builder::new();
+fn counts(answers: &[SeriesAnswer], value: impl Fn(&SeriesInfo, &Answer) -> Option<u64>) -> ArrayRef {
+    let counts = answers.iter().map(|(info, answer)| value(info, answer));
+    Arc::new(counts.map(|count| Some(i64::try_from(count?).unwrap_or(i64::MAX))).collect::<Int64Array>())
+}
+
+fn times(answers: &[SeriesAnswer], value: impl Fn(&Answer) -> Micros) -> ArrayRef {
+    let times = answers.iter().map(|(_, answer)| value(answer).0);
+    Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC"))
+}
+
+/// Scores in `[0, 1]`, rounded to two decimals.
+fn scores(values: impl Iterator<Item = f64>) -> ArrayRef {
+    let mut builder = Decimal128Builder::new().with_data_type(SCORE_TYPE);
     values.for_each(|score| builder.append_value((score.clamp(0.0, 1.0) * 100.0).round() as i128));
-    let scores: Decimal128Array = builder.finish();
-    Arc::new(scores.with_precision_and_scale(SCORE.0, SCORE.1).expect("scores are at most 1.00"))
+    Arc::new(builder.finish())
 }
 
 /// One word in every row.
 fn constant(word: &str, rows: usize) -> ArrayRef {
     let keys = Int32Array::from(vec![0; rows]);
     Arc::new(DictionaryArray::new(keys, Arc::new(StringArray::from(vec![word]))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    /// The columns that neither a batch view nor a list of aggregates has. A dimension may not have such a name either.
+    const ONLY_IN_ANSWERS: [&str; 4] = ["source", "current_value", "data_points", "last_updated"];
+
+    #[test]
+    fn columns_that_no_batch_view_has_are_listed() {
+        let directory = fixture::directory();
+        let mut columns = vec![Column::CurrentValue, Column::DataPoints, Column::LastUpdated];
+        columns.extend([Column::MetricKey, Column::Definition, Column::Metric]);
+        columns.extend([Column::WindowStart, Column::WindowEnd, Column::FirstTime, Column::LastTime]);
+        columns.extend(Column::CONFIDENCE);
+        for column in columns {
+            let name = column.name(&directory);
+            let is_stored = column.stored(&directory) == [name];
+            assert_ne!(is_stored, ONLY_IN_ANSWERS.contains(&name), "{name}");
+        }
+    }
 }

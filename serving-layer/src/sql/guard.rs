@@ -1,9 +1,9 @@
-//! Bounds on what one step of a query may make. Operators ask the memory pool for what they keep; these rules are for what
-//! nobody asks for: functions whose results are longer than their arguments ([`functions`]), operators that repeat or
-//! collect rows ([`operators`]), and long texts that are repeated in each row.
+//! Limits on what one step of a query may make. Operators reserve the memory that they keep in the memory pool; these rules
+//! are for memory that is not reserved: functions whose results are longer than their arguments ([`functions`]), operators
+//! that repeat or collect rows ([`operators`]), and long texts that are repeated in each row.
 //!
-//! They bound a step, not a query: a step is never interrupted, and whatever holds more than the budget between two steps
-//! is ended by [`super::watch`].
+//! They limit a step, not a query. A step is never interrupted; a query that uses too much memory between two steps is ended
+//! by [`super::watchdog`].
 
 mod functions;
 mod growth;
@@ -14,34 +14,34 @@ use std::sync::Arc;
 
 use arrow::datatypes::DataType;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
-use datafusion::error::Result;
+use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::session_state::{SessionState, SessionStateBuilder};
 use datafusion::logical_expr::{Expr, LogicalPlan};
 
-/// Bytes that one step makes at most.
-const STEP: usize = 64 << 20;
-/// Columns within columns of one column.
-const LEAVES: usize = 1_000;
-/// Bytes or items of a type of fixed size.
-const FIXED: i32 = 1 << 20;
+/// The most bytes that one step makes.
+const STEP_BYTES: usize = 64 << 20;
+/// The most columns that one column of a nested type has.
+const NESTED_COLUMNS: usize = 1_000;
+/// The most bytes or items of a type of fixed size.
+const FIXED_SIZE: i32 = 1 << 20;
 
 /// Adds the rules to a session.
 pub(super) fn install(mut builder: SessionStateBuilder) -> SessionStateBuilder {
-    let known = builder.scalar_functions().take().unwrap_or_default();
+    let functions = builder.scalar_functions().take().unwrap_or_default();
     let mut planners = builder.expr_planners().take().unwrap_or_default();
     planners.insert(0, Arc::new(functions::BoundLiterals));
     builder
-        .with_scalar_functions(known.into_iter().map(functions::bounded).collect())
+        .with_scalar_functions(functions.into_iter().map(functions::bounded).collect())
         .with_expr_planners(planners)
         .with_analyzer_rule(Arc::new(functions::BoundFunctions))
         .with_optimizer_rule(Arc::new(functions::BoundFunctions))
         .with_physical_optimizer_rule(Arc::new(operators::BoundOperators))
 }
 
-/// Makes batches small where a plan repeats a long text in each row.
+/// Makes batches smaller where a plan repeats a long literal in each row.
 ///
 /// # Errors
-/// When a type in the plan is larger than a step may be.
+/// When the values of a type in the plan cannot be small.
 pub(super) fn fit_batches(mut state: SessionState, plan: &LogicalPlan) -> Result<SessionState> {
     let mut longest = 0;
     plan.apply_with_subqueries(|node| {
@@ -63,7 +63,7 @@ pub(super) fn fit_batches(mut state: SessionState, plan: &LogicalPlan) -> Result
             })
         })
     })?;
-    let rows = (STEP / longest.max(1)).max(1);
+    let rows = (STEP_BYTES / longest.max(1)).max(1);
     let config = state.config().clone();
     if rows < config.batch_size() {
         *state.config_mut() = config.with_batch_size(rows);
@@ -71,23 +71,23 @@ pub(super) fn fit_batches(mut state: SessionState, plan: &LogicalPlan) -> Result
     Ok(state)
 }
 
-/// Refuses types whose values cannot be small.
+/// Rejects types whose values cannot be small.
 fn check_type(data_type: &DataType) -> Result<()> {
-    if leaves(data_type, LEAVES) > LEAVES {
+    if nested_columns(data_type, NESTED_COLUMNS) > NESTED_COLUMNS {
         return Err(too_large(format!(
-            "a column has more than {LEAVES} columns within it, or values of more than {FIXED} bytes or items"
+            "a column has more than {NESTED_COLUMNS} nested columns, or values of more than {FIXED_SIZE} bytes or items"
         )));
     }
     Ok(())
 }
 
-/// How many columns a column is, counted up to a bound.
-fn leaves(data_type: &DataType, most: usize) -> usize {
+/// How many columns a column of this type has; counting stops above `most`.
+fn nested_columns(data_type: &DataType, most: usize) -> usize {
     match data_type {
         DataType::Struct(fields) => {
             let mut count = 0;
             for field in fields {
-                count += leaves(field.data_type(), most.saturating_sub(count));
+                count += nested_columns(field.data_type(), most.saturating_sub(count));
                 if count > most {
                     break;
                 }
@@ -98,17 +98,15 @@ fn leaves(data_type: &DataType, most: usize) -> usize {
         | DataType::LargeList(field)
         | DataType::ListView(field)
         | DataType::LargeListView(field)
-        | DataType::Map(field, _) => leaves(field.data_type(), most),
-        DataType::FixedSizeList(_, size) if *size > FIXED => usize::MAX,
-        DataType::FixedSizeList(field, _) => leaves(field.data_type(), most),
-        DataType::FixedSizeBinary(size) if *size > FIXED => usize::MAX,
+        | DataType::Map(field, _) => nested_columns(field.data_type(), most),
+        DataType::FixedSizeList(_, size) if *size > FIXED_SIZE => usize::MAX,
+        DataType::FixedSizeList(field, _) => nested_columns(field.data_type(), most),
+        DataType::FixedSizeBinary(size) if *size > FIXED_SIZE => usize::MAX,
         _ => 1,
     }
 }
 
-/// The refusal of a step.
-fn too_large(what: String) -> datafusion::error::DataFusionError {
-    datafusion::error::DataFusionError::Execution(format!(
-        "{what}; that is more than one step of a query may make"
-    ))
+/// The error of a step that would make too much.
+fn too_large(problem: String) -> DataFusionError {
+    DataFusionError::Execution(format!("{problem}; that is more than one step of a query may make"))
 }

@@ -1,21 +1,21 @@
-//! What the program knows of the machine that a library cannot: whose memory is whose, and which thread goes first.
+//! What queries need of the allocator and the operating system, as a component of the program.
 
 use std::fmt::Debug;
 
-/// Counts what threads allocate, account by account, and lets threads step back behind others.
+/// Counts the memory that threads allocate by account, and lowers the priority of threads.
 pub trait Host: Debug + Send + Sync {
-    /// From now on, what the calling thread allocates is on this account, whoever frees it. Returns the number by which
-    /// [`Host::step_back`] knows the thread.
+    /// Counts what the calling thread allocates from now on on an account, whichever thread frees it. Returns the number of
+    /// the thread for [`Host::step_back`].
     fn join(&self, account: usize) -> i32;
 
-    /// Bytes that were allocated on each account and are not freed yet; an account beyond the end has none.
+    /// Bytes that were allocated on each account and are not freed yet; an account past the end has none.
     fn in_use(&self) -> Vec<usize>;
 
-    /// From now on, the threads of everybody else go first.
+    /// Lowers the priority of a thread, so that all other threads run first.
     fn step_back(&self, thread: i32);
 }
 
-/// Nothing is known: memory is bounded by what operators say of themselves, and all threads are equal.
+/// A host that can do neither: only memory that operators reserve is counted, and all threads have the same priority.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct UnknownHost;
 

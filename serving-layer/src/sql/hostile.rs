@@ -1,5 +1,5 @@
-//! Statements that mean harm: each is answered or refused, in bounded memory and time, and a small question beside them is
-//! answered as ever.
+//! Hostile statements: each is answered or rejected in limited memory and time, and a short query next to them is answered
+//! as usual.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use wye_domain::ErrorKind;
 use super::Limits;
 use crate::fixture::{MINUTE, Row, Site, family, summary};
 
-/// Statements by their shape, with a size in them.
+/// Kinds of statements; the argument is a size.
 const SHAPES: [fn(usize) -> String; 58] = [
     |n| format!("SELECT 1{}", "+1".repeat(n)),
     |n| format!("SELECT 1{}", "-1".repeat(n)),
@@ -70,7 +70,7 @@ const SHAPES: [fn(usize) -> String; 58] = [
     |n| "\u{0}\u{202e}\"'`$[({".repeat(n),
 ];
 
-/// Statements that ask for a lot in a few words.
+/// Short statements that need much memory or time.
 const GREEDY: [&str; 45] = [
     "SELECT repeat('x', 500000000)",
     "SELECT length(repeat('x', 500000000))",
@@ -159,8 +159,8 @@ async fn site(time: Duration) -> Site {
     site
 }
 
-/// Runs a statement to its end; the error where there is one.
-async fn outcome(site: &Site, sql: &str) -> Result<usize, crate::ServingError> {
+/// Runs a statement to its end, and returns its number of rows.
+async fn run(site: &Site, sql: &str) -> Result<usize, crate::ServingError> {
     let mut rows = site.engine.query(sql).await?;
     let mut count = 0;
     while let Some(batch) = rows.next().await {
@@ -170,37 +170,37 @@ async fn outcome(site: &Site, sql: &str) -> Result<usize, crate::ServingError> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn statements_of_every_shape_and_size_are_answered_or_refused() {
+async fn statements_of_every_shape_and_size_are_answered_or_rejected() {
     let site = site(Duration::from_secs(20)).await;
-    let mut kinds = 0;
-    let mut slow = Vec::new();
+    let mut statements = 0;
+    let mut wrong = Vec::new();
     for (shape, statement) in SHAPES.iter().enumerate() {
         for size in [1, 7, 45, 300, 2_500, 40_000] {
-            kinds += 1;
+            statements += 1;
             let sql = statement(size);
-            let begun = std::time::Instant::now();
-            if let Err(error) = outcome(&site, &sql).await {
+            let started = std::time::Instant::now();
+            if let Err(error) = run(&site, &sql).await {
                 let start: String = sql.chars().take(60).collect();
                 if error.kind() != ErrorKind::Invalid {
-                    slow.push(format!("shape {shape}, size {size}, {start}: {error}"));
+                    wrong.push(format!("shape {shape}, size {size}, {start}: {error}"));
                 }
                 assert!(error.to_string().len() < 4_000, "shape {shape}, size {size}");
             }
-            if begun.elapsed() > Duration::from_secs(15) {
-                slow.push(format!("shape {shape}, size {size}: {:?}", begun.elapsed()));
+            if started.elapsed() > Duration::from_secs(15) {
+                wrong.push(format!("shape {shape}, size {size}: {:?}", started.elapsed()));
             }
         }
     }
-    assert!(slow.is_empty(), "{slow:#?}");
-    assert!(kinds >= 300, "{kinds}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(statements >= 300, "{statements}");
     assert_eq!(site.sql("SELECT 1").await, "1");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn few_words_cannot_take_much_memory() {
+async fn short_statements_cannot_take_much_memory() {
     let site = site(Duration::from_secs(2)).await;
     for sql in GREEDY {
-        if let Err(error) = outcome(&site, sql).await {
+        if let Err(error) = run(&site, sql).await {
             assert_eq!(error.kind(), ErrorKind::Invalid, "{sql}: {error}");
         }
         assert_eq!(site.sql("SELECT 1").await, "1", "{sql}");
@@ -217,7 +217,7 @@ async fn a_long_list_of_values_is_computed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn usual_functions_work_within_their_bounds() {
+async fn functions_work_within_their_limits() {
     let site = site(Duration::from_secs(60)).await;
     for (expression, answer) in [
         ("repeat('ab', 3)", "ababab"),
@@ -239,7 +239,7 @@ async fn usual_functions_work_within_their_bounds() {
     let joined =
         "SELECT count(*), max(length(device_id || repeat('-', length(device_id)))) FROM unified_series";
     assert_eq!(site.sql(joined).await, "50,6");
-    // What is too much for one step of a batch is made in several.
+    // A batch that is too large for one step is computed in slices.
     let slices =
         "SELECT sum(length(replace(repeat('a', 2000 + value % 2), 'a', 'bb'))) FROM generate_series(1, 4000)";
     assert_eq!(site.sql(slices).await, "16004000");
@@ -247,51 +247,54 @@ async fn usual_functions_work_within_their_bounds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_query_ends_when_nobody_waits_for_it() {
+async fn a_query_ends_when_its_client_disconnects() {
     let site = site(Duration::from_secs(600)).await;
     let heavy = "SELECT count(*) FROM generate_series(1, 1000000) a JOIN generate_series(1, 1000000) b \
                  ON a.value % 7 < b.value % 5";
-    // Left before the first row: in the first moments, among the long ones, and while waiting for a place.
+    // Before the first row: in a short slot, in a long slot, and while it waits for a slot.
     for patience in [1, 50, 150, 400, 400, 400, 400, 400] {
         let asked = tokio::time::timeout(Duration::from_millis(patience), site.engine.query(heavy)).await;
         assert!(asked.map_or(true, |rows| rows.is_ok()));
     }
-    // Left after the first rows.
+    // After the first rows.
     let mut rows = site.engine.query("SELECT * FROM generate_series(1, 2000000000)").await.unwrap();
     rows.next().await.unwrap().unwrap();
     drop(rows);
     let deadline = std::time::Instant::now() + Duration::from_secs(30);
     while !site.engine.idle() {
-        assert!(std::time::Instant::now() < deadline, "queries go on that nobody waits for");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "queries still run after their clients have disconnected"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn small_questions_are_answered_beside_big_ones() {
+async fn short_queries_are_answered_while_long_ones_run() {
     let site = site(Duration::from_secs(600)).await;
     let heavy = "SELECT count(*) FROM generate_series(1, 1000000) a JOIN generate_series(1, 1000000) b \
                  ON a.value % 7 < b.value % 5";
-    let mut big = tokio::task::JoinSet::new();
+    let mut long = tokio::task::JoinSet::new();
     for _ in 0..8 {
         let engine = site.engine.clone();
-        big.spawn(async move {
+        long.spawn(async move {
             let mut rows = engine.query(heavy).await.unwrap();
             rows.next().await.is_some()
         });
     }
     for _ in 0..50 {
-        // The big ones take hours: without places of its own, a small one would not be answered at all.
-        let small = tokio::time::timeout(Duration::from_secs(60), site.sql("SELECT 1")).await;
-        assert_eq!(small.unwrap(), "1");
+        // The long ones take hours, so without slots for short ones this would not be answered at all.
+        let short = tokio::time::timeout(Duration::from_secs(60), site.sql("SELECT 1")).await;
+        assert_eq!(short.unwrap(), "1");
         tokio::task::yield_now().await;
     }
-    assert!(big.try_join_next().is_none(), "the big ones should have gone on beside");
-    big.shutdown().await;
+    assert!(long.try_join_next().is_none(), "the long queries should still run");
+    long.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn rows_and_time_are_bounded() {
+async fn rows_and_time_are_limited() {
     let site =
         Site::with(Limits { time: Duration::from_millis(300), rows: 1_000, ..Limits::default() }).await;
     let error = site.refused("SELECT * FROM generate_series(1, 1001)").await.to_string();
@@ -303,7 +306,7 @@ async fn rows_and_time_are_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_does_not_fit_is_kept_on_disk() {
+async fn rows_that_do_not_fit_into_memory_are_spilled() {
     let site = site(Duration::from_secs(120)).await;
     let sorted = "SELECT count(*) FROM (SELECT value, row_number() OVER (ORDER BY value % 1000, -value) AS place \
                   FROM generate_series(1, 8000000)) WHERE place = 8000000";

@@ -3,41 +3,34 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// How long a query counts as short: it needs no place among the long ones, and its threads go first.
+/// A query that runs longer than this needs a long slot, and its threads get a lower priority.
 pub(super) const SHORT: Duration = Duration::from_millis(100);
 /// How many short queries run at a time.
 pub(super) const SHORT_QUERIES: usize = 16;
-/// The share of the memory that operators may reserve; the rest is for what they do not count.
+/// The percentage of the memory that operators may reserve; the rest is for memory that they do not reserve.
 pub(super) const RESERVED_PERCENT: usize = 60;
 
-/// See the module.
+/// The limits of queries.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Bytes of all queries together.
+    /// Bytes of memory for all queries together.
     pub memory: usize,
-    /// Bytes on disk of all queries together, for what does not fit into memory.
+    /// Bytes on disk for all queries together, for what does not fit into memory.
     pub spill: u64,
-    /// The folder for that; it is emptied at the start. `None`: nothing is spilled.
+    /// The folder for that, which is emptied at the start; `None`: nothing is spilled.
     pub spill_folder: Option<PathBuf>,
-    /// Time of one query, waiting and answering included.
+    /// The longest time of one query, including the time in the queue and the time to send its answer.
     pub time: Duration,
     /// Rows of one answer.
     pub rows: usize,
     /// Threads of one query.
     pub threads: usize,
-    /// How many queries run at a time that take longer than a moment.
+    /// How many long queries run at a time.
     pub long_queries: usize,
-    /// How many queries wait for a place; more are refused.
+    /// How many queries may wait for a slot; more are rejected.
     pub waiting: usize,
-    /// How long a query waits for a place.
+    /// The longest time that a query waits for a slot.
     pub patience: Duration,
-}
-
-impl Limits {
-    /// How many queries run at a time, short and long.
-    pub(super) fn places(&self) -> usize {
-        SHORT_QUERIES + self.long_queries
-    }
 }
 
 impl Default for Limits {

@@ -1,9 +1,9 @@
-//! The plan node that merges: streams the rows of a batch view, merges those that realtime rows belong to, and emits the
-//! other realtime rows at the end.
+//! The operator that merges: streams the rows of a batch view, merges each with the realtime rows of its window, and emits
+//! the other realtime rows at the end.
 //!
-//! Rows of the view that stand alone are computed column by column. A plan partition of the view is a file, sorted by
-//! series and window. With longer windows, the first and the last window of each file may go on in another one; they
-//! are put together when the last plan partition ends.
+//! Rows of the view without realtime rows are computed column by column. A plan partition of the view is a file, sorted by
+//! series and window. With longer windows, the first and the last window of a file may have rows in other files too, so
+//! they are merged when the last plan partition ends.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
@@ -11,374 +11,387 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use arrow::array::RecordBatch;
-use datafusion::common::tree_node::TreeNodeRecursion;
-use datafusion::error::{DataFusionError, Result};
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::{EquivalenceProperties, Partitioning, PhysicalExpr};
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::filter_record_batch;
+use arrow::datatypes::Schema;
+use datafusion::error::Result;
+use datafusion::execution::SendableRecordBatchStream;
+use datafusion::physical_expr::{EquivalenceProperties, Partitioning};
+use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
-use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{DisplayAs, DisplayFormatType, ExecutionPlan, PlanProperties};
-use futures::TryStreamExt;
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, PlanProperties};
+use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use hashbrown::HashMap;
 use wye_domain::DomainError;
 use wye_domain::series::SeriesId;
-use wye_domain::time::WindowSize;
+use wye_domain::time::{Micros, WindowSize};
+use wye_metrics::merge::{Judge, Rollup, Sides, merge};
+use wye_metrics::view_rows::reader::{ViewRows, count};
 
-use super::columns::{Builder, filled, without};
+use super::columns::{MergedColumns, SeriesAnswer};
+use super::messages::external;
+use super::operator::{Operator, OperatorExec, Part};
 use crate::directory::SeriesInfo;
 use crate::hub::Facts;
 use crate::realtime::CapturedRows;
 use crate::view_runs::runs;
-use wye_metrics::merge::{Answer, Judge, Rollup, Sides, merge};
-use wye_metrics::view_rows::reader::ViewRows;
 
 /// Rows in a batch of merged answers.
 const ANSWERS_PER_BATCH: usize = 8_192;
 
-/// What is merged, and into what.
+/// A series and the start of one of its windows.
+type WindowKey = (SeriesId, Micros);
+
+/// What is merged, and into which columns.
 #[derive(Debug)]
 pub(super) struct MergePlan {
-    pub(super) builder: Builder,
+    pub(super) columns: MergedColumns,
     pub(super) rows: CapturedRows,
+    /// Longer windows than the definition's.
     pub(super) step: Option<WindowSize>,
     pub(super) facts: Facts,
-    pub(super) now: i64,
+    pub(super) now: Micros,
 }
 
-/// See the module.
+/// The operator.
 #[derive(Debug)]
-pub(super) struct MergedExec {
+struct Merge {
     plan: Arc<MergePlan>,
-    batch: Option<Arc<dyn ExecutionPlan>>,
-    properties: Arc<PlanProperties>,
-    run: Mutex<Option<(Arc<Run>, HashSet<usize>)>>,
+    /// Whether the input is a batch view. Otherwise it is empty, and each plan partition emits its share of the realtime
+    /// rows.
+    has_view: bool,
+    /// The newest execution, with the plan partitions of it that have started.
+    execution: Mutex<Option<(Arc<Execution>, HashSet<usize>)>>,
 }
 
 /// What the plan partitions of one execution share.
 #[derive(Debug)]
-struct Run {
-    /// A bit for each group of realtime rows that was merged with a row of the view.
-    matched: Vec<AtomicU64>,
-    unfinished: AtomicUsize,
-    edges: Mutex<HashMap<(SeriesId, i64), Rollup>>,
+struct Execution {
+    /// The groups of realtime rows that were merged with a row of the view.
+    merged: AtomicBits,
+    unfinished_partitions: AtomicUsize,
+    /// The first and the last longer window of each file.
+    edges: Mutex<HashMap<WindowKey, Rollup>>,
 }
 
-type Answers = Vec<(Arc<SeriesInfo>, Answer)>;
+/// Bits that several threads set. Who reads them has to synchronize with who sets them.
+#[derive(Debug)]
+struct AtomicBits(Vec<AtomicU64>);
 
-impl MergedExec {
-    pub(super) fn new(
-        plan: MergePlan,
-        batch: Option<Arc<dyn ExecutionPlan>>,
+impl MergePlan {
+    /// The plan node that merges a batch view, where there is one, with the realtime rows.
+    pub(super) fn over(
+        self,
+        view: Option<Arc<dyn ExecutionPlan>>,
         target_partitions: usize,
-    ) -> Self {
-        let of_batch = |batch: &Arc<dyn ExecutionPlan>| batch.properties().partitioning.partition_count();
-        let batch = batch.filter(|batch| of_batch(batch) > 0);
-        let partitions = batch.as_ref().map_or(target_partitions.max(1), of_batch);
-        let properties = PlanProperties::new(
-            EquivalenceProperties::new(Arc::clone(&plan.builder.schema)),
-            Partitioning::UnknownPartitioning(partitions),
-            EmissionType::Incremental,
-            Boundedness::Bounded,
-        );
-        Self { plan: Arc::new(plan), batch, properties: Arc::new(properties), run: Mutex::default() }
+    ) -> Arc<dyn ExecutionPlan> {
+        let view = view.filter(|view| view.output_partitioning().partition_count() > 0);
+        let merge = Merge { plan: Arc::new(self), has_view: view.is_some(), execution: Mutex::default() };
+        let input = view.unwrap_or_else(|| {
+            Arc::new(EmptyExec::new(Arc::new(Schema::empty())).with_partitions(target_partitions.max(1)))
+        });
+        OperatorExec::over(input, merge)
     }
 
-    fn partitions(&self) -> usize {
-        self.properties.partitioning.partition_count()
+    fn judge(&self) -> Judge<'_> {
+        self.facts.judge(self.now.0)
     }
 
-    /// The shared state of the execution that a plan partition belongs to; executing it again begins another.
-    fn run(&self, plan_partition: usize) -> Arc<Run> {
-        let mut guard = self.run.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((run, begun)) = guard.as_mut()
-            && begun.insert(plan_partition)
+    fn window_of(&self, group: usize) -> WindowKey {
+        let (series, start) = self.rows.key(group);
+        (series, Micros(start))
+    }
+}
+
+impl Merge {
+    /// The execution that a plan partition belongs to. Where the plan partition was executed before, a new one begins.
+    fn execution(&self, part: &Part) -> Arc<Execution> {
+        let mut newest = self.execution.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((execution, started)) = newest.as_mut()
+            && started.insert(part.plan_partition)
         {
-            return Arc::clone(run);
+            return Arc::clone(execution);
         }
-        let run = Arc::new(Run {
-            matched: (0..self.plan.rows.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
-            unfinished: AtomicUsize::new(self.partitions()),
+        let execution = Arc::new(Execution {
+            merged: AtomicBits::zeros(self.plan.rows.len()),
+            unfinished_partitions: AtomicUsize::new(part.plan_partitions),
             edges: Mutex::default(),
         });
-        *guard = Some((Arc::clone(&run), HashSet::from([plan_partition])));
-        run
+        *newest = Some((Arc::clone(&execution), HashSet::from([part.plan_partition])));
+        execution
     }
 }
 
-impl DisplayAs for MergedExec {
-    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MergedExec: realtime_windows={}", self.plan.rows.len())?;
+impl Operator for Merge {
+    const NAME: &'static str = "MergedExec";
+
+    fn properties(&self, input: &Arc<dyn ExecutionPlan>) -> Arc<PlanProperties> {
+        let plan_partitions = input.output_partitioning().partition_count();
+        Arc::new(PlanProperties::new(
+            EquivalenceProperties::new(Arc::clone(&self.plan.columns.schema)),
+            Partitioning::UnknownPartitioning(plan_partitions),
+            EmissionType::Incremental,
+            Boundedness::Bounded,
+        ))
+    }
+
+    fn maintains_input_order(&self) -> bool {
+        false
+    }
+
+    fn fresh(&self) -> Self {
+        Self { plan: Arc::clone(&self.plan), has_view: self.has_view, execution: Mutex::default() }
+    }
+
+    fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "realtime_windows={}", self.plan.rows.len())?;
         self.plan.step.map_or(Ok(()), |step| write!(f, ", step={step}"))
     }
-}
 
-impl ExecutionPlan for MergedExec {
-    fn name(&self) -> &str {
-        "MergedExec"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        self.batch.iter().collect()
-    }
-
-    /// The order of a file's rows matters, and the realtime rows are dealt with once.
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false; self.children().len()]
-    }
-
-    fn apply_expressions(
-        &self,
-        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn with_new_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        let batch = children.into_iter().next();
-        let partitions = batch
-            .as_ref()
-            .map_or(self.partitions(), |batch| batch.properties().partitioning.partition_count());
-        let properties = self.properties.as_ref().clone();
-        let properties = properties.with_partitioning(Partitioning::UnknownPartitioning(partitions));
-        Ok(Arc::new(Self {
+    fn execute(&self, part: Part) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+        let execution = self.execution(&part);
+        let merging = Merging {
             plan: Arc::clone(&self.plan),
-            batch,
-            properties: Arc::new(properties),
-            run: Mutex::default(),
-        }))
-    }
-
-    fn execute(&self, partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let run = self.run(partition);
-        let (input, groups) = match &self.batch {
-            Some(batch) => (Some(batch.execute(partition, context)?), None),
-            None => {
-                let (groups, partitions) = (self.plan.rows.len(), self.partitions());
-                (None, Some(groups * partition / partitions..groups * (partition + 1) / partitions))
-            }
-        };
-        let pump = Pump {
-            plan: Arc::clone(&self.plan),
-            run,
-            input,
-            groups,
+            execution,
+            view: self.has_view.then_some(part.input),
+            unmerged: match self.has_view {
+                true => 0..0,
+                false => share(self.plan.rows.len(), part.plan_partition, part.plan_partitions),
+            },
             open: None,
-            first_is_out: false,
-            queue: VecDeque::new(),
+            first_window_ended: false,
+            ready: VecDeque::new(),
         };
-        let stream = futures::stream::try_unfold(pump, |mut pump| async move {
-            Ok(pump.next().await?.map(|batch| (batch, pump)))
+        let batches = futures::stream::try_unfold(merging, |mut merging| async move {
+            Ok(merging.next().await?.map(|batch| (batch, merging)))
         });
-        Ok(Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.plan.builder.schema), stream)))
+        Ok(batches.boxed())
     }
 }
 
-/// The stream of one plan partition.
-struct Pump {
-    plan: Arc<MergePlan>,
-    run: Arc<Run>,
-    /// The rows of the view, until they end.
-    input: Option<SendableRecordBatchStream>,
-    /// The groups of realtime rows that are still to be emitted here.
-    groups: Option<Range<usize>>,
-    /// The longer window that the last row of the view was in.
-    open: Option<((SeriesId, i64), Rollup)>,
-    /// Whether the first longer window of the file has been put with the edges.
-    first_is_out: bool,
-    queue: VecDeque<RecordBatch>,
+/// The n-th of `parts` about equal parts of so many groups.
+fn share(groups: usize, part: usize, parts: usize) -> Range<usize> {
+    groups * part / parts..groups * (part + 1) / parts
 }
 
-impl Pump {
+/// The merge of one plan partition.
+struct Merging {
+    plan: Arc<MergePlan>,
+    execution: Arc<Execution>,
+    /// The rows of the view, until they end.
+    view: Option<SendableRecordBatchStream>,
+    /// The groups of realtime rows that are still to be emitted here, unless they are merged.
+    unmerged: Range<usize>,
+    /// The longer window that the last row of the view is in.
+    open: Option<(WindowKey, Rollup)>,
+    /// Whether the first longer window of the file is among the edges.
+    first_window_ended: bool,
+    ready: VecDeque<RecordBatch>,
+}
+
+impl Merging {
     async fn next(&mut self) -> Result<Option<RecordBatch>> {
         loop {
-            if let Some(batch) = self.queue.pop_front() {
+            if let Some(batch) = self.ready.pop_front() {
                 return Ok(Some(batch));
             }
-            if let Some(input) = &mut self.input {
-                match input.try_next().await? {
-                    Some(rows) if self.plan.step.is_some() => self.roll_up(&rows).map_err(external)?,
-                    Some(rows) => self.merge(rows).map_err(external)?,
-                    None => self.end_of_view(),
+            if let Some(view) = &mut self.view {
+                match view.try_next().await? {
+                    Some(rows) => self.add_view(rows)?,
+                    None => self.end_view()?,
                 }
                 continue;
             }
-            let Some(groups) = &mut self.groups else { return Ok(None) };
-            if groups.start >= groups.end {
+            if self.unmerged.is_empty() {
                 return Ok(None);
             }
-            let chunk = groups.start..groups.end.min(groups.start + ANSWERS_PER_BATCH);
-            groups.start = chunk.end;
-            let answers = self.alone(chunk);
-            self.emit(&answers);
+            let chunk = self.unmerged.start..self.unmerged.end.min(self.unmerged.start + ANSWERS_PER_BATCH);
+            self.unmerged.start = chunk.end;
+            let answers = self.realtime_only(chunk);
+            self.emit(&answers)?;
         }
     }
 
-    /// Rows of the view in the windows of the definition.
-    fn merge(&mut self, rows: RecordBatch) -> std::result::Result<(), DomainError> {
+    fn add_view(&mut self, rows: RecordBatch) -> Result<()> {
+        let answers = match self.plan.step {
+            Some(step) => self.roll_up(&rows, step).map_err(external)?,
+            None => {
+                let (answers, kept) = self.merge(&rows).map_err(external)?;
+                let view_only = match kept {
+                    Some(kept) => filter_record_batch(&rows, &BooleanArray::from(kept)).map_err(external)?,
+                    None => rows,
+                };
+                if view_only.num_rows() > 0 {
+                    self.ready.push_back(self.plan.columns.of_view(&view_only)?);
+                }
+                answers
+            }
+        };
+        self.emit(&answers)
+    }
+
+    /// Merges rows of the view, in the windows of the definition, with their realtime rows. Returns the answers, and which
+    /// rows are to be computed from the view only (`None`: all).
+    fn merge(
+        &self,
+        rows: &RecordBatch,
+    ) -> std::result::Result<(Vec<SeriesAnswer>, Option<Vec<bool>>), DomainError> {
         let plan = &self.plan;
-        let mut left_out: Option<Vec<bool>> =
-            filled(&rows)?.map(|filled| filled.values().iter().map(|filled| !filled).collect());
-        let mut answers = Answers::new();
-        if !plan.rows.is_empty() {
-            let view = ViewRows::of(&rows)?;
-            for (range, id) in runs(&view.series, view.len(), &plan.builder.directory) {
-                let Some((id, groups)) = id.map(|id| (id, plan.rows.of_series(id))) else { continue };
-                if groups.is_empty() {
+        let mut kept = with_readings(rows)?;
+        let mut answers = Vec::new();
+        if plan.rows.is_empty() {
+            return Ok((answers, kept));
+        }
+        let view = ViewRows::of(rows)?;
+        for (range, id) in runs(&view.series, view.len(), &plan.columns.directory) {
+            let Some((id, groups)) = id.map(|id| (id, plan.rows.of_series(id))) else { continue };
+            if groups.is_empty() {
+                continue;
+            }
+            let windows = plan.rows.key(groups.start).1..=plan.rows.key(groups.end - 1).1;
+            let info = plan.columns.directory.info(id);
+            for row in range {
+                let window_start = view.window_start.value(row);
+                if !windows.contains(&window_start) {
                     continue;
                 }
-                let windows = plan.rows.key(groups.start).1..=plan.rows.key(groups.end - 1).1;
-                let info = plan.builder.directory.info(id);
-                for row in range {
-                    let window_start = view.window_start.value(row);
-                    if !windows.contains(&window_start) {
-                        continue;
-                    }
-                    let Some(group) = plan.rows.find(groups.clone(), window_start) else { continue };
-                    self.run.matched[group / 64].fetch_or(1 << (group % 64), Ordering::Relaxed);
-                    left_out.get_or_insert_with(|| vec![false; rows.num_rows()])[row] = true;
-                    let batch = view.row(row)?;
-                    let sides = Sides { batch: Some(&batch), realtime: Some(plan.rows.summary(group)) };
-                    if let Some(answer) = merge(info.facts(), window_start, sides, plan.judge()) {
-                        answers.push((Arc::clone(&info), answer));
-                    }
+                let Some(group) = plan.rows.find(groups.clone(), window_start) else { continue };
+                self.execution.merged.set(group);
+                kept.get_or_insert_with(|| vec![true; rows.num_rows()])[row] = false;
+                let batch = view.row(row)?;
+                let sides = Sides { batch: Some(&batch), realtime: Some(plan.rows.summary(group)) };
+                if let Some(answer) = merge(info.facts(), window_start, sides, plan.judge()) {
+                    answers.push((Arc::clone(&info), answer));
                 }
             }
         }
-        let alone = match left_out {
-            Some(left_out) => without(&rows, &left_out),
-            None => rows,
-        };
-        if alone.num_rows() > 0 {
-            self.queue.push_back(plan.builder.view(&alone)?);
-        }
-        self.emit(&answers);
-        Ok(())
+        Ok((answers, kept))
     }
 
-    /// Rows of the view into longer windows.
-    fn roll_up(&mut self, rows: &RecordBatch) -> std::result::Result<(), DomainError> {
-        let Some(step) = self.plan.step else { return Ok(()) };
+    /// Merges rows of the view into longer windows. Returns the answers of those that have ended.
+    fn roll_up(
+        &mut self,
+        rows: &RecordBatch,
+        step: WindowSize,
+    ) -> std::result::Result<Vec<SeriesAnswer>, DomainError> {
+        let plan = Arc::clone(&self.plan);
         let view = ViewRows::of(rows)?;
-        let mut answers = Answers::new();
-        for (range, id) in runs(&view.series, view.len(), &self.plan.builder.directory) {
+        let mut answers = Vec::new();
+        for (range, id) in runs(&view.series, view.len(), &plan.columns.directory) {
             let Some(id) = id else { continue };
             for row in range {
-                let key = (id, step.start_of(view.window_start.value(row)));
+                let key = (id, Micros(step.start_of(view.window_start.value(row))));
                 if self.open.as_ref().is_none_or(|(open, _)| *open != key) {
                     let ended = self.open.replace((key, Rollup::default()));
-                    self.close(ended, &mut answers);
+                    answers.extend(ended.and_then(|(key, rollup)| self.end_window(key, rollup)));
                 }
                 if let Some((_, rollup)) = &mut self.open {
                     rollup.add_batch(&view.row(row)?);
                 }
             }
         }
-        self.emit(&answers);
-        Ok(())
+        Ok(answers)
     }
 
-    fn close(&mut self, ended: Option<((SeriesId, i64), Rollup)>, answers: &mut Answers) {
-        let Some((key, rollup)) = ended else { return };
-        if self.first_is_out {
-            answers.extend(self.complete(key, rollup));
-        } else {
-            self.first_is_out = true;
-            self.put_aside(key, &rollup);
+    /// Ends a longer window that is not the last one of the file.
+    fn end_window(&mut self, key: WindowKey, rollup: Rollup) -> Option<SeriesAnswer> {
+        if self.first_window_ended {
+            return self.complete(key, rollup);
         }
+        self.first_window_ended = true;
+        self.add_edge(key, &rollup);
+        None
     }
 
-    fn put_aside(&self, key: (SeriesId, i64), rollup: &Rollup) {
-        let mut edges = self.run.edges.lock().unwrap_or_else(PoisonError::into_inner);
+    fn add_edge(&self, key: WindowKey, rollup: &Rollup) {
+        let mut edges = self.execution.edges.lock().unwrap_or_else(PoisonError::into_inner);
         edges.entry(key).or_default().add(rollup);
     }
 
-    /// Adds the realtime rows of a longer window of which all rows of the view are in.
-    fn complete(
-        &self,
-        (id, start): (SeriesId, i64),
-        mut rollup: Rollup,
-    ) -> Option<(Arc<SeriesInfo>, Answer)> {
+    /// The answer of a longer window that has all of its rows of the view.
+    fn complete(&self, (id, start): WindowKey, mut rollup: Rollup) -> Option<SeriesAnswer> {
         let plan = &self.plan;
-        if let Some(group) = plan.rows.find(plan.rows.of_series(id), start) {
-            self.run.matched[group / 64].fetch_or(1 << (group % 64), Ordering::Relaxed);
+        if let Some(group) = plan.rows.find(plan.rows.of_series(id), start.0) {
+            self.execution.merged.set(group);
             rollup.add_realtime(&plan.rows.summary(group));
         }
-        let info = plan.builder.directory.info(id);
-        let end = start.saturating_add(plan.step.unwrap_or(info.window).micros());
-        let answer = rollup.finish(info.facts(), (start, end), plan.judge())?;
+        let info = plan.columns.directory.info(id);
+        let end = start.0.saturating_add(plan.step.unwrap_or(info.window).micros());
+        let answer = rollup.finish(info.facts(), (start.0, end), plan.judge())?;
         Some((info, answer))
     }
 
-    /// The last plan partition to end emits what is left.
-    fn end_of_view(&mut self) {
-        self.input = None;
+    /// The last plan partition to end emits the windows at the edges, and then the realtime rows that were not merged.
+    fn end_view(&mut self) -> Result<()> {
+        self.view = None;
         if let Some((key, rollup)) = self.open.take() {
-            self.put_aside(key, &rollup);
+            self.add_edge(key, &rollup);
         }
-        if self.run.unfinished.fetch_sub(1, Ordering::AcqRel) > 1 {
-            return;
+        if self.execution.unfinished_partitions.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return Ok(());
         }
-        let edges = std::mem::take(&mut *self.run.edges.lock().unwrap_or_else(PoisonError::into_inner));
-        let answers: Answers =
+        let edges = std::mem::take(&mut *self.execution.edges.lock().unwrap_or_else(PoisonError::into_inner));
+        let answers: Vec<SeriesAnswer> =
             edges.into_iter().filter_map(|(key, rollup)| self.complete(key, rollup)).collect();
-        self.emit(&answers);
-        self.groups = Some(0..self.plan.rows.len());
+        self.unmerged = 0..self.plan.rows.len();
+        self.emit(&answers)
     }
 
-    /// Groups of realtime rows without those that were merged already.
-    fn alone(&self, groups: Range<usize>) -> Answers {
-        let plan = &self.plan;
-        let mut answers = Answers::with_capacity(groups.len());
+    /// The answers of groups of realtime rows, without those that were merged with the view.
+    fn realtime_only(&self, groups: Range<usize>) -> Vec<SeriesAnswer> {
+        let mut answers = Vec::with_capacity(groups.len());
         let mut last: Option<Arc<SeriesInfo>> = None;
-        for group in groups {
-            if self.run.matched[group / 64].load(Ordering::Acquire) & (1 << (group % 64)) != 0 {
-                continue;
-            }
-            let (id, start) = plan.rows.key(group);
+        for group in groups.filter(|group| !self.execution.merged.has(*group)) {
+            let (id, start) = self.plan.window_of(group);
             let info = match last.take() {
                 Some(info) if info.id == id => info,
-                _ => plan.builder.directory.info(id),
+                _ => self.plan.columns.directory.info(id),
             };
-            let answer = match plan.step {
+            let facts = info.facts();
+            let summary = self.plan.rows.summary(group);
+            let answer = match self.plan.step {
                 None => {
-                    let sides = Sides { batch: None, realtime: Some(plan.rows.summary(group)) };
-                    merge(info.facts(), start, sides, plan.judge())
+                    let sides = Sides { batch: None, realtime: Some(summary) };
+                    merge(facts, start.0, sides, self.plan.judge())
                 }
                 Some(step) => {
                     let mut rollup = Rollup::default();
-                    rollup.add_realtime(&plan.rows.summary(group));
-                    rollup.finish(info.facts(), (start, start.saturating_add(step.micros())), plan.judge())
+                    rollup.add_realtime(&summary);
+                    rollup.finish(facts, (start.0, start.0.saturating_add(step.micros())), self.plan.judge())
                 }
             };
-            if let Some(answer) = answer {
-                answers.push((Arc::clone(&info), answer));
-            }
+            answers.extend(answer.map(|answer| (Arc::clone(&info), answer)));
             last = Some(info);
         }
         answers
     }
 
-    fn emit(&mut self, answers: &[(Arc<SeriesInfo>, Answer)]) {
+    fn emit(&mut self, answers: &[SeriesAnswer]) -> Result<()> {
         for chunk in answers.chunks(ANSWERS_PER_BATCH) {
-            self.queue.push_back(self.plan.builder.answers(chunk));
+            self.ready.push_back(self.plan.columns.of_answers(chunk)?);
         }
+        Ok(())
     }
 }
 
-impl MergePlan {
-    fn judge(&self) -> Judge<'_> {
-        self.facts.judge(self.now)
-    }
+/// Which rows of a view have readings; `None` where all have.
+fn with_readings(rows: &RecordBatch) -> std::result::Result<Option<Vec<bool>>, DomainError> {
+    let counts = count(rows)?.values();
+    let all = counts.iter().all(|count| *count > 0);
+    Ok((!all).then(|| counts.iter().map(|count| *count > 0).collect()))
 }
 
-fn external(error: DomainError) -> DataFusionError {
-    DataFusionError::External(Box::new(error))
+impl AtomicBits {
+    fn zeros(bits: usize) -> Self {
+        Self((0..bits.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn set(&self, bit: usize) {
+        self.0[bit / 64].fetch_or(1 << (bit % 64), Ordering::Relaxed);
+    }
+
+    fn has(&self, bit: usize) -> bool {
+        self.0[bit / 64].load(Ordering::Relaxed) & (1 << (bit % 64)) != 0
+    }
 }

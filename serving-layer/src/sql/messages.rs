@@ -1,5 +1,7 @@
-//! What DataFusion says of a query, in plain words: what is wrong, where, and what to do. Names of its types, rules and
-//! layers mean nothing to the one who asked.
+//! DataFusion's errors as messages for clients: what is wrong, where in the statement, and what to do. Names of
+//! DataFusion's types, rules and layers are left out.
+
+use std::error::Error;
 
 use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
@@ -7,7 +9,7 @@ use datafusion::error::DataFusionError;
 use super::names;
 use crate::ServingError;
 
-/// Beginnings that say nothing to the one who asked.
+/// Prefixes by which DataFusion and its libraries name themselves.
 const PREFIXES: [&str; 15] = [
     "Error during planning: ",
     "Execution error: ",
@@ -25,10 +27,15 @@ const PREFIXES: [&str; 15] = [
     "sql parser error: ",
     "type_coercion\ncaused by\n",
 ];
-/// Bytes of a message; a longer one is cut.
+/// Characters of a message; a longer one is cut.
 const LONGEST: usize = 1_000;
 
-/// Sorts what DataFusion says into what the asker can mend and what not.
+/// An error of ours as one of DataFusion's.
+pub(super) fn external(error: impl Into<Box<dyn Error + Send + Sync>>) -> DataFusionError {
+    DataFusionError::External(error.into())
+}
+
+/// Sorts errors of DataFusion: an error that the client can correct becomes a message, any other stays as it is.
 pub(crate) fn translate(error: DataFusionError) -> ServingError {
     let position = position(&error);
     let message = match root(&error) {
@@ -36,14 +43,14 @@ pub(crate) fn translate(error: DataFusionError) -> ServingError {
             let message = first_line(message);
             return ServingError::Limit {
                 message: format!(
-                    "the query needs more memory or disk than queries may have ([sql] memory, spill); ask for less, or for \
-                     fewer rows at a time ({message})"
+                    "the query needs more memory or disk than all queries may use together ([sql] memory, spill); read fewer \
+                     rows, columns or groups ({message})"
                 ),
             };
         }
-        DataFusionError::SchemaError(problem, _) => of_schema(problem),
-        DataFusionError::SQL(problem, _) => of_parser(&problem.to_string()),
-        DataFusionError::External(problem) => match of_pattern(&problem.to_string()) {
+        DataFusionError::SchemaError(problem, _) => schema_message(problem),
+        DataFusionError::SQL(problem, _) => parser_message(&problem.to_string()),
+        DataFusionError::External(problem) => match pattern_message(&problem.to_string()) {
             Some(message) => message,
             None => return ServingError::Run { source: Box::new(error) },
         },
@@ -63,7 +70,7 @@ pub(crate) fn translate(error: DataFusionError) -> ServingError {
     ServingError::Query { message }
 }
 
-/// The error that all others are about; of several, the first.
+/// The first cause; of several errors, that of the first.
 fn root(error: &DataFusionError) -> &DataFusionError {
     match error.find_root() {
         DataFusionError::Collection(errors) => errors.first().map_or(error, root),
@@ -73,7 +80,7 @@ fn root(error: &DataFusionError) -> &DataFusionError {
     }
 }
 
-/// Where in the statement, where that is known.
+/// The line and column in the statement; `None` where they are not known.
 fn position(error: &DataFusionError) -> Option<(u64, u64)> {
     let first = match error {
         DataFusionError::Collection(errors) => errors.first()?,
@@ -83,7 +90,7 @@ fn position(error: &DataFusionError) -> Option<(u64, u64)> {
     (span.start.line > 0).then_some((span.start.line, span.start.column))
 }
 
-fn of_schema(problem: &SchemaError) -> String {
+fn schema_message(problem: &SchemaError) -> String {
     match problem {
         SchemaError::FieldNotFound { field, valid_fields } => {
             names::unknown_column_message(field, valid_fields)
@@ -99,8 +106,8 @@ fn of_schema(problem: &SchemaError) -> String {
     }
 }
 
-/// "Expected: an expression, found: EOF at Line: 1, Column: 8" with its place first.
-fn of_parser(text: &str) -> String {
+/// "Expected: an expression, found: EOF at Line: 1, Column: 8" with the line and column first.
+fn parser_message(text: &str) -> String {
     let text = tidy(text);
     if text.contains("recursion limit") {
         return "the statement is nested too deeply; use WITH for the inner parts".to_owned();
@@ -113,7 +120,7 @@ fn of_parser(text: &str) -> String {
     format!("line {line}, column {column}: {problem}")
 }
 
-/// Without what says nothing, on one line.
+/// A text of DataFusion without prefixes and backtrace, on one line.
 fn tidy(text: &str) -> String {
     let mut text = text.split("\n\nbacktrace").next().unwrap_or_default().trim();
     loop {
@@ -130,7 +137,7 @@ fn tidy(text: &str) -> String {
             break;
         }
     }
-    if let Some(message) = of_arguments(text) {
+    if let Some(message) = arguments_message(text) {
         return message;
     }
     if text.contains("require unique expression names") {
@@ -142,7 +149,7 @@ fn tidy(text: &str) -> String {
         Some((end, _)) => format!("{} ...", &text[..end]),
         None => text,
     };
-    // Messages begin in lower case, names and keywords stay as they are.
+    // Messages begin in lower case; names and keywords are not changed.
     let mut characters = text.chars();
     if let (Some(first), Some(second)) = (characters.next(), characters.next())
         && first.is_ascii_uppercase()
@@ -153,8 +160,8 @@ fn tidy(text: &str) -> String {
     text.trim_end_matches('.').to_owned()
 }
 
-/// "regex parse error: ... error: unclosed group"; `None` where it is about something else.
-fn of_pattern(text: &str) -> Option<String> {
+/// The message for "regex parse error: ... error: unclosed group"; `None` for other errors.
+fn pattern_message(text: &str) -> Option<String> {
     if text.contains("exceeds size limit") {
         return Some("the regular expression is too large".to_owned());
     }
@@ -162,13 +169,14 @@ fn of_pattern(text: &str) -> Option<String> {
     Some(format!("the regular expression is wrong: {}", problem.trim()))
 }
 
-/// "Function 'sum' failed to match any signature, errors: ... requires Int64, but received String (DataType: ...)"
-fn of_arguments(text: &str) -> Option<String> {
+/// The message for "Function 'sum' failed to match any signature, errors: ... requires Int64, but received String
+/// (DataType: ...)"; `None` for other errors.
+fn arguments_message(text: &str) -> Option<String> {
     let (function, rest) = text.strip_prefix("Function '")?.split_once("' failed to match any signature")?;
     let given = rest.split("but received ").nth(1).and_then(|rest| rest.split([' ', ')', '.']).next());
     Some(match given {
         Some(given) => format!("{function} cannot be applied to a value of type {given}"),
-        None => format!("{function} cannot be applied to what it is given"),
+        None => format!("{function} cannot be applied to these arguments"),
     })
 }
 
@@ -181,13 +189,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_place_comes_first_and_layers_are_left_out() {
+    fn line_and_column_come_first_and_prefixes_are_left_out() {
         assert_eq!(
-            of_parser("sql parser error: Expected: an SQL statement, found: SELEC at Line: 1, Column: 1"),
+            parser_message(
+                "sql parser error: Expected: an SQL statement, found: SELEC at Line: 1, Column: 1"
+            ),
             "line 1, column 1: expected an SQL statement but found SELEC"
         );
         assert_eq!(
-            of_parser("sql parser error: Expected: an expression, found: EOF at Line: 2, Column: 7"),
+            parser_message("sql parser error: Expected: an expression, found: EOF at Line: 2, Column: 7"),
             "line 2, column 7: expected an expression but the statement ends"
         );
         assert_eq!(

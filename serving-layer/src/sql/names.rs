@@ -1,8 +1,9 @@
-//! Names in a statement: what is close to an unknown one is suggested, and a name without quotes means the only table or
-//! column that it fits whatever its case.
+//! Names of tables and columns in a statement. A name without quotes finds a table or column in another case, if there is
+//! only one such; for an unknown name, similar ones are suggested.
 //!
 //! A statement that can be planned as it is written is never changed.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use datafusion::common::{Column, SchemaError, TableReference};
@@ -13,11 +14,11 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{self, Expr, Ident, visit_expressions_mut};
 
 use super::catalog::CaptureSchema;
-use super::{CATALOG, SCHEMA};
+use super::planner::{CATALOG, SCHEMA};
 use crate::ServingError;
 use crate::suggest::close_names;
 
-/// How many column names of a statement are looked for in another case.
+/// How many column names of a statement are corrected.
 const CORRECTIONS: usize = 32;
 /// How many names a message lists.
 const LISTED: usize = 40;
@@ -31,33 +32,37 @@ pub(super) fn check_tables(
     schema: &CaptureSchema,
     state: &SessionState,
 ) -> Result<(), ServingError> {
-    let ours = |table: &&TableReference| {
-        if state.table_functions().contains_key(table.table()) {
-            return false;
-        }
-        table.catalog().is_none_or(|name| name == CATALOG) && table.schema().is_none_or(|name| name == SCHEMA)
-    };
-    let mut known = None;
-    for table in tables.iter().filter(ours) {
+    let tables: Vec<&TableReference> = tables.iter().filter(|table| is_in_schema(table, state)).collect();
+    if tables.is_empty() {
+        return Ok(());
+    }
+    let known = schema.names();
+    for table in tables {
         let name = table.table();
-        let known = known.get_or_insert_with(|| schema.names());
-        if !known.contains(name) && same_but_case(name, known.iter()).len() != 1 {
-            return Err(ServingError::Query { message: unknown_table(name, known) });
+        if !known.contains(name) && same_but_case(name, known.iter().map(String::as_str)).len() != 1 {
+            return Err(ServingError::Query { message: unknown_table_message(name, &known) });
         }
     }
     Ok(())
 }
 
-/// The names that differ from one in nothing but case.
-pub(super) fn same_but_case<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Vec<&'a str> {
+/// Whether a name in a statement is one of our tables: neither a table function nor in another catalog.
+fn is_in_schema(table: &TableReference, state: &SessionState) -> bool {
+    !state.table_functions().contains_key(table.table())
+        && table.catalog().is_none_or(|name| name == CATALOG)
+        && table.schema().is_none_or(|name| name == SCHEMA)
+}
+
+/// The known names that are equal to one, upper and lower case aside.
+pub(super) fn same_but_case<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let lower = name.to_lowercase();
-    known.filter(|known| known.to_lowercase() == lower).map(String::as_str).collect()
+    known.filter(|known| known.to_lowercase() == lower).collect()
 }
 
 /// Plans a statement.
 ///
 /// # Errors
-/// [`ServingError::Query`] when it is wrong, anything else when it fails.
+/// [`ServingError::Query`] when the statement is wrong, other errors when planning fails.
 pub(super) async fn plan(
     state: &SessionState,
     mut statement: Statement,
@@ -67,28 +72,24 @@ pub(super) async fn plan(
             Ok(plan) => return Ok(plan),
             Err(error) => error,
         };
-        let corrected = match unknown_column(&error) {
-            Some((field, valid)) => correct(&mut statement, field, valid),
-            None => false,
-        };
-        if !corrected {
-            return Err(ServingError::of_query(error));
+        match unknown_column(&error) {
+            Some((field, valid)) if correct(&mut statement, field, valid) => {}
+            _ => return Err(ServingError::of_query(error)),
         }
     }
     state.statement_to_plan(statement).await.map_err(ServingError::of_query)
 }
 
-/// What to say of a column that there is not.
+/// The message for an unknown column.
 pub(super) fn unknown_column_message(field: &Column, valid: &[Column]) -> String {
-    let names: Vec<&str> = distinct(valid);
-    let same = names.iter().filter(|name| name.to_lowercase() == field.name.to_lowercase());
-    let same: Vec<String> = same.map(|name| format!("{name:?}")).collect();
+    let names = distinct(valid);
+    let same = same_but_case(&field.name, names.iter().copied());
     let name = field.flat_name();
     if !same.is_empty() {
-        return format!("there is no column {name}; write {} with its quotes", same.join(" or "));
+        return format!("there is no column {name}; write {}, with the quotes", quoted(&same));
     }
     if names.is_empty() {
-        return format!("there is no column {name}: nothing is read here that has columns");
+        return format!("there is no column {name}: no table is read here");
     }
     let close = close_names(&field.name, &names);
     if !close.is_empty() {
@@ -99,8 +100,8 @@ pub(super) fn unknown_column_message(field: &Column, valid: &[Column]) -> String
     format!("there is no column {name}; the columns are {}{more}", listed.join(", "))
 }
 
-/// The column that an error misses, and those that there are.
-pub(super) fn unknown_column(error: &DataFusionError) -> Option<(&Column, &[Column])> {
+/// The column that an error is about, and the columns that there are; `None` for other errors.
+fn unknown_column(error: &DataFusionError) -> Option<(&Column, &[Column])> {
     match error.find_root() {
         DataFusionError::SchemaError(error, _) => match &**error {
             SchemaError::FieldNotFound { field, valid_fields } => Some((field, valid_fields)),
@@ -111,11 +112,14 @@ pub(super) fn unknown_column(error: &DataFusionError) -> Option<(&Column, &[Colu
     }
 }
 
-fn unknown_table(name: &str, known: &std::collections::BTreeSet<String>) -> String {
-    let same = same_but_case(name, known.iter());
+fn quoted(names: &[&str]) -> String {
+    names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(" or ")
+}
+
+fn unknown_table_message(name: &str, known: &BTreeSet<String>) -> String {
+    let same = same_but_case(name, known.iter().map(String::as_str));
     if !same.is_empty() {
-        let quoted: Vec<String> = same.iter().map(|name| format!("{name:?}")).collect();
-        return format!("there is no table {name}; write {} with its quotes", quoted.join(" or "));
+        return format!("there is no table {name}; write {}, with the quotes", quoted(&same));
     }
     let names: Vec<&String> = known.iter().collect();
     match close_names(name, &names).as_slice() {
@@ -136,32 +140,37 @@ fn distinct(columns: &[Column]) -> Vec<&str> {
     names
 }
 
-/// Writes a column's name as it is, where it was written without quotes and fits only one; whether anything changed.
+/// Replaces a column's name without quotes by the only known one that is equal to it, case aside. Returns whether the
+/// statement has changed.
 fn correct(statement: &mut Statement, field: &Column, valid: &[Column]) -> bool {
-    let lower = field.name.to_lowercase();
-    let same: Vec<&str> = distinct(valid).into_iter().filter(|name| name.to_lowercase() == lower).collect();
-    let &[name] = same.as_slice() else { return false };
+    let known = distinct(valid);
+    let &[name] = same_but_case(&field.name, known.into_iter()).as_slice() else { return false };
     let Some(statement) = inner_mut(statement) else { return false };
     let mut changed = false;
-    let mut rename = |ident: &mut Ident| {
-        if ident.quote_style.is_none() && ident.value.to_lowercase() == lower && ident.value != name {
-            name.clone_into(&mut ident.value);
-            ident.quote_style = Some('"');
-            changed = true;
-        } else if ident.quote_style.is_none() && ident.value == name && name != lower {
-            ident.quote_style = Some('"');
-            changed = true;
-        }
-    };
     let _: ControlFlow<()> = visit_expressions_mut(statement, |expression| {
-        match expression {
-            Expr::Identifier(ident) => rename(ident),
-            Expr::CompoundIdentifier(idents) => idents.last_mut().into_iter().for_each(&mut rename),
-            _ => {}
-        }
+        changed |= match expression {
+            Expr::Identifier(ident) => rename(ident, name),
+            Expr::CompoundIdentifier(idents) => idents.last_mut().is_some_and(|ident| rename(ident, name)),
+            _ => false,
+        };
         ControlFlow::Continue(())
     });
     changed
+}
+
+/// Replaces a name without quotes by one that is equal to it, case aside. Returns whether it has changed.
+fn rename(ident: &mut Ident, name: &str) -> bool {
+    let lower = name.to_lowercase();
+    // A name in lower case that has no quotes is found as it is.
+    if ident.quote_style.is_some()
+        || ident.value.to_lowercase() != lower
+        || (ident.value == name && name == lower)
+    {
+        return false;
+    }
+    name.clone_into(&mut ident.value);
+    ident.quote_style = Some('"');
+    true
 }
 
 fn inner_mut(statement: &mut Statement) -> Option<&mut ast::Statement> {

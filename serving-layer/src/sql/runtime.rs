@@ -1,33 +1,33 @@
-//! Threads of their own for queries, so that computing never delays the threads that answer small requests.
+//! Threads for computations other than SQL queries, so that computing never delays the threads that answer small requests.
 
 use std::future::Future;
 use std::sync::Arc;
 
 use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::ServingError;
 
-/// See the module. Clones share the threads, which end with the last clone.
+/// The threads. Clones share them, and they end with the last clone.
 #[derive(Clone, Debug)]
 pub struct QueryRuntime {
-    inner: Arc<Inner>,
+    threads: Handle,
+    context: Arc<TaskContext>,
+    _owned: Arc<Owned>,
 }
 
+/// The runtime; `None` while it is dropped.
 #[derive(Debug)]
-struct Inner {
-    /// Taken out when dropped only.
-    runtime: Option<Runtime>,
-    context: Arc<TaskContext>,
-}
+struct Owned(Option<Runtime>);
 
 impl QueryRuntime {
-    /// Starts `threads` threads; plans without a session of their own run in `context`.
+    /// Starts `threads` threads. Plans that have no session of their own run in `context`.
     ///
     /// # Errors
-    /// [`ServingError::Thread`] when the system gives none.
+    /// [`ServingError::Thread`] when the system gives no thread.
     pub fn new(threads: usize, context: Arc<TaskContext>) -> Result<Self, ServingError> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads.max(1))
@@ -35,48 +35,39 @@ impl QueryRuntime {
             .enable_all()
             .build()
             .map_err(|source| ServingError::Thread { source })?;
-        Ok(Self { inner: Arc::new(Inner { runtime: Some(runtime), context }) })
+        let threads = runtime.handle().clone();
+        Ok(Self { threads, context, _owned: Arc::new(Owned(Some(runtime))) })
     }
 
-    /// The context of plans without a session of their own.
+    /// The context of plans that have no session of their own.
     pub fn task_context(&self) -> Arc<TaskContext> {
-        Arc::clone(&self.inner.context)
+        Arc::clone(&self.context)
     }
 
-    /// Starts a task there; it ends with its future, or when the handle's owner aborts it.
+    /// Starts a task. It ends with its future, or when the owner of the handle aborts it.
     pub fn start<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
-        self.inner.runtime.as_ref().expect("the runtime is there until dropped").spawn(task)
+        self.threads.spawn(task)
     }
 
-    /// Runs something there and waits for it.
+    /// Runs a task to its end. It is aborted when the future that this returns is dropped.
     ///
     /// # Errors
-    /// [`ServingError::Stopping`] when the threads ended before, [`ServingError::Run`] when it panicked.
+    /// [`ServingError::Stopping`] when the threads end before the task, [`ServingError::Run`] when it panics.
     pub async fn run<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, ServingError> {
-        let mut handle = AbortOnDrop(self.start(task));
-        (&mut handle.0).await.map_err(|error| match error.is_cancelled() {
+        AbortOnDropHandle::new(self.start(task)).await.map_err(|error| match error.is_cancelled() {
             true => ServingError::Stopping,
             false => ServingError::Run { source: Box::new(DataFusionError::ExecutionJoin(Box::new(error))) },
         })
     }
 }
 
-/// Nobody waits for the answer any more.
-struct AbortOnDrop<T>(JoinHandle<T>);
-
-impl<T> Drop for AbortOnDrop<T> {
+impl Drop for Owned {
     fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        // Waiting for threads is not allowed where the last clone may be dropped.
-        if let Some(runtime) = self.runtime.take() {
+        // The last clone may be dropped on an async thread, where waiting for threads is not allowed.
+        if let Some(runtime) = self.0.take() {
             runtime.shutdown_background();
         }
     }

@@ -1,8 +1,8 @@
-//! What a statement may be, before anything is planned: its size, how much there is in it to plan, and that it only
-//! reads. It knows no tables.
+//! Checks of a statement before it is planned: its size, how much work planning it is, and that it only reads. Must not
+//! know which tables there are.
 //!
-//! A parsed statement is a tree, and the planner walks trees by recursion: a long chain of operators is as deep as it is
-//! long. So everything that makes a tree deep is counted, on the tokens and before parsing.
+//! A parsed statement is a tree, and the planner walks trees by recursion. A chain of operators makes the tree as deep as the
+//! chain is long. So everything that makes a tree deep is counted in the tokens, before parsing.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -15,50 +15,50 @@ use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Word};
 use crate::ServingError;
 
 /// Bytes of a statement.
-pub(super) const BYTES: usize = 1 << 20;
-/// Words, numbers, texts and signs of a statement.
+const BYTES: usize = 1 << 20;
+/// Words, numbers, texts and symbols of a statement.
 const TOKENS: usize = 300_000;
 /// Operators of a statement.
 const OPERATORS: usize = 3_000;
-/// Operators in a row: each makes the tree one deeper, and planning takes the square of that.
+/// Operators in a row. Each makes the tree one level deeper, and the time to plan grows with the square of the depth.
 const CHAIN: usize = 1_000;
-/// Queries that a statement puts together by UNION: the same.
+/// Queries that a statement combines by UNION; the time to plan grows with their square too.
 const SETS: usize = 300;
-/// By INTERSECT or EXCEPT each counts as so many, since it is a join.
+/// A query that is combined by INTERSECT or EXCEPT counts as so many, since it becomes a join.
 const SET_JOIN: usize = 10;
-/// Columns of a SELECT, GROUP BY or ORDER BY: planning takes the square of them.
+/// Columns of a SELECT, GROUP BY or ORDER BY; the time to plan grows with their square.
 const COLUMNS: usize = 2_000;
-/// Parentheses and brackets within each other.
+/// Levels of parentheses and brackets.
 const NESTING: usize = 40;
 /// Bytes of a name.
 const NAME: usize = 4 << 10;
-/// Bytes of a text between quotes.
+/// Bytes of a text in quotes.
 const TEXT: usize = 64 << 10;
-/// Tables and queries that a statement reads from, where a name of a WITH counts as all that it reads from.
+/// Tables and queries that a statement reads from. A name of a WITH counts as everything that its query reads from.
 const TABLES: usize = 64;
-/// Names of a WITH.
+/// Names in a WITH.
 const NAMES: usize = 200;
 
 /// Words that are operators.
 const OPERATOR_WORDS: [&str; 13] =
     ["AND", "OR", "XOR", "NOT", "IS", "IN", "LIKE", "ILIKE", "SIMILAR", "BETWEEN", "CASE", "AT", "COLLATE"];
-/// Words after which another expression begins.
+/// Words after which a new expression begins.
 const BREAKS: [&str; 13] = [
     "SELECT", "FROM", "WHERE", "GROUP", "HAVING", "ORDER", "LIMIT", "JOIN", "ON", "WHEN", "THEN", "ELSE",
     "VALUES",
 ];
-/// Words other than UNION that put queries together.
+/// Words other than UNION that combine queries.
 const SET_JOINS: [&str; 3] = ["INTERSECT", "EXCEPT", "MINUS"];
 
-/// Refuses a statement that is too large or too deep to plan.
+/// Rejects a statement that is too large or too deep to plan.
 ///
 /// # Errors
-/// [`ServingError::Query`] naming the bound.
+/// [`ServingError::Query`] with the limit.
 pub(super) fn check_size(sql: &str) -> Result<(), ServingError> {
     if sql.len() > BYTES {
-        return refuse(format!("the statement has {} bytes; at most {BYTES} are read", sql.len()));
+        return refuse(format!("the statement has {} bytes; the limit is {BYTES}", sql.len()));
     }
-    // What cannot be cut into tokens is refused by the parser, with its place.
+    // Where there are no tokens, the parser says why and where.
     let Ok(tokens) = Tokenizer::new(&GenericDialect {}, sql).tokenize() else { return Ok(()) };
     let mut count = Count::default();
     for token in tokens.iter().filter(|token| !matches!(token, Token::Whitespace(_))) {
@@ -66,30 +66,30 @@ pub(super) fn check_size(sql: &str) -> Result<(), ServingError> {
     }
     match count.tokens {
         tokens if tokens > TOKENS => {
-            refuse(format!("the statement has {tokens} words and signs; at most {TOKENS} are planned"))
+            refuse(format!("the statement has {tokens} words and symbols; the limit is {TOKENS}"))
         }
         _ => Ok(()),
     }
 }
 
-/// What there is in a statement so far.
+/// What a statement has so far.
 #[derive(Default)]
 struct Count {
     tokens: usize,
     operators: usize,
     sets: usize,
-    /// What there is in each of the parentheses that are open, and now.
+    /// What each of the open parentheses has around the current one.
     outer: Vec<Level>,
     level: Level,
     after_value: bool,
 }
 
-/// What there is between two parentheses so far.
+/// What there is on one level of parentheses so far.
 #[derive(Clone, Copy, Default)]
 struct Level {
     /// Operators in a row.
     chain: usize,
-    /// Columns in a row; `None` where items are no columns.
+    /// Columns in a row; `None` where the items of a list are not columns.
     columns: Option<usize>,
 }
 
@@ -121,14 +121,11 @@ impl Count {
             }
             Token::Number(..) | Token::Period | Token::Placeholder(_) => {}
             Token::Word(word) => self.add_word(word)?,
-            // The sign of a number in a list makes nothing deeper.
+            // The sign of a number in a list does not make the tree deeper.
             Token::Minus | Token::Plus if !self.after_value => {}
             other => match text(other) {
                 Some(text) if text.len() > TEXT => {
-                    return refuse(format!(
-                        "a text of the statement has {} bytes; at most {TEXT} are read",
-                        text.len()
-                    ));
+                    return refuse(format!("a text in quotes has {} bytes; the limit is {TEXT}", text.len()));
                 }
                 Some(_) => {}
                 None => self.add_operator()?,
@@ -141,27 +138,29 @@ impl Count {
     fn add_word(&mut self, word: &Word) -> Result<(), ServingError> {
         if word.value.len() > NAME {
             return refuse(format!(
-                "a name of the statement has {} bytes; at most {NAME} are read",
+                "a name in the statement has {} bytes; the limit is {NAME}",
                 word.value.len()
             ));
         }
-        let among = |words: &[&str]| {
-            word.quote_style.is_none() && words.iter().any(|known| word.value.eq_ignore_ascii_case(known))
-        };
-        if among(&OPERATOR_WORDS) {
+        if is_one_of(word, &OPERATOR_WORDS) {
             return self.add_operator();
         }
-        if among(&BREAKS) {
-            self.level = Level { chain: 0, columns: among(&["SELECT", "GROUP", "ORDER"]).then_some(0) };
+        if is_one_of(word, &BREAKS) {
+            let has_columns = is_one_of(word, &["SELECT", "GROUP", "ORDER"]);
+            self.level = Level { chain: 0, columns: has_columns.then_some(0) };
         }
-        self.sets += usize::from(among(&["UNION"])) + SET_JOIN * usize::from(among(&SET_JOINS));
-        match self.sets > SETS {
-            true => refuse(format!(
-                "the statement puts too many queries together: at most {SETS} by UNION, {} by INTERSECT and EXCEPT",
+        if is_one_of(word, &["UNION"]) {
+            self.sets += 1;
+        } else if is_one_of(word, &SET_JOINS) {
+            self.sets += SET_JOIN;
+        }
+        if self.sets > SETS {
+            return refuse(format!(
+                "the statement combines too many queries: the limit is {SETS} by UNION, {} by INTERSECT and EXCEPT",
                 SETS / SET_JOIN
-            )),
-            false => Ok(()),
+            ));
         }
+        Ok(())
     }
 
     fn add_operator(&mut self) -> Result<(), ServingError> {
@@ -178,16 +177,16 @@ impl Count {
     }
 }
 
-/// Refuses a statement that does something else than read, or that reads more tables than can be planned.
+/// Rejects a statement that does not only read, or that reads from too many tables to plan.
 ///
 /// # Errors
-/// [`ServingError::Query`] saying what is answered.
+/// [`ServingError::Query`] with what is supported, or with the limit.
 pub(super) fn check_kind(statement: &Statement, sql: &str) -> Result<(), ServingError> {
     if !reads(statement) {
         let word = sql.split_whitespace().next().unwrap_or_default();
         let word: String = word.chars().take(20).filter(|c| c.is_alphanumeric()).collect();
         return refuse(format!(
-            "{} is refused: SQL here only reads. SELECT, WITH, EXPLAIN, SHOW and DESCRIBE are answered",
+            "{} is not supported: SQL here only reads. Supported are SELECT, WITH, EXPLAIN, SHOW and DESCRIBE",
             word.to_uppercase()
         ));
     }
@@ -199,8 +198,8 @@ pub(super) fn check_kind(statement: &Statement, sql: &str) -> Result<(), Serving
     match counted {
         ControlFlow::Continue(()) => Ok(()),
         ControlFlow::Break(()) => refuse(format!(
-            "the statement reads from more than {TABLES} tables and queries, where a name of a WITH counts as all that it reads \
-             from, or has more than {NAMES} names in a WITH"
+            "the statement reads from more than {TABLES} tables and queries (a name of a WITH counts as all tables that its \
+             query reads from), or has more than {NAMES} names in a WITH"
         )),
     }
 }
@@ -209,7 +208,12 @@ fn refuse(message: String) -> Result<(), ServingError> {
     Err(ServingError::Query { message })
 }
 
-/// What is between quotes.
+/// Whether a word without quotes is one of some keywords.
+fn is_one_of(word: &Word, keywords: &[&str]) -> bool {
+    word.quote_style.is_none() && keywords.iter().any(|known| word.value.eq_ignore_ascii_case(known))
+}
+
+/// What is in quotes.
 fn text(token: &Token) -> Option<&str> {
     match token {
         Token::SingleQuotedString(text)
@@ -234,7 +238,7 @@ fn text(token: &Token) -> Option<&str> {
 }
 
 /// The SQL within a statement.
-pub(super) fn inner(statement: &Statement) -> Option<&ast::Statement> {
+fn inner(statement: &Statement) -> Option<&ast::Statement> {
     match statement {
         Statement::Statement(statement) => Some(statement),
         Statement::Explain(explain) => inner(&explain.statement),
@@ -258,15 +262,15 @@ fn reads(statement: &Statement) -> bool {
     )
 }
 
-/// Counts the tables that a statement reads once every name of a WITH is replaced by its query, as the planner does: a
-/// WITH whose queries each name the last one twice doubles with each.
+/// Counts the tables that a statement reads from after every name of a WITH is replaced by its query, as the planner does.
+/// Where each query of a WITH names the query before twice, the number doubles with each.
 #[derive(Default)]
 struct TableCounter {
     /// The tables of each query that is being visited.
     open: Vec<usize>,
     /// The names of a WITH by the address of their query.
     pending: HashMap<*const Query, String>,
-    /// What a name of a WITH counts as.
+    /// How many tables a name of a WITH counts as.
     known: HashMap<String, usize>,
     names: usize,
     all: usize,
@@ -290,7 +294,7 @@ impl Visitor for TableCounter {
                 let name = name.to_string().to_lowercase();
                 self.known.get(name.trim_matches('"')).copied().unwrap_or(1)
             }
-            // A query within counts beside its own tables.
+            // A subquery counts in addition to its own tables.
             _ => 1,
         };
         match self.open.last_mut() {
@@ -322,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_too_large_is_refused_with_its_bound() {
+    fn a_statement_that_is_too_large_is_rejected_with_the_limit() {
         assert!(refused(&format!("SELECT 1{}", "+1".repeat(5_000))).contains("operators"));
         assert!(refused(&vec!["SELECT 1"; 5_000].join(" UNION ALL ")).contains("UNION"));
         assert!(refused(&vec!["SELECT 1"; 40].join(" EXCEPT ")).contains("EXCEPT"));
@@ -330,7 +334,7 @@ mod tests {
         assert!(refused(&format!("SELECT {}", "a".repeat(1_000_000))).contains("name"));
         assert!(refused(&format!("SELECT '{}'", "a".repeat(100_000))).contains("text"));
         assert!(refused(&format!("SELECT {}1", "1,".repeat(400_000))).contains("columns"));
-        assert!(refused(&format!("SELECT 1 IN ({}1)", "1,".repeat(400_000))).contains("words and signs"));
+        assert!(refused(&format!("SELECT 1 IN ({}1)", "1,".repeat(400_000))).contains("words and symbols"));
         assert!(refused(&" ".repeat(2 << 20)).contains("bytes"));
     }
 
@@ -340,10 +344,12 @@ mod tests {
         check_size(&format!("SELECT 1 WHERE 2 IN ({})", list.join(","))).unwrap();
     }
 
+    fn parse(sql: &str) -> Statement {
+        datafusion::sql::parser::DFParser::parse_sql(sql).unwrap().pop_front().unwrap()
+    }
+
     #[test]
     fn tables_of_a_with_are_counted_as_often_as_they_are_read() {
-        let parse =
-            |sql: &str| datafusion::sql::parser::DFParser::parse_sql(sql).unwrap().pop_front().unwrap();
         let mut doubling = "WITH t0 AS (SELECT 1 AS x)".to_owned();
         for n in 1..30 {
             doubling += &format!(", t{n} AS (SELECT a.x FROM t{} a, t{} b)", n - 1, n - 1);

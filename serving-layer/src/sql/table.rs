@@ -1,7 +1,7 @@
-//! The merged tables as DataFusion sees them: which rows a query wants of both sides, and the plan for them.
+//! The merged tables as DataFusion sees them: which rows of both layers a query needs, and the plan for them.
 //!
-//! A condition on the series or the window is a function of a row's key. Applied to both sides before the merge it
-//! leaves out the same keys on both, so the merge stays exact; DataFusion applies it again to what comes out.
+//! A condition on the series or the window depends on a row's key only. It is applied to both layers before the merge, and
+//! leaves out the same keys in both, so the merge stays exact. DataFusion applies it again after the merge.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,25 +12,25 @@ use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::tree_node::TreeNode;
 use datafusion::common::{DFSchema, ScalarValue};
-use datafusion::error::{DataFusionError, Result};
+use datafusion::error::Result;
+use datafusion::logical_expr::utils::split_conjunction;
 use datafusion::logical_expr::{
-    Between, BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType, col, lit,
+    BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType, col, lit,
 };
 use datafusion::physical_plan::ExecutionPlan;
-use wye_domain::time::WindowSize;
+use wye_domain::time::{Micros, Span, WindowSize};
 
-use super::columns::{Builder, Column, schema};
-use super::merged::{MergePlan, MergedExec};
-use crate::ServingError;
+use super::columns::{Column, MergedColumns};
+use super::merged::MergePlan;
+use super::messages::external;
 use crate::directory::{Directory, SeriesInfo};
 use crate::hub::{Capture, Facts};
 use crate::realtime::{CapturedRows, Selection};
 use crate::snapshot::time_literal;
-use wye_metrics::merge::{Answer, Source};
 
 /// Which layers a table shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Layers {
+pub(super) enum Layers {
     Both,
     Batch,
     Realtime,
@@ -38,88 +38,92 @@ pub(crate) enum Layers {
 
 /// What a table shows of a capture.
 #[derive(Clone, Debug)]
-pub(crate) struct TableSpec {
-    pub(crate) layers: Layers,
-    pub(crate) columns: Vec<Column>,
-    /// Only series of this definition, by its place.
-    pub(crate) definition: Option<usize>,
+pub(super) struct TableSpec {
+    pub(super) layers: Layers,
+    pub(super) columns: Vec<Column>,
+    /// Only series of this definition, by its index in the plans.
+    pub(super) definition: Option<usize>,
     /// Only series of this metric.
-    pub(crate) metric: Option<Arc<str>>,
+    pub(super) metric: Option<Arc<str>>,
     /// Longer windows than the definition's.
-    pub(crate) step: Option<WindowSize>,
+    pub(super) step: Option<WindowSize>,
 }
 
-/// See the module.
+/// A table over one capture.
 #[derive(Debug)]
-pub(crate) struct MergedTable {
-    directory: Arc<Directory>,
+pub(super) struct MergedTable {
     capture: Arc<Capture>,
-    now: i64,
+    now: Micros,
     spec: TableSpec,
-    schema: SchemaRef,
+    columns: MergedColumns,
 }
 
 impl MergedTable {
-    pub(crate) fn new(directory: Arc<Directory>, capture: Arc<Capture>, now: i64, spec: TableSpec) -> Self {
-        let schema = schema(&spec.columns, &directory);
-        Self { directory, capture, now, spec, schema }
+    pub(super) fn new(
+        directory: Arc<Directory>,
+        capture: Arc<Capture>,
+        now: Micros,
+        spec: TableSpec,
+    ) -> Self {
+        let columns = MergedColumns::new(directory, spec.columns.clone());
+        Self { capture, now, spec, columns }
     }
 
-    /// The column of a name that conditions may be applied to before the merge.
+    fn directory(&self) -> &Arc<Directory> {
+        &self.columns.directory
+    }
+
+    /// The column of a name, if conditions on it may be applied before the merge.
     fn key_column(&self, name: &str) -> Option<Column> {
-        let place = self.schema.index_of(name).ok()?;
-        let column = self.spec.columns[place];
-        let usable = column.is_key() && !(self.spec.step.is_some() && column == Column::WindowEnd);
-        usable.then_some(column)
+        let column = self.columns.by_name(name)?;
+        // A longer window does not end where the windows in it end.
+        let is_end_of_longer = self.spec.step.is_some() && column == Column::WindowEnd;
+        (column.is_key() && !is_end_of_longer).then_some(column)
     }
 
     fn can_push(&self, filter: &Expr) -> bool {
-        let alone =
-            |part: &Expr| !matches!(part, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_));
+        let columns = filter.column_refs();
         !filter.is_volatile()
-            && filter.exists(|part| Ok(!alone(part))).is_ok_and(|others| !others)
-            && filter.column_refs().iter().all(|column| self.key_column(&column.name).is_some())
-            && !filter.column_refs().is_empty()
+            && filter.exists(|part| Ok(is_subquery(part))).is_ok_and(|has_subquery| !has_subquery)
+            && columns.iter().all(|column| self.key_column(&column.name).is_some())
+            && !columns.is_empty()
     }
 
-    fn of_series(&self, filter: &Expr) -> bool {
+    fn is_of_series(&self, filter: &Expr) -> bool {
         let mut columns = filter.column_refs().into_iter();
         columns.all(|column| self.key_column(&column.name).is_some_and(Column::is_of_series))
     }
 
-    /// Which window starts of the definition's own windows can be in the answer.
-    fn windows(&self, filters: &[Expr]) -> Range<i64> {
-        let bounds = window_bounds(filters);
-        let last = self.spec.step.map_or(0, WindowSize::micros);
-        bounds.start..bounds.end.saturating_add(last)
+    /// The starts of the definition's own windows that can be in the answer.
+    fn window_starts(&self, filters: &[Expr]) -> WindowStarts {
+        let WindowStarts { from, before } = WindowStarts::of(filters);
+        let step = Span(self.spec.step.map_or(0, WindowSize::micros));
+        WindowStarts { from, before: before.map(|before| before + step) }
     }
 
-    /// Which series can be in the answer; `None` for all.
-    fn series(&self, state: &dyn Session, filters: &[Expr]) -> Result<Option<Vec<bool>>> {
-        let filters: Vec<&Expr> = filters.iter().filter(|filter| self.of_series(filter)).collect();
+    /// Which series can be in the answer, by series number; `None`: all.
+    fn wanted_series(&self, state: &dyn Session, filters: &[Expr]) -> Result<Option<Vec<bool>>> {
+        let filters: Vec<&Expr> = filters.iter().filter(|filter| self.is_of_series(filter)).collect();
         if filters.is_empty() && self.spec.definition.is_none() {
             return Ok(None);
         }
-        let infos = self.directory.infos();
+        let infos = self.directory().infos();
         let mut wanted: Vec<bool> = infos.iter().map(|info| self.shows(info)).collect();
         if filters.is_empty() {
             return Ok(Some(wanted));
         }
-        let columns: Vec<Column> =
-            self.spec.columns.iter().copied().filter(|column| column.is_of_series()).collect();
-        let builder = Builder::new(Arc::clone(&self.directory), columns);
-        let chosen: Vec<(usize, Arc<SeriesInfo>)> =
-            infos.into_iter().enumerate().filter(|(place, _)| wanted[*place]).collect();
-        let rows: Vec<(Arc<SeriesInfo>, Answer)> =
-            chosen.iter().map(|(_, info)| (Arc::clone(info), key_only())).collect();
-        let batch = builder.answers(&rows);
+        let of_series = self.spec.columns.iter().copied().filter(|column| column.is_of_series());
+        let columns = MergedColumns::new(Arc::clone(self.directory()), of_series.collect());
+        let shown: Vec<&SeriesInfo> =
+            infos.iter().map(AsRef::as_ref).filter(|info| wanted[info.id.0 as usize]).collect();
+        let batch = columns.of_series(shown.iter().copied())?;
         let df_schema = DFSchema::try_from(batch.schema())?;
         for filter in filters {
             let expression = state.create_physical_expr(filter.clone(), &df_schema)?;
             let values = expression.evaluate(&batch)?.into_array(batch.num_rows())?;
             let Some(values) = values.as_boolean_opt() else { continue };
-            for (row, (place, _)) in chosen.iter().enumerate() {
-                wanted[*place] &= values.is_valid(row) && values.value(row);
+            for (row, info) in shown.iter().enumerate() {
+                wanted[info.id.0 as usize] &= values.is_valid(row) && values.value(row);
             }
         }
         Ok(Some(wanted))
@@ -131,10 +135,10 @@ impl MergedTable {
     }
 
     /// The conditions on the rows of the batch view.
-    fn batch_filters(&self, filters: &[Expr]) -> Vec<Expr> {
+    fn view_filters(&self, filters: &[Expr]) -> Vec<Expr> {
         let mut pushed: Vec<Expr> = Vec::new();
         if let Some(definition) = self.spec.definition {
-            pushed.push(equals("definition", &self.directory.definition(definition).name));
+            pushed.push(equals("definition", &self.directory().definition(definition).name));
         }
         if let Some(metric) = &self.spec.metric {
             pushed.push(equals("metric", metric));
@@ -143,49 +147,31 @@ impl MergedTable {
             pushed.extend(filters.iter().cloned());
             return pushed;
         }
-        pushed.extend(filters.iter().filter(|filter| self.of_series(filter)).cloned());
-        let windows = self.windows(filters);
-        if windows.start > i64::MIN {
-            pushed.push(col("window_start").gt_eq(time_literal(windows.start)));
-        }
-        if windows.end < i64::MAX {
-            pushed.push(col("window_start").lt(time_literal(windows.end)));
-        }
+        pushed.extend(filters.iter().filter(|filter| self.is_of_series(filter)).cloned());
+        let starts = self.window_starts(filters);
+        pushed.extend(starts.from.map(|from| col("window_start").gt_eq(time_literal(from.0))));
+        pushed.extend(starts.before.map(|before| col("window_start").lt(time_literal(before.0))));
         pushed
     }
 
-    /// The columns that are to be read of the batch view.
-    fn batch_columns<'a>(&'a self, builder: &'a Builder, merging: bool) -> Vec<&'a str> {
-        let mut wanted: Vec<&str> = vec!["count"];
-        for column in &builder.columns {
-            wanted.extend(column.stored(&self.directory));
-            if merging {
-                wanted.extend(column.merged_from());
-            }
-        }
-        if merging {
-            wanted.extend(["series", "window_start"]);
-        }
-        if self.spec.step.is_some() {
-            wanted.push("state");
-        }
-        if builder.masks() {
-            wanted.push("definition");
-        }
-        let mut columns = Vec::new();
-        for name in wanted {
-            if !columns.contains(&name) {
-                columns.push(name);
-            }
-        }
-        columns
+    /// The columns of the batch view that are needed for the rows that it has.
+    fn view_columns<'a>(&'a self, columns: &'a MergedColumns) -> Vec<&'a str> {
+        let stored = columns.columns.iter().flat_map(|column| column.stored(self.directory()));
+        let definition = columns.needs_definition().then_some("definition");
+        stored.chain(definition).chain(["count"]).collect()
     }
+}
+
+/// The columns of the batch view that are needed to merge its rows with others.
+fn merge_columns(columns: &MergedColumns, step: Option<WindowSize>) -> impl Iterator<Item = &str> {
+    let merged = columns.columns.iter().flat_map(|column| column.merged_from()).copied();
+    merged.chain(["series", "window_start"]).chain(step.map(|_| "state"))
 }
 
 #[async_trait]
 impl TableProvider for MergedTable {
     fn schema(&self) -> SchemaRef {
-        Arc::clone(&self.schema)
+        Arc::clone(&self.columns.schema)
     }
 
     fn table_type(&self) -> TableType {
@@ -193,11 +179,13 @@ impl TableProvider for MergedTable {
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        let each = |filter: &&Expr| match self.can_push(filter) {
-            true => TableProviderFilterPushDown::Inexact,
-            false => TableProviderFilterPushDown::Unsupported,
-        };
-        Ok(filters.iter().map(each).collect())
+        Ok(filters
+            .iter()
+            .map(|filter| match self.can_push(filter) {
+                true => TableProviderFilterPushDown::Inexact,
+                false => TableProviderFilterPushDown::Unsupported,
+            })
+            .collect())
     }
 
     async fn scan(
@@ -208,49 +196,39 @@ impl TableProvider for MergedTable {
         _limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let columns = match projection {
-            Some(places) => places.iter().map(|place| self.spec.columns[*place]).collect(),
+            Some(indices) => indices.iter().map(|index| self.spec.columns[*index]).collect(),
             None => self.spec.columns.clone(),
         };
-        let builder = Builder::new(Arc::clone(&self.directory), columns);
+        let columns = MergedColumns::new(Arc::clone(self.directory()), columns);
         let selection = Selection {
-            series: self.series(state, filters)?,
-            windows: self.windows(filters),
+            series: self.wanted_series(state, filters)?,
+            windows: self.window_starts(filters).range(),
             step: self.spec.step,
         };
         let rows = match self.spec.layers {
             Layers::Batch => CapturedRows::none(),
             Layers::Both | Layers::Realtime => CapturedRows::collect(&self.capture.epochs, &selection),
         };
-        let merging = !rows.is_empty() || self.spec.step.is_some();
-        let batch = match (&self.capture.snapshot, self.spec.layers) {
-            (Some(snapshot), Layers::Both | Layers::Batch) => snapshot
-                .scan(&self.batch_columns(&builder, merging), &self.batch_filters(filters))
-                .map_err(external)?,
+        let mut view_columns = self.view_columns(&columns);
+        if !rows.is_empty() || self.spec.step.is_some() {
+            view_columns.extend(merge_columns(&columns, self.spec.step));
+        }
+        view_columns.sort_unstable();
+        view_columns.dedup();
+        let view = match (&self.capture.snapshot, self.spec.layers) {
+            (Some(snapshot), Layers::Both | Layers::Batch) => {
+                snapshot.scan(&view_columns, &self.view_filters(filters)).map_err(external)?
+            }
             _ => None,
         };
         let plan = MergePlan {
-            builder,
+            columns,
             rows,
             step: self.spec.step,
             facts: Facts::of(self.capture.snapshot.as_deref()),
             now: self.now,
         };
-        Ok(Arc::new(MergedExec::new(plan, batch, state.config().target_partitions())))
-    }
-}
-
-/// An answer of which only the series is looked at.
-fn key_only() -> Answer {
-    Answer {
-        window_start: 0,
-        window_end: 0,
-        summary: wye_domain::summary::Summary::EMPTY,
-        source: Source::Batch,
-        scored: wye_metrics::merge::Scored {
-            confidence: wye_metrics::confidence::score(&wye_domain::summary::Summary::EMPTY, None, 0, 0.0),
-            expected_source: wye_metrics::confidence::ExpectedSource::Unknown,
-        },
-        state: wye_metrics::confidence::State::Live,
+        Ok(plan.over(view, state.config().target_partitions()))
     }
 }
 
@@ -262,58 +240,55 @@ pub(crate) fn equals(column: &str, text: &str) -> Expr {
         .eq(lit(ScalarValue::Dictionary(Box::new(DataType::Int32), Box::new(word))))
 }
 
-fn external(error: ServingError) -> DataFusionError {
-    DataFusionError::External(Box::new(error))
+fn is_subquery(expression: &Expr) -> bool {
+    matches!(expression, Expr::ScalarSubquery(_) | Expr::InSubquery(_) | Expr::Exists(_))
 }
 
-/// The window starts (µs) that conditions joined by AND leave.
-fn window_bounds(filters: &[Expr]) -> Range<i64> {
-    let mut bounds = i64::MIN..i64::MAX;
-    for filter in filters {
-        narrow(filter, &mut bounds);
-    }
-    bounds
+/// The starts of windows that can be in an answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct WindowStarts {
+    /// The first; `None`: no bound.
+    from: Option<Micros>,
+    /// The end, exclusive; `None`: no bound.
+    before: Option<Micros>,
 }
 
-fn narrow(filter: &Expr, bounds: &mut Range<i64>) {
-    match filter {
-        Expr::BinaryExpr(BinaryExpr { left, op: Operator::And, right }) => {
-            narrow(left, bounds);
-            narrow(right, bounds);
-        }
-        Expr::BinaryExpr(BinaryExpr { left, op, right }) => {
-            match (is_window_start(left), is_window_start(right)) {
-                (true, _) => compare(*op, right, bounds),
-                (_, true) => {
-                    if let Some(op) = op.swap() {
-                        compare(op, left, bounds);
-                    }
-                }
-                _ => {}
+impl WindowStarts {
+    /// What is left by conditions. Only comparisons of `window_start` with a literal are understood, as DataFusion's
+    /// optimizer writes them: the column first, and BETWEEN as two comparisons. Other conditions leave everything.
+    ///
+    /// (`datafusion::physical_expr::analysis` would drop rows: it takes the inverse of an integer division and of a cast to
+    /// coarser times for exact, so that `x / 60 = 5` leaves 300 only.)
+    fn of(filters: &[Expr]) -> Self {
+        let mut starts = Self::default();
+        for condition in filters.iter().flat_map(split_conjunction) {
+            if let Expr::BinaryExpr(BinaryExpr { left, op, right }) = condition
+                && matches!(&**left, Expr::Column(column) if column.name == "window_start")
+                && let Expr::Literal(ScalarValue::TimestampMicrosecond(Some(time), _), _) = &**right
+            {
+                starts.narrow(*op, Micros(*time));
             }
         }
-        Expr::Between(Between { expr, negated: false, low, high }) if is_window_start(expr) => {
-            compare(Operator::GtEq, low, bounds);
-            compare(Operator::LtEq, high, bounds);
-        }
-        _ => {}
+        starts
     }
-}
 
-fn is_window_start(expression: &Expr) -> bool {
-    matches!(expression, Expr::Column(column) if column.name == "window_start")
-}
+    /// Leaves only starts for which `start op time` holds.
+    fn narrow(&mut self, op: Operator, time: Micros) {
+        let next = time + Span(1);
+        let (from, before) = match op {
+            Operator::Eq => (Some(time), Some(next)),
+            Operator::Gt => (Some(next), None),
+            Operator::GtEq => (Some(time), None),
+            Operator::Lt => (None, Some(time)),
+            Operator::LtEq => (None, Some(next)),
+            _ => return,
+        };
+        self.from = self.from.max(from);
+        self.before = self.before.into_iter().chain(before).min();
+    }
 
-fn compare(op: Operator, literal: &Expr, bounds: &mut Range<i64>) {
-    let Expr::Literal(ScalarValue::TimestampMicrosecond(Some(micros), _), _) = literal else { return };
-    let next = micros.saturating_add(1);
-    let (low, high) = match op {
-        Operator::Eq => (*micros, next),
-        Operator::Gt => (next, i64::MAX),
-        Operator::GtEq => (*micros, i64::MAX),
-        Operator::Lt => (i64::MIN, *micros),
-        Operator::LtEq => (i64::MIN, next),
-        _ => return,
-    };
-    *bounds = bounds.start.max(low)..bounds.end.min(high);
+    /// The same as numbers (µs).
+    fn range(self) -> Range<i64> {
+        self.from.map_or(i64::MIN, |from| from.0)..self.before.map_or(i64::MAX, |before| before.0)
+    }
 }

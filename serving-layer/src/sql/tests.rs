@@ -1,4 +1,4 @@
-//! SQL over small captures: the merged tables against a naive merge, and what SQL may not do.
+//! SQL over small captures: the merged tables compared with a naive merge, names, and statements that are rejected.
 
 use std::collections::BTreeMap;
 
@@ -15,16 +15,16 @@ const COUNTS: &str =
 async fn each_window_is_merged_once() {
     let site = Site::new().await;
     begin(&site.hub, 0);
-    let t = |device: &str| family("t", device);
-    flush(&site.hub, 0, &[(t("a"), 0, summary(&[(1.0, 1)])), (t("b"), 0, summary(&[(9.0, 2)]))]);
+    let [a, b, c] = ["a", "b", "c"].map(|device| family("t", device));
+    let first: Vec<Row> = vec![(a.clone(), 0, summary(&[(1.0, 1)])), (b, 0, summary(&[(9.0, 2)]))];
+    flush(&site.hub, 0, &first);
     let before = "\"t{device_id=\"\"a\"\"}\",1970-01-01T00:00:00Z,1,1.0,realtime\n\
                   \"t{device_id=\"\"b\"\"}\",1970-01-01T00:00:00Z,1,9.0,realtime";
     assert_eq!(site.sql(COUNTS).await, before);
-    let batch: Vec<Row> = vec![(t("a"), 0, summary(&[(1.0, 1)])), (t("b"), 0, summary(&[(9.0, 2)]))];
-    site.batch(10, &[batch]).await;
+    site.batch(10, &[first]).await;
     assert_eq!(site.sql(COUNTS).await, before.replace("realtime", "batch"));
     begin(&site.hub, 10);
-    flush(&site.hub, 10, &[(t("a"), 0, summary(&[(5.0, 3)])), (t("c"), MINUTE, summary(&[(2.0, 61)]))]);
+    flush(&site.hub, 10, &[(a, 0, summary(&[(5.0, 3)])), (c, MINUTE, summary(&[(2.0, 61)]))]);
     assert_eq!(
         site.sql(COUNTS).await,
         "\"t{device_id=\"\"a\"\"}\",1970-01-01T00:00:00Z,2,6.0,merged\n\
@@ -40,15 +40,18 @@ async fn each_window_is_merged_once() {
     );
 }
 
+/// A row of one reading of metric `t`.
+fn one_reading(device: &str, window: i64, value: f64) -> Row {
+    (family("t", device), window, summary(&[(value, window / SECOND)]))
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn conditions_on_the_key_reach_both_sides() {
+async fn conditions_on_the_key_are_applied_to_both_layers() {
     let site = Site::new().await;
-    let t = |device: &str, window: i64, value: f64| {
-        (family("t", device), window, summary(&[(value, window / SECOND)]))
-    };
-    site.batch(10, &[vec![t("a", 0, 1.0), t("a", MINUTE, 2.0), t("b", MINUTE, 3.0)]]).await;
+    let rows = vec![one_reading("a", 0, 1.0), one_reading("a", MINUTE, 2.0), one_reading("b", MINUTE, 3.0)];
+    site.batch(10, &[rows]).await;
     begin(&site.hub, 10);
-    flush(&site.hub, 10, &[t("a", MINUTE, 4.0), t("b", 2 * MINUTE, 5.0)]);
+    flush(&site.hub, 10, &[one_reading("a", MINUTE, 4.0), one_reading("b", 2 * MINUTE, 5.0)]);
     for (condition, answer) in [
         ("device_id = 'a'", "2,7.0"),
         ("device_id IN ('a', 'c') AND metric = 't'", "2,7.0"),
@@ -63,25 +66,42 @@ async fn conditions_on_the_key_reach_both_sides() {
         let sql = format!("SELECT count(*), sum(sum) FROM unified_series WHERE {condition}");
         assert_eq!(site.sql(&sql).await, answer, "{condition}");
     }
+    // Realtime rows that a condition leaves out are not collected.
+    for (condition, windows) in [
+        ("device_id = 'a'", 1),
+        ("window_start >= '1970-01-01T00:02:00Z'", 1),
+        ("'1970-01-01T00:02:00Z' > window_start", 1),
+        ("window_start BETWEEN '1970-01-01T00:01:00Z' AND '1970-01-01T00:01:30Z'", 1),
+        ("window_start > '1970-01-01T00:01:00Z' AND window_start < '1970-01-01T00:02:00Z'", 0),
+        ("window_start = '1970-01-01T00:02:00Z' AND metric = 't'", 1),
+        ("date_part('epoch', window_start)::BIGINT / 60 = 2", 2),
+        ("\"count\" = 1", 2),
+    ] {
+        let plan = site.sql(&format!("EXPLAIN SELECT sum FROM unified_series WHERE {condition}")).await;
+        assert!(plan.contains(&format!("realtime_windows={windows}")), "{condition}: {plan}");
+    }
+}
+
+/// A row of two equal readings of `line_heat`.
+fn two_readings(window: i64, value: f64, device: &str) -> Row {
+    let readings = [(value, window / SECOND), (value, window / SECOND + 1)];
+    (line("L1"), window, sketched(&readings, device))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_named_metric_has_its_own_columns_and_rollups() {
     let site = Site::new().await;
-    let of = |window: i64, value: f64, device: &str| {
-        (line("L1"), window, sketched(&[(value, window / SECOND), (value, window / SECOND + 1)], device))
-    };
-    // The rollup of five minutes goes on from one file to the next, and into an epoch.
+    // A window of five minutes has rows in two files and in an epoch.
     site.batch(
         10,
         &[
-            vec![of(0, 1.0, "a"), of(MINUTE, 2.0, "a")],
-            vec![of(2 * MINUTE, 3.0, "b"), of(5 * MINUTE, 7.0, "a")],
+            vec![two_readings(0, 1.0, "a"), two_readings(MINUTE, 2.0, "a")],
+            vec![two_readings(2 * MINUTE, 3.0, "b"), two_readings(5 * MINUTE, 7.0, "a")],
         ],
     )
     .await;
     begin(&site.hub, 10);
-    flush(&site.hub, 10, &[of(3 * MINUTE, 6.0, "c"), of(11 * MINUTE, 8.0, "a")]);
+    flush(&site.hub, 10, &[two_readings(3 * MINUTE, 6.0, "c"), two_readings(11 * MINUTE, 8.0, "a")]);
     assert_eq!(
         site.sql(
             "SELECT line, window_start, avg, max, distinct_devices, source FROM line_heat ORDER BY 2 LIMIT 1"
@@ -100,7 +120,7 @@ async fn a_named_metric_has_its_own_columns_and_rollups() {
     );
     let bounded = "SELECT avg FROM line_heat_5m WHERE window_start < '1970-01-01T00:05:00Z'";
     assert_eq!(site.sql(bounded).await, "3.0");
-    // Not listed, so null; the count is always there.
+    // An aggregate that is not listed is null. Every metric has a count.
     assert_eq!(
         site.sql("SELECT sum, min, \"count\" FROM unified_series ORDER BY window_start LIMIT 1").await,
         ",,2"
@@ -128,11 +148,9 @@ async fn a_rollup_over_hundreds_of_files_has_each_window_once() {
 async fn current_values_are_the_newest_windows() {
     let site = Site::new().await;
     let now = wye_runtime::clock::now_micros() / MINUTE * MINUTE;
-    let at = |window: i64, value: f64| summary(&[(value, window / SECOND)]);
-    let old: Vec<Row> = vec![(family("t", "a"), 0, at(0, 1.0)), (family("t", "b"), now, at(now, 2.0))];
-    site.batch(10, &[old]).await;
+    site.batch(10, &[vec![one_reading("a", 0, 1.0), one_reading("b", now, 2.0)]]).await;
     begin(&site.hub, 10);
-    flush(&site.hub, 10, &[(family("t", "a"), now, at(now, 3.0)), (family("t", "b"), now, at(now, 4.0))]);
+    flush(&site.hub, 10, &[one_reading("a", now, 3.0), one_reading("b", now, 4.0)]);
     assert_eq!(
         site.sql("SELECT device_id, current_value, data_points, source FROM unified_metrics ORDER BY 1")
             .await,
@@ -151,9 +169,9 @@ async fn current_values_are_the_newest_windows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_table_can_be_listed_described_and_read() {
     let site = Site::new().await;
-    for table in super::catalog::TABLES {
+    for table in super::sql_tables::SqlTable::ALL.map(|table| table.name()) {
         assert!(wye_metrics::definition::TABLES.contains(&table), "a metric could be called {table}");
-        // There is a Kafka partition always.
+        // There always is a Kafka partition.
         let rows = if table == "coverage" { "1" } else { "0" };
         assert_eq!(site.sql(&format!("SELECT count(*) FROM {table}")).await, rows, "{table}");
         site.sql(&format!("SELECT * FROM {table}")).await;
@@ -195,10 +213,10 @@ async fn nothing_can_be_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn names_without_quotes_fit_whatever_their_case() {
+async fn names_without_quotes_are_found_in_any_case() {
     let site = Site::new().await;
-    let one = |metric: &str| (family(metric, "a"), 0, summary(&[(1.0, 1)]));
-    site.batch(10, &[vec![one("PM2.5"), one("TEMP"), one("dew"), one("dewPoint"), one("Dewpoint")]]).await;
+    let metrics = ["PM2.5", "TEMP", "dew", "dewPoint", "Dewpoint"];
+    site.batch(10, &[metrics.map(|metric| (family(metric, "a"), 0, summary(&[(1.0, 1)]))).to_vec()]).await;
     for sql in [
         "SELECT last FROM TEMP",
         "SELECT last FROM temp",
@@ -213,7 +231,7 @@ async fn names_without_quotes_fit_whatever_their_case() {
     ] {
         assert_eq!(site.sql(sql).await, "1.0", "{sql}");
     }
-    // What can be planned as it is written is left alone.
+    // A statement that can be planned as it is written is not changed.
     assert_eq!(site.sql("SELECT x FROM (SELECT 1 AS \"X\", 2 AS x)").await, "2");
     for (sql, words) in [
         ("SELECT * FROM tmep", vec!["no table tmep", "\"TEMP\""]),
@@ -236,7 +254,7 @@ async fn names_without_quotes_fit_whatever_their_case() {
         ("SELECT $1", vec!["$1"]),
         ("SELECT 1 WHERE 'a' ~ '('", vec!["regular expression", "unclosed group"]),
         ("SELECT 1; SELECT 2", vec!["single"]),
-        ("INSERT INTO readings VALUES (1)", vec!["INSERT is refused", "only reads"]),
+        ("INSERT INTO readings VALUES (1)", vec!["INSERT is not supported", "only reads"]),
         ("", vec!["statement"]),
     ] {
         let error = site.refused(sql).await;
@@ -252,7 +270,7 @@ async fn names_without_quotes_fit_whatever_their_case() {
     }
 }
 
-/// Readings of one series and window: their values.
+/// Device, minute and value of each reading.
 type Readings = Vec<(u8, u8, i8)>;
 
 fn rows(readings: &Readings) -> BTreeMap<(String, i64), Summary> {
@@ -269,7 +287,7 @@ fn listed(rows: &BTreeMap<(String, i64), Summary>) -> Vec<Row> {
     rows.iter().map(|((text, window), summary)| (text.clone(), *window, summary.clone())).collect()
 }
 
-/// What a table of these rows answers: device, window, count, sum, min.
+/// The expected answer: device, window, count, sum, min.
 fn naive(parts: &[BTreeMap<(String, i64), Summary>], step: Option<WindowSize>) -> String {
     let mut all: BTreeMap<(String, i64), Summary> = BTreeMap::new();
     for ((text, window), summary) in parts.iter().flatten() {
@@ -287,16 +305,16 @@ fn naive(parts: &[BTreeMap<(String, i64), Summary>], step: Option<WindowSize>) -
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
-    /// EQ-1 for the merge alone: however readings are split among files of the view and epochs, the answer is the same.
+    /// EQ-1 for the merge alone: the answer is the same however the readings are split into files of the view and epochs.
     #[test]
-    fn any_split_among_the_layers_gives_the_naive_answer(
+    fn any_split_into_layers_gives_the_naive_answer(
         files in prop::collection::vec(prop::collection::vec((0u8..3, 0u8..130, -9i8..9), 0..12), 0..3),
         epochs in prop::collection::vec(prop::collection::vec((0u8..3, 0u8..130, -9i8..9), 0..12), 0..3),
     ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(async {
             let site = Site::new().await;
-            // A file holds whole windows and follows the last one in order, as a batch run writes them.
+            // As a batch run writes them: files hold whole windows, and each file continues the order of the one before.
             let whole = rows(&files.concat());
             let sorted = listed(&whole);
             let cut = sorted.len().div_ceil(files.len().max(1)).max(1);

@@ -1,8 +1,8 @@
-//! The threads of one query. They are its own, so that the operating system shares the processors fairly whatever an
-//! operator does, and so that the query ends as a whole: with its threads.
+//! The threads of one query. A query has its own threads, so that the operating system shares the processors fairly
+//! whatever an operator does, and so that everything of a query ends with its threads.
 //!
-//! Their stacks are large: a plan is walked, shown and dropped by recursion, and only here. Memory of a stack is used when
-//! it is touched.
+//! Their stacks are large, because plans are walked, printed and dropped by recursion, and only on these threads. A stack
+//! takes memory only where it is used.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,122 +13,123 @@ use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
 
 use super::host::Host;
-use super::places::Place;
+use super::slots::Slot;
 use crate::ServingError;
 
 /// Bytes of a thread's stack.
 const STACK: usize = 512 << 20;
 
-/// Why a query was ended before its time.
+/// Why a query was ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
-    /// It took too long.
-    Time(Duration),
-    /// Queries need more memory than they may have (bytes), and this one has the most.
-    Memory(usize),
+pub(super) enum EndReason {
+    /// It has run for so long.
+    Timeout(Duration),
+    /// All queries together use more memory than this (bytes), and this one uses the most.
+    OutOfMemory(usize),
 }
 
-/// See the module.
+/// The threads of one query.
 #[derive(Debug)]
 pub(super) struct QueryThreads {
-    /// Taken out when they end.
+    /// `None` once they are stopped.
     runtime: Mutex<Option<Runtime>>,
-    place: Arc<Place>,
-    crew: Arc<Crew>,
-    /// When it has to be done.
+    slot: Arc<Slot>,
+    priority: Arc<Priority>,
+    /// When the query is ended.
     pub(super) deadline: Instant,
-    /// Bytes on the account before it began.
-    before: usize,
-    ended: OnceLock<Ended>,
-    /// Cancelled once there is a reason in `ended`.
-    pub(super) token: CancellationToken,
+    /// Bytes on the account before the query began.
+    memory_before: usize,
+    end_reason: OnceLock<EndReason>,
+    /// Cancelled after `end_reason` is set.
+    pub(super) ended: CancellationToken,
 }
 
-/// The threads by their numbers.
+/// The priority of all threads of a query.
 #[derive(Debug)]
-struct Crew {
+struct Priority {
     host: Arc<dyn Host>,
-    numbers: Mutex<Vec<i32>>,
-    behind: AtomicBool,
+    /// The numbers of the threads that have started.
+    threads: Mutex<Vec<i32>>,
+    is_low: AtomicBool,
 }
 
 impl QueryThreads {
-    /// Starts `threads` threads. The place is free again when the last of them has ended.
+    /// Starts `threads` threads. The slot is free again when the last of them has ended.
     ///
     /// # Errors
-    /// [`ServingError::Thread`] when the system gives none.
+    /// [`ServingError::Thread`] when the system gives no thread.
     pub(super) fn start(
         host: &Arc<dyn Host>,
-        place: Place,
+        slot: Slot,
         threads: usize,
         deadline: Instant,
     ) -> Result<Self, ServingError> {
-        let crew = Arc::new(Crew {
+        let priority = Arc::new(Priority {
             host: Arc::clone(host),
-            numbers: Mutex::default(),
-            behind: AtomicBool::new(false),
+            threads: Mutex::default(),
+            is_low: AtomicBool::new(false),
         });
-        let place = Arc::new(place);
-        let before = host.in_use().get(place.account).copied().unwrap_or_default();
-        let (joining, held) = (Arc::clone(&crew), Arc::clone(&place));
+        let slot = Arc::new(slot);
+        let memory_before = on_account(&host.in_use(), slot.account);
+        let (shared, held) = (Arc::clone(&priority), Arc::clone(&slot));
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads.max(1))
             .thread_name("wye-query")
             .thread_stack_size(STACK)
             .enable_all()
-            .on_thread_start(move || joining.join(held.account))
+            .on_thread_start(move || shared.add_thread(held.account))
             .build()
             .map_err(|source| ServingError::Thread { source })?;
         Ok(Self {
             runtime: Mutex::new(Some(runtime)),
-            place,
-            crew,
+            slot,
+            priority,
             deadline,
-            before,
-            ended: OnceLock::new(),
-            token: CancellationToken::new(),
+            memory_before,
+            end_reason: OnceLock::new(),
+            ended: CancellationToken::new(),
         })
     }
 
-    /// The place that the query has.
-    pub(super) fn place(&self) -> &Place {
-        &self.place
+    /// The slot that the query runs in.
+    pub(super) fn slot(&self) -> &Slot {
+        &self.slot
     }
 
-    /// Starts a task there; it ends with its future, or with the query.
+    /// Starts a task on the threads. It ends with its future, or with the query.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         if let Some(runtime) = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             runtime.spawn(task);
         }
     }
 
-    /// From now on, all other threads of the process go first.
-    pub(super) fn step_back(&self) {
-        self.crew.step_back();
+    /// Lets all other threads of the process run first from now on.
+    pub(super) fn lower_priority(&self) {
+        self.priority.lower();
     }
 
-    /// Bytes that the query has, of those in use on all accounts.
+    /// Bytes that the query uses, of those in use on all accounts.
     pub(super) fn memory(&self, in_use: &[usize]) -> usize {
-        in_use.get(self.place.account).copied().unwrap_or_default().saturating_sub(self.before)
+        on_account(in_use, self.slot.account).saturating_sub(self.memory_before)
     }
 
-    /// Ends the query for a reason; what it does stops at its next pause.
-    pub(super) fn end(&self, reason: Ended) {
-        // A second reason changes nothing.
-        let _ = self.ended.set(reason);
-        self.token.cancel();
+    /// Ends the query. Each of its tasks stops when it yields next.
+    pub(super) fn end(&self, reason: EndReason) {
+        // Where there is a reason already, the first one counts.
+        let _ = self.end_reason.set(reason);
+        self.ended.cancel();
         self.stop();
     }
 
-    /// The reason why it was ended.
-    pub(super) fn ended(&self) -> Option<Ended> {
-        self.ended.get().copied()
+    /// Why the query was ended; `None` where it was not.
+    pub(super) fn end_reason(&self) -> Option<EndReason> {
+        self.end_reason.get().copied()
     }
 
     fn stop(&self) {
         let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(runtime) = runtime {
-            self.step_back();
+            self.lower_priority();
             runtime.shutdown_background();
         }
     }
@@ -140,20 +141,42 @@ impl Drop for QueryThreads {
     }
 }
 
-impl Crew {
-    fn join(&self, account: usize) {
-        let number = self.host.join(account);
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        numbers.push(number);
-        if self.behind.load(Ordering::Acquire) {
-            self.host.step_back(number);
+impl Priority {
+    /// Adds the calling thread.
+    fn add_thread(&self, account: usize) {
+        let thread = self.host.join(account);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.push(thread);
+        if self.is_low.load(Ordering::Acquire) {
+            self.host.step_back(thread);
         }
     }
 
-    fn step_back(&self) {
-        let numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        if !self.behind.swap(true, Ordering::AcqRel) {
-            numbers.iter().for_each(|number| self.host.step_back(*number));
+    fn lower(&self) {
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_low.swap(true, Ordering::AcqRel) {
+            threads.iter().for_each(|thread| self.host.step_back(*thread));
         }
+    }
+}
+
+fn on_account(in_use: &[usize], account: usize) -> usize {
+    in_use.get(account).copied().unwrap_or_default()
+}
+
+impl From<EndReason> for ServingError {
+    fn from(reason: EndReason) -> Self {
+        let message = match reason {
+            EndReason::Timeout(time) => format!(
+                "the query was ended after {} s ([sql] time); read a shorter range or fewer series",
+                time.as_secs_f64()
+            ),
+            EndReason::OutOfMemory(bytes) => format!(
+                "the query needs more memory than the {} MiB that all queries may use together ([sql] memory); read fewer rows, \
+                 columns or groups",
+                bytes >> 20
+            ),
+        };
+        Self::Limit { message }
     }
 }

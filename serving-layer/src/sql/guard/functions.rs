@@ -1,6 +1,7 @@
-//! Functions whose results are longer than their arguments, each bounded by what it would make. What is too much for one
-//! step is made in several, and refused once it has become too much.
+//! Functions whose results are longer than their arguments, limited by the size of their results. A batch that is too
+//! large for one step is computed in slices, and rejected when the slices together are too large.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions};
@@ -22,15 +23,15 @@ use datafusion::logical_expr::{
 };
 use datafusion::optimizer::{AnalyzerRule, OptimizerConfig, OptimizerRule};
 use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::expressions::{Column, binary};
 
 use super::growth::Growth;
-use super::{STEP, check_type, too_large};
+use super::{STEP_BYTES, check_type, too_large};
 
-/// Bytes that are made at a time where the result may be too long.
-const SLICE: u64 = 8 << 20;
+/// The most bytes of a slice, by the estimate.
+const SLICE_BYTES: u64 = 8 << 20;
 
-/// A function with a bound, or as it is where nothing can be made large with it.
+/// A function with a limit; as it is where its results are not longer than its arguments.
 pub(super) fn bounded(function: Arc<ScalarUDF>) -> Arc<ScalarUDF> {
     match Growth::of(function.name()) {
         Some(growth) if function.inner().downcast_ref::<Bounded>().is_none() => {
@@ -40,7 +41,7 @@ pub(super) fn bounded(function: Arc<ScalarUDF>) -> Arc<ScalarUDF> {
     }
 }
 
-/// Replaces functions by bounded ones, wherever they came from: the parser, an operator or the optimizer.
+/// Replaces all functions by limited ones, also those that come from operators and from the optimizer.
 #[derive(Debug)]
 pub(super) struct BoundFunctions;
 
@@ -96,7 +97,7 @@ fn bound(expression: Expr) -> Result<Transformed<Expr>> {
     })
 }
 
-/// Bounds what `{...}` and `STRUCT(...)` make, whose types are nested before any rule sees them.
+/// Limits `{...}` and `STRUCT(...)`, whose types are computed before any rule is applied.
 #[derive(Debug)]
 pub(super) struct BoundLiterals;
 
@@ -122,7 +123,7 @@ impl ExprPlanner for BoundLiterals {
     }
 }
 
-/// A function with a bound.
+/// A function with a limit.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Bounded {
     inner: Arc<ScalarUDF>,
@@ -134,19 +135,19 @@ impl Bounded {
         let name = self.name();
         let rows = match args.args.iter().any(|arg| matches!(arg, ColumnarValue::Array(_))) {
             true => args.number_rows,
-            // One value stands for all rows, and is repeated in each.
+            // The result is one value for all rows.
             false => 1,
         };
         let bytes = self.growth.bytes(&args.args, rows)?;
-        if let Some(longest) = bytes.iter().find(|bytes| **bytes > STEP as u64) {
+        if let Some(longest) = bytes.iter().find(|bytes| **bytes > STEP_BYTES as u64) {
             return Err(too_large(format!("{name} would make a value of {} MiB", longest >> 20)));
         }
         let all: u64 = bytes.iter().sum();
         let repeated = args.number_rows;
-        if rows == 1 || all <= STEP as u64 {
+        if rows == 1 || all <= STEP_BYTES as u64 {
             let made = self.inner.invoke_with_args(args)?;
             if let ColumnarValue::Scalar(value) = &made
-                && value.size().saturating_mul(repeated) > STEP
+                && value.size().saturating_mul(repeated) > STEP_BYTES
             {
                 return Err(too_large(format!(
                     "{name} makes a value of {} KiB in each of {repeated} rows",
@@ -158,32 +159,28 @@ impl Bounded {
         self.in_slices(&args, &bytes)
     }
 
-    /// Some rows at a time, as long as what was made is not too much.
+    /// Computes some rows at a time, by the estimated bytes of each row.
     fn in_slices(&self, args: &ScalarFunctionArgs, bytes: &[u64]) -> Result<ColumnarValue> {
         let mut parts: Vec<ArrayRef> = Vec::new();
         let (mut start, mut made) = (0, 0);
         while start < bytes.len() {
             let (mut end, mut expected) = (start, 0);
-            while end < bytes.len() && (end == start || expected + bytes[end] <= SLICE) {
+            while end < bytes.len() && (end == start || expected + bytes[end] <= SLICE_BYTES) {
                 expected += bytes[end];
                 end += 1;
             }
-            let slice = |arg: &ColumnarValue| match arg {
-                ColumnarValue::Array(array) => ColumnarValue::Array(array.slice(start, end - start)),
-                scalar @ ColumnarValue::Scalar(_) => scalar.clone(),
-            };
             let part = ScalarFunctionArgs {
-                args: args.args.iter().map(slice).collect(),
+                args: args.args.iter().map(|arg| slice(arg, start..end)).collect(),
                 number_rows: end - start,
                 ..args.clone()
             };
             let part = self.inner.invoke_with_args(part)?.into_array(end - start)?;
             made += part.get_array_memory_size();
-            if made > STEP {
+            if made > STEP_BYTES {
                 return Err(too_large(format!(
                     "{} makes more than {} MiB from one batch of rows",
                     self.name(),
-                    STEP >> 20
+                    STEP_BYTES >> 20
                 )));
             }
             parts.push(part);
@@ -191,6 +188,13 @@ impl Bounded {
         }
         let parts: Vec<&dyn arrow::array::Array> = parts.iter().map(AsRef::as_ref).collect();
         Ok(ColumnarValue::Array(arrow::compute::concat(&parts)?))
+    }
+}
+
+fn slice(arg: &ColumnarValue, rows: Range<usize>) -> ColumnarValue {
+    match arg {
+        ColumnarValue::Array(array) => ColumnarValue::Array(array.slice(rows.start, rows.len())),
+        scalar @ ColumnarValue::Scalar(_) => scalar.clone(),
     }
 }
 
@@ -267,7 +271,7 @@ impl ScalarUDFImpl for Bounded {
     }
 }
 
-/// The operator `||` as a function, so that it can be bounded like one.
+/// The operator `||` as a function, so that it can be limited like one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Concatenation {
     signature: Signature,
@@ -313,15 +317,8 @@ impl ScalarUDFImpl for Concatenation {
             args.args.iter().map(|arg| arg.to_array(args.number_rows)).collect::<Result<Vec<_>>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(args.number_rows));
         let batch = RecordBatch::try_new_with_options(Arc::clone(&schema), arrays, &options)?;
-        let column = |place: usize| -> Arc<dyn PhysicalExpr> {
-            Arc::new(Column::new(schema.field(place).name(), place))
-        };
-        let joined = datafusion::physical_expr::expressions::binary(
-            column(0),
-            Operator::StringConcat,
-            column(1),
-            &schema,
-        )?;
-        joined.evaluate(&batch)
+        let [left, right] = [0, 1]
+            .map(|index| Arc::new(Column::new(schema.field(index).name(), index)) as Arc<dyn PhysicalExpr>);
+        binary(left, Operator::StringConcat, right, &schema)?.evaluate(&batch)
     }
 }

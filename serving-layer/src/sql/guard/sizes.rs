@@ -1,4 +1,6 @@
-//! How many bytes values have, row by row; close enough to bound what is made of them.
+//! How many bytes values have, row by row; an estimate that is good enough to limit what is made of them.
+
+use std::ops::Range;
 
 use arrow::array::{Array, AsArray, ListArray, RecordBatch};
 use arrow::datatypes::{DataType, Int32Type};
@@ -41,29 +43,28 @@ fn bytes(value: &ScalarValue) -> u64 {
 
 /// Bytes of each row of an array.
 pub(super) fn row_bytes(array: &dyn Array) -> Vec<u64> {
-    let rows = array.len();
-    let of_lengths = |length: &dyn Fn(usize) -> usize| (0..rows).map(|row| length(row) as u64).collect();
+    let rows = 0..array.len();
     match array.data_type() {
-        DataType::Utf8 => of_lengths(&|row| array.as_string::<i32>().value_length(row) as usize),
-        DataType::LargeUtf8 => of_lengths(&|row| array.as_string::<i64>().value_length(row) as usize),
-        DataType::Binary => of_lengths(&|row| array.as_binary::<i32>().value_length(row) as usize),
-        DataType::LargeBinary => of_lengths(&|row| array.as_binary::<i64>().value_length(row) as usize),
+        DataType::Utf8 => each(rows, |row| array.as_string::<i32>().value_length(row) as usize),
+        DataType::LargeUtf8 => each(rows, |row| array.as_string::<i64>().value_length(row) as usize),
+        DataType::Binary => each(rows, |row| array.as_binary::<i32>().value_length(row) as usize),
+        DataType::LargeBinary => each(rows, |row| array.as_binary::<i64>().value_length(row) as usize),
         DataType::Utf8View => array.as_string_view().lengths().map(u64::from).collect(),
         DataType::BinaryView => array.as_binary_view().lengths().map(u64::from).collect(),
         DataType::List(_) => {
             let lists: &ListArray = array.as_list();
-            let each = average(lists.values().as_ref());
-            of_lengths(&|row| lists.value_length(row) as usize * each + 4)
+            let item = average(lists.values().as_ref());
+            each(rows, |row| lists.value_length(row) as usize * item + 4)
         }
         DataType::LargeList(_) => {
             let lists = array.as_list::<i64>();
-            let each = average(lists.values().as_ref());
-            of_lengths(&|row| lists.value_length(row) as usize * each + 8)
+            let item = average(lists.values().as_ref());
+            each(rows, |row| lists.value_length(row) as usize * item + 8)
         }
         DataType::Map(..) => {
             let maps = array.as_map();
-            let each = average(maps.entries());
-            of_lengths(&|row| maps.value_length(row) as usize * each + 4)
+            let item = average(maps.entries());
+            each(rows, |row| maps.value_length(row) as usize * item + 4)
         }
         DataType::Dictionary(key, _) if **key == DataType::Int32 => {
             let words = array.as_dictionary::<Int32Type>();
@@ -71,21 +72,25 @@ pub(super) fn row_bytes(array: &dyn Array) -> Vec<u64> {
             words.keys().iter().map(|key| key.map_or(0, |key| bytes[key as usize])).collect()
         }
         DataType::Struct(_) => {
-            let mut all = vec![0; rows];
+            let mut all = vec![0; rows.len()];
             for column in array.as_struct().columns() {
                 all.iter_mut().zip(row_bytes(column.as_ref())).for_each(|(sum, bytes)| *sum += bytes);
             }
             all
         }
-        _ => vec![average(array) as u64; rows],
+        _ => vec![average(array) as u64; rows.len()],
     }
 }
 
-/// Bytes of a row of a batch, of the largest.
+fn each(rows: Range<usize>, bytes: impl Fn(usize) -> usize) -> Vec<u64> {
+    rows.map(|row| bytes(row) as u64).collect()
+}
+
+/// Bytes of the largest row of a batch, in columns whose values have no fixed size.
 pub(super) fn largest_row(batch: &RecordBatch) -> u64 {
     let mut all = vec![0; batch.num_rows()];
     for column in batch.columns() {
-        if fixed(column.data_type()) {
+        if has_fixed_size(column.data_type()) {
             continue;
         }
         all.iter_mut().zip(row_bytes(column.as_ref())).for_each(|(sum, bytes)| *sum += bytes);
@@ -93,7 +98,7 @@ pub(super) fn largest_row(batch: &RecordBatch) -> u64 {
     all.into_iter().max().unwrap_or_default()
 }
 
-fn fixed(data_type: &DataType) -> bool {
+fn has_fixed_size(data_type: &DataType) -> bool {
     data_type.is_primitive() || matches!(data_type, DataType::Boolean | DataType::Null)
 }
 

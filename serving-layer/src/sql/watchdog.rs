@@ -1,7 +1,7 @@
-//! Watches the queries under way: ends those that take too long, and the largest when they hold too much memory together.
+//! Ends queries that run for too long, and the largest query while all together use too much memory.
 //!
-//! Operators ask the memory pool for most of what they use; this looks at what the allocator gave, and so sees the rest
-//! too. It has a thread of its own, so that it looks even while every other thread computes.
+//! Operators reserve most of their memory in a pool. The watchdog counts what the allocator has given, which includes
+//! memory that nobody reserves. It has its own thread, so that it works while all other threads compute.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -9,23 +9,24 @@ use std::time::{Duration, Instant};
 use tracing::warn;
 
 use super::host::Host;
-use super::threads::{Ended, QueryThreads};
+use super::threads::{EndReason, QueryThreads};
 use crate::ServingError;
 
-/// How often it looks while there are queries.
-const PAUSE: Duration = Duration::from_millis(10);
+/// How often queries are checked.
+const INTERVAL: Duration = Duration::from_millis(10);
 
-/// See the module. It ends when it is dropped.
+/// The watchdog; its thread ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct QueryWatch {
+pub(super) struct Watchdog {
     shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
 struct Shared {
     host: Arc<dyn Host>,
-    /// Bytes that all queries may have.
+    /// Bytes that all queries may use together.
     memory: usize,
+    /// The longest time of one query.
     time: Duration,
     state: Mutex<State>,
     changed: Condvar,
@@ -37,8 +38,8 @@ struct State {
     closed: bool,
 }
 
-impl QueryWatch {
-    /// Starts to watch.
+impl Watchdog {
+    /// Starts the thread.
     ///
     /// # Errors
     /// [`ServingError::Thread`] when the system gives no thread.
@@ -47,7 +48,7 @@ impl QueryWatch {
             Arc::new(Shared { host, memory, time, state: Mutex::default(), changed: Condvar::new() });
         let watched = Arc::clone(&shared);
         std::thread::Builder::new()
-            .name("wye-query-watch".to_owned())
+            .name("wye-watchdog".to_owned())
             .spawn(move || watched.run())
             .map_err(|source| ServingError::Thread { source })?;
         Ok(Self { shared })
@@ -61,7 +62,7 @@ impl QueryWatch {
     }
 }
 
-impl Drop for QueryWatch {
+impl Drop for Watchdog {
     fn drop(&mut self) {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).closed = true;
         self.shared.changed.notify_all();
@@ -79,39 +80,39 @@ impl Shared {
             }
             let queries: Vec<Arc<QueryThreads>> = state.queries.iter().filter_map(Weak::upgrade).collect();
             drop(state);
-            self.look(&queries);
+            self.check(&queries);
             drop(queries);
             state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             if !state.closed {
-                state = self.changed.wait_timeout(state, PAUSE).unwrap_or_else(PoisonError::into_inner).0;
+                state = self.changed.wait_timeout(state, INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
             }
         }
     }
 
-    fn look(&self, queries: &[Arc<QueryThreads>]) {
+    fn check(&self, queries: &[Arc<QueryThreads>]) {
         let now = Instant::now();
-        let mut under_way = Vec::with_capacity(queries.len());
-        for query in queries.iter().filter(|query| query.ended().is_none()) {
+        let mut running = Vec::with_capacity(queries.len());
+        for query in queries.iter().filter(|query| query.end_reason().is_none()) {
             match query.deadline <= now {
-                true => query.end(Ended::Time(self.time)),
-                false => under_way.push(query),
+                true => query.end(EndReason::Timeout(self.time)),
+                false => running.push(query),
             }
         }
         let in_use = self.host.in_use();
-        let memory: Vec<usize> = under_way.iter().map(|query| query.memory(&in_use)).collect();
+        let memory: Vec<usize> = running.iter().map(|query| query.memory(&in_use)).collect();
         let all: usize = memory.iter().sum();
         if all <= self.memory {
             return;
         }
-        let largest = memory.iter().zip(&under_way).max_by_key(|(bytes, _)| **bytes);
+        let largest = memory.iter().zip(&running).max_by_key(|(bytes, _)| **bytes);
         if let Some((bytes, query)) = largest {
             warn!(
                 bytes,
                 all,
                 memory = self.memory,
-                "a query was ended: queries hold more memory than they may"
+                "a query was ended, because all queries together use more memory than they may"
             );
-            query.end(Ended::Memory(self.memory));
+            query.end(EndReason::OutOfMemory(self.memory));
         }
     }
 }

@@ -1,0 +1,79 @@
+//! What the program says of itself as tables: the batch runs, and what answers cover of the log.
+
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray, UInt64Array,
+};
+use datafusion::error::Result;
+use wye_domain::time::{Micros, SECOND};
+use wye_tables::views::CommittedRun;
+
+use super::external;
+use crate::coverage::{Coverage, PartitionCoverage, Reason};
+
+/// A row for each batch run.
+pub(super) fn batch_runs(runs: &[CommittedRun]) -> Result<RecordBatch> {
+    let durations = runs.iter().map(|run| (run.run.finished_at - run.run.started_at) / 1_000);
+    let horizons: Vec<String> = runs
+        .iter()
+        .map(|run| serde_json::to_string(&run.horizon))
+        .collect::<std::result::Result<_, _>>()
+        .map_err(external)?;
+    let run_ids = runs.iter().map(|run| &run.run.run_id);
+    Ok(RecordBatch::try_from_iter([
+        ("run_id", Arc::new(StringArray::from_iter_values(run_ids)) as ArrayRef),
+        ("version", counts(runs, |run| run.version)),
+        ("started_at", times(runs, |run| Micros(run.run.started_at))),
+        ("finished_at", times(runs, |run| Micros(run.run.finished_at))),
+        ("committed_at", times(runs, |run| Micros(run.committed))),
+        ("duration_ms", Arc::new(Int64Array::from_iter_values(durations))),
+        ("readings", counts(runs, |run| run.run.readings)),
+        ("duplicates", counts(runs, |run| run.run.duplicates)),
+        ("conflicts", counts(runs, |run| run.run.conflicts)),
+        ("windows", counts(runs, |run| run.run.windows)),
+        ("series", counts(runs, |run| run.run.series)),
+        ("horizon", Arc::new(StringArray::from(horizons))),
+    ])?)
+}
+
+/// A row for each Kafka partition of the readings.
+pub(super) fn coverage(coverage: &Coverage) -> Result<RecordBatch> {
+    let rows = &coverage.kafka_partitions;
+    let numbers = Int32Array::from_iter_values(rows.iter().map(|row| row.kafka_partition));
+    let since: TimestampMicrosecondArray = rows.iter().map(|row| row.lacking_since).collect();
+    let seconds = rows.iter().map(|row| {
+        row.lacking_since.map_or(0.0, |since| (coverage.now - since).max(0) as f64 / SECOND as f64)
+    });
+    let complete: BooleanArray = rows.iter().map(|row| Some(row.reason.is_none())).collect();
+    let reasons: StringArray = rows.iter().map(|row| row.reason.map(Reason::name)).collect();
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("kafka_partition", Arc::new(numbers)),
+        ("horizon", offsets(rows, |row| row.horizon)),
+        ("covered", offsets(rows, |row| Some(row.covered))),
+        ("log_end", offsets(rows, |row| row.log_end)),
+        ("lacking", offsets(rows, PartitionCoverage::lacking)),
+        ("lacking_since", Arc::new(since.with_timezone("UTC"))),
+        ("lacking_seconds", Arc::new(Float64Array::from_iter_values(seconds))),
+        ("generation", offsets(rows, |row| row.generation)),
+        ("complete", Arc::new(complete)),
+        ("reason", Arc::new(reasons)),
+    ];
+    Ok(RecordBatch::try_from_iter_with_nullable(
+        columns.into_iter().map(|(name, column)| (name, column, true)),
+    )?)
+}
+
+fn times(runs: &[CommittedRun], value: impl Fn(&CommittedRun) -> Micros) -> ArrayRef {
+    let values = runs.iter().map(|run| value(run).0);
+    Arc::new(TimestampMicrosecondArray::from_iter_values(values).with_timezone("UTC"))
+}
+
+fn counts(runs: &[CommittedRun], value: impl Fn(&CommittedRun) -> u64) -> ArrayRef {
+    Arc::new(UInt64Array::from_iter_values(runs.iter().map(value)))
+}
+
+fn offsets(rows: &[PartitionCoverage], value: impl Fn(&PartitionCoverage) -> Option<i64>) -> ArrayRef {
+    Arc::new(rows.iter().map(value).collect::<Int64Array>())
+}
