@@ -18,7 +18,7 @@ use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::TextColumn;
 use wye_domain::summary::Summary;
 use wye_domain::summary_columns::SummaryColumns;
-use wye_domain::time::{Micros, Span};
+use wye_domain::time::Micros;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
 use wye_log::producer::{Outgoing, Producer};
@@ -52,24 +52,31 @@ pub(crate) const ARCHIVE: ArchiveSettings = ArchiveSettings {
 /// A row of the views: series and window start, and the summary.
 pub(crate) type ViewRows = BTreeMap<(String, i64), Summary>;
 
-/// The clocks of the system, but the time of the day is ahead by as much as a test says.
-#[derive(Debug, Default)]
+/// The time of the day stands still until a test sets it; durations are the system's.
+#[derive(Debug)]
 pub(crate) struct TestClock {
     system: SystemClock,
-    ahead: AtomicI64,
+    now: AtomicI64,
+}
+
+impl Default for TestClock {
+    fn default() -> Self {
+        let system = SystemClock::default();
+        let now = AtomicI64::new(system.now().0);
+        Self { system, now }
+    }
 }
 
 impl TestClock {
     /// Sets the time of the day to this time, unless it is later already.
     pub(crate) fn advance_to(&self, time: Micros) {
-        let Span(missing) = time - self.now();
-        self.ahead.fetch_add(missing.max(0), Ordering::Relaxed);
+        self.now.fetch_max(time.0, Ordering::Relaxed);
     }
 }
 
 impl Clock for TestClock {
     fn now(&self) -> Micros {
-        self.system.now() + Span(self.ahead.load(Ordering::Relaxed))
+        Micros(self.now.load(Ordering::Relaxed))
     }
 
     fn monotonic(&self) -> Duration {
