@@ -12,6 +12,7 @@ pub(crate) mod steps;
 pub(crate) mod world;
 
 pub(crate) mod log;
+pub(crate) mod notes;
 pub(crate) mod readings;
 
 pub(crate) mod batch;

@@ -185,6 +185,7 @@ impl Underway {
             let before = previous.map_or(0, |view| view.horizon[p]);
             ensure!(offset >= before, "the horizon goes back from {before} to {offset}");
         }
+        around.log[0].note(|| format!("version {version} commits the horizon {horizon:?}"));
         let is_whole = horizon.iter().zip(&self.ends).all(|(offset, end)| offset >= end);
         let number = previous.map_or(1, |view| view.number + 1);
         tables.views.push(Arc::new(Committed {

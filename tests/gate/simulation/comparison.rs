@@ -121,7 +121,7 @@ fn compare_exactly(world: &World, server: &Server, scope: &Scope<'_>) -> Result<
         let expected = newest.remove(&(place, series));
         ensure!(
             expected == Some(answer.window_start),
-            "EQ-1: the newest window of a series starts at {expected:?}; answered {answer:#?}"
+            "EQ-1: the newest window of a series starts at {expected:?}; answered {answer:?}"
         );
         let metric = &version.metrics[place];
         let windows = oracle::windows(&judged, version, metric, metric.length);
@@ -151,10 +151,10 @@ fn compare_metric(
     for answer in &answers {
         check_window(&windows, context, metric, answer)?;
         let key = ((answer.metric.clone(), answer.group.clone()), answer.window_start);
-        ensure!(answered.insert(key), "a window is answered twice: {answer:#?}");
+        ensure!(answered.insert(key), "a window is answered twice: {answer:?}");
     }
     let missing = windows.iter().find(|(key, window)| !window.values.is_empty() && !answered.contains(*key));
-    ensure!(missing.is_none(), "EQ-1: {} has no answer for {missing:#?}", metric.name);
+    ensure!(missing.is_none(), "EQ-1: {} has no answer for {missing:?}", metric.name);
     Ok(())
 }
 
@@ -180,7 +180,7 @@ fn check_window(
         Some(expected) => check_numbers(expected, metric, answer)
             .and_then(|()| confidence::check(context, metric, expected, answer)),
     };
-    checked.with_context(|| format!("EQ-1: {}: answered {answer:#?}, expected {expected:#?}", metric.name))
+    checked.with_context(|| format!("EQ-1: {}: answered {answer:?}, expected {expected:?}", metric.name))
 }
 
 fn check_numbers(expected: &Expected, metric: &Metric, answer: &Answered) -> Result<()> {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::notes::Notes;
 use super::readings::Sent;
 
 /// One Kafka partition of one topic.
@@ -92,6 +93,7 @@ pub(crate) struct KafkaPartition {
     newest_claim: Option<i64>,
     /// The horizons in `control`, each with its offset there.
     horizons: Vec<(i64, i64)>,
+    notes: Notes,
 }
 
 impl<T> Topic<T> {
@@ -135,7 +137,7 @@ impl<T> Topic<T> {
 }
 
 impl KafkaPartition {
-    pub(crate) fn new(number: i32) -> Self {
+    pub(crate) fn new(number: i32, notes: &Notes) -> Self {
         Self {
             number,
             readings: Topic::new(),
@@ -147,7 +149,12 @@ impl KafkaPartition {
             starts: BTreeSet::new(),
             newest_claim: None,
             horizons: Vec::new(),
+            notes: notes.clone(),
         }
+    }
+
+    pub(crate) fn note(&self, what: impl FnOnce() -> String) {
+        self.notes.add(|| format!("      Kafka partition {}: {}", self.number, what()));
     }
 
     pub(crate) fn append_view(&mut self, payload: Vec<u8>, about: ViewAbout) -> i64 {
@@ -157,11 +164,17 @@ impl KafkaPartition {
         } else {
             ViewRecord { payload, about: Some(about) }
         };
-        self.views.append(record)
+        let offset = self.views.append(record);
+        let is_damaged = self.views.all().last().is_none_or(|record| record.about.is_none());
+        self.note(|| {
+            format!("realtime-views {offset}: {about:?}{}", if is_damaged { ", damaged" } else { "" })
+        });
+        offset
     }
 
     pub(crate) fn append_control(&mut self, payload: Vec<u8>, about: ControlAbout) -> i64 {
         let offset = self.control.append(payload);
+        self.note(|| format!("control {offset}: {about:?}"));
         match about {
             ControlAbout::Claim => self.newest_claim = Some(offset),
             ControlAbout::Epoch { generation, start } => {
@@ -176,6 +189,7 @@ impl KafkaPartition {
     }
 
     pub(crate) fn trim(&mut self, topic: TopicName, before: i64) {
+        self.note(|| format!("{topic:?} is deleted below {before}"));
         match topic {
             TopicName::Readings => self.readings.trim(before),
             TopicName::RealtimeViews => self.views.trim(before),

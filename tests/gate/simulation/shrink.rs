@@ -1,11 +1,11 @@
 //! Makes a history that fails short, and says what happens in it.
 
-use std::fmt::Write;
 use std::sync::Arc;
 
 use anyhow::{Error, Result, anyhow};
 
 use super::layers::Plans;
+use super::notes::Notes;
 use super::steps::{Setup, Step, history};
 use super::world::{Comparisons, World};
 
@@ -15,11 +15,11 @@ use super::world::{Comparisons, World};
 /// What does not hold, with the seed and a short history in which something does not hold either.
 pub(crate) fn carry_out(seed: u64, plans: &Arc<Vec<Plans>>) -> Result<Comparisons> {
     let (setup, steps) = history(seed);
-    run(&setup, &steps, plans).map_err(|error| report(seed, &setup, steps, plans, &error))
+    run(&setup, &steps, plans, Notes::default()).map_err(|error| report(seed, &setup, steps, plans, &error))
 }
 
-fn run(setup: &Setup, steps: &[Step], plans: &Arc<Vec<Plans>>) -> Result<Comparisons> {
-    let mut world = World::new(setup, plans)?;
+fn run(setup: &Setup, steps: &[Step], plans: &Arc<Vec<Plans>>, notes: Notes) -> Result<Comparisons> {
+    let mut world = World::new(setup, plans, notes)?;
     world.live(steps)?;
     Ok(world.comparisons)
 }
@@ -34,7 +34,7 @@ fn report(seed: u64, setup: &Setup, mut steps: Vec<Step>, plans: &Arc<Vec<Plans>
         while at < steps.len() {
             let mut fewer = steps.clone();
             fewer.drain(at..(at + piece).min(steps.len()));
-            match run(setup, &fewer, plans) {
+            match run(setup, &fewer, plans, Notes::default()) {
                 Ok(_) => at += piece,
                 Err(error) => {
                     last = format!("{error:#}");
@@ -44,12 +44,13 @@ fn report(seed: u64, setup: &Setup, mut steps: Vec<Step>, plans: &Arc<Vec<Plans>
         }
         piece /= 2;
     }
-    let mut text = format!("WYE_TEST_SEED={seed} WYE_TEST_HISTORIES=1 fails: {error:#}\n\n");
-    // Writing to a text does not fail.
-    let _ = writeln!(text, "{setup:?}\nOf its {whole} steps, {} fail by themselves:", steps.len());
-    for (nth, step) in steps.iter().enumerate() {
-        let _ = writeln!(text, "{nth:4}. {step}");
-    }
-    let _ = write!(text, "The short history fails: {last}");
-    anyhow!(text)
+    let notes = Notes::kept();
+    // It fails as before.
+    let _ = run(setup, &steps, plans, notes.clone());
+    anyhow!(
+        "WYE_TEST_SEED={seed} WYE_TEST_HISTORIES=1 fails: {error:#}\n\n{setup:?}\nOf its {whole} steps, {} fail by \
+         themselves:\n{}\nThe short history fails: {last}",
+        steps.len(),
+        notes.text()
+    )
 }

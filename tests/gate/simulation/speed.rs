@@ -132,6 +132,7 @@ impl Process {
                 records.for_each(|(offset, record)| takeover.view(offset, &record.payload));
                 let mut owner = takeover.owner(rules, (log.number, generation), log.readings.low());
                 let horizon = log.horizon_before(generation);
+                log.note(|| format!("the owner of generation {generation} resumes at {}", owner.next()));
                 ensure!(
                     owner.next() >= horizon,
                     "an owner starts at {}, below the horizon {horizon} that it has read",
@@ -150,6 +151,7 @@ impl Process {
                     .iter()
                     .filter(|(offset, _)| (owner.remembers_from()..owner.next()).contains(offset));
                 let past: Vec<_> = past.collect();
+                log.note(|| format!("remembers from {} on", owner.remembers_from()));
                 for (offset, entry) in past {
                     if let Content::Message { payload, .. } = &entry.content {
                         owner.remember(offset, entry.time, payload)?;
@@ -186,6 +188,7 @@ impl Process {
             }
             let Some(entry) = log.readings.get(offset) else { return Ok(()) };
             let (time, next) = (entry.time, offset + 1);
+            log.note(|| format!("{offset} is read"));
             let went_on = match &entry.content {
                 Content::Empty => self.step(log, &OwnerInput::Empty { next }, budget)?,
                 Content::Unreadable => self.step(log, &OwnerInput::Unreadable { next }, budget)?,
@@ -227,6 +230,7 @@ impl Process {
         match owner.step(*input, self.records) {
             Ok(effects) => self.effects.extend(effects),
             Err(Ended::GivenUp) => {
+                log.note(|| "the owner gives up".to_owned());
                 self.crash();
                 return Ok(false);
             }

@@ -11,6 +11,7 @@ use super::batch::{BatchProcess, Surroundings, Tables};
 use super::comparison::{Compared, compare};
 use super::layers::{self, Archive, OwnerRules, Plans};
 use super::log::{Content, ControlAbout, Entry, KafkaPartition};
+use super::notes::Notes;
 use super::readings::Sender;
 use super::serving::Server;
 use super::speed::{Budget, Process};
@@ -58,13 +59,14 @@ pub(crate) struct World {
     /// The version that processes start with.
     deployed: usize,
     pub(crate) comparisons: Comparisons,
+    notes: Notes,
 }
 
 impl World {
-    pub(crate) fn new(setup: &Setup, plans: &Arc<Vec<Plans>>) -> Result<Self> {
+    pub(crate) fn new(setup: &Setup, plans: &Arc<Vec<Plans>>, notes: Notes) -> Result<Self> {
         let version = setup.version;
         let partitions = || 0..setup.kafka_partitions as i32;
-        let log: Vec<_> = partitions().map(KafkaPartition::new).collect();
+        let log: Vec<_> = partitions().map(|number| KafkaPartition::new(number, &notes)).collect();
         let rule = |plans| OwnerRules::new(plans, setup.accepts_early, setup.duplicate_window);
         let archive = |kafka_partition| Archive::new(kafka_partition, setup.accepts_early);
         Ok(Self {
@@ -81,14 +83,17 @@ impl World {
             deployed: version,
             comparisons: Comparisons::default(),
             setup: setup.clone(),
+            notes,
         })
     }
 
     /// Carries out a history, then lets everything catch up.
     pub(crate) fn live(&mut self, steps: &[Step]) -> Result<()> {
         for (nth, step) in steps.iter().enumerate() {
+            self.notes.add(|| format!("{nth:4}. {step}"));
             self.carry_out(step).with_context(|| format!("in step {nth}"))?;
         }
+        self.notes.add(|| "after the last step".to_owned());
         self.settle().context("after the last step")
     }
 
@@ -151,12 +156,22 @@ impl World {
         };
         for _ in 0..count {
             let content = sender.message(random, &self.log[p].readings);
+            self.note_message(p, &content);
             self.log[p].readings.append(Entry { time: self.now, content });
         }
         // Ingest runs in the process of a server, and tells it what the log has acknowledged.
         if random.random_bool(0.3) {
             let next = self.log[p].readings.end();
             self.servers[0].written(p, next, self.now);
+        }
+    }
+
+    fn note_message(&self, p: usize, content: &Content) {
+        let log = &self.log[p];
+        let Content::Message { readings, .. } = content else { return };
+        log.note(|| format!("readings {} at {}", log.readings.end(), self.now));
+        for reading in readings {
+            log.note(|| format!("  {reading:?}"));
         }
     }
 
@@ -234,6 +249,7 @@ impl World {
             return Ok(Compared::Lacking(Vec::new()));
         }
         let compared = compare(self, &self.servers[slot])?;
+        self.notes.add(|| format!("      serving process {slot}: {compared:?}"));
         match compared {
             Compared::Complete => self.comparisons.complete += 1,
             Compared::Covered(_) => self.comparisons.covered += 1,
