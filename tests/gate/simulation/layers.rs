@@ -631,6 +631,11 @@ impl Serving {
         self.state.caught_up = true;
     }
 
+    /// It has looked for a new batch view, and serves the newest.
+    pub(crate) fn views_checked(&mut self) {
+        self.state.log_starts.iter_mut().for_each(|known| known.1 += 1);
+    }
+
     /// Serves a batch view from now on.
     pub(crate) fn serve(&mut self, _version: u64, view: &Arc<BatchView>) -> Result<()> {
         for batch in &view.rows {
@@ -663,7 +668,10 @@ impl Serving {
     }
 
     pub(crate) fn log_start(&mut self, kafka_partition: usize, oldest: i64) {
-        self.state.log_starts[kafka_partition] = oldest;
+        let known = &mut self.state.log_starts[kafka_partition];
+        if known.0 != oldest {
+            *known = (oldest, 0);
+        }
     }
 
     /// The log has acknowledged everything below an offset.

@@ -93,6 +93,7 @@ impl Server {
         }
         let Some(loaded) = self.loaded.take() else {
             self.has_looked = true;
+            self.serving.views_checked();
             return Ok(());
         };
         if !is_patience_over && self.serving.would_lose(&loaded.view) {
@@ -102,6 +103,7 @@ impl Server {
         self.serving.serve(loaded.number, &loaded.view)?;
         self.view = Some(loaded);
         self.has_looked = true;
+        self.serving.views_checked();
         Ok(())
     }
 

@@ -17,7 +17,7 @@ pub(crate) struct HubState {
     pub(crate) store: RealtimeStore,
     pub(crate) view: Option<Arc<BatchView>>,
     pub(crate) ends: Vec<LogEnd>,
-    pub(crate) log_starts: Vec<i64>,
+    pub(crate) log_starts: Vec<(i64, u32)>,
     pub(crate) caught_up: bool,
     pub(crate) definitions: u64,
 }
@@ -28,7 +28,7 @@ impl HubState {
             store: RealtimeStore::new(definitions),
             view: None,
             ends: vec![LogEnd::default(); kafka_partitions],
-            log_starts: vec![0; kafka_partitions],
+            log_starts: vec![(0, 2); kafka_partitions],
             caught_up: false,
             definitions,
         }
@@ -37,7 +37,7 @@ impl HubState {
     pub(crate) fn start_at(&self, p: usize, horizon: Option<&[i64]>) -> Start {
         match horizon {
             Some(horizon) => Start::Horizon(horizon[p]),
-            None => Start::LogStart(self.log_starts[p]),
+            None => Start::LogStart(if self.log_starts[p].1 >= 2 { self.log_starts[p].0 } else { 0 }),
         }
     }
 

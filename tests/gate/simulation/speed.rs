@@ -16,6 +16,8 @@ pub(crate) struct Process {
     stage: Stage,
     /// What is to be done before anything else.
     effects: VecDeque<Effect>,
+    /// The next record of `control` that it reads as an owner.
+    next_control: i64,
     /// In how many records it writes the rows of a flush.
     pub(crate) records: usize,
     /// Whether the log deletes what it is asked to.
@@ -65,7 +67,14 @@ impl Budget {
 
 impl Process {
     pub(crate) fn new(version: usize) -> Self {
-        Self { version, stage: Stage::Down, effects: VecDeque::new(), records: 1, does_trim: true }
+        Self {
+            version,
+            stage: Stage::Down,
+            effects: VecDeque::new(),
+            next_control: 0,
+            records: 1,
+            does_trim: true,
+        }
     }
 
     /// The process is gone, with everything that it had not done yet.
@@ -158,6 +167,7 @@ impl Process {
                     }
                 }
                 owner.remembered()?;
+                self.next_control = owner.next_control();
                 Stage::Owning { generation, owner }
             }
             stage @ Stage::Owning { .. } => stage,
@@ -205,18 +215,15 @@ impl Process {
     }
 
     fn listen(&mut self, log: &mut KafkaPartition, budget: &mut Budget) -> Result<()> {
-        // Its own records are read too.
-        loop {
-            let Stage::Owning { generation, owner } = &self.stage else { return Ok(()) };
-            let offset = owner.next_control().max(generation + 1);
-            let Some((offset, payload)) = log.control.iter().find(|(at, _)| *at >= offset) else {
-                return Ok(());
-            };
+        // It reads its own records too.
+        while let Some((offset, payload)) = log.control.iter().find(|(at, _)| *at >= self.next_control) {
             let payload = payload.clone();
+            self.next_control = offset + 1;
             if !self.step(log, &OwnerInput::Control { offset, payload: &payload }, budget)? {
                 return Ok(());
             }
         }
+        Ok(())
     }
 
     /// One step of the owner; whether all its effects were carried out and it goes on.
