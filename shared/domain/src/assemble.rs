@@ -7,8 +7,11 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
-use crate::reading::{self, time_type};
-use crate::wire::{Acceptance, Collected, Decoded, Reason, Rejected, decode};
+use crate::DomainError;
+use crate::place::Offset;
+use crate::reading::{self, ReadingColumns, time_type};
+use crate::time::Micros;
+use crate::wire::{Acceptance, AcceptedRows, Collected, Decoded, Reason, Rejected, decode};
 
 /// Readings with their places.
 ///
@@ -34,9 +37,9 @@ pub fn placed_schema() -> SchemaRef {
 #[derive(Clone, Debug)]
 pub struct RejectedAt {
     /// Its offset.
-    pub kafka_offset: i64,
-    /// Its ingest time in µs.
-    pub ingest_time: i64,
+    pub kafka_offset: Offset,
+    /// Its ingest time.
+    pub ingest_time: Micros,
     /// What and why.
     pub rejected: Rejected,
 }
@@ -55,7 +58,7 @@ pub struct Assembler {
     rejected_bytes: usize,
     ready: Vec<Placed>,
     ready_rows: usize,
-    next_offset: Option<i64>,
+    next_offset: Option<Offset>,
 }
 
 impl Assembler {
@@ -64,20 +67,25 @@ impl Assembler {
         Self { acceptance, ..Self::default() }
     }
 
-    /// Takes in one message; `ingest_time` in µs.
+    /// Takes in one message.
     #[inline]
-    pub fn push(&mut self, payload: &[u8], kafka_offset: i64, ingest_time: i64) {
+    pub fn push(&mut self, payload: &[u8], kafka_offset: Offset, ingest_time: Micros) {
         match decode(payload, ingest_time, &self.acceptance, &mut self.collected) {
             Decoded::Collected(count) => {
-                self.ingest_time.extend(std::iter::repeat_n(ingest_time, count));
-                self.kafka_offset.extend(std::iter::repeat_n(kafka_offset, count));
+                self.ingest_time.extend(std::iter::repeat_n(ingest_time.0, count));
+                self.kafka_offset.extend(std::iter::repeat_n(kafka_offset.0, count));
             }
             Decoded::Batches(batches) => {
                 self.close();
-                for (batch, index) in batches {
-                    if batch.num_rows() > 0 {
-                        let rows = batch.num_rows();
-                        self.finish(&batch, vec![ingest_time; rows], vec![kafka_offset; rows], index);
+                for AcceptedRows { batch, item_index } in batches {
+                    let rows = batch.num_rows();
+                    if rows > 0 {
+                        let places = Places {
+                            ingest_time: vec![ingest_time.0; rows],
+                            kafka_offset: vec![kafka_offset.0; rows],
+                            kafka_index: item_index,
+                        };
+                        self.finish(&batch, places);
                     }
                 }
             }
@@ -91,12 +99,12 @@ impl Assembler {
                 rejected,
             }));
         }
-        self.next_offset = Some(kafka_offset + 1);
+        self.next_offset = Some(kafka_offset.next());
     }
 
-    /// Goes past messages that no reader of the log can decode, and takes note of them as refused; `now` in µs.
-    pub fn pass_unreadable(&mut self, offsets: Range<i64>, problem: &str, now: i64) {
-        let detail = format!("offsets {} to {}: {problem}", offsets.start, offsets.end - 1);
+    /// Skips messages that no reader of the log can decode, and keeps one rejection for all of them.
+    pub fn pass_unreadable(&mut self, offsets: Range<Offset>, problem: &str, now: Micros) {
+        let detail = format!("offsets {} to {}: {problem}", offsets.start, offsets.end.0 - 1);
         let reason = Reason::UnreadableRecordBatch;
         let rejected = Rejected { item_index: 0, readings: 1, reason, detail, payload: Vec::new() };
         self.rejected.push(RejectedAt { kafka_offset: offsets.start, ingest_time: now, rejected });
@@ -114,7 +122,7 @@ impl Assembler {
     }
 
     /// The offset after the last message taken in; `None` before the first.
-    pub fn next_offset(&self) -> Option<i64> {
+    pub fn next_offset(&self) -> Option<Offset> {
         self.next_offset
     }
 
@@ -136,26 +144,54 @@ impl Assembler {
             return;
         }
         let batch = self.collected.readings.finish();
-        let index = std::mem::take(&mut self.collected.item_index);
-        let (ingest_time, kafka_offset) =
-            (std::mem::take(&mut self.ingest_time), std::mem::take(&mut self.kafka_offset));
-        self.finish(&batch, ingest_time, kafka_offset, index);
+        let places = Places {
+            ingest_time: std::mem::take(&mut self.ingest_time),
+            kafka_offset: std::mem::take(&mut self.kafka_offset),
+            kafka_index: std::mem::take(&mut self.collected.item_index),
+        };
+        self.finish(&batch, places);
     }
 
-    fn finish(
-        &mut self,
-        readings: &RecordBatch,
-        ingest_time: Vec<i64>,
-        kafka_offset: Vec<i64>,
-        index: Vec<i32>,
-    ) {
+    fn finish(&mut self, readings: &RecordBatch, places: Places) {
         let mut columns: Vec<ArrayRef> = readings.columns().to_vec();
-        columns.push(Arc::new(TimestampMicrosecondArray::from(ingest_time).with_timezone("UTC")));
-        columns.push(Arc::new(Int64Array::from(kafka_offset)));
-        columns.push(Arc::new(Int32Array::from(index)));
-        let batch = RecordBatch::try_new(placed_schema(), columns).expect("one place for each reading");
+        columns.push(Arc::new(TimestampMicrosecondArray::from(places.ingest_time).with_timezone("UTC")));
+        columns.push(Arc::new(Int64Array::from(places.kafka_offset)));
+        columns.push(Arc::new(Int32Array::from(places.kafka_index)));
+        let batch = RecordBatch::try_new(placed_schema(), columns).expect("each reading has one place");
         self.ready_rows += batch.num_rows();
         self.ready.push(Placed { batch });
+    }
+}
+
+/// The places of readings, one entry for each reading.
+struct Places {
+    ingest_time: Vec<i64>,
+    kafka_offset: Vec<i64>,
+    kafka_index: Vec<i32>,
+}
+
+/// The columns of placed readings with their types resolved.
+#[derive(Clone, Copy, Debug)]
+pub struct PlacedColumns<'a> {
+    /// The readings.
+    pub readings: ReadingColumns<'a>,
+    /// Ingest times in µs.
+    pub ingest_time: &'a [i64],
+    /// Offsets in the Kafka partition.
+    pub kafka_offset: &'a [i64],
+}
+
+impl<'a> PlacedColumns<'a> {
+    /// Resolves the columns by name; further columns are ignored.
+    ///
+    /// # Errors
+    /// [`DomainError::Shape`] naming the first column that is absent or of another type.
+    pub fn of(batch: &'a RecordBatch) -> Result<Self, DomainError> {
+        Ok(Self {
+            readings: ReadingColumns::of(batch)?,
+            ingest_time: reading::column::<TimestampMicrosecondArray>(batch, "ingest_time")?.values(),
+            kafka_offset: reading::column::<Int64Array>(batch, "kafka_offset")?.values(),
+        })
     }
 }
 
@@ -174,60 +210,42 @@ mod tests {
             device_id: "c",
             metric: "m",
             value: 3.0,
-            event_time: 1_700_000_000_000_000,
+            event_time: Micros(1_700_000_000_000_000),
             sequence: None,
             unit: None,
             tags: None,
         });
-        let now = 1_700_000_001_000_000;
-        assembler.push(json, 5, now);
-        assembler.push(&wire::encode(&[builder.finish()]), 6, now);
-        assembler.push(json, 8, now);
-        assert_eq!((assembler.rows(), assembler.next_offset()), (5, Some(9)));
-        let places: Vec<(i64, i32, String)> = assembler
-            .take()
-            .iter()
-            .flat_map(|placed| {
-                let offsets = placed
-                    .batch
-                    .column_by_name("kafka_offset")
-                    .unwrap()
-                    .as_any()
-                    .downcast_ref::<Int64Array>()
-                    .unwrap()
-                    .clone();
-                let index = placed
-                    .batch
-                    .column_by_name("kafka_index")
-                    .unwrap()
-                    .as_any()
-                    .downcast_ref::<Int32Array>()
-                    .unwrap()
-                    .clone();
-                let columns = crate::reading::ReadingColumns::of(&placed.batch).unwrap();
-                (0..placed.batch.num_rows())
-                    .map(|row| {
-                        (offsets.value(row), index.value(row), columns.reading(row).device_id.to_owned())
-                    })
-                    .collect::<Vec<_>>()
-            })
-            .collect();
+        let now = Micros(1_700_000_001_000_000);
+        assembler.push(json, Offset(5), now);
+        assembler.push(&wire::encode(&[builder.finish()]), Offset(6), now);
+        assembler.push(json, Offset(8), now);
+        assert_eq!((assembler.rows(), assembler.next_offset()), (5, Some(Offset(9))));
+        let mut places: Vec<(i64, i32, String)> = Vec::new();
+        for Placed { batch } in assembler.take() {
+            let columns = PlacedColumns::of(&batch).unwrap();
+            let index = reading::column::<Int32Array>(&batch, "kafka_index").unwrap();
+            places.extend((0..batch.num_rows()).map(|row| {
+                let device_id = columns.readings.reading(row).device_id.to_owned();
+                (columns.kafka_offset[row], index.value(row), device_id)
+            }));
+        }
         let expected = [(5, 0, "a"), (5, 2, "b"), (6, 0, "c"), (8, 0, "a"), (8, 2, "b")]
             .map(|(o, i, d)| (o, i, d.to_owned()));
         assert_eq!(places, expected);
-        let rejected: Vec<(i64, u32)> =
-            assembler.take_rejected().iter().map(|r| (r.kafka_offset, r.rejected.item_index)).collect();
-        assert_eq!(rejected, [(5, 1), (8, 1)]);
+        let rejected = assembler.take_rejected();
+        let rejected: Vec<_> = rejected.iter().map(|r| (r.kafka_offset, r.rejected.item_index)).collect();
+        assert_eq!(rejected, [(Offset(5), 1), (Offset(8), 1)]);
         assert_eq!(assembler.rows(), 0);
     }
 
     #[test]
     fn what_no_reader_can_decode_is_refused_as_one_and_passed() {
         let mut assembler = Assembler::default();
-        assembler.pass_unreadable(10..13, "broken", 7);
-        assert_eq!((assembler.rows(), assembler.next_offset()), (0, Some(13)));
+        assembler.pass_unreadable(Offset(10)..Offset(13), "broken", Micros(7));
+        assert_eq!((assembler.rows(), assembler.next_offset()), (0, Some(Offset(13))));
         let refused = assembler.take_rejected();
-        assert_eq!((refused.len(), refused[0].kafka_offset, refused[0].ingest_time), (1, 10, 7));
+        assert_eq!(refused.len(), 1);
+        assert_eq!((refused[0].kafka_offset, refused[0].ingest_time), (Offset(10), Micros(7)));
         assert_eq!(refused[0].rejected.reason.name(), "unreadable_record_batch");
         assert_eq!(refused[0].rejected.detail, "offsets 10 to 12: broken");
     }

@@ -7,6 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::DomainError;
+use crate::place::{KafkaPartition, Offset};
+use crate::time::Micros;
 use crate::wire::Rejected;
 
 /// The header of a dead letter that says why it is one.
@@ -18,8 +20,8 @@ const LONGEST_DETAIL: usize = 2_048;
 /// What is known of a dead letter, beside its bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Context {
-    /// When it was received, in µs.
-    pub received_time: i64,
+    /// When it was received.
+    pub received_time: Micros,
     /// Why, from a closed set: see [`crate::wire::Reason`].
     pub reason: String,
     /// The same for people.
@@ -27,9 +29,9 @@ pub struct Context {
     /// Where it came in: `kafka` or `http`.
     pub source: String,
     /// Its place in the log, where it came in there.
-    pub kafka_partition: Option<i32>,
+    pub kafka_partition: Option<KafkaPartition>,
     /// Its offset in the log, where it came in there.
-    pub kafka_offset: Option<i64>,
+    pub kafka_offset: Option<Offset>,
     /// Which reading of the message or request.
     pub item_index: u32,
 }
@@ -42,9 +44,9 @@ pub enum Origin {
     /// In the topic of readings.
     Kafka {
         /// Its Kafka partition.
-        kafka_partition: i32,
+        kafka_partition: KafkaPartition,
         /// Its offset there.
-        kafka_offset: i64,
+        kafka_offset: Offset,
     },
 }
 
@@ -58,9 +60,9 @@ pub struct Letter<'a> {
 }
 
 impl<'a> Letter<'a> {
-    /// A letter about what was received at `received_time` (µs). What is longer than `longest` bytes is cut, and the
+    /// A letter about what was received at `received_time`. What is longer than `longest` bytes is cut, and the
     /// detail says so.
-    pub fn new(rejected: &'a Rejected, origin: Origin, received_time: i64, longest: usize) -> Self {
+    pub fn new(rejected: &'a Rejected, origin: Origin, received_time: Micros, longest: usize) -> Self {
         let (source, kafka_partition, kafka_offset) = match origin {
             Origin::Http => ("http", None, None),
             Origin::Kafka { kafka_partition, kafka_offset } => {
@@ -128,12 +130,12 @@ mod tests {
         };
         for (bytes, kept, detail) in [(100, 100, "no"), (101, 100, "first 100 of 101 bytes: no")] {
             let rejected = rejected(bytes);
-            let origin = Origin::Kafka { kafka_partition: 2, kafka_offset: 9 };
-            let Letter { context, payload } = Letter::new(&rejected, origin, 1, 100);
+            let origin = Origin::Kafka { kafka_partition: KafkaPartition(2), kafka_offset: Offset(9) };
+            let Letter { context, payload } = Letter::new(&rejected, origin, Micros(1), 100);
             assert_eq!(payload.len(), kept);
             assert_eq!(
                 (context.detail.as_str(), context.kafka_offset, context.item_index),
-                (detail, Some(9), 4)
+                (detail, Some(Offset(9)), 4)
             );
         }
     }
@@ -141,11 +143,11 @@ mod tests {
     #[test]
     fn contexts_come_back_and_long_details_are_cut_between_characters() {
         let mut context = Context {
-            received_time: 5,
+            received_time: Micros(5),
             reason: "not_json".to_owned(),
             detail: "expected value".to_owned(),
             source: "kafka".to_owned(),
-            kafka_partition: Some(3),
+            kafka_partition: Some(KafkaPartition(3)),
             kafka_offset: None,
             item_index: 7,
         };

@@ -9,42 +9,50 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use crate::control::ControlView;
+use crate::place::{Generation, Offset};
 
 /// The horizon that a batch run takes for one Kafka partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HorizonChoice {
-    /// An announced epoch start, or the horizon as it was.
-    Announced(i64),
+    /// An announced epoch start, or the previous horizon.
+    Announced(Offset),
     /// No owner has answered: everything that is archived. The batch run announces this start itself.
-    Pinned(i64),
+    Pinned(Offset),
 }
 
 impl HorizonChoice {
     /// The chosen offset.
-    pub fn offset(self) -> i64 {
+    pub fn offset(self) -> Offset {
         match self {
             Self::Announced(offset) | Self::Pinned(offset) => offset,
         }
     }
 }
 
-/// Whether a Kafka partition has an owner, as a batch run has found out by asking for a cut.
+/// Whether a Kafka partition has an owner: a batch run asks for a cut to find out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Liveness {
     /// It has answered, or there was nothing to ask for.
     Answered,
-    /// No answer came within the patience.
+    /// No answer came in time.
     Silent,
 }
 
-/// Chooses the newest epoch start that is fully archived (`archived` is the next offset to archive) and not before the
-/// `previous` horizon. Where the owner is silent, everything archived.
-pub fn choose_horizon(
-    control: &ControlView,
-    archived: i64,
-    previous: i64,
-    liveness: Liveness,
-) -> HorizonChoice {
+/// What a batch run knows of one Kafka partition when it chooses a horizon, beside the control topic.
+#[derive(Clone, Copy, Debug)]
+pub struct HorizonFacts {
+    /// The next readings offset to archive: all below it is in the master dataset.
+    pub archived: Offset,
+    /// The horizon of the last batch run; the start of the log where there was none.
+    pub previous: Offset,
+    /// Whether the owner has answered.
+    pub liveness: Liveness,
+}
+
+/// Chooses the newest epoch start that is fully archived and not before the previous horizon. Where the owner is silent,
+/// everything that is archived.
+pub fn choose_horizon(control: &ControlView, facts: HorizonFacts) -> HorizonChoice {
+    let HorizonFacts { archived, previous, liveness } = facts;
     let announced = control.epoch_of(archived).unwrap_or(previous).max(previous);
     match liveness {
         Liveness::Silent if archived > announced => HorizonChoice::Pinned(archived),
@@ -58,14 +66,14 @@ pub enum Recovery {
     /// From a checkpoint, inside an epoch whose rows it takes over.
     Resume {
         /// The next readings offset.
-        position: i64,
+        position: Offset,
         /// The epoch that is open there.
-        epoch: i64,
+        epoch: Offset,
     },
     /// From an epoch start with empty state; the rows of it and of later epochs are void.
     Rebuild {
         /// The next readings offset, and the start of the first epoch.
-        from: i64,
+        from: Offset,
     },
 }
 
@@ -73,31 +81,32 @@ pub enum Recovery {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// The next readings offset of the last complete flush in the realtime-views topic.
-    pub checkpoint: Option<i64>,
+    pub checkpoint: Option<Offset>,
     /// The newest epoch there.
-    pub open_epoch: Option<i64>,
+    pub open_epoch: Option<Offset>,
     /// The epochs that have begun there and are not void, the newest one too.
-    pub begun: BTreeSet<i64>,
-    /// The readings offset that its rows reach to, past the checkpoint after an incomplete flush.
-    pub rows_through: i64,
+    pub begun: BTreeSet<Offset>,
+    /// The readings offset that the rows of the open epoch reach to, past the checkpoint after an incomplete flush;
+    /// `None` where there are no rows.
+    pub rows_through: Option<Offset>,
     /// Where a record does not decode: the first epoch that may lack rows, or have void ones.
-    pub damaged_from: Option<i64>,
+    pub damaged_from: Option<Offset>,
     /// Whether these rows were computed with the definitions in force now.
     pub same_definitions: bool,
     /// The oldest readings offset that is still in the log.
-    pub log_start: i64,
+    pub log_start: Offset,
 }
 
 /// Decides where a new owner resumes.
 ///
-/// - It resumes at the checkpoint, unless something below says that the stored rows are of no use.
+/// - It resumes at the checkpoint, unless the stored rows cannot be used for one of the reasons below.
 /// - Never below the horizon: the batch view has that already.
 /// - Where an epoch's rows hold offsets on both sides of an announced start (a batch run pinned it while the owner was
-///   away, slow, or had not heard of it yet), they straddle a possible horizon. That epoch and later ones are rebuilt;
-///   the epochs before it stay, and the next one begins at the announced start.
+///   away or slow, or before the owner had read the announcement), they straddle a possible horizon. That epoch and later
+///   ones are rebuilt; the epochs before it stay, and the next one begins at the announced start.
 /// - The same from the first epoch on that may lack rows.
 pub fn resolve(control: &ControlView, found: &Found) -> Recovery {
-    let floor = control.horizon.unwrap_or(0).max(found.log_start);
+    let floor = control.horizon.map_or(found.log_start, |horizon| horizon.max(found.log_start));
     let (Some(position), Some(open), true) = (found.checkpoint, found.open_epoch, found.same_definitions)
     else {
         return Recovery::Rebuild { from: floor };
@@ -105,7 +114,7 @@ pub fn resolve(control: &ControlView, found: &Found) -> Recovery {
     if position < floor {
         return Recovery::Rebuild { from: floor };
     }
-    let reach = position.max(found.rows_through);
+    let reach = found.rows_through.map_or(position, |through| through.max(position));
     let straddled =
         straddled(control, &found.begun, floor..reach).map(|straddled| straddled.epoch.unwrap_or(floor));
     if let Some(from) = straddled.into_iter().chain(found.damaged_from).min() {
@@ -121,14 +130,18 @@ pub fn resolve(control: &ControlView, found: &Found) -> Recovery {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Straddled {
     /// The announced start.
-    pub start: i64,
+    pub start: Offset,
     /// The epoch; `None` where no epoch that has begun lies before the start.
-    pub epoch: Option<i64>,
+    pub epoch: Option<Offset>,
 }
 
-/// The first announced start among `offsets` at which no epoch has begun, where rows hold all of `offsets`. What is
-/// announced beyond them is cut when it is reached.
-pub fn straddled(control: &ControlView, begun: &BTreeSet<i64>, offsets: Range<i64>) -> Option<Straddled> {
+/// The first announced start among `offsets` at which no epoch has begun, where rows hold all of `offsets`. An owner cuts
+/// at starts beyond them when it reaches them.
+pub fn straddled(
+    control: &ControlView,
+    begun: &BTreeSet<Offset>,
+    offsets: Range<Offset>,
+) -> Option<Straddled> {
     let mut announced = control.starts.keys().copied().skip_while(|start| *start < offsets.start);
     let start = announced.find(|start| !begun.contains(start)).filter(|start| *start < offsets.end)?;
     Some(Straddled { start, epoch: begun.range(..start).next_back().copied() })
@@ -138,17 +151,23 @@ pub fn straddled(control: &ControlView, begun: &BTreeSet<i64>, offsets: Range<i6
 /// Records of a fenced owner are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fence {
-    newest: Option<i64>,
+    newest: Option<Generation>,
 }
 
 impl Fence {
-    /// Whether a record of a generation counts; it then is the newest.
-    pub fn admit(&mut self, generation: i64) -> bool {
+    /// Whether a record of a generation counts; if so, that generation is now the newest.
+    pub fn admit(&mut self, generation: Generation) -> bool {
         let admitted = self.newest.is_none_or(|newest| generation >= newest);
         if admitted {
             self.newest = Some(generation);
         }
         admitted
+    }
+
+    /// The newest generation seen; `None` before the first record.
+    #[must_use]
+    pub fn newest(&self) -> Option<Generation> {
+        self.newest
     }
 }
 
@@ -161,47 +180,66 @@ mod tests {
 
     fn view(starts: &[i64], horizon: Option<i64>) -> ControlView {
         let mut view = ControlView::default();
-        view.apply(0, &ControlRecord::Claim { owner: "x".into() });
-        for (i, start) in starts.iter().enumerate() {
-            view.apply(
-                i as i64 + 1,
-                &ControlRecord::Epoch {
-                    generation: Some(0),
-                    start: *start,
-                    announced_at: *start,
-                    answers: None,
-                },
-            );
+        view.apply(Offset(0), &ControlRecord::Claim { owner: "x".into() });
+        for (at, start) in (1..).zip(starts) {
+            let announced = ControlRecord::Epoch {
+                generation: Some(Generation(Offset(0))),
+                start: Offset(*start),
+                announced_at: None,
+                answers: None,
+            };
+            view.apply(Offset(at), &announced);
         }
-        view.horizon = horizon;
+        view.horizon = horizon.map(Offset);
         view
+    }
+
+    fn chosen(control: &ControlView, archived: i64, previous: i64, liveness: Liveness) -> HorizonChoice {
+        let (archived, previous) = (Offset(archived), Offset(previous));
+        choose_horizon(control, HorizonFacts { archived, previous, liveness })
+    }
+
+    fn announced(offset: i64) -> HorizonChoice {
+        HorizonChoice::Announced(Offset(offset))
+    }
+
+    fn pinned(offset: i64) -> HorizonChoice {
+        HorizonChoice::Pinned(Offset(offset))
+    }
+
+    fn resume(position: i64, epoch: i64) -> Recovery {
+        Recovery::Resume { position: Offset(position), epoch: Offset(epoch) }
+    }
+
+    fn rebuild(from: i64) -> Recovery {
+        Recovery::Rebuild { from: Offset(from) }
     }
 
     #[test]
     fn a_batch_run_takes_the_newest_archived_start() {
         use Liveness::Answered;
         let control = view(&[0, 100, 200], None);
-        assert_eq!(choose_horizon(&control, 150, 0, Answered), HorizonChoice::Announced(100));
-        assert_eq!(choose_horizon(&control, 200, 0, Answered), HorizonChoice::Announced(200));
-        assert_eq!(choose_horizon(&control, 150, 120, Answered), HorizonChoice::Announced(120));
+        assert_eq!(chosen(&control, 150, 0, Answered), announced(100));
+        assert_eq!(chosen(&control, 200, 0, Answered), announced(200));
+        assert_eq!(chosen(&control, 150, 120, Answered), announced(120));
     }
 
     #[test]
     fn where_no_owner_answers_everything_archived_is_taken() {
         let silent = Liveness::Silent;
-        assert_eq!(choose_horizon(&ControlView::default(), 70, 0, silent), HorizonChoice::Pinned(70));
+        assert_eq!(chosen(&ControlView::default(), 70, 0, silent), pinned(70));
         let control = view(&[0, 100], None);
-        assert_eq!(choose_horizon(&control, 150, 0, silent), HorizonChoice::Pinned(150));
-        assert_eq!(choose_horizon(&control, 100, 0, silent), HorizonChoice::Announced(100));
+        assert_eq!(chosen(&control, 150, 0, silent), pinned(150));
+        assert_eq!(chosen(&control, 100, 0, silent), announced(100));
     }
 
     /// At 150 in an epoch from 100, after epochs from 0 and 50, with rows of an incomplete flush up to 160.
     fn found() -> Found {
         Found {
-            checkpoint: Some(150),
-            open_epoch: Some(100),
-            begun: [0, 50, 100].into(),
-            rows_through: 160,
+            checkpoint: Some(Offset(150)),
+            open_epoch: Some(Offset(100)),
+            begun: [0, 50, 100].map(Offset).into(),
+            rows_through: Some(Offset(160)),
             same_definitions: true,
             ..Found::default()
         }
@@ -213,46 +251,48 @@ mod tests {
 
     #[test]
     fn owners_resume_at_their_checkpoint_or_rebuild() {
-        let resume = Recovery::Resume { position: 150, epoch: 100 };
-        assert_eq!(resolved(&[0, 50, 100], None, found()), resume);
-        assert_eq!(resolved(&[0, 50, 100, 160], None, found()), resume);
-        assert_eq!(resolved(&[0, 50, 100, 160], Some(100), found()), resume);
-        assert_eq!(resolved(&[0, 50, 100, 200], Some(200), found()), Recovery::Rebuild { from: 200 });
+        let resumed = resume(150, 100);
+        assert_eq!(resolved(&[0, 50, 100], None, found()), resumed);
+        assert_eq!(resolved(&[0, 50, 100, 160], None, found()), resumed);
+        assert_eq!(resolved(&[0, 50, 100, 160], Some(100), found()), resumed);
+        assert_eq!(resolved(&[0, 50, 100, 200], Some(200), found()), rebuild(200));
         let changed = Found { same_definitions: false, ..found() };
-        assert_eq!(resolved(&[0, 50, 100], Some(100), changed), Recovery::Rebuild { from: 100 });
-        let fresh = Found { same_definitions: true, log_start: 30, ..Found::default() };
-        assert_eq!(resolve(&ControlView::default(), &fresh), Recovery::Rebuild { from: 30 });
+        assert_eq!(resolved(&[0, 50, 100], Some(100), changed), rebuild(100));
+        let fresh = Found { same_definitions: true, log_start: Offset(30), ..Found::default() };
+        assert_eq!(resolve(&ControlView::default(), &fresh), rebuild(30));
     }
 
     #[test]
     fn a_start_inside_an_epoch_costs_that_epoch_and_no_earlier_one() {
-        assert_eq!(resolved(&[0, 50, 100, 130], None, found()), Recovery::Rebuild { from: 100 });
-        assert_eq!(resolved(&[0, 50, 100, 155], None, found()), Recovery::Rebuild { from: 100 });
+        assert_eq!(resolved(&[0, 50, 100, 130], None, found()), rebuild(100));
+        assert_eq!(resolved(&[0, 50, 100, 155], None, found()), rebuild(100));
         // An owner had not heard of it when it began the next epoch.
-        assert_eq!(resolved(&[0, 50, 70, 100], None, found()), Recovery::Rebuild { from: 50 });
-        assert_eq!(resolved(&[0, 50, 70, 100], Some(70), found()), Recovery::Rebuild { from: 70 });
+        assert_eq!(resolved(&[0, 50, 70, 100], None, found()), rebuild(50));
+        assert_eq!(resolved(&[0, 50, 70, 100], Some(70), found()), rebuild(70));
         // A checkpoint at a start is of no use where rows reach past it.
-        assert_eq!(resolved(&[0, 50, 100, 150], None, found()), Recovery::Rebuild { from: 100 });
-        let exact = Found { rows_through: 150, ..found() };
-        let resume = Recovery::Resume { position: 150, epoch: 150 };
-        assert_eq!(resolved(&[0, 50, 100, 150], None, exact.clone()), resume);
-        assert_eq!(resolved(&[0, 50, 100, 150], Some(150), exact), resume);
-        assert_eq!(resolved(&[0, 50, 100, 150], Some(150), found()), Recovery::Rebuild { from: 150 });
-        assert_eq!(resolved(&[0, 50, 100, 120], Some(120), found()), Recovery::Rebuild { from: 120 });
+        assert_eq!(resolved(&[0, 50, 100, 150], None, found()), rebuild(100));
+        let exact = Found { rows_through: Some(Offset(150)), ..found() };
+        let resumed = resume(150, 150);
+        assert_eq!(resolved(&[0, 50, 100, 150], None, exact.clone()), resumed);
+        assert_eq!(resolved(&[0, 50, 100, 150], Some(150), exact), resumed);
+        assert_eq!(resolved(&[0, 50, 100, 150], Some(150), found()), rebuild(150));
+        assert_eq!(resolved(&[0, 50, 100, 120], Some(120), found()), rebuild(120));
     }
 
     #[test]
     fn what_may_lack_rows_is_rebuilt() {
-        let damaged = Found { damaged_from: Some(50), ..found() };
-        assert_eq!(resolved(&[0, 50, 100], None, damaged.clone()), Recovery::Rebuild { from: 50 });
-        assert_eq!(resolved(&[0, 50, 100], Some(100), damaged), Recovery::Rebuild { from: 100 });
+        let damaged = Found { damaged_from: Some(Offset(50)), ..found() };
+        assert_eq!(resolved(&[0, 50, 100], None, damaged.clone()), rebuild(50));
+        assert_eq!(resolved(&[0, 50, 100], Some(100), damaged), rebuild(100));
     }
 
     #[test]
     fn records_of_a_fenced_owner_are_ignored() {
         let mut fence = Fence::default();
-        assert!(fence.admit(1) && fence.admit(4) && fence.admit(4));
-        assert!(!fence.admit(1));
+        let [old, new] = [1, 4].map(|claim| Generation(Offset(claim)));
+        assert!(fence.admit(old) && fence.admit(new) && fence.admit(new));
+        assert!(!fence.admit(old));
+        assert_eq!(fence.newest(), Some(new));
     }
 
     proptest! {
@@ -269,7 +309,7 @@ mod tests {
             let control = view(&starts, None);
             let mut previous = 0;
             for archived in archives {
-                let horizon = choose_horizon(&control, archived.max(previous), previous, Liveness::Answered).offset();
+                let horizon = chosen(&control, archived.max(previous), previous, Liveness::Answered).offset().0;
                 prop_assert!(starts.contains(&horizon));
                 prop_assert!(horizon >= previous && horizon <= archived.max(previous));
                 previous = horizon;

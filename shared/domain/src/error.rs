@@ -7,13 +7,13 @@ pub enum ErrorKind {
     Invalid,
     /// The named thing does not exist.
     NotFound,
-    /// Somebody else was first; look again and decide anew.
+    /// Another writer was first; read again and decide again.
     Conflict,
-    /// A part that is needed is away; later may go well.
+    /// A part that is needed does not answer now; a later attempt may succeed.
     Unavailable,
     /// Stored bytes are not what they must be.
     Corrupt,
-    /// A fault of the program.
+    /// The program has a bug.
     Internal,
 }
 
@@ -27,16 +27,6 @@ pub enum DomainError {
         text: String,
         /// What would have been understood.
         expected: &'static str,
-    },
-    /// A metric definition or a registry entry breaks a rule.
-    #[error("{place}: {problem}; {remedy}")]
-    Define {
-        /// Which entry, by name.
-        place: String,
-        /// What is wrong with it.
-        problem: String,
-        /// What to write instead.
-        remedy: String,
     },
     /// Stored or received bytes do not decode.
     #[error("cannot decode {what}: {reason}")]
@@ -58,7 +48,7 @@ impl DomainError {
     /// What the caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Parse { .. } | Self::Define { .. } => ErrorKind::Invalid,
+            Self::Parse { .. } => ErrorKind::Invalid,
             Self::Decode { .. } | Self::Shape { .. } => ErrorKind::Corrupt,
         }
     }

@@ -9,23 +9,24 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::DomainError;
+use crate::place::{KafkaPartition, Offset};
 
 /// For each Kafka partition of `readings`, the offset after the last record meant. Partitions that are not named are
 /// not meant at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    next: BTreeMap<i32, i64>,
+    next: BTreeMap<KafkaPartition, Offset>,
 }
 
 impl Position {
     /// Widens the position so that it includes the record at `offset`.
-    pub fn include(&mut self, kafka_partition: i32, offset: i64) {
+    pub fn include(&mut self, kafka_partition: KafkaPartition, offset: Offset) {
         let next = self.next.entry(kafka_partition).or_default();
-        *next = (*next).max(offset.saturating_add(1));
+        *next = (*next).max(offset.next());
     }
 
     /// Each Kafka partition with the offset after the last record meant, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
+    pub fn iter(&self) -> impl Iterator<Item = (KafkaPartition, Offset)> + '_ {
         self.next.iter().map(|(kafka_partition, next)| (*kafka_partition, *next))
     }
 
@@ -35,7 +36,7 @@ impl Position {
     }
 
     /// Whether readings below `reached(kafka_partition)` include everything meant.
-    pub fn is_covered_by(&self, reached: impl Fn(i32) -> i64) -> bool {
+    pub fn is_covered_by(&self, reached: impl Fn(KafkaPartition) -> Offset) -> bool {
         self.iter().all(|(kafka_partition, next)| reached(kafka_partition) >= next)
     }
 }
@@ -66,8 +67,8 @@ impl FromStr for Position {
             if kafka_partition < 0 || next < 0 {
                 return Err(malformed(part));
             }
-            let known = position.next.entry(kafka_partition).or_default();
-            *known = (*known).max(next);
+            let known = position.next.entry(KafkaPartition(kafka_partition)).or_default();
+            *known = (*known).max(Offset(next));
         }
         Ok(position)
     }
@@ -75,18 +76,23 @@ impl FromStr for Position {
 
 #[cfg(test)]
 mod tests {
-    use super::Position;
+    use super::*;
+
+    /// Kafka partition 0 is covered up to `first`, partition 2 up to 99.
+    fn reached(first: i64, kafka_partition: KafkaPartition) -> Offset {
+        Offset([first, 0, 99][kafka_partition.0 as usize])
+    }
 
     #[test]
     fn the_text_form_comes_back_and_is_covered_only_when_every_partition_is() {
         let mut position = Position::default();
-        position.include(2, 98);
-        position.include(0, 1233);
-        position.include(0, 7);
+        position.include(KafkaPartition(2), Offset(98));
+        position.include(KafkaPartition(0), Offset(1233));
+        position.include(KafkaPartition(0), Offset(7));
         assert_eq!(position.to_string(), "0:1234,2:99");
         assert_eq!(position.to_string().parse::<Position>().unwrap(), position);
-        assert!(position.is_covered_by(|kafka_partition| [1234, 0, 99][kafka_partition as usize]));
-        assert!(!position.is_covered_by(|kafka_partition| [1233, 0, 99][kafka_partition as usize]));
+        assert!(position.is_covered_by(|kafka_partition| reached(1234, kafka_partition)));
+        assert!(!position.is_covered_by(|kafka_partition| reached(1233, kafka_partition)));
     }
 
     #[test]

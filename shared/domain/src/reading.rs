@@ -21,6 +21,7 @@ use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef, TimeUnit};
 use hashbrown::HashTable;
 
 use crate::DomainError;
+use crate::time::Micros;
 
 /// Dictionary-encoded text, the type of all names in a batch.
 pub fn text_type() -> DataType {
@@ -57,8 +58,8 @@ pub struct Reading<'a> {
     pub metric: &'a str,
     /// The measured value; finite.
     pub value: f64,
-    /// When, by the device's clock, in µs.
-    pub event_time: i64,
+    /// When, by the device's clock.
+    pub event_time: Micros,
     /// The device's own counter, where it sends one.
     pub sequence: Option<i64>,
     /// UCUM unit, where it sends one.
@@ -113,6 +114,20 @@ impl<'a> TextColumn<'a> {
     }
 }
 
+/// The column `name` of a batch as an array of type `T`.
+///
+/// # Errors
+/// [`DomainError::Shape`] when it is absent or of another type.
+pub fn column<'a, T: Array + 'static>(
+    batch: &'a RecordBatch,
+    name: &'static str,
+) -> Result<&'a T, DomainError> {
+    batch
+        .column_by_name(name)
+        .and_then(|array| array.as_any().downcast_ref::<T>())
+        .ok_or(DomainError::Shape { column: name })
+}
+
 /// Typed access to the columns of a batch of readings.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadingColumns<'a> {
@@ -138,18 +153,12 @@ impl<'a> ReadingColumns<'a> {
     /// # Errors
     /// [`DomainError::Shape`] naming the first column that is absent or of another type.
     pub fn of(batch: &'a RecordBatch) -> Result<Self, DomainError> {
-        fn typed<'a, T: 'static>(batch: &'a RecordBatch, column: &'static str) -> Result<&'a T, DomainError> {
-            batch
-                .column_by_name(column)
-                .and_then(|array| array.as_any().downcast_ref::<T>())
-                .ok_or(DomainError::Shape { column })
-        }
         Ok(Self {
             device_id: TextColumn::of(batch, "device_id")?,
             metric: TextColumn::of(batch, "metric")?,
-            value: typed::<Float64Array>(batch, "value")?.values(),
-            event_time: typed::<TimestampMicrosecondArray>(batch, "event_time")?.values(),
-            sequence: typed::<Int64Array>(batch, "sequence")?,
+            value: column::<Float64Array>(batch, "value")?.values(),
+            event_time: column::<TimestampMicrosecondArray>(batch, "event_time")?.values(),
+            sequence: column::<Int64Array>(batch, "sequence")?,
             unit: TextColumn::of(batch, "unit")?,
             tags: TextColumn::of(batch, "tags")?,
         })
@@ -161,7 +170,7 @@ impl<'a> ReadingColumns<'a> {
             device_id: self.device_id.text(row).unwrap_or_default(),
             metric: self.metric.text(row).unwrap_or_default(),
             value: self.value[row],
-            event_time: self.event_time[row],
+            event_time: Micros(self.event_time[row]),
             sequence: (!self.sequence.is_null(row)).then(|| self.sequence.value(row)),
             unit: self.unit.text(row),
             tags: self.tags.text(row),
@@ -269,7 +278,7 @@ impl ReadingBatchBuilder {
         self.device_id.append(Some(reading.device_id));
         self.metric.append(Some(reading.metric));
         self.value.append_value(reading.value);
-        self.event_time.push(reading.event_time);
+        self.event_time.push(reading.event_time.0);
         self.sequence.append_option(reading.sequence);
         self.unit.append(reading.unit);
         self.tags.append(reading.tags);
@@ -316,7 +325,7 @@ mod tests {
                 device_id: "a",
                 metric: "t",
                 value: 1.5,
-                event_time: -1,
+                event_time: Micros(-1),
                 sequence: None,
                 unit: None,
                 tags: None,
@@ -325,7 +334,7 @@ mod tests {
                 device_id: "b",
                 metric: "t",
                 value: 2.5,
-                event_time: 9,
+                event_time: Micros(9),
                 sequence: Some(4),
                 unit: Some("Cel"),
                 tags: Some(r#"{"x":"1"}"#),
@@ -334,7 +343,7 @@ mod tests {
                 device_id: "a",
                 metric: "p",
                 value: -3.0,
-                event_time: 10,
+                event_time: Micros(10),
                 sequence: None,
                 unit: None,
                 tags: None,

@@ -27,9 +27,11 @@ use arrow::datatypes::{Field, Schema, SchemaRef, TimestampMicrosecondType};
 use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Serialize};
 
+use crate::place::{Generation, Offset};
 use crate::reading::{TextBuilder, TextColumn, text_type, time_type};
 use crate::summary::Summary;
 use crate::summary_columns::{SummaryColumns, SummaryColumnsBuilder, schema_fields};
+use crate::time::Micros;
 use crate::{DomainError, arrow_stream};
 
 const PREFIX: &[u8; 4] = b"WYR\x01";
@@ -41,14 +43,14 @@ pub enum Header {
     /// A new owner: what older generations write after this is ignored.
     Claim {
         /// Who writes.
-        generation: i64,
+        generation: Generation,
     },
     /// The first record of an epoch by a generation.
     Begin {
         /// Who writes.
-        generation: i64,
+        generation: Generation,
         /// The epoch's first readings offset.
-        epoch: i64,
+        epoch: Offset,
         /// The fingerprint of the metric definitions in force.
         definitions: u64,
         /// Whether everything known of this and later epochs is void: a rebuild begins.
@@ -57,21 +59,22 @@ pub enum Header {
     /// Changed rows of an epoch.
     Rows {
         /// Who writes.
-        generation: i64,
+        generation: Generation,
         /// The epoch's first readings offset.
-        epoch: i64,
+        epoch: Offset,
         /// All readings of the epoch below this offset are in the rows.
-        through: i64,
+        through: Offset,
         /// Whether this is the last record of a flush: a checkpoint.
         complete: bool,
-        /// The newest event time (µs) seen by the owner.
-        newest_event_time: i64,
+        /// The newest event time seen by the owner; `None` before its first reading. Stored as the smallest number then.
+        #[serde(with = "smallest_where_none")]
+        newest_event_time: Option<Micros>,
     },
 }
 
 impl Header {
     /// Who writes.
-    pub fn generation(&self) -> i64 {
+    pub fn generation(&self) -> Generation {
         match self {
             Self::Claim { generation } | Self::Begin { generation, .. } | Self::Rows { generation, .. } => {
                 *generation
@@ -105,10 +108,10 @@ pub struct RowsBuilder {
 }
 
 impl RowsBuilder {
-    /// Appends a row: the stored form of its series, the window start (µs), the summary.
-    pub fn append(&mut self, series: &str, window_start: i64, summary: &Summary) {
+    /// Appends a row: the stored form of its series, the window start, the summary.
+    pub fn append(&mut self, series: &str, window_start: Micros, summary: &Summary) {
         self.series.append(Some(series));
-        self.window_start.push(window_start);
+        self.window_start.push(window_start.0);
         self.summaries.append(summary);
     }
 
@@ -175,8 +178,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DomainError> {
 pub struct Rows<'a> {
     /// Stored forms of series.
     pub series: TextColumn<'a>,
-    /// Window starts in µs.
-    pub window_start: &'a [i64],
+    window_start: &'a [i64],
     /// The summaries.
     pub summaries: SummaryColumns<'a>,
 }
@@ -197,38 +199,75 @@ impl<'a> Rows<'a> {
             summaries: SummaryColumns::of(batch)?,
         })
     }
+
+    /// The window start of a row.
+    #[inline]
+    #[must_use]
+    pub fn window_start(&self, row: usize) -> Micros {
+        Micros(self.window_start[row])
+    }
+}
+
+/// The stored form of a time that may be absent: plain microseconds, the smallest number where absent.
+mod smallest_where_none {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::time::Micros;
+
+    pub(super) fn serialize<S: Serializer>(time: &Option<Micros>, serializer: S) -> Result<S::Ok, S::Error> {
+        time.unwrap_or(Micros::MIN).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Micros>, D::Error> {
+        Ok(Some(Micros::deserialize(deserializer)?).filter(|time| *time > Micros::MIN))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn rows_header() -> Header {
+        Header::Rows {
+            generation: Generation(Offset(3)),
+            epoch: Offset(7),
+            through: Offset(9),
+            complete: true,
+            newest_event_time: Some(Micros(-1)),
+        }
+    }
+
     #[test]
     fn records_come_back() {
-        let begin = Header::Begin { generation: 3, epoch: 7, definitions: u64::MAX, reset: true };
+        let begin = Header::Begin {
+            generation: Generation(Offset(3)),
+            epoch: Offset(7),
+            definitions: u64::MAX,
+            reset: true,
+        };
         assert_eq!(decode(&encode(&begin, None)).unwrap().header, begin);
-        let header =
-            Header::Rows { generation: 3, epoch: 7, through: 9, complete: true, newest_event_time: -1 };
+        let header = rows_header();
         let mut builder = RowsBuilder::default();
         let mut summary = Summary::EMPTY;
-        summary.add(2.5, 10);
-        builder.append("s", -60, &summary);
+        summary.add(2.5, Micros(10));
+        builder.append("s", Micros(-60), &summary);
         let record = decode(&encode(&header, Some(&builder.finish()))).unwrap();
         assert_eq!(record.header, header);
         let batch = record.rows.unwrap();
         let rows = Rows::of(&batch).unwrap();
-        assert_eq!((rows.series.text(0), rows.window_start[0]), (Some("s"), -60));
+        assert_eq!((rows.series.text(0), rows.window_start(0)), (Some("s"), Micros(-60)));
         assert_eq!(rows.summaries.summary(0).unwrap(), summary);
     }
 
     #[test]
     fn damaged_records_are_refused_or_read_and_nothing_more() {
-        let header =
-            Header::Rows { generation: 3, epoch: 7, through: 9, complete: true, newest_event_time: -1 };
+        let header = rows_header();
         let mut builder = RowsBuilder::default();
         let mut summary = Summary::EMPTY;
-        summary.add(2.5, 10);
-        builder.append("s", -60, &summary);
+        summary.add(2.5, Micros(10));
+        builder.append("s", Micros(-60), &summary);
         let record = encode(&header, Some(&builder.finish()));
         for at in 0..record.len() {
             for byte in [0, 1, 0x40, 0x7f, 0x80, 0xff] {

@@ -2,11 +2,14 @@
 //! reading name are plausible.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use serde::Deserialize;
 
-use crate::DomainError;
+use crate::ErrorKind;
+use crate::time::{Span, WindowSize};
 
 /// A registry file as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -63,8 +66,8 @@ pub struct DeviceNumber(pub u32);
 pub struct Device {
     /// Its number, which holds for this registry only.
     pub number: DeviceNumber,
-    /// Reporting interval in µs.
-    pub interval: Option<i64>,
+    /// How often it reports each of its metrics; positive.
+    pub interval: Option<Span>,
     /// Reported reading names.
     pub metrics: Vec<String>,
     /// Further facts.
@@ -102,39 +105,56 @@ pub struct Registry {
     limits: HashMap<String, Limits>,
 }
 
-/// How far (µs) an event time may lie after the ingest time before the device's clock is taken to be wrong.
-pub const CLOCK_TOLERANCE: i64 = 60 * crate::time::SECOND;
+/// How far an event time may lie after the ingest time before the device's clock is taken to be wrong.
+pub const CLOCK_TOLERANCE: Span = Span::from_mins(1);
+
+/// An entry of the registry that breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{table} {name:?}, key {key:?}: {problem}; {remedy}")]
+pub struct RegistryError {
+    /// The table of the entry: `device` or `metric_limits`.
+    pub table: &'static str,
+    /// The device or the reading name.
+    pub name: String,
+    /// The key at fault.
+    pub key: &'static str,
+    /// What is wrong.
+    pub problem: String,
+    /// What to write instead.
+    pub remedy: &'static str,
+}
+
+impl RegistryError {
+    /// What the caller can do about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Invalid
+    }
+
+    /// A second entry with the same name.
+    fn twice(table: &'static str, name: String, key: &'static str) -> Self {
+        let problem = "an earlier entry has the same name".to_owned();
+        Self { table, name, key, problem, remedy: "keep one entry" }
+    }
+}
 
 impl Registry {
     /// Checks a registry as written.
     ///
     /// # Errors
-    /// [`DomainError::Define`] naming the device or the reading name, the problem and what to write instead.
-    pub fn check(config: RegistryConfig) -> Result<Self, DomainError> {
+    /// [`RegistryError`] naming the entry, the key, the problem and what to write instead.
+    pub fn check(config: RegistryConfig) -> Result<Self, RegistryError> {
         let mut registry = Self::default();
-        for device in config.device {
-            let fail = |problem: String, remedy: &str| DomainError::Define {
-                place: format!("device {:?}", device.device_id),
-                problem,
-                remedy: remedy.to_owned(),
-            };
-            let interval = match &device.reporting_interval {
-                None => None,
-                Some(text) => Some(
-                    crate::time::WindowSize::parse(text)
-                        .map_err(|_| {
-                            fail(
-                                format!("reporting_interval {text:?} is no duration"),
-                                "write for example \"1s\" or \"1h\"",
-                            )
-                        })?
-                        .micros(),
-                ),
-            };
-            let (metrics, attributes) = (device.metrics.clone(), device.attributes.clone());
-            let facts = Device { number: DeviceNumber(0), interval, metrics, attributes };
-            if registry.devices.insert(device.device_id.clone(), facts).is_some() {
-                return Err(fail("stands twice in the registry".to_owned(), "keep one entry"));
+        for DeviceConfig { device_id, reporting_interval, metrics, attributes } in config.device {
+            let interval = reporting_interval.map(|text| interval(&device_id, &text)).transpose()?;
+            let device = Device { number: DeviceNumber(0), interval, metrics, attributes };
+            match registry.devices.entry(device_id) {
+                Entry::Occupied(known) => {
+                    return Err(RegistryError::twice("device", known.key().clone(), "device_id"));
+                }
+                Entry::Vacant(vacant) => {
+                    vacant.insert(device);
+                }
             }
         }
         let mut by_name: Vec<(&String, &mut Device)> = registry.devices.iter_mut().collect();
@@ -142,14 +162,14 @@ impl Registry {
         for (number, (_, device)) in (0..).zip(by_name) {
             device.number = DeviceNumber(number);
         }
-        for limits in config.metric_limits {
-            let facts = Limits { unit: limits.unit, min: limits.min, max: limits.max };
-            if registry.limits.insert(limits.metric.clone(), facts).is_some() {
-                return Err(DomainError::Define {
-                    place: format!("metric_limits of {:?}", limits.metric),
-                    problem: "stands twice in the registry".to_owned(),
-                    remedy: "keep one entry".to_owned(),
-                });
+        for LimitsConfig { metric, unit, min, max } in config.metric_limits {
+            match registry.limits.entry(metric) {
+                Entry::Occupied(known) => {
+                    return Err(RegistryError::twice("metric_limits", known.key().clone(), "metric"));
+                }
+                Entry::Vacant(vacant) => {
+                    vacant.insert(Limits { unit, min, max });
+                }
             }
         }
         Ok(registry)
@@ -169,8 +189,10 @@ impl Registry {
 
     /// A fingerprint of everything that is known: whatever is computed with the registry depends on nothing else of it.
     pub fn fingerprint(&self) -> u64 {
+        let devices: Vec<(&str, Fingerprinted<'_>)> =
+            self.devices().into_iter().map(|(name, device)| (name, Fingerprinted(device))).collect();
         let limits: BTreeMap<&String, &Limits> = self.limits.iter().collect();
-        crate::fingerprint::of_text(&format!("{:?}\u{2}{limits:?}", self.devices()))
+        crate::fingerprint::of_text(&format!("{devices:?}\u{2}{limits:?}"))
     }
 
     /// What is plausible for a reading name.
@@ -182,6 +204,34 @@ impl Registry {
     pub fn attribute(&self, device_id: &str, name: &str) -> Option<&str> {
         self.devices.get(device_id)?.attributes.get(name).map(String::as_str)
     }
+}
+
+/// A device as it goes into the fingerprint. Stability contract: the text must stay, since fingerprints are stored.
+struct Fingerprinted<'a>(&'a Device);
+
+impl fmt::Debug for Fingerprinted<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Device { number, interval, metrics, attributes } = self.0;
+        formatter
+            .debug_struct("Device")
+            .field("number", number)
+            .field("interval", &interval.map(|interval| interval.0))
+            .field("metrics", metrics)
+            .field("attributes", attributes)
+            .finish()
+    }
+}
+
+/// A device's reporting interval, from the text of the registry.
+fn interval(device_id: &str, text: &str) -> Result<Span, RegistryError> {
+    let interval = WindowSize::parse(text).map_err(|_| RegistryError {
+        table: "device",
+        name: device_id.to_owned(),
+        key: "reporting_interval",
+        problem: format!("{text:?} is not a duration"),
+        remedy: "write for example \"1s\" or \"1h\"",
+    })?;
+    Ok(interval.span())
 }
 
 #[cfg(test)]

@@ -9,14 +9,15 @@
 
 use crate::device_counts::DeviceCounts;
 use crate::sketches::Sketches;
+use crate::time::Micros;
 
-/// A value and the event time (µs) at which it was measured.
+/// A value and the event time at which it was measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timed {
     /// The value.
     pub value: f64,
-    /// Event time in µs.
-    pub event_time: i64,
+    /// The event time.
+    pub event_time: Micros,
 }
 
 /// A sum that carries its rounding error along.
@@ -104,17 +105,17 @@ impl Summary {
         m2: 0.0,
         min: f64::INFINITY,
         max: f64::NEG_INFINITY,
-        first: Timed { value: f64::INFINITY, event_time: i64::MAX },
-        last: Timed { value: f64::NEG_INFINITY, event_time: i64::MIN },
+        first: Timed { value: f64::INFINITY, event_time: Micros::MAX },
+        last: Timed { value: f64::NEG_INFINITY, event_time: Micros::MIN },
         sketches: None,
     };
 
-    /// Takes in one reading: a finite value and its event time in µs.
+    /// Takes in one reading: a finite value and its event time.
     ///
     /// The variance follows Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
     /// Variances" (1979), with a second part of one reading.
     #[inline]
-    pub fn add(&mut self, value: f64, event_time: i64) {
+    pub fn add(&mut self, value: f64, event_time: Micros) {
         if self.count > 0 {
             let count = self.count as f64;
             let distance = value - self.sum.value() / count;
@@ -214,7 +215,7 @@ mod tests {
             ..Summary::EMPTY
         };
         for (value, time) in readings {
-            summary.add(*value, *time);
+            summary.add(*value, Micros(*time));
             if let Some(sketches) = &mut summary.sketches {
                 let device = time.rem_euclid(7);
                 let number = u32::try_from(device).ok().filter(|number| *number > 0).map(DeviceNumber);

@@ -13,12 +13,15 @@ mod arrow_form;
 mod depth;
 mod json_form;
 
-pub use arrow_form::encode;
+pub use arrow_form::{encode, encode_stream as encode_arrow};
 pub use json_form::encode as encode_json;
+
+use std::ops::RangeInclusive;
 
 use arrow::array::RecordBatch;
 
 use crate::reading::ReadingBatchBuilder;
+use crate::time::{Micros, Span, format_rfc3339};
 
 /// The prefix of an Arrow message: three letters and the version of the wire format.
 pub const ARROW_PREFIX: &[u8; 4] = b"WYE\x01";
@@ -106,31 +109,39 @@ pub struct Rejected {
 /// Which event times are plausible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Acceptance {
-    /// The earliest plausible event time in µs: a device with an unset clock reports 1970.
-    pub earliest: i64,
-    /// How far (µs) an event time may lie after the ingest time.
-    pub max_future: i64,
+    /// The earliest plausible event time: a device with an unset clock reports 1970.
+    pub earliest: Micros,
+    /// How far an event time may lie after the ingest time.
+    pub max_future: Span,
 }
 
 impl Default for Acceptance {
     /// From 1990 on, and up to one day ahead.
     fn default() -> Self {
-        Self { earliest: 631_152_000 * crate::time::SECOND, max_future: 86_400 * crate::time::SECOND }
+        Self { earliest: Micros::from_secs(631_152_000), max_future: Span::from_days(1) }
     }
 }
 
 impl Acceptance {
-    /// A fingerprint of the rules.
+    /// A fingerprint of the rules. Stability contract: the text must stay, since fingerprints are stored.
     pub fn fingerprint(&self) -> u64 {
-        crate::fingerprint::of_text(&format!("{self:?}"))
+        let Self { earliest, max_future } = self;
+        let text = format!("Acceptance {{ earliest: {}, max_future: {} }}", earliest.0, max_future.0);
+        crate::fingerprint::of_text(&text)
     }
 
-    /// Checks an event time against the ingest time, both in µs.
+    /// The plausible event times of a reading with this ingest time.
+    #[inline]
+    #[must_use]
+    pub fn plausible(&self, ingest_time: Micros) -> RangeInclusive<Micros> {
+        self.earliest..=ingest_time + self.max_future
+    }
+
+    /// Checks an event time against the ingest time.
     ///
     /// # Errors
     /// The detail for people.
-    pub fn event_time(&self, event_time: i64, ingest_time: i64) -> Result<(), String> {
-        use crate::time::format_rfc3339;
+    pub fn event_time(&self, event_time: Micros, ingest_time: Micros) -> Result<(), String> {
         if event_time < self.earliest {
             return Err(format!(
                 "event time {} is before {}",
@@ -138,7 +149,7 @@ impl Acceptance {
                 format_rfc3339(self.earliest)
             ));
         }
-        if event_time > ingest_time.saturating_add(self.max_future) {
+        if event_time > ingest_time + self.max_future {
             return Err(format!(
                 "event time {} is too far after its ingest at {}",
                 format_rfc3339(event_time),
@@ -167,43 +178,50 @@ pub struct Collected {
 /// A decoded message.
 #[derive(Debug)]
 pub enum Decoded {
-    /// The readings were appended to the [`Collected`]; so many.
+    /// The readings of a JSON message were appended to the [`Collected`]; this is their number.
     Collected(usize),
-    /// The message was an Arrow stream: these batches, rows in message order, with the index of each row.
-    Batches(Vec<(RecordBatch, Vec<i32>)>),
+    /// The batches of an Arrow message, in its order.
+    Batches(Vec<AcceptedRows>),
 }
 
-/// Decodes a message, appending to `into` what comes row by row. `ingest_time` in µs.
+/// The accepted rows of a batch of an Arrow message.
+#[derive(Clone, Debug)]
+pub struct AcceptedRows {
+    /// The readings, in the order of the message.
+    pub batch: RecordBatch,
+    /// The index in its message of each reading.
+    pub item_index: Vec<i32>,
+}
+
+/// Decodes a message of the topic, appending to `into` what comes row by row. The message's first bytes say which form
+/// it has; a caller that knows the form (from a content type, say) calls [`decode_json`] or [`decode_arrow`].
 #[inline]
-pub fn decode(payload: &[u8], ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) -> Decoded {
-    match payload.first() {
-        Some(b'W') if payload.starts_with(&ARROW_PREFIX[..3]) => {
-            if payload.starts_with(ARROW_PREFIX) {
-                Decoded::Batches(decode_arrow(&payload[4..], ingest_time, acceptance, into))
-            } else {
-                let detail = format!("wire version {:?}; this program knows version 1", payload.get(3));
-                into.reject(0, Reason::UnknownVersion, detail, payload);
-                Decoded::Collected(0)
-            }
-        }
-        _ => Decoded::Collected(decode_json(payload, ingest_time, acceptance, into)),
+pub fn decode(payload: &[u8], ingest_time: Micros, acceptance: &Acceptance, into: &mut Collected) -> Decoded {
+    if let Some(stream) = payload.strip_prefix(ARROW_PREFIX) {
+        return Decoded::Batches(decode_arrow(stream, ingest_time, acceptance, into));
     }
+    if payload.starts_with(&ARROW_PREFIX[..3]) {
+        let detail = format!("wire version {:?}; this program reads version 1", payload.get(3));
+        into.reject(0, Reason::UnknownVersion, detail, payload);
+        return Decoded::Collected(0);
+    }
+    Decoded::Collected(decode_json(payload, ingest_time, acceptance, into))
 }
 
-/// Decodes JSON, whatever its first byte is: an object or an array of them. Returns how many readings were appended.
+/// Decodes JSON: an object or an array of them. Returns how many readings were appended.
 #[inline]
-pub fn decode_json(text: &[u8], ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) -> usize {
+pub fn decode_json(text: &[u8], ingest_time: Micros, acceptance: &Acceptance, into: &mut Collected) -> usize {
     json_form::decode(text, ingest_time, acceptance, into)
 }
 
-/// Decodes an Arrow IPC stream without the prefix that it has in the log. Returns the batches of accepted rows, in the
-/// order of the stream, with the index of each row.
+/// Decodes an Arrow IPC stream, which a message of the topic has after [`ARROW_PREFIX`]. Returns the accepted rows, in
+/// the order of the stream. The payload of a rejected stream has the prefix, so that it can be put into the topic.
 pub fn decode_arrow(
     stream: &[u8],
-    ingest_time: i64,
+    ingest_time: Micros,
     acceptance: &Acceptance,
     into: &mut Collected,
-) -> Vec<(RecordBatch, Vec<i32>)> {
+) -> Vec<AcceptedRows> {
     arrow_form::decode(stream, ingest_time, acceptance, into)
 }
 

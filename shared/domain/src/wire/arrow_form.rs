@@ -11,20 +11,32 @@ use arrow::compute::{cast, filter_record_batch};
 use arrow::datatypes::{DataType, Field};
 use arrow::ipc::writer::StreamWriter;
 
-use super::{ARROW_PREFIX, Acceptance, Collected, LONGEST_NAME, LONGEST_TAGS, Reason, check_texts};
+use super::{
+    ARROW_PREFIX, Acceptance, AcceptedRows, Collected, LONGEST_NAME, LONGEST_TAGS, Reason, check_texts,
+};
 use crate::arrow_stream;
 use crate::reading::{ReadingBatchBuilder, ReadingColumns, TextColumn, schema};
+use crate::time::Micros;
 
 /// So many words of a column are looked at before the rows are, and do no harm where no row uses them.
 const FEW_WORDS: usize = 1_024;
 /// So many bytes of words of a column may come along unused.
 const MUCH_TEXT: usize = 1 << 20;
 
-/// Writes batches of readings as one message.
+/// Writes batches of readings as one message of the topic.
 pub fn encode(batches: &[RecordBatch]) -> Vec<u8> {
+    write(batches, ARROW_PREFIX)
+}
+
+/// Writes batches of readings as an Arrow IPC stream, as [`super::decode_arrow`] reads it.
+pub fn encode_stream(batches: &[RecordBatch]) -> Vec<u8> {
+    write(batches, &[])
+}
+
+fn write(batches: &[RecordBatch], prefix: &[u8]) -> Vec<u8> {
     let size: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
     let mut bytes = Vec::with_capacity(size + 2_048);
-    bytes.extend_from_slice(ARROW_PREFIX);
+    bytes.extend_from_slice(prefix);
     let mut writer = StreamWriter::try_new(&mut bytes, &schema()).expect("writing to memory cannot fail");
     for batch in batches {
         writer.write(batch).expect("writing to memory cannot fail");
@@ -37,10 +49,10 @@ pub fn encode(batches: &[RecordBatch]) -> Vec<u8> {
 /// Reads the stream after the prefix.
 pub(super) fn decode(
     stream: &[u8],
-    ingest_time: i64,
+    ingest_time: Micros,
     acceptance: &Acceptance,
     into: &mut Collected,
-) -> Vec<(RecordBatch, Vec<i32>)> {
+) -> Vec<AcceptedRows> {
     let normal = arrow_stream::read(stream)
         .and_then(|batches| batches.iter().map(normalise).collect::<Result<Vec<_>, _>>());
     let batches = match normal {
@@ -111,10 +123,10 @@ fn is_text(data_type: &DataType) -> bool {
 fn accept_rows(
     batch: RecordBatch,
     first_row: i32,
-    ingest_time: i64,
+    ingest_time: Micros,
     acceptance: &Acceptance,
     into: &mut Collected,
-) -> (RecordBatch, Vec<i32>) {
+) -> AcceptedRows {
     let rows = batch.num_rows();
     let mut keep = vec![true; rows];
     {
@@ -126,12 +138,12 @@ fn accept_rows(
             Texts::of(&columns.unit, 0..=LONGEST_NAME),
             Texts::of(&columns.tags, 0..=LONGEST_TAGS),
         ];
-        let times = acceptance.earliest..=ingest_time.saturating_add(acceptance.max_future);
+        let times = acceptance.plausible(ingest_time);
         for (row, kept) in keep.iter_mut().enumerate() {
             if no_nulls
                 && texts.iter().all(|texts| texts.are_good(row))
                 && columns.value[row].is_finite()
-                && times.contains(&columns.event_time[row])
+                && times.contains(&Micros(columns.event_time[row]))
             {
                 continue;
             }
@@ -158,7 +170,7 @@ fn accept_rows(
             index.as_any().downcast_ref::<Int32Array>().expect("filtering keeps the type").values().to_vec();
         (kept, index)
     };
-    (compact(finish(batch)), index)
+    AcceptedRows { batch: compact(finish(batch)), item_index: index }
 }
 
 /// Why a row is no reading, if it is none.
@@ -166,7 +178,7 @@ fn accept_row(
     batch: &RecordBatch,
     columns: &ReadingColumns<'_>,
     row: usize,
-    ingest_time: i64,
+    ingest_time: Micros,
     acceptance: &Acceptance,
 ) -> Result<(), (Reason, String)> {
     if let Some(index) = (0..4).find(|index| batch.column(*index).is_null(row)) {
@@ -187,7 +199,7 @@ fn accept_row(
         return Err((Reason::NotFinite, "value must be finite".to_owned()));
     }
     acceptance
-        .event_time(columns.event_time[row], ingest_time)
+        .event_time(Micros(columns.event_time[row]), ingest_time)
         .map_err(|detail| (Reason::EventTimeOutOfRange, detail))?;
     check_texts(columns.unit.text(row), columns.tags.text(row))
 }

@@ -12,7 +12,7 @@ use arrow::ipc::writer::{IpcWriteOptions, StreamWriter};
 
 use super::*;
 
-const NOW: i64 = 1_800_000_000_000_000;
+const NOW: Micros = Micros(1_800_000_000_000_000);
 const GOOD: &str = r#"{"device_id":"d","metric":"m","value":1,"event_time":1700000000123,"sequence":7,"unit":"Cel","tags":{"a":"b"}}"#;
 
 /// Decodes a message, and returns how many readings were taken and how many refused.
@@ -20,7 +20,7 @@ fn check(payload: &[u8]) -> (usize, Vec<Rejected>) {
     let mut collected = Collected::default();
     let batches = match decode(payload, NOW, &Acceptance::default(), &mut collected) {
         Decoded::Collected(_) => vec![collected.readings.finish()],
-        Decoded::Batches(batches) => batches.into_iter().map(|(batch, _)| batch).collect(),
+        Decoded::Batches(batches) => batches.into_iter().map(|rows| rows.batch).collect(),
     };
     let readings = batches.iter().map(RecordBatch::num_rows).sum::<usize>();
     let refused: u64 = collected.rejected.iter().map(|rejected| u64::from(rejected.readings)).sum();

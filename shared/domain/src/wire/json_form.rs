@@ -14,7 +14,8 @@ use sonic_rs::LazyValue;
 use super::depth::{MAX_DEPTH, is_shallow};
 use super::{Acceptance, Collected, LONGEST_NAME, Reason, check_texts};
 use crate::reading::Reading;
-use crate::{tags, time};
+use crate::tags;
+use crate::time::{self, Micros};
 
 /// The most readings in one array: what is kept of each before it is decoded takes some dozen bytes.
 const MOST_ITEMS: usize = 1 << 20;
@@ -35,8 +36,8 @@ struct JsonReading<'a> {
     tags: Option<BTreeMap<Cow<'a, str>, Cow<'a, str>>>,
 }
 
-/// Microseconds, from RFC 3339 text or integer milliseconds.
-struct JsonTime(i64);
+/// A time, from RFC 3339 text or integer milliseconds.
+struct JsonTime(Micros);
 
 impl<'de> Deserialize<'de> for JsonTime {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -49,7 +50,7 @@ impl<'de> Deserialize<'de> for JsonTime {
             }
 
             fn visit_i64<E: Error>(self, millis: i64) -> Result<JsonTime, E> {
-                Ok(JsonTime(millis.saturating_mul(1_000)))
+                Ok(JsonTime(Micros::from_millis(millis)))
             }
 
             fn visit_u64<E: Error>(self, millis: u64) -> Result<JsonTime, E> {
@@ -86,8 +87,8 @@ pub fn encode(readings: &[Reading<'_>]) -> Vec<u8> {
             metric: reading.metric,
             value: reading.value,
             // Milliseconds where they are exact, text where they are not.
-            event_time: if reading.event_time % 1_000 == 0 {
-                (reading.event_time / 1_000).into()
+            event_time: if reading.event_time.0 % 1_000 == 0 {
+                reading.event_time.millis().into()
             } else {
                 time::format_rfc3339(reading.event_time).into()
             },
@@ -105,7 +106,7 @@ pub fn encode(readings: &[Reading<'_>]) -> Vec<u8> {
 
 pub(super) fn decode(
     payload: &[u8],
-    ingest_time: i64,
+    ingest_time: Micros,
     acceptance: &Acceptance,
     into: &mut Collected,
 ) -> usize {
@@ -129,7 +130,7 @@ pub(super) fn decode(
     into.readings.len() - before
 }
 
-fn decode_array(payload: &str, ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) {
+fn decode_array(payload: &str, ingest_time: Micros, acceptance: &Acceptance, into: &mut Collected) {
     // An array is decoded only when it is well-formed to its end: what comes before a break is no more certain
     // than what comes after it.
     match sonic_rs::from_str::<Items<'_>>(payload) {
@@ -178,7 +179,7 @@ impl<'de> Deserialize<'de> for Items<'de> {
 }
 
 #[inline]
-fn decode_one(item: &str, index: u32, ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) {
+fn decode_one(item: &str, index: u32, ingest_time: Micros, acceptance: &Acceptance, into: &mut Collected) {
     let reading = match sonic_rs::from_str::<JsonReading<'_>>(item) {
         Ok(reading) => reading,
         Err(error) => {
@@ -208,7 +209,7 @@ fn decode_one(item: &str, index: u32, ingest_time: i64, acceptance: &Acceptance,
 #[inline]
 fn accept(
     reading: &JsonReading<'_>,
-    ingest_time: i64,
+    ingest_time: Micros,
     acceptance: &Acceptance,
 ) -> Result<(), (Reason, String)> {
     let names = [("device_id", &reading.device_id), ("metric", &reading.metric)];
