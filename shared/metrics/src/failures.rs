@@ -11,6 +11,7 @@ use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
 use wye_domain::DomainError;
 use wye_domain::reading::{Reading, ReadingColumns};
+use wye_domain::time::Micros;
 
 /// A row of a batch that an expression fails on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,8 +34,8 @@ pub struct FailedReading {
     pub metric: String,
     /// The reading's value.
     pub value: f64,
-    /// Event time in µs.
-    pub event_time: i64,
+    /// Its event time.
+    pub event_time: Micros,
     /// Its tags, as canonical JSON.
     pub tags: Option<String>,
 }
@@ -126,11 +127,11 @@ impl Failures {
 }
 
 impl FailedReading {
-    fn place(&self) -> (i64, &str, &str) {
+    fn place(&self) -> (Micros, &str, &str) {
         (self.event_time, &self.device_id, &self.metric)
     }
 }
 
-fn place<'a>(reading: &Reading<'a>) -> (i64, &'a str, &'a str) {
+fn place<'a>(reading: &Reading<'a>) -> (Micros, &'a str, &'a str) {
     (reading.event_time, reading.device_id, reading.metric)
 }

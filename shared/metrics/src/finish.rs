@@ -137,13 +137,14 @@ mod tests {
     use proptest::prelude::*;
     use wye_domain::sketches::Needs;
     use wye_domain::summary_columns::{SummaryColumnsBuilder, schema_fields};
+    use wye_domain::time::Micros;
 
     use super::*;
 
     fn summary(values: &[f64], needs: Needs) -> Summary {
         let mut summary = Summary { sketches: Sketches::new(needs), ..Summary::EMPTY };
         for (time, value) in values.iter().enumerate() {
-            summary.add(*value, time as i64);
+            summary.add(*value, Micros(time as i64));
             if let Some(sketches) = &mut summary.sketches {
                 sketches.add(*value, &format!("device {}", time % 3), None);
             }

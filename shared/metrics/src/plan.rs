@@ -18,10 +18,11 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::definition::{Definition, fingerprint};
+use crate::definition::{Definition, DefinitionError, fingerprint};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{Expr, Volatility};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_plan::PhysicalExpr;
@@ -35,18 +36,6 @@ use wye_domain::sketches::Needs;
 use wye_domain::wire::Acceptance;
 
 pub use expectations::Expectations;
-
-/// A definition that cannot be planned.
-#[derive(Debug, thiserror::Error)]
-#[error("metric {metric:?}, key {key:?}: {problem}")]
-pub struct PlanError {
-    /// The definition's name.
-    pub metric: String,
-    /// The key at fault: `where`, `value` or `by`.
-    pub key: &'static str,
-    /// What is wrong and what to write instead.
-    pub problem: String,
-}
 
 /// One planned definition.
 #[derive(Debug)]
@@ -96,8 +85,8 @@ impl MetricPlans {
     /// Plans the definitions; none means the default family.
     ///
     /// # Errors
-    /// [`PlanError`] naming the definition, the key and what to write instead.
-    pub fn new(definitions: Vec<Definition>, registry: Arc<Registry>) -> Result<Self, PlanError> {
+    /// [`DefinitionError`] naming the definition, the key, the problem and what to write instead.
+    pub fn new(definitions: Vec<Definition>, registry: Arc<Registry>) -> Result<Self, DefinitionError> {
         let definitions = if definitions.is_empty() { vec![Definition::family()] } else { definitions };
         let attributes = attribute_names(&definitions)?;
         let schema = evaluation_schema(&attributes);
@@ -106,29 +95,23 @@ impl MetricPlans {
         let mut plans = Vec::with_capacity(definitions.len());
         for definition in definitions {
             if plans.iter().any(|plan: &MetricPlan| plan.definition.name == definition.name) {
-                return Err(PlanError {
+                return Err(DefinitionError {
                     metric: definition.name,
                     key: "name",
-                    problem: "two definitions have this name; give each its own".to_owned(),
+                    problem: "an earlier definition has the same name".to_owned(),
+                    remedy: "give each definition its own name".to_owned(),
                 });
             }
             let planner = Planner { context: &context, schema: &schema, metric: &definition.name };
             let filter = match &definition.filter {
                 None => None,
-                Some(sql) => Some(planner.plan("where", sql, |t| t == &DataType::Boolean, "a condition")?),
+                Some(sql) => Some(planner.plan("where", sql, Wanted::Condition)?),
             };
-            let value = planner.plan(
-                "value",
-                &definition.value,
-                |t| t.is_numeric() || t == &DataType::Boolean,
-                "a number",
-            )?;
+            let value = planner.plan("value", &definition.value, Wanted::Number)?;
             let dimensions = definition
                 .dimensions
                 .iter()
-                .map(|dimension| {
-                    planner.plan("by", &dimension.expression, |t| !t.is_nested(), "a plain value")
-                })
+                .map(|dimension| planner.plan("by", &dimension.expression, Wanted::PlainValue))
                 .collect::<Result<_, _>>()?;
             let needs = definition.needs();
             let mut plan = MetricPlan { definition, filter, value, dimensions, needs };
@@ -188,7 +171,7 @@ fn evaluation_schema(attributes: &[String]) -> SchemaRef {
 }
 
 /// The names in the expressions that are not columns of a reading.
-fn attribute_names(definitions: &[Definition]) -> Result<Vec<String>, PlanError> {
+fn attribute_names(definitions: &[Definition]) -> Result<Vec<String>, DefinitionError> {
     let known = evaluation_schema(&[]);
     let mut names = BTreeSet::new();
     for definition in definitions {
@@ -198,10 +181,11 @@ fn attribute_names(definitions: &[Definition]) -> Result<Vec<String>, PlanError>
             let expression = Parser::new(&GenericDialect)
                 .try_with_sql(sql)
                 .and_then(|mut parser| parser.parse_expr())
-                .map_err(|error| PlanError {
+                .map_err(|error| DefinitionError {
                     metric: definition.name.clone(),
                     key,
                     problem: format!("{sql:?} is not an SQL expression: {error}"),
+                    remedy: CORRECT.to_owned(),
                 })?;
             let _: ControlFlow<()> = visit_expressions(&expression, |part| {
                 if let SqlExpr::Identifier(Ident { value, quote_style, .. }) = part {
@@ -217,6 +201,35 @@ fn attribute_names(definitions: &[Definition]) -> Result<Vec<String>, PlanError>
     Ok(names.into_iter().collect())
 }
 
+/// The remedy where the problem says it all.
+const CORRECT: &str = "correct the expression; it may use a reading's columns, tags and attributes";
+
+/// Which types the answers of an expression may have.
+#[derive(Clone, Copy)]
+enum Wanted {
+    Condition,
+    Number,
+    PlainValue,
+}
+
+impl Wanted {
+    fn allows(self, found: &DataType) -> bool {
+        match self {
+            Self::Condition => found == &DataType::Boolean,
+            Self::Number => found.is_numeric() || found == &DataType::Boolean,
+            Self::PlainValue => !found.is_nested(),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Condition => "a condition",
+            Self::Number => "a number",
+            Self::PlainValue => "a plain value",
+        }
+    }
+}
+
 struct Planner<'a> {
     context: &'a SessionContext,
     schema: &'a SchemaRef,
@@ -228,28 +241,27 @@ impl Planner<'_> {
         &self,
         key: &'static str,
         sql: &str,
-        right_type: impl Fn(&DataType) -> bool,
-        expected: &str,
-    ) -> Result<Arc<dyn PhysicalExpr>, PlanError> {
-        let fail = |problem: String| PlanError { metric: self.metric.to_owned(), key, problem };
-        let schema =
-            DFSchema::try_from(self.schema.as_ref().clone()).map_err(|error| fail(error.to_string()))?;
-        let expression =
-            self.context.parse_sql_expr(sql, &schema).map_err(|error| fail(error.strip_backtrace()))?;
+        wanted: Wanted,
+    ) -> Result<Arc<dyn PhysicalExpr>, DefinitionError> {
+        let refused = |error: DataFusionError| self.refuse(key, error.strip_backtrace(), CORRECT);
+        let schema = DFSchema::try_from(self.schema.as_ref().clone()).map_err(refused)?;
+        let expression = self.context.parse_sql_expr(sql, &schema).map_err(refused)?;
         if let Some(name) = changeable_function(&expression) {
-            return Err(fail(format!(
-                "{sql:?} uses {name}(), whose answer changes; use only the reading's own columns, tags and attributes"
-            )));
+            let problem = format!("{sql:?} uses {name}(), whose answer changes");
+            let remedy = "use only the reading's own columns, tags and attributes";
+            return Err(self.refuse(key, problem, remedy));
         }
-        let planned = self
-            .context
-            .create_physical_expr(expression, &schema)
-            .map_err(|error| fail(error.strip_backtrace()))?;
-        let found = planned.data_type(self.schema).map_err(|error| fail(error.strip_backtrace()))?;
-        if !right_type(&found) {
-            return Err(fail(format!("{sql:?} gives {found}; write an expression that gives {expected}")));
+        let planned = self.context.create_physical_expr(expression, &schema).map_err(refused)?;
+        let found = planned.data_type(self.schema).map_err(refused)?;
+        if !wanted.allows(&found) {
+            let remedy = format!("write an expression that gives {}", wanted.name());
+            return Err(self.refuse(key, format!("{sql:?} gives {found}"), remedy));
         }
         Ok(planned)
+    }
+
+    fn refuse(&self, key: &'static str, problem: String, remedy: impl Into<String>) -> DefinitionError {
+        DefinitionError { metric: self.metric.to_owned(), key, problem, remedy: remedy.into() }
     }
 }
 

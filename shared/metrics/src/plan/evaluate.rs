@@ -62,7 +62,7 @@ impl MetricPlans {
                     .code(row)
                     .and_then(|code| limits[code])
                     .is_some_and(|limits| !limits.allow(columns.value[row], columns.unit.text(row)));
-            if implausible || columns.event_time[row] > ingest_time[row].saturating_add(CLOCK_TOLERANCE) {
+            if implausible || columns.event_time[row] > ingest_time[row].saturating_add(CLOCK_TOLERANCE.0) {
                 invalid.get_or_insert_with(|| vec![false; batch.num_rows()])[row] = true;
             }
         }

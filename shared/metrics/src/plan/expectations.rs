@@ -19,6 +19,7 @@ use hashbrown::HashMap;
 use wye_domain::reading::{self, Reading, ReadingBatchBuilder};
 use wye_domain::registry::{DeviceNumber, Registry};
 use wye_domain::series::{SeriesKey, SeriesTable};
+use wye_domain::time::{Micros, Span};
 
 use super::{MetricPlan, MetricPlans};
 
@@ -33,7 +34,7 @@ pub struct Expectations {
 struct Pair<'a> {
     device_id: &'a str,
     number: DeviceNumber,
-    interval: i64,
+    interval: Span,
 }
 
 impl Expectations {
@@ -57,7 +58,7 @@ impl Expectations {
                     device_id,
                     metric,
                     value: 1.0,
-                    event_time: 0,
+                    event_time: Micros::EPOCH,
                     sequence: None,
                     unit: registry.limits(metric).and_then(|limits| limits.unit.as_deref()),
                     tags: None,

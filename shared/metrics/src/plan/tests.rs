@@ -12,9 +12,10 @@ use datafusion::physical_plan::PhysicalExpr;
 use wye_domain::reading::{self, Reading, ReadingBatchBuilder};
 use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
 use wye_domain::series::{SeriesKey, SeriesTable};
+use wye_domain::time::{Micros, Span};
 
 use super::isolate::isolate;
-use super::{Expectations, MetricPlans, PlanError};
+use super::{DefinitionError, Expectations, MetricPlans};
 use crate::failures::{FailedRow, Failures};
 
 fn definition(filter: &str, value: &str, by: &[&str]) -> Definition {
@@ -53,7 +54,7 @@ fn batch(readings: &[(&str, &str, f64, i64, Option<&str>)]) -> RecordBatch {
             device_id,
             metric,
             value: *value,
-            event_time: *event_time,
+            event_time: Micros(*event_time),
             sequence: None,
             unit: None,
             tags: *tags,
@@ -74,7 +75,7 @@ fn evaluate(plans: &MetricPlans, batch: &RecordBatch) -> Vec<(String, i64, f64)>
         contributions.for_each(|c| {
             found.push((
                 series.key(c.series).metric_key(&plan.definition().dimension_names()),
-                c.window_start,
+                c.window_start.0,
                 c.value,
             ));
         });
@@ -133,7 +134,7 @@ fn expectations_follow_the_groups() {
     let per_minute: Vec<Option<i64>> = series
         .keys()
         .iter()
-        .map(|key| expectations.of(key).map(|expected| expected.readings(60_000_000).round() as i64))
+        .map(|key| expectations.of(key).map(|expected| expected.readings(Span::from_mins(1)).round() as i64))
         .collect();
     assert_eq!(per_minute, [Some(12), None, Some(6), None]);
 }
@@ -147,7 +148,7 @@ fn expected_of_north(filter: &str, value: &str) -> (Option<f64>, bool) {
         group: Box::new([Some("north".into())]),
     };
     let expectations = Expectations::new(&plans).unwrap();
-    let expected = expectations.of(&key).map(|expectation| expectation.readings(60_000_000).round());
+    let expected = expectations.of(&key).map(|expectation| expectation.readings(Span::from_mins(1)).round());
     (expected, plans.plans()[0].needs().devices)
 }
 
@@ -379,8 +380,9 @@ fn failures_of_parts_add_up_whatever_their_order() {
 
 #[test]
 fn what_cannot_be_planned_is_refused_with_a_remedy() {
-    let refuse =
-        |definition: Definition| -> PlanError { MetricPlans::new(vec![definition], registry()).unwrap_err() };
+    let refuse = |definition: Definition| -> DefinitionError {
+        MetricPlans::new(vec![definition], registry()).unwrap_err()
+    };
     for (definition, key, word) in [
         (definition("value >", "value", &["line"]), "where", "not an SQL expression"),
         (definition("value", "value", &["line"]), "where", "a condition"),
