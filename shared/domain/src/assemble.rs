@@ -1,5 +1,5 @@
-//! From messages of one Kafka partition to batches of readings with their places: what both the speed layer and the
-//! archiver do first.
+//! From messages of one Kafka partition to batches of readings with their places in the log: the first step of the speed
+//! layer and of the archiver.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use crate::reading::{self, ReadingColumns, time_type};
 use crate::time::Micros;
 use crate::wire::{Acceptance, AcceptedRows, Collected, Decoded, Reason, Rejected, decode};
 
-/// Readings with their places.
+/// Readings with their places in the log.
 ///
 /// The batch has the columns of [`crate::reading`], then `ingest_time` (µs), `kafka_offset` (Int64) and `kafka_index`
 /// (Int32, the reading's index in its message).
 #[derive(Clone, Debug)]
 pub struct Placed {
-    /// See the type.
+    /// The columns are those of the type's description.
     pub batch: RecordBatch,
 }
 
-/// What a batch of placed readings looks like.
+/// The schema of a batch of placed readings.
 pub fn placed_schema() -> SchemaRef {
     let mut fields: Vec<Field> =
         reading::schema().fields().iter().map(|field| field.as_ref().clone()).collect();
@@ -33,19 +33,19 @@ pub fn placed_schema() -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// Something of the log that was not accepted.
+/// A message of the log, or a part of one, that was not accepted.
 #[derive(Clone, Debug)]
 pub struct RejectedAt {
     /// Its offset.
     pub kafka_offset: Offset,
     /// Its ingest time.
     pub ingest_time: Micros,
-    /// What and why.
+    /// The bytes and the reason.
     pub rejected: Rejected,
 }
 
-/// What a rejected thing takes in memory beside its bytes, about.
-const LETTER_BYTES: usize = 256;
+/// About how much memory a rejection takes without its payload.
+const REJECTED_BYTES: usize = 256;
 
 /// Collects messages of one Kafka partition, in order.
 #[derive(Debug, Default)]
@@ -92,7 +92,8 @@ impl Assembler {
         }
         if !self.collected.rejected.is_empty() {
             let rejected = std::mem::take(&mut self.collected.rejected);
-            self.rejected_bytes += rejected.iter().map(|one| LETTER_BYTES + one.payload.len()).sum::<usize>();
+            self.rejected_bytes +=
+                rejected.iter().map(|one| REJECTED_BYTES + one.payload.len()).sum::<usize>();
             self.rejected.extend(rejected.into_iter().map(|rejected| RejectedAt {
                 kafka_offset,
                 ingest_time,
@@ -111,12 +112,12 @@ impl Assembler {
         self.next_offset = Some(offsets.end);
     }
 
-    /// How many readings wait to be taken.
+    /// How many readings [`Assembler::take`] would return.
     pub fn rows(&self) -> usize {
         self.ready_rows + self.collected.readings.len()
     }
 
-    /// How many bytes wait to be taken as not accepted.
+    /// How much memory the rejections take that [`Assembler::take_rejected`] would return, in bytes.
     pub fn rejected_bytes(&self) -> usize {
         self.rejected_bytes
     }
@@ -126,14 +127,14 @@ impl Assembler {
         self.next_offset
     }
 
-    /// The batches so far, in log order.
+    /// Takes out the batches so far, in log order.
     pub fn take(&mut self) -> Vec<Placed> {
         self.close();
         self.ready_rows = 0;
         std::mem::take(&mut self.ready)
     }
 
-    /// What was not accepted since this was last asked.
+    /// Takes out the rejections so far.
     pub fn take_rejected(&mut self) -> Vec<RejectedAt> {
         self.rejected_bytes = 0;
         std::mem::take(&mut self.rejected)
@@ -202,7 +203,7 @@ mod tests {
     use crate::wire;
 
     #[test]
-    fn messages_of_both_forms_keep_their_order_and_place() {
+    fn messages_of_both_forms_keep_their_order_and_offsets() {
         let mut assembler = Assembler::default();
         let json = br#"[{"device_id":"a","metric":"m","value":1,"event_time":1700000000000},7,{"device_id":"b","metric":"m","value":2,"event_time":1700000000000}]"#;
         let mut builder = ReadingBatchBuilder::default();
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_reader_can_decode_is_refused_as_one_and_passed() {
+    fn undecodable_messages_are_rejected_as_one_and_skipped() {
         let mut assembler = Assembler::default();
         assembler.pass_unreadable(Offset(10)..Offset(13), "broken", Micros(7));
         assert_eq!((assembler.rows(), assembler.next_offset()), (0, Some(Offset(13))));

@@ -6,9 +6,9 @@
 //!
 //! | record | written by | means |
 //! |---|---|---|
-//! | `Claim` | a speed layer | I own the Kafka partition from here on; older owners are fenced |
-//! | `Epoch` | the owner; a batch run that got no answer | an epoch starts at this offset, or will: no epoch may hold offsets on both sides of it |
-//! | `CutRequest` | a batch run; a speed layer that asks whether there is an owner | the owner answers at once, by an `Epoch` that names the request |
+//! | `Claim` | a speed layer | the writer owns the Kafka partition from here on; older owners are fenced |
+//! | `Epoch` | the owner; a batch run that got no answer | an epoch starts at this offset, now or later: no epoch may hold offsets on both sides of it |
+//! | `CutRequest` | a batch run; a speed layer that asks whether there is an owner | the owner answers at once with an `Epoch` that names the request |
 //! | `Horizon` | a batch run, after its commit | the batch view covers the readings below this offset |
 //!
 //! Whether an owner is alive is decided by its answer to a request, never by comparing the clocks of two machines.
@@ -20,9 +20,9 @@ use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
-use crate::DomainError;
 use crate::place::{Generation, Offset};
 use crate::time::Micros;
+use crate::{DomainError, json};
 
 /// One record of the control topic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -30,11 +30,11 @@ use crate::time::Micros;
 pub enum ControlRecord {
     /// A speed layer takes the Kafka partition over; the record's own offset is its generation.
     Claim {
-        /// Who, for people.
+        /// The owner's name, for people.
         owner: String,
     },
-    /// An epoch starts at a readings offset. An owner may announce a start that it has not reached yet; whoever owns
-    /// the Kafka partition by then starts an epoch there.
+    /// An epoch starts at a readings offset. An owner may announce a start that it has not reached yet; the owner at that
+    /// time starts an epoch there.
     Epoch {
         /// The owner that writes it; `None` for a batch run that got no answer.
         generation: Option<Generation>,
@@ -50,7 +50,7 @@ pub enum ControlRecord {
     },
     /// Asks the owner for an epoch start at `through` or after it. The record's own offset is its identity.
     CutRequest {
-        /// Who asks, for people.
+        /// The name of the program that asks, for people.
         asked_by: String,
         /// The start may not lie before this readings offset: usually the end of the log when the request was written.
         /// From [`Offset::START`] any start will do, so that the request only asks whether there is an owner.
@@ -68,7 +68,7 @@ pub enum ControlRecord {
 impl ControlRecord {
     /// The stored form.
     pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("control records are always JSON")
+        json::to_vec(self)
     }
 
     /// Reads the stored form.
@@ -81,7 +81,7 @@ impl ControlRecord {
     }
 }
 
-/// What an epoch start is known by.
+/// What the control topic says of an epoch start.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Announcement {
     /// The newest ingest time of the readings below the start, where an announcement says it.

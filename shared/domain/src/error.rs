@@ -3,7 +3,7 @@
 /// What a caller can do about an error. Only [`ErrorKind::Conflict`] and [`ErrorKind::Unavailable`] are worth a retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The request or the input is wrong; it stays wrong when repeated.
+    /// The request or the input is wrong, and stays wrong when repeated.
     Invalid,
     /// The named thing does not exist.
     NotFound,
@@ -11,21 +11,21 @@ pub enum ErrorKind {
     Conflict,
     /// A part that is needed does not answer now; a later attempt may succeed.
     Unavailable,
-    /// Stored bytes are not what they must be.
+    /// Stored bytes do not decode.
     Corrupt,
     /// The program has a bug.
     Internal,
 }
 
-/// What can go wrong with pure values, by operation.
+/// The errors of this crate, by operation.
 #[derive(Debug, thiserror::Error)]
 pub enum DomainError {
     /// A duration, time or window text cannot be read.
     #[error("cannot read {text:?} as {expected}")]
     Parse {
-        /// What was given.
+        /// The text.
         text: String,
-        /// What would have been understood.
+        /// What is expected.
         expected: &'static str,
     },
     /// Stored or received bytes do not decode.

@@ -53,7 +53,7 @@ fn fold(a: u64, b: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64)
 }
 
-/// What a reading is, seen against those before it.
+/// What a reading is, compared with those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Novelty {
     /// The first with its identity: it counts.
@@ -64,8 +64,8 @@ pub enum Novelty {
     Conflict,
 }
 
-/// What a later reading of a known identity is, given the value that counts for it: a duplicate if its value is the
-/// same number, else a conflict. The one rule of both layers: 0 and −0 are the same number, and all NaN are.
+/// What a later reading of a known identity is: a duplicate if its value is the same number as the one that counts, else a
+/// conflict. Both layers use this rule: 0 and −0 are the same number, and all NaN are.
 #[inline]
 pub fn copy_of(counting: f64, value: f64) -> Novelty {
     if counting == value || (counting.is_nan() && value.is_nan()) {
@@ -82,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_with_the_same_number_is_a_duplicate() {
+    fn a_later_reading_with_the_same_number_is_a_duplicate() {
         let nan = f64::from_bits(f64::NAN.to_bits() | 1);
         for (counting, value, expected) in [
             (1.0, 1.0, Novelty::Duplicate),

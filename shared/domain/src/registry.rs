@@ -61,7 +61,7 @@ pub struct LimitsConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceNumber(pub u32);
 
-/// What is known of one device.
+/// What the registry says of one device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Device {
     /// Its number, which holds for this registry only.
@@ -175,7 +175,7 @@ impl Registry {
         Ok(registry)
     }
 
-    /// What is known of a device.
+    /// What the registry says of a device.
     pub fn device(&self, device_id: &str) -> Option<&Device> {
         self.devices.get(device_id)
     }
@@ -187,7 +187,7 @@ impl Registry {
         devices
     }
 
-    /// A fingerprint of everything that is known: whatever is computed with the registry depends on nothing else of it.
+    /// A fingerprint of everything that numbers can depend on: all devices and limits.
     pub fn fingerprint(&self) -> u64 {
         let devices: Vec<(&str, Fingerprinted<'_>)> =
             self.devices().into_iter().map(|(name, device)| (name, Fingerprinted(device))).collect();
@@ -195,12 +195,12 @@ impl Registry {
         crate::fingerprint::of_text(&format!("{devices:?}\u{2}{limits:?}"))
     }
 
-    /// What is plausible for a reading name.
+    /// The limits of a reading name.
     pub fn limits(&self, metric: &str) -> Option<&Limits> {
         self.limits.get(metric)
     }
 
-    /// A further fact of a device.
+    /// A further fact about a device.
     pub fn attribute(&self, device_id: &str, name: &str) -> Option<&str> {
         self.devices.get(device_id)?.attributes.get(name).map(String::as_str)
     }
@@ -238,37 +238,58 @@ fn interval(device_id: &str, text: &str) -> Result<Span, RegistryError> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_fingerprint_follows_every_fact() {
-        let device = |id: &str, line: &str, interval: &str| DeviceConfig {
+    fn device(id: &str, line: &str, interval: &str) -> DeviceConfig {
+        DeviceConfig {
             device_id: id.into(),
             reporting_interval: Some(interval.into()),
             metrics: vec!["t".into()],
             attributes: [("line".to_owned(), line.to_owned())].into(),
-        };
-        let limits = |max| LimitsConfig { metric: "t".into(), unit: None, min: None, max: Some(max) };
-        let print = |devices: Vec<DeviceConfig>, max| {
-            let config = RegistryConfig { device: devices, metric_limits: vec![limits(max)] };
-            Registry::check(config).unwrap().fingerprint()
-        };
-        let all = |line, interval| vec![device("b", line, interval), device("a", "1", "1s")];
-        let base = print(all("1", "1s"), 5.0);
-        let turned = vec![device("a", "1", "1s"), device("b", "1", "1s")];
-        assert_eq!(print(turned, 5.0), base);
-        for other in [print(all("2", "1s"), 5.0), print(all("1", "2s"), 5.0), print(all("1", "1s"), 6.0)] {
+        }
+    }
+
+    fn refused(devices: [DeviceConfig; 2]) -> RegistryError {
+        let config = RegistryConfig { device: devices.into(), metric_limits: vec![] };
+        Registry::check(config).unwrap_err()
+    }
+
+    fn fingerprint(devices: [DeviceConfig; 2], max: f64) -> u64 {
+        let limits = LimitsConfig { metric: "t".into(), unit: None, min: None, max: Some(max) };
+        let config = RegistryConfig { device: devices.into(), metric_limits: vec![limits] };
+        Registry::check(config).unwrap().fingerprint()
+    }
+
+    #[test]
+    fn the_fingerprint_follows_every_fact() {
+        let base = fingerprint([device("a", "1", "1s"), device("b", "1", "1s")], 5.0);
+        assert_eq!(fingerprint([device("b", "1", "1s"), device("a", "1", "1s")], 5.0), base);
+        for other in [
+            fingerprint([device("a", "1", "1s"), device("b", "2", "1s")], 5.0),
+            fingerprint([device("a", "1", "1s"), device("b", "1", "2s")], 5.0),
+            fingerprint([device("a", "1", "1s"), device("b", "1", "1s")], 6.0),
+        ] {
             assert_ne!(other, base);
         }
     }
 
+    /// Stored rows have this fingerprint: if it changes, every view is computed again.
+    #[test]
+    fn the_fingerprint_stays() {
+        assert_eq!(fingerprint([device("a", "1", "1s"), device("b", "2", "1h")], 5.0), 0x25d8_f2e6_7de1_65ce);
+    }
+
+    #[test]
+    fn wrong_entries_say_where_they_are_wrong() {
+        let soon = refused([device("a", "1", "soon"), device("b", "1", "1s")]);
+        assert_eq!((soon.table, soon.name.as_str(), soon.key), ("device", "a", "reporting_interval"));
+        assert!(soon.to_string().contains("write for example"), "{soon}");
+        let twice = refused([device("a", "1", "1s"), device("a", "1", "2s")]);
+        assert_eq!((twice.table, twice.name.as_str(), twice.key), ("device", "a", "device_id"));
+    }
+
     #[test]
     fn devices_are_numbered_by_name() {
-        let device = |id: &str| DeviceConfig {
-            device_id: id.into(),
-            reporting_interval: None,
-            metrics: vec![],
-            attributes: BTreeMap::new(),
-        };
-        let config = RegistryConfig { device: ["c", "a", "b"].map(device).into(), metric_limits: vec![] };
+        let device = ["c", "a", "b"].map(|id| device(id, "1", "1s")).into();
+        let config = RegistryConfig { device, metric_limits: vec![] };
         let registry = Registry::check(config).unwrap();
         let names: Vec<&str> = registry.devices().iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["a", "b", "c"]);
@@ -276,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_refuse_what_is_implausible() {
+    fn implausible_values_are_outside_of_the_limits() {
         let limits = Limits { unit: Some("Cel".into()), min: Some(-50.0), max: Some(60.0) };
         assert!(limits.allow(20.0, None));
         assert!(limits.allow(20.0, Some("Cel")));

@@ -1,7 +1,7 @@
-//! The summary: the mergeable aggregate state of one group in one window, and the answers that come of it.
+//! The summary: the mergeable aggregate state of one group in one window, and the answers that it gives.
 //!
-//! A commutative monoid: [`Summary::EMPTY`] is the identity, [`Summary::add`] takes in a reading,
-//! [`Summary::merge`] another summary. **AGG-1**: for any split and order, merging the summaries of the parts equals
+//! A commutative monoid: [`Summary::EMPTY`] is the identity, [`Summary::add`] adds a reading, [`Summary::merge`] adds
+//! another summary. **AGG-1**: for any split and order, merging the summaries of the parts equals
 //! the summary of the whole: exactly for count, min, max, first, last, the quality counts and the sketches' state;
 //! within [`sum_error_bound`] for the sum; within rounding of the same order for the variance.
 //!
@@ -20,7 +20,7 @@ pub struct Timed {
     pub event_time: Micros,
 }
 
-/// A sum that carries its rounding error along.
+/// A sum that keeps its rounding error.
 ///
 /// Source: Neumaier, "Rundungsfehleranalyse einiger Verfahren zur Summation endlicher Summen" (1974), with Knuth's
 /// branch-free two-sum. Merging adds both halves, so the order of readings moves the result by no more than
@@ -110,7 +110,7 @@ impl Summary {
         sketches: None,
     };
 
-    /// Takes in one reading: a finite value and its event time.
+    /// Adds one reading: a finite value and its event time.
     ///
     /// The variance follows Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
     /// Variances" (1979), with a second part of one reading.
@@ -134,7 +134,7 @@ impl Summary {
         }
     }
 
-    /// Takes in the summary of other readings of the same group and window.
+    /// Adds the summary of other readings of the same group and window.
     pub fn merge(&mut self, other: &Self) {
         self.invalid += other.invalid;
         self.conflicts += other.conflicts;

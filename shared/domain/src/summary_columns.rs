@@ -1,4 +1,5 @@
-//! Summaries as Arrow columns: how they stand in the realtime-views topic and in the batch views.
+//! Summaries as Arrow columns, the form in which the realtime-views topic and the batch views store them. The list of
+//! columns is [`SummaryColumn`]; schema, builder and reader follow it.
 //!
 //! | column | type | null | meaning |
 //! |---|---|---|---|

@@ -2,10 +2,10 @@
 //!
 //! A message is either **JSON** (one object or an array of them) or, for bulk, **Arrow**: `WYE\x01` and an Arrow IPC
 //! stream with the columns of [`crate::reading`] (texts may be plain, times in any unit, optional columns absent).
-//! What is not accepted becomes a [`Rejected`] with its bytes and a reason; it never stops the rest.
+//! Invalid readings become [`Rejected`], with their bytes and a reason; the rest of the message is accepted all the same.
 //!
-//! Acceptance depends only on the message and the ingest time that the log gave it, so that every reader of the log
-//! comes to the same decision.
+//! Acceptance depends only on the message and the ingest time that the log gave it, so every reader of the log comes to the
+//! same decision.
 //!
 //! Stability contract: version 1 is the prefix above and the JSON fields below; new fields are optional.
 
@@ -32,11 +32,11 @@ pub const LONGEST_NAME: usize = 512;
 /// The longest canonical text of a reading's tags in bytes.
 pub const LONGEST_TAGS: usize = 16 * 1024;
 
-/// So many rejected readings of a message are kept one by one, the rest together: a message of nothing but commas must
-/// not take hundreds of times its size.
+/// How many rejected readings of a message are kept one by one; the rest are kept together, since a message of commas only
+/// would take hundreds of times its size.
 const ONE_BY_ONE: usize = 1_000;
 
-/// The size of a payload at which the next one of several rejected readings is begun.
+/// How large the payload of several rejected readings may grow, in bytes.
 const TOGETHER_BYTES: usize = 1 << 20;
 
 /// Why something was not accepted. The name goes into dead letters and telemetry.
@@ -64,9 +64,9 @@ pub enum Reason {
     BadArrow,
     /// The payload is larger than a message may be, or a part of the reading is larger than it may be.
     TooLarge,
-    /// The record batch around it does not decode, so that no reader of the log gets to the payload.
+    /// The record batch that holds it does not decode, so no reader of the log gets to the payload.
     UnreadableRecordBatch,
-    /// The text is nested deeper than anything that a reading needs.
+    /// The text is nested deeper than a reading needs.
     TooDeep,
 }
 
@@ -91,18 +91,18 @@ impl Reason {
     }
 }
 
-/// Something that was not accepted: one reading, or several of a message that has very many of them.
+/// A reading that was not accepted, or several of a message that has many of them, or a whole message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejected {
-    /// Which reading of the message, the first one of several; 0 for the only one or for the message as a whole.
+    /// The index of the reading in its message, of the first if there are several; 0 for a message as a whole.
     pub item_index: u32,
-    /// How many readings this is about.
+    /// How many readings were rejected.
     pub readings: u32,
-    /// Why; of several, why the first one.
+    /// Why; of several readings, why the first one.
     pub reason: Reason,
-    /// The same for people.
+    /// The reason in words, for people.
     pub detail: String,
-    /// The bytes as they came, several readings one a line; a row of an Arrow message as JSON.
+    /// The bytes as received, several readings one per line; a row of an Arrow message as JSON.
     pub payload: Vec<u8>,
 }
 
@@ -140,7 +140,7 @@ impl Acceptance {
     /// Checks an event time against the ingest time.
     ///
     /// # Errors
-    /// The detail for people.
+    /// What is wrong, for people.
     pub fn event_time(&self, event_time: Micros, ingest_time: Micros) -> Result<(), String> {
         if event_time < self.earliest {
             return Err(format!(
@@ -160,18 +160,18 @@ impl Acceptance {
     }
 }
 
-/// Where decoded readings of JSON messages are collected, with the place of each.
+/// Decoded readings of JSON messages, and what was rejected of any message.
 #[derive(Debug, Default)]
 pub struct Collected {
     /// The readings.
     pub readings: ReadingBatchBuilder,
     /// The index in its message of each reading.
     pub item_index: Vec<i32>,
-    /// What was not accepted.
+    /// What was rejected.
     pub rejected: Vec<Rejected>,
-    /// How many readings were not accepted.
+    /// How many readings were rejected.
     pub refused: u64,
-    /// Added to the index of what is rejected: for a message that is a part of something larger.
+    /// Added to the index of rejected readings, for a message that is a part of something larger.
     pub first_index: u32,
 }
 
@@ -242,7 +242,7 @@ impl Collected {
     }
 }
 
-/// Checks what of a reading is text beside its names.
+/// Checks the length of the optional texts of a reading.
 fn check_texts(unit: Option<&str>, tags: Option<&str>) -> Result<(), (Reason, String)> {
     for (field, text, most) in [("unit", unit, LONGEST_NAME), ("tags", tags, LONGEST_TAGS)] {
         let bytes = text.map_or(0, str::len);

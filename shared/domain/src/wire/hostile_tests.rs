@@ -205,7 +205,7 @@ fn thousands_of_damaged_arrow_messages_are_survived() {
     let device_id = dictionary(&["d", "e"], vec![0, 1, 0, 1, 1, 0, 0, 1]);
     let message = arrow_message(&device_id, 8, 2, None);
     let hook = std::panic::take_hook();
-    // The decoder panics on some damage, which is caught; a thousand of its reports help nobody.
+    // The decoder panics on some damage. That is caught, so its reports would only fill the output.
     std::panic::set_hook(Box::new(|_| {}));
     for at in 4..message.len() {
         check(&message[..at]);

@@ -1,7 +1,7 @@
 //! JSON messages: `{"device_id", "metric", "value", "event_time", "sequence"?, "unit"?, "tags"?}`, or an array of such.
 //!
-//! `event_time` is RFC 3339 text or integer milliseconds. The typed parse is the fast path; only what it refuses is
-//! looked at again to say what is wrong. The parser recurses, also through what it skips, so nesting is bounded first.
+//! `event_time` is RFC 3339 text or integer milliseconds. The typed parse is the fast path; only items that it refuses are
+//! parsed again to say what is wrong. The parser recurses, also through values that it skips, so nesting is bounded first.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,10 +14,10 @@ use sonic_rs::LazyValue;
 use super::depth::{MAX_DEPTH, is_shallow};
 use super::{Acceptance, Collected, LONGEST_NAME, Reason, check_texts};
 use crate::reading::Reading;
-use crate::tags;
 use crate::time::{self, Micros};
+use crate::{json, tags};
 
-/// The most readings in one array: what is kept of each before it is decoded takes some dozen bytes.
+/// The most readings in one array: each takes some dozen bytes before it is decoded.
 const MOST_ITEMS: usize = 1 << 20;
 
 #[derive(Deserialize)]
@@ -97,11 +97,10 @@ pub fn encode(readings: &[Reading<'_>]) -> Vec<u8> {
             tags: reading.tags.and_then(|tags| serde_json::from_str(tags).ok()),
         })
         .collect();
-    let bytes = match written.as_slice() {
-        [one] => serde_json::to_vec(one),
-        many => serde_json::to_vec(many),
-    };
-    bytes.expect("readings are always JSON")
+    match written.as_slice() {
+        [one] => json::to_vec(one),
+        many => json::to_vec(many),
+    }
 }
 
 pub(super) fn decode(
@@ -117,7 +116,7 @@ pub(super) fn decode(
             let detail = format!("the JSON is nested more than {MAX_DEPTH} deep");
             into.reject(0, Reason::TooDeep, detail, payload);
         }
-        // The parser hands out texts before it knows that all bytes are UTF-8, so that is found out first.
+        // The parser returns texts before it has checked that all bytes are UTF-8, so they are checked first.
         Some(first) => match std::str::from_utf8(payload) {
             Ok(text) if *first == b'[' => decode_array(text, ingest_time, acceptance, into),
             Ok(text) => decode_one(text, 0, ingest_time, acceptance, into),
@@ -131,8 +130,8 @@ pub(super) fn decode(
 }
 
 fn decode_array(payload: &str, ingest_time: Micros, acceptance: &Acceptance, into: &mut Collected) {
-    // An array is decoded only when it is well-formed to its end: what comes before a break is no more certain
-    // than what comes after it.
+    // An array is decoded only if it is well-formed to its end: the items before a mistake are no more certain than those
+    // after it.
     match sonic_rs::from_str::<Items<'_>>(payload) {
         Ok(Items(items)) if items.len() > MOST_ITEMS => {
             let detail = format!("an array may hold {MOST_ITEMS} readings; send the rest in another one");
@@ -229,7 +228,7 @@ fn accept(
         .map_err(|detail| (Reason::EventTimeOutOfRange, detail))
 }
 
-/// Says what is wrong with a text that is not even JSON. Builds nothing from it, however large it is.
+/// Says what is wrong with a text that is not JSON. Allocates nothing for it, however large it is.
 fn diagnose_text(text: &str) -> (Reason, String) {
     match serde_json::from_str::<IgnoredAny>(text) {
         Err(error) => (Reason::NotJson, error.to_string()),
@@ -254,7 +253,7 @@ struct Untyped<'a> {
     unit: Option<&'a RawValue>,
 }
 
-/// Says what is wrong with one item, of which the typed parse said `error`.
+/// Says what is wrong with one item, for which the typed parse returned `error`.
 fn diagnose(item: &str, error: &str) -> (Reason, String) {
     if serde_json::from_str::<IgnoredAny>(item).is_err() {
         return diagnose_text(item);
