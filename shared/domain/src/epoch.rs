@@ -173,6 +173,8 @@ impl Fence {
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Bound;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -266,10 +268,10 @@ mod tests {
     fn a_start_inside_an_epoch_costs_that_epoch_and_no_earlier_one() {
         assert_eq!(resolved(&[0, 50, 100, 130], None, found()), rebuild(100));
         assert_eq!(resolved(&[0, 50, 100, 155], None, found()), rebuild(100));
-        // An owner had not heard of it when it began the next epoch.
+        // An owner had not read it when it began the next epoch.
         assert_eq!(resolved(&[0, 50, 70, 100], None, found()), rebuild(50));
         assert_eq!(resolved(&[0, 50, 70, 100], Some(70), found()), rebuild(70));
-        // A checkpoint at a start is of no use where rows reach past it.
+        // A checkpoint at a start cannot be used where rows reach past it.
         assert_eq!(resolved(&[0, 50, 100, 150], None, found()), rebuild(100));
         let exact = Found { rows_through: Some(Offset(150)), ..found() };
         let resumed = resume(150, 150);
@@ -280,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_lack_rows_is_rebuilt() {
+    fn epochs_that_may_lack_rows_are_rebuilt() {
         let damaged = Found { damaged_from: Some(Offset(50)), ..found() };
         assert_eq!(resolved(&[0, 50, 100], None, damaged.clone()), rebuild(50));
         assert_eq!(resolved(&[0, 50, 100], Some(100), damaged), rebuild(100));
@@ -295,24 +297,142 @@ mod tests {
         assert_eq!(fence.newest(), Some(new));
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(1_024))]
+    /// One thing that can happen to a Kafka partition.
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// The owner announces a start so far beyond the newest one.
+        Announce(i64),
+        /// The archiver writes so many offsets.
+        Archive(i64),
+        /// A batch run chooses a horizon; where it pins one, it announces it.
+        Run(Liveness),
+    }
 
-        /// HOR-1 and that a horizon never goes back.
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            2 => (1..40i64).prop_map(Step::Announce),
+            2 => (1..40i64).prop_map(Step::Archive),
+            1 => Just(Step::Run(Liveness::Answered)),
+            1 => Just(Step::Run(Liveness::Silent)),
+        ]
+    }
+
+    /// What a new owner finds: epochs that have begun, and starts that were announced at some of them and elsewhere.
+    fn found_and_control() -> impl Strategy<Value = (ControlView, Found)> {
+        let sets = (prop::collection::btree_set(0..60i64, 1..6), prop::collection::btree_set(0..80i64, 0..5));
+        let reach = (0..30i64, 0..10i64, any::<bool>());
+        let floors = (prop::option::of(any::<usize>()), 0..40i64);
+        let flaws = (prop::option::weighted(0.2, 0..6usize), prop::bool::weighted(0.9));
+        (sets, reach, floors, flaws).prop_map(|((mut begun, mut announced), reach, floors, flaws)| {
+            begun.insert(0);
+            let newest = *begun.last().unwrap();
+            // Most epochs are announced.
+            announced.extend(begun.iter().filter(|start| *start % 5 > 0));
+            let starts: Vec<i64> = announced.into_iter().collect();
+            let begun: BTreeSet<Offset> = begun.into_iter().map(Offset).collect();
+            let (flushed, incomplete, has_rows) = reach;
+            let checkpoint = Offset(newest + flushed);
+            let (damaged, same_definitions) = flaws;
+            let damaged_from = damaged.map(|place| *begun.iter().nth(place % begun.len()).unwrap());
+            let found = Found {
+                checkpoint: Some(checkpoint),
+                open_epoch: Some(Offset(newest)),
+                begun,
+                rows_through: has_rows.then_some(Offset(checkpoint.0 + incomplete)),
+                damaged_from,
+                same_definitions,
+                log_start: Offset(floors.1),
+            };
+            // Every horizon is a start.
+            let horizon = floors.0.filter(|_| !starts.is_empty()).map(|place| starts[place % starts.len()]);
+            (view(&starts, horizon), found)
+        })
+    }
+
+    /// Whether the epochs that stay tile the offsets from `floor` to `end`: in each of them, the epoch whose rows hold an
+    /// offset is the one that the announced starts ask for.
+    fn tiles(control: &ControlView, begun: &BTreeSet<Offset>, floor: Offset, end: Offset) -> bool {
+        (floor.0..end.0).map(Offset).all(|offset| {
+            let holder = begun.range(..=offset).next_back();
+            let announced = control.starts.range(floor..=offset).next_back();
+            announced.is_none_or(|(start, _)| holder.is_some_and(|holder| holder >= start))
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_096))]
+
+        /// **HOR-1**: every horizon is an epoch start, also where a silent owner lets a batch run pin one. It never goes
+        /// back, and a run whose owner is silent covers everything that is archived.
         #[test]
-        fn horizons_are_starts_and_never_go_back(
-            mut starts in prop::collection::btree_set(0i64..1_000, 1..20),
-            archives in prop::collection::vec(0i64..1_200, 1..20),
-        ) {
-            starts.insert(0);
-            let starts: Vec<i64> = starts.into_iter().collect();
-            let control = view(&starts, None);
-            let mut previous = 0;
-            for archived in archives {
-                let horizon = chosen(&control, archived.max(previous), previous, Liveness::Answered).offset().0;
-                prop_assert!(starts.contains(&horizon));
-                prop_assert!(horizon >= previous && horizon <= archived.max(previous));
-                previous = horizon;
+        fn horizons_are_starts_and_never_go_back(steps in prop::collection::vec(step(), 1..60)) {
+            let mut control = view(&[0], None);
+            let (mut newest, mut archived, mut previous) = (0, Offset(0), Offset(0));
+            for (at, step) in (2..).map(Offset).zip(steps) {
+                let epoch = |generation, start| ControlRecord::Epoch {
+                    generation,
+                    start,
+                    announced_at: None,
+                    answers: None,
+                };
+                match step {
+                    Step::Announce(ahead) => {
+                        newest += ahead;
+                        control.apply(at, &epoch(control.generation, Offset(newest)));
+                    }
+                    Step::Archive(count) => archived = Offset(archived.0 + count),
+                    Step::Run(liveness) => {
+                        let choice = choose_horizon(&control, HorizonFacts { archived, previous, liveness });
+                        if let HorizonChoice::Pinned(start) = choice {
+                            prop_assert_eq!(liveness, Liveness::Silent);
+                            control.apply(at, &epoch(None, start));
+                        }
+                        let horizon = choice.offset();
+                        prop_assert!(control.starts.contains_key(&horizon), "{horizon} is not a start");
+                        prop_assert!(previous <= horizon && horizon <= archived);
+                        let skipped = control.starts.range(horizon..=archived).nth(1);
+                        prop_assert!(skipped.is_none(), "{horizon} is not the newest start");
+                        prop_assert!(liveness == Liveness::Answered || horizon == archived);
+                        previous = horizon;
+                    }
+                }
+            }
+        }
+
+        /// **HOR-2**: what a new owner keeps tiles the offsets, and it keeps as much as it can.
+        #[test]
+        fn epochs_tile_the_offsets((control, found) in found_and_control()) {
+            let floor = control.horizon.unwrap_or_default().max(found.log_start);
+            let checkpoint = found.checkpoint.unwrap();
+            let reach = found.rows_through.unwrap_or(checkpoint).max(checkpoint);
+            let is_sound = found.same_definitions
+                && checkpoint >= floor
+                && found.damaged_from.is_none()
+                && tiles(&control, &found.begun, floor, reach);
+            match resolve(&control, &found) {
+                Recovery::Resume { position, epoch } => {
+                    prop_assert!(is_sound, "rows that do not tile were kept");
+                    prop_assert_eq!(position, checkpoint);
+                    let is_next = epoch == position && control.starts.contains_key(&epoch);
+                    prop_assert!(is_next || Some(epoch) == found.open_epoch);
+                    let cut = control.starts.range(floor.max(epoch.next())..).next();
+                    prop_assert!(cut.is_none_or(|(cut, _)| *cut > position), "a cut was passed");
+                }
+                Recovery::Rebuild { from } => {
+                    prop_assert!(!is_sound, "sound rows were dropped");
+                    prop_assert!(from == floor || (from > floor && found.begun.contains(&from)));
+                    if from > floor {
+                        let kept: BTreeSet<Offset> = found.begun.range(..from).copied().collect();
+                        prop_assert!(tiles(&control, &kept, floor, from));
+                        prop_assert!(found.damaged_from.is_none_or(|damaged| damaged >= from));
+                        // The epoch that is rebuilt first had to be.
+                        let end = found.begun.range((Bound::Excluded(from), Bound::Unbounded)).next();
+                        let end = end.copied().unwrap_or(reach).min(reach);
+                        let had_to = found.damaged_from == Some(from)
+                            || !tiles(&control, &found.begun, floor, end);
+                        prop_assert!(had_to, "{from} could have stayed");
+                    }
+                }
             }
         }
     }

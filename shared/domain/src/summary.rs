@@ -257,16 +257,45 @@ mod tests {
             }
         }
 
+        /// For values of all 53 bits that are up to 2^60 apart, so that almost every addition is rounded; added one by
+        /// one, and as sums of parts merged in a random order.
         #[test]
-        fn the_sum_is_within_its_bound_of_the_exact_sum(values in prop::collection::vec(-1_000_000i64..1_000_000, 0..200)) {
-            let mut sum = CompensatedSum::default();
-            let mut exact = 0i64;
-            for value in &values {
-                sum.add(*value as f64 / 8.0);
-                exact += value;
+        fn the_sum_is_within_its_bound_of_the_exact_sum(
+            values in prop::collection::vec((-(1i64 << 53)..1 << 53, 0u32..60, 0usize..5), 0..200),
+            order in Just([0usize, 1, 2, 3, 4]).prop_shuffle(),
+        ) {
+            let mut parts = [CompensatedSum::default(); 5];
+            let mut whole = CompensatedSum::default();
+            let (mut exact, mut absolute) = (0i128, 0f64);
+            for (digits, exponent, part) in &values {
+                let value = *digits as f64 * 2f64.powi(*exponent as i32);
+                whole.add(value);
+                parts[*part].add(value);
+                exact += i128::from(*digits) << exponent;
+                absolute += value.abs();
             }
-            prop_assert_eq!(sum.value(), exact as f64 / 8.0);
+            let mut merged = CompensatedSum::default();
+            order.iter().for_each(|part| merged.merge(&parts[*part]));
+            let bound = sum_error_bound(values.len() as u64, absolute);
+            for sum in [whole, merged] {
+                // All values are whole numbers, and so is every sum of them, rounded or not.
+                let error = (sum.value() as i128 - exact).unsigned_abs() as f64;
+                prop_assert!(error <= bound, "{error} > {bound}");
+            }
         }
+    }
+
+    /// The bound is tight enough to tell a compensated sum from a plain one.
+    #[test]
+    fn a_plain_sum_is_outside_of_the_bound() {
+        let values: Vec<i64> = (0..200).map(|n| (1 << 52) + 2 * n + 1).collect();
+        let exact: i128 = values.iter().map(|value| i128::from(*value)).sum();
+        let plain = values.iter().fold(0.0, |sum, value| sum + *value as f64);
+        let mut compensated = CompensatedSum::default();
+        values.iter().for_each(|value| compensated.add(*value as f64));
+        let bound = sum_error_bound(values.len() as u64, exact as f64);
+        assert!((plain as i128 - exact).unsigned_abs() as f64 > bound);
+        assert!((compensated.value() as i128 - exact).unsigned_abs() as f64 <= bound);
     }
 
     #[test]
