@@ -334,6 +334,9 @@ mod tests {
             let checkpoint = Offset(newest + flushed);
             let (damaged, same_definitions) = flaws;
             let damaged_from = damaged.map(|place| *begun.iter().nth(place % begun.len()).unwrap());
+            // Every horizon is a start. Only readings below it are deleted from the log.
+            let horizon = floors.0.filter(|_| !starts.is_empty()).map(|place| starts[place % starts.len()]);
+            let log_start = Offset(floors.1.min(horizon.unwrap_or(0)));
             let found = Found {
                 checkpoint: Some(checkpoint),
                 open_epoch: Some(Offset(newest)),
@@ -341,10 +344,8 @@ mod tests {
                 rows_through: has_rows.then_some(Offset(checkpoint.0 + incomplete)),
                 damaged_from,
                 same_definitions,
-                log_start: Offset(floors.1),
+                log_start,
             };
-            // Every horizon is a start.
-            let horizon = floors.0.filter(|_| !starts.is_empty()).map(|place| starts[place % starts.len()]);
             (view(&starts, horizon), found)
         })
     }
@@ -415,8 +416,8 @@ mod tests {
                     prop_assert_eq!(position, checkpoint);
                     let is_next = epoch == position && control.starts.contains_key(&epoch);
                     prop_assert!(is_next || Some(epoch) == found.open_epoch);
-                    let cut = control.starts.range(floor.max(epoch.next())..).next();
-                    prop_assert!(cut.is_none_or(|(cut, _)| *cut > position), "a cut was passed");
+                    let cut = control.next_start_after(epoch);
+                    prop_assert!(cut.is_none_or(|cut| cut > position), "a cut was passed");
                 }
                 Recovery::Rebuild { from } => {
                     prop_assert!(!is_sound, "sound rows were dropped");

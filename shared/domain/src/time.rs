@@ -200,6 +200,13 @@ impl Window {
 pub struct WindowSize(Span);
 
 impl WindowSize {
+    /// One minute.
+    pub const MINUTE: Self = Self(Span::from_mins(1));
+    /// One hour.
+    pub const HOUR: Self = Self(Span::from_hours(1));
+    /// One day of 24 hours.
+    pub const DAY: Self = Self(Span::from_days(1));
+
     /// A window of this length; `None` unless positive.
     #[must_use]
     pub fn new(length: Span) -> Option<Self> {

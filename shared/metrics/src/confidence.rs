@@ -1,6 +1,6 @@
 //! How far a number can be trusted: completeness, validity and precision, and the score that they make.
 //!
-//! `confidence = completeness · validity · precision`, at most 0.9 where nothing says how many readings to expect.
+//! `confidence = completeness · validity · precision`, at most 0.9 where the number of expected readings is unknown.
 
 use serde::{Deserialize, Serialize};
 
@@ -19,7 +19,7 @@ pub const SETTLED: f64 = 0.999;
 pub enum ExpectedSource {
     /// The registry's reporting intervals.
     Registry,
-    /// Nothing says how many readings to expect.
+    /// The number of expected readings is unknown.
     Unknown,
 }
 
@@ -39,11 +39,11 @@ impl ExpectedSource {
 /// How far along a number is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Has readings that no batch run has seen.
+    /// Has readings that no batch run has computed.
     Live,
-    /// Recomputed by the batch layer; readings are still to be expected.
+    /// Recomputed by the batch layer; late readings may still arrive.
     Preliminary,
-    /// Recomputed by the batch layer; hardly any reading is still to be expected.
+    /// Recomputed by the batch layer; hardly any reading is still missing.
     Settled,
 }
 
@@ -90,7 +90,7 @@ pub struct Evidence<'a> {
     pub window: Window,
 }
 
-/// What a summary was judged to be worth.
+/// How far a summary can be trusted, and how far along it is.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judged {
     /// How far it can be trusted.
@@ -159,7 +159,7 @@ impl LatenessHistogram {
     /// Lateness from which a reading counts as part of a replayed backlog.
     pub const BACKLOG: Span = Span::from_days(1);
 
-    /// Takes in the lateness of one reading.
+    /// Adds the lateness of one reading.
     #[inline]
     pub fn add(&mut self, lateness: Span) {
         if lateness < Self::BACKLOG {
@@ -167,7 +167,7 @@ impl LatenessHistogram {
         }
     }
 
-    /// Takes in another distribution.
+    /// Adds another distribution.
     pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
             *mine += theirs;

@@ -1,4 +1,4 @@
-//! What readings add to summaries: which value to which series and window, and the step that both layers fold with.
+//! What readings add to summaries: which value to which series and window, and how a summary takes it.
 
 use std::sync::Arc;
 
@@ -34,9 +34,9 @@ pub struct Contribution {
 /// What the readings of a batch add to the series of one definition.
 #[derive(Debug)]
 pub struct Contributions {
-    /// What the definition's summaries carry beside numbers.
+    /// The sketches and counts that the definition's summaries have.
     pub needs: Needs,
-    /// The readings that the definition wants and its expressions fail on, in row order.
+    /// The readings that the definition wants but its expressions fail on, in row order.
     pub failed: Vec<FailedRow>,
     pub(crate) value: Float64Array,
     pub(crate) event_time: TimestampMicrosecondArray,
@@ -83,7 +83,7 @@ impl Contributions {
         }
     }
 
-    /// The step that takes these contributions into summaries.
+    /// The step that adds these contributions to summaries.
     ///
     /// # Errors
     /// [`DomainError::Shape`] when the batch has no usable column `device_id`.
@@ -94,7 +94,7 @@ impl Contributions {
     }
 }
 
-/// Takes contributions into the summaries of their series and windows: the same in both layers.
+/// Adds contributions to the summaries of their series and windows.
 #[derive(Debug)]
 pub struct Step<'a> {
     needs: Needs,
@@ -103,7 +103,7 @@ pub struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Takes in one contribution, by what its reading is against those before it.
+    /// Adds one contribution, by what its reading is compared with those before it.
     #[inline]
     pub fn add(&self, c: &Contribution, novelty: Novelty, summary: &mut Summary) {
         match novelty {

@@ -152,7 +152,7 @@ pub struct Definition {
     pub aggregates: Vec<Aggregate>,
 }
 
-/// The columns that only answers have, beside those of stored views and aggregates. `value` is a reading's.
+/// The columns that only answers have; the others are those of stored views and aggregates. `value` is a reading's.
 const ANSWER_COLUMNS: [&str; 5] = ["source", "value", "current_value", "data_points", "last_updated"];
 
 /// Whether answers or stored views have a column of this name, so that no dimension may have it.
@@ -185,17 +185,19 @@ impl DefinitionError {
 
 impl Definition {
     /// The default: every device and reading name, one-minute windows.
-    ///
-    /// # Panics
-    /// Never: a test checks this definition.
     pub fn family() -> Self {
-        let config = MetricConfig {
+        let device_id = Dimension { name: "device_id".to_owned(), expression: "device_id".to_owned() };
+        Self {
             name: FAMILY.to_owned(),
             help: "every reading name by device".to_owned(),
-            rollups: vec!["1h".to_owned(), "1d".to_owned()],
-            ..MetricConfig::default()
-        };
-        Self::check(&config).expect("the default definition is valid")
+            unit: String::new(),
+            filter: None,
+            value: "value".to_owned(),
+            dimensions: vec![device_id],
+            window: WindowSize::MINUTE,
+            rollups: vec![WindowSize::HOUR, WindowSize::DAY],
+            aggregates: Aggregate::DEFAULT.to_vec(),
+        }
     }
 
     /// Whether this is the family `*`.
@@ -348,16 +350,17 @@ fn dimension(entry: &str) -> Dimension {
 
 /// A fingerprint of everything in the definitions that decides which readings make which summaries. Stored with
 /// realtime rows and batch views, so that numbers of other definitions are never mixed in.
+///
+/// Stability contract: the text must stay, since fingerprints are stored.
 pub fn fingerprint(definitions: &[Definition]) -> u64 {
-    use std::fmt::Write;
-    let mut text = String::new();
-    for definition in definitions {
-        let Definition { name, filter, value, dimensions, window, .. } = definition;
-        let needs = definition.needs();
-        write!(text, "{name}\u{1}{filter:?}\u{1}{value}\u{1}{dimensions:?}\u{1}{window}\u{1}{needs:?}\u{2}")
-            .expect("writing to a string cannot fail");
-    }
+    let text: String = definitions.iter().map(fingerprinted).collect();
     wye_domain::fingerprint::of_text(&text)
+}
+
+fn fingerprinted(definition: &Definition) -> String {
+    let Definition { name, filter, value, dimensions, window, .. } = definition;
+    let needs = definition.needs();
+    format!("{name}\u{1}{filter:?}\u{1}{value}\u{1}{dimensions:?}\u{1}{window}\u{1}{needs:?}\u{2}")
 }
 
 #[cfg(test)]
@@ -371,27 +374,31 @@ mod tests {
     #[test]
     fn the_family_groups_by_device() {
         let family = Definition::family();
-        assert_eq!(family.dimension_names(), ["device_id"]);
         assert_eq!(family.needs(), Needs::default());
+        let rollups = vec!["1h".to_owned(), "1d".to_owned()];
+        let written = MetricConfig { help: family.help.clone(), rollups, ..config(FAMILY) };
+        assert_eq!(Definition::check(&written).unwrap(), family);
     }
 
     #[test]
-    fn wrong_definitions_say_what_to_write() {
-        let message = |config: &MetricConfig| Definition::check(config).unwrap_err().to_string();
-        assert!(message(&config("my metric")).contains("use letters, digits and _"));
-        assert!(
-            message(&MetricConfig { window: Some("soon".into()), ..config("m") })
-                .contains("write for example")
-        );
-        assert!(message(&MetricConfig { rollups: vec!["90s".into()], ..config("m") }).contains("multiple"));
-        assert!(
-            message(&MetricConfig { aggregates: Some(vec!["median".into()]), ..config("m") })
-                .contains("choose from")
-        );
-        assert!(
-            message(&MetricConfig { by: Some(vec!["count".into()]), ..config("m") })
-                .contains("AS another_name")
-        );
+    fn wrong_definitions_name_the_key_and_say_what_to_write() {
+        for (config, key, remedy) in [
+            (config("my metric"), "name", "use letters, digits and _"),
+            (MetricConfig { window: Some("soon".into()), ..config("m") }, "window", "write for example"),
+            (MetricConfig { rollups: vec!["90s".into()], ..config("m") }, "rollups", "multiple"),
+            (
+                MetricConfig { aggregates: Some(vec!["median".into()]), ..config("m") },
+                "aggregates",
+                "choose from",
+            ),
+            (MetricConfig { by: Some(vec!["count".into()]), ..config("m") }, "by", "AS another_name"),
+            (MetricConfig { by: Some(vec!["a".into(), "a".into()]), ..config("m") }, "by", "once"),
+        ] {
+            let error = Definition::check(&config).unwrap_err();
+            assert_eq!((error.metric.as_str(), error.key), (config.name.as_str(), key));
+            assert!(error.remedy.contains(remedy), "{error}");
+            assert!(error.to_string().contains(&error.problem) && error.to_string().contains(remedy));
+        }
     }
 
     #[test]
@@ -423,5 +430,7 @@ mod tests {
         let longer = Definition { window: WindowSize::parse("5m").unwrap(), ..base.clone() };
         assert_eq!(fingerprint(std::slice::from_ref(&base)), fingerprint(&[helped]));
         assert_ne!(fingerprint(&[base]), fingerprint(&[longer]));
+        // Stored rows have it: if it changes, every view is computed again.
+        assert_eq!(fingerprint(&[Definition::family()]), 0x9c6e_2f17_541c_786d);
     }
 }

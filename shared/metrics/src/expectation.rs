@@ -1,7 +1,8 @@
-//! How many readings a series should get, and how many of those it got count. Pure; the registry's intervals come in.
+//! How many readings a series should get, and how many of those that it got meet that. Pure; the caller passes the
+//! registry's intervals.
 //!
-//! A group that spans devices is counted device by device: what one device sends beyond its interval does not make up
-//! for what another does not send.
+//! A group that spans devices is counted device by device: extra readings of one device do not make up for missing ones
+//! of another.
 
 use std::collections::BTreeMap;
 
@@ -100,7 +101,7 @@ mod tests {
         assert_eq!(expectation.readings(MINUTE), 12.0);
         assert_eq!(expectation.received(&summary(&[(0, 12)]), MINUTE), 6);
         assert_eq!(expectation.received(&summary(&[(0, 6), (1, 5)]), MINUTE), 11);
-        // A device that nobody expects does not count either.
+        // A device that is not expected does not count either.
         assert_eq!(expectation.received(&summary(&[(0, 6), (7, 6)]), MINUTE), 6);
     }
 

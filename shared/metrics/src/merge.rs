@@ -1,15 +1,15 @@
 //! The merge itself: from the summaries of both layers to one answer with its confidence. Pure.
 //!
 //! `served(window) = batch(offsets < horizon) ⊕ realtime(offsets >= horizon)`: the parts never overlap, so merging their
-//! summaries is exact. A longer window is a merge of the summaries in it; its confidence is worked out anew from what
-//! was expected, received and valid, and never as a mean of scores.
+//! summaries is exact. A longer window is a merge of the summaries in it; its confidence is
+//! computed again from the expected, received and valid readings, never as a mean of scores.
 
 use crate::confidence::{Confidence, Evidence, Judged, LatenessHistogram, State, judge};
 use crate::expectation::Expectation;
 use wye_domain::summary::Summary;
 use wye_domain::time::{Micros, Window, WindowSize};
 
-/// What the merge must know of a series.
+/// What the merge needs of a series.
 #[derive(Clone, Copy, Debug)]
 pub struct SeriesFacts<'a> {
     /// The length of its windows.
@@ -86,11 +86,11 @@ impl Answer {
 /// What confidence is judged by.
 #[derive(Clone, Copy, Debug)]
 pub struct Judge<'a> {
-    /// How late readings come, as the last batch run has seen.
+    /// How late readings come, measured by the last batch run.
     pub lateness: &'a LatenessHistogram,
     /// Now.
     pub now: Micros,
-    /// The newest ingest time that the batch view has seen.
+    /// The newest ingest time of the readings in the batch view.
     pub as_of: Micros,
 }
 
@@ -140,7 +140,7 @@ pub struct Rollup {
 }
 
 impl Rollup {
-    /// Takes in a row of the batch view.
+    /// Adds a row of the batch view.
     pub fn add_batch(&mut self, row: &BatchRow) {
         self.summary.merge(&row.summary);
         self.batch_rows += 1;
@@ -148,13 +148,13 @@ impl Rollup {
         self.preliminary |= row.judged.state != State::Settled;
     }
 
-    /// Takes in rows of realtime epochs.
+    /// Adds rows of realtime epochs.
     pub fn add_realtime(&mut self, summary: &Summary) {
         self.summary.merge(summary);
         self.realtime = true;
     }
 
-    /// Takes in another part of the same window.
+    /// Adds another part of the same window.
     pub fn add(&mut self, other: &Self) {
         self.summary.merge(&other.summary);
         self.batch_rows += other.batch_rows;

@@ -4,11 +4,11 @@
 //! that name, else the registry's attribute of the reading's device. Expressions must be immutable (no `now()`, no
 //! `random()`), so that both layers get the same answer at any time.
 //!
-//! This module does not know where batches come from or go to.
+//! Must not know where batches come from or go to.
 
 mod attributes;
 mod evaluate;
-mod expectations;
+pub(crate) mod expectations;
 mod grouping;
 mod isolate;
 #[cfg(test)]
@@ -48,7 +48,7 @@ pub struct MetricPlan {
 }
 
 impl MetricPlan {
-    /// What its summaries carry beside numbers.
+    /// The sketches and counts that its summaries have.
     pub fn needs(&self) -> Needs {
         self.needs
     }
@@ -56,19 +56,25 @@ impl MetricPlan {
     /// Whether completeness must be counted device by device: a group may span devices, and the registry says how many
     /// readings to expect of each.
     fn counts_devices(&self, registry: &Registry) -> bool {
-        let is_device = |dimension: &Arc<dyn PhysicalExpr>| {
-            dimension.downcast_ref::<Column>().is_some_and(|column| column.name() == "device_id")
-        };
-        let expects = |(_, device): &(&str, &Device)| device.interval.is_some() && !device.metrics.is_empty();
         !self.dimensions.iter().any(is_device)
             && self.attributes_of_series().is_some()
-            && registry.devices().iter().any(expects)
+            && registry.devices().iter().any(|(_, device)| has_expectation(device))
     }
 
     /// What was planned.
     pub fn definition(&self) -> &Definition {
         &self.definition
     }
+}
+
+/// Whether a dimension is the device itself.
+fn is_device(dimension: &Arc<dyn PhysicalExpr>) -> bool {
+    dimension.downcast_ref::<Column>().is_some_and(|column| column.name() == "device_id")
+}
+
+/// Whether the registry says how many readings of which names a device sends.
+fn has_expectation(device: &Device) -> bool {
+    device.interval.is_some() && !device.metrics.is_empty()
 }
 
 /// All planned definitions.
@@ -78,7 +84,10 @@ pub struct MetricPlans {
     attributes: Vec<String>,
     schema: SchemaRef,
     registry: Arc<Registry>,
+    /// Of the definitions and the registry.
     fingerprint: u64,
+    /// Of the rules by which readings are accepted, once they are set.
+    acceptance: Option<u64>,
 }
 
 impl MetricPlans {
@@ -118,13 +127,13 @@ impl MetricPlans {
             plan.needs.devices = plan.counts_devices(&registry);
             plans.push(plan);
         }
-        Ok(Self { plans, attributes, schema, registry, fingerprint })
+        Ok(Self { plans, attributes, schema, registry, fingerprint, acceptance: None })
     }
 
-    /// The same for readings that are accepted by these rules, on which the fingerprint depends too. To be called once.
+    /// The same for readings that are accepted by these rules, on which the fingerprint depends too.
     #[must_use]
     pub fn accepting(mut self, acceptance: &Acceptance) -> Self {
-        self.fingerprint ^= acceptance.fingerprint().rotate_left(2);
+        self.acceptance = Some(acceptance.fingerprint());
         self
     }
 
@@ -143,10 +152,10 @@ impl MetricPlans {
         &self.registry
     }
 
-    /// The fingerprint of what is computed: of the definitions ([`crate::definition::fingerprint`]) and of the
-    /// registry, whose attributes, limits and intervals they use.
+    /// The fingerprint of what is computed: of the definitions ([`crate::definition::fingerprint`]), of the registry, whose
+    /// attributes, limits and intervals they use, and of the rules of acceptance.
     pub fn fingerprint(&self) -> u64 {
-        self.fingerprint
+        self.fingerprint ^ self.acceptance.map_or(0, |acceptance| acceptance.rotate_left(2))
     }
 
     /// The names of all dimensions of all definitions, each once, in the order in which they come first.
@@ -243,21 +252,29 @@ impl Planner<'_> {
         sql: &str,
         wanted: Wanted,
     ) -> Result<Arc<dyn PhysicalExpr>, DefinitionError> {
-        let refused = |error: DataFusionError| self.refuse(key, error.strip_backtrace(), CORRECT);
-        let schema = DFSchema::try_from(self.schema.as_ref().clone()).map_err(refused)?;
-        let expression = self.context.parse_sql_expr(sql, &schema).map_err(refused)?;
-        if let Some(name) = changeable_function(&expression) {
+        let schema =
+            DFSchema::try_from(self.schema.as_ref().clone()).map_err(|error| self.refused(key, &error))?;
+        let expression =
+            self.context.parse_sql_expr(sql, &schema).map_err(|error| self.refused(key, &error))?;
+        if let Some(name) = changeable_function(&expression).map_err(|error| self.refused(key, &error))? {
             let problem = format!("{sql:?} uses {name}(), whose answer changes");
             let remedy = "use only the reading's own columns, tags and attributes";
             return Err(self.refuse(key, problem, remedy));
         }
-        let planned = self.context.create_physical_expr(expression, &schema).map_err(refused)?;
-        let found = planned.data_type(self.schema).map_err(refused)?;
+        let planned = self
+            .context
+            .create_physical_expr(expression, &schema)
+            .map_err(|error| self.refused(key, &error))?;
+        let found = planned.data_type(self.schema).map_err(|error| self.refused(key, &error))?;
         if !wanted.allows(&found) {
             let remedy = format!("write an expression that gives {}", wanted.name());
             return Err(self.refuse(key, format!("{sql:?} gives {found}"), remedy));
         }
         Ok(planned)
+    }
+
+    fn refused(&self, key: &'static str, error: &DataFusionError) -> DefinitionError {
+        self.refuse(key, error.strip_backtrace(), CORRECT)
     }
 
     fn refuse(&self, key: &'static str, problem: String, remedy: impl Into<String>) -> DefinitionError {
@@ -266,18 +283,16 @@ impl Planner<'_> {
 }
 
 /// The name of a function in an expression that does not always give the same answer.
-fn changeable_function(expression: &Expr) -> Option<String> {
+fn changeable_function(expression: &Expr) -> Result<Option<String>, DataFusionError> {
     let mut found = None;
-    expression
-        .apply(|part| {
-            if let Expr::ScalarFunction(call) = part
-                && call.func.signature().volatility != Volatility::Immutable
-            {
-                found = Some(call.func.name().to_owned());
-                return Ok(TreeNodeRecursion::Stop);
-            }
-            Ok(TreeNodeRecursion::Continue)
-        })
-        .expect("the visitor never fails");
-    found
+    expression.apply(|part| {
+        if let Expr::ScalarFunction(call) = part
+            && call.func.signature().volatility != Volatility::Immutable
+        {
+            found = Some(call.func.name().to_owned());
+            return Ok(TreeNodeRecursion::Stop);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(found)
 }

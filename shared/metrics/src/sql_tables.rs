@@ -1,4 +1,4 @@
-//! The tables that SQL has beside the views of metrics: the one list of their names. Must not know what they hold.
+//! The one list of SQL's tables; each metric has views of its own as well. Must not know what the tables hold.
 
 /// Names that are kept for tables to come: a metric of such a name would lose its view later.
 const PLANNED: [&str; 3] = ["late_readings", "devices", "alerts"];

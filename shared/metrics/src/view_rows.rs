@@ -31,7 +31,7 @@ use wye_domain::summary_columns::{SummaryColumn, schema_fields};
 
 use crate::plan::MetricPlans;
 
-/// A column that every view has, beside those of summaries ([`SummaryColumn`]) and dimensions.
+/// A column that every view has; the others are those of summaries ([`SummaryColumn`]) and dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ViewColumn {
     /// The public key of the series.

@@ -1,6 +1,7 @@
-//! The summaries of many windows and series, found by (series, window start) and remembered as changed until taken.
+//! The summaries of many windows and series, found by (series, window start). Changed entries are marked until they are
+//! taken.
 //!
-//! Both layers fold readings into this table: the speed layer per epoch, the batch layer per run.
+//! Both layers fold readings into it, see [`crate::fold`].
 
 use std::hash::BuildHasher;
 
@@ -32,7 +33,7 @@ pub struct WindowTable {
     entries: Vec<Entry>,
     index: HashTable<Indexed>,
     hasher: foldhash::fast::FixedState,
-    /// The entry that each series touched last: readings mostly stay in one window for a while.
+    /// By series: the entry used last, since readings mostly stay in one window for a while.
     latest: Vec<Option<Slot>>,
     changed: Vec<Slot>,
     /// By slot: below which offset readings are in the summary already, from before a restart. Empty where nothing was
@@ -40,7 +41,7 @@ pub struct WindowTable {
     restored_through: Vec<Option<Offset>>,
 }
 
-/// A slot with the hash of its entry's key: a growing index must not visit the entries, which are all over memory.
+/// A slot with the hash of its entry's key, so that a growing index does not visit the entries.
 #[derive(Clone, Copy, Debug)]
 struct Indexed {
     hash: u32,
@@ -48,7 +49,7 @@ struct Indexed {
 }
 
 impl Indexed {
-    /// The hash as the index wants it, which looks at the low bits and at the seven high ones.
+    /// The hash for the index, which uses the low bits and the seven high ones.
     #[inline]
     fn spread(hash: u32) -> u64 {
         u64::from(hash) | u64::from(hash) << 32
@@ -146,7 +147,7 @@ impl WindowTable {
         self.changed.len()
     }
 
-    /// Hands out every changed entry once and forgets that they changed.
+    /// Visits every changed entry once and removes the marks.
     pub fn take_changed(&mut self, mut each: impl FnMut(&Entry)) {
         for slot in std::mem::take(&mut self.changed) {
             let entry = &mut self.entries[slot.0 as usize];
@@ -160,7 +161,7 @@ impl WindowTable {
         &self.entries
     }
 
-    /// All entries, owned; the table is empty again but keeps no memory.
+    /// Takes out all entries; the table is empty again and keeps no memory.
     pub fn take_entries(&mut self) -> Vec<Entry> {
         std::mem::take(self).entries
     }
@@ -181,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn changes_are_handed_out_once() {
+    fn changes_are_visited_once() {
         let mut table = WindowTable::default();
         for i in 0..1_000i64 {
             let slot = table.entry(SeriesId((i % 7) as u32), Micros((i % 13) * 60));

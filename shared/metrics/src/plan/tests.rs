@@ -9,11 +9,12 @@ use arrow::datatypes::{DataType, Schema};
 use datafusion::error::Result;
 use datafusion::logical_expr::ColumnarValue;
 use datafusion::physical_plan::PhysicalExpr;
-use wye_domain::reading::{self, Reading, ReadingBatchBuilder};
+use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
 use wye_domain::series::{SeriesKey, SeriesTable};
 use wye_domain::time::{Micros, Span};
 
+use super::expectations::with_ingest_time;
 use super::isolate::isolate;
 use super::{DefinitionError, Expectations, MetricPlans};
 use crate::failures::{FailedRow, Failures};
@@ -21,14 +22,12 @@ use crate::failures::{FailedRow, Failures};
 fn definition(filter: &str, value: &str, by: &[&str]) -> Definition {
     Definition::check(&MetricConfig {
         name: "line_temperature".into(),
-        help: String::new(),
         unit: "Cel".into(),
         filter: Some(filter.into()),
         value: Some(value.into()),
         by: Some(by.iter().map(|s| (*s).to_owned()).collect()),
         window: Some("1m".into()),
-        rollups: vec![],
-        aggregates: None,
+        ..MetricConfig::default()
     })
     .unwrap()
 }
@@ -60,12 +59,9 @@ fn batch(readings: &[(&str, &str, f64, i64, Option<&str>)]) -> RecordBatch {
             tags: *tags,
         });
     }
-    let plain = builder.finish();
-    let mut fields: Vec<_> = plain.schema().fields().iter().cloned().collect();
-    fields.push(Arc::new(arrow::datatypes::Field::new("ingest_time", reading::time_type(), false)));
-    let mut columns = plain.columns().to_vec();
-    columns.push(columns[3].clone());
-    RecordBatch::try_new(Arc::new(arrow::datatypes::Schema::new(fields)), columns).unwrap()
+    let batch = builder.finish();
+    let ingest_time = Arc::clone(batch.column_by_name("event_time").unwrap());
+    with_ingest_time(&batch, ingest_time).unwrap()
 }
 
 fn evaluate(plans: &MetricPlans, batch: &RecordBatch) -> Vec<(String, i64, f64)> {
@@ -153,13 +149,13 @@ fn expected_of_north(filter: &str, value: &str) -> (Option<f64>, bool) {
 }
 
 #[test]
-fn nobody_knows_how_many_readings_a_filter_on_values_wants() {
+fn a_filter_on_values_expects_nothing() {
     for (filter, value, expected) in [
         ("metric = 'temperature'", "value", Some(12.0)),
         ("metric <> 'pressure' AND device_id <> 'a'", "value", Some(6.0)),
         ("line = 'north'", "value / 2", Some(24.0)),
         ("metric = 'temperature'", "ln(value)", Some(12.0)),
-        // What a reading says decides, so nobody knows.
+        // These look at more of a reading than device, name and attributes.
         ("value > 100", "value", None),
         ("value >= 0", "value", None),
         ("metric = 'temperature' AND unit IS NULL", "value", None),

@@ -1,7 +1,7 @@
 //! Reads rows of a batch view, with all or only some of its columns, as parts to merge.
 //!
-//! A merge of some columns of a summary needs only these columns, so what a query does not ask for is not read; it is
-//! as if it were empty. This file does not know which columns a query asks for.
+//! A merge of some columns of a summary needs only these columns, so columns that a query does not ask for are not read and
+//! count as empty. Must not know which columns a query asks for.
 
 use arrow::array::{Array, Float64Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use wye_domain::DomainError;

@@ -2,19 +2,26 @@
 
 use std::sync::Arc;
 
-use crate::confidence::LatenessHistogram;
+use crate::confidence::{Confidence, ExpectedSource, Judged, LatenessHistogram, State};
 use crate::definition::{Definition, MetricConfig};
+use crate::merge::BatchRow;
 use crate::plan::{Expectations, MetricPlans};
 use crate::window_table::WindowTable;
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::Float64Type;
+use arrow::datatypes::{DataType, Float64Type};
 use wye_domain::reading::TextColumn;
 use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
 use wye_domain::series::{SeriesKey, SeriesTable};
+use wye_domain::sketches::{Needs, Sketches};
+use wye_domain::summary::Summary;
 use wye_domain::time::{Micros, Span};
 
 use super::ViewSchema;
+use super::builder::{ViewRowsBuilder, ViewSeries};
 use super::maker::{AsOf, RowMaker};
+use super::reader::{ViewRows, row_columns};
+
+const SKETCHES: Needs = Needs { quantiles: true, distinct: true, devices: false };
 
 fn registry() -> Registry {
     let device = DeviceConfig {
@@ -79,6 +86,93 @@ fn of_an_open_window_only_the_part_that_has_passed_is_expected() {
     assert_eq!(number(&rows, "expected", 0), Some(3.0));
     assert_eq!(number(&rows, "confidence_score", 0), Some(1.0));
     assert_eq!(text(&rows, "state", 0), Some("PRELIMINARY"));
+}
+
+/// Stability contract: these names and types are stored in the table `batch_views`.
+#[test]
+fn the_columns_stay() {
+    let plans = MetricPlans::new(vec![], Arc::default()).unwrap();
+    let columns: Vec<String> = ViewSchema::of(&plans)
+        .arrow()
+        .fields()
+        .iter()
+        .map(|field| {
+            let kind = match field.data_type() {
+                DataType::Dictionary(..) => "text",
+                DataType::Timestamp(..) => "time",
+                DataType::Float64 => "float",
+                DataType::Int64 => "int",
+                DataType::Binary => "bytes",
+                other => panic!("{other}"),
+            };
+            format!("{} {kind}{}", field.name(), if field.is_nullable() { "?" } else { "" })
+        })
+        .collect();
+    let pinned = "metric_key text, definition text, metric text, device_id text?, series text, window_start time, \
+        window_end time, count int, invalid int, conflicts int, sum_high float, sum_low float, m2 float, min float?, \
+        max float?, first float?, last float?, first_time time?, last_time time?, quantiles bytes?, distinct bytes?, \
+        device_counts bytes?, expected float?, expected_source text, completeness float, validity float, \
+        precision float, confidence_score float, state text";
+    assert_eq!(columns.join(", "), pinned);
+}
+
+#[test]
+fn what_the_builder_writes_the_reader_reads() {
+    let line =
+        MetricConfig { name: "by_line".into(), by: Some(vec!["line".into()]), ..MetricConfig::default() };
+    let definitions = vec![Definition::family(), Definition::check(&line).unwrap()];
+    let plans = MetricPlans::new(definitions, Arc::default()).unwrap();
+    let schema = ViewSchema::of(&plans);
+    let mut summary = Summary { sketches: Sketches::new(SKETCHES), ..Summary::EMPTY };
+    summary.add(2.5, Micros(7));
+    summary.conflicts = 1;
+    summary.sketches.as_mut().unwrap().add(2.5, "d", None);
+    let confidence = Confidence {
+        expected: Some(60.0),
+        expected_source: ExpectedSource::Registry,
+        completeness: 0.5,
+        validity: 0.75,
+        precision: 0.875,
+        score: 0.25,
+    };
+    let settled = Judged { confidence, state: State::Settled };
+    let unknown = Confidence { expected: None, expected_source: ExpectedSource::Unknown, ..confidence };
+    let preliminary = Judged { confidence: unknown, state: State::Preliminary };
+    let key = |definition: &str, group: Option<&str>| SeriesKey {
+        definition: definition.into(),
+        metric: "m".into(),
+        group: Box::new([group.map(Arc::from)]),
+    };
+    let keys = [key("*", Some("d")), key("by_line", None), key("by_line", Some("north"))];
+    let series = keys
+        .each_ref()
+        .map(|key| ViewSeries::new(&schema, plans.find(&key.definition).unwrap().definition(), key));
+    let mut builder = ViewRowsBuilder::with_capacity(&schema, 4);
+    let rows = [(0, 0, settled), (0, 60, preliminary), (1, 0, settled), (2, 0, preliminary)];
+    for (place, start, judged) in rows {
+        let window = series[place].window_at(Micros::from_secs(start));
+        builder.append(&series[place], window, &summary, judged);
+    }
+    let batch = builder.finish();
+    assert_eq!(batch.schema(), *schema.arrow());
+    let read = ViewRows::of(&batch).unwrap();
+    for (row, (place, start, judged)) in rows.into_iter().enumerate() {
+        let window_start = Micros::from_secs(start);
+        let expected = BatchRow { window_start, summary: summary.clone(), judged };
+        assert_eq!((read.series.text(row), read.row(row).unwrap()), (Some(&*keys[place].encode()), expected));
+    }
+    assert_eq!([0, 2, 3].map(|row| text(&batch, "device_id", row)), [Some("d"), None, None]);
+    assert_eq!([0, 2, 3].map(|row| text(&batch, "line", row)), [None, None, Some("north")]);
+    // A merge of counts needs no more than these.
+    let some = ["series", "window_start", "count"].map(|name| batch.schema().index_of(name).unwrap());
+    let some = batch.project(&some).unwrap();
+    let row = ViewRows::of(&some).unwrap().row(0).unwrap();
+    assert_eq!((row.summary.count, row.summary.sum.value()), (1, 0.0));
+    // What makes a whole row is what is read to merge it.
+    let whole =
+        row_columns().into_iter().map(|name| batch.schema().index_of(name).unwrap()).collect::<Vec<_>>();
+    let whole = batch.project(&whole).unwrap();
+    assert_eq!(ViewRows::of(&whole).unwrap().row(0).unwrap(), read.row(0).unwrap());
 }
 
 /// Definitions are refused before they get here.
