@@ -1,40 +1,56 @@
-//! Reading an Arrow IPC stream that anybody may have written: no panic, and no room made for what it only announces. It
-//! must not know which columns are wanted.
+//! Reads and writes Arrow IPC streams. A stream may come from any program, so reading it neither panics nor allocates for
+//! data that the stream only announces. Must not know which columns are wanted.
 
 use arrow::array::RecordBatch;
 use arrow::buffer::Buffer;
+use arrow::datatypes::Schema;
 use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamDecoder;
+use arrow::ipc::writer::StreamWriter;
 use arrow::ipc::{Message, MessageHeader, root_as_message};
 
-/// Reads a stream to its end; one that breaks off is not taken at all.
+/// Reads a stream to its end. A stream that is cut off is refused as a whole.
 ///
-/// The decoder waits for bytes that a damaged stream announces instead of making room for them. It panics on some
-/// damaged schemas; for us that is one more way to refuse.
+/// The decoder waits for bytes that a damaged stream announces instead of allocating for them. It panics on some damaged
+/// schemas; that is caught and is an error too.
 pub(crate) fn read(stream: &[u8]) -> Result<Vec<RecordBatch>, String> {
     refuse_compressed(stream)?;
-    let decode = || -> Result<Vec<RecordBatch>, ArrowError> {
-        let mut bytes = Buffer::from(stream);
-        let mut decoder = StreamDecoder::new();
-        let mut batches = Vec::new();
-        while !bytes.is_empty() {
-            match decoder.decode(&mut bytes)? {
-                Some(batch) => batches.push(batch),
-                None => break,
-            }
-        }
-        decoder.finish()?;
-        Ok(batches)
-    };
-    match std::panic::catch_unwind(decode) {
+    match std::panic::catch_unwind(|| decode(stream)) {
         Ok(Ok(batches)) => Ok(batches),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("the stream is damaged".to_owned()),
     }
 }
 
-/// Looks at the messages of a stream before any is decoded. The decoder makes room for what a compressed buffer says
-/// of its own size, and does not stop there, so that a few bytes could take all memory.
+fn decode(stream: &[u8]) -> Result<Vec<RecordBatch>, ArrowError> {
+    let mut bytes = Buffer::from(stream);
+    let mut decoder = StreamDecoder::new();
+    let mut batches = Vec::new();
+    while !bytes.is_empty() {
+        match decoder.decode(&mut bytes)? {
+            Some(batch) => batches.push(batch),
+            None => break,
+        }
+    }
+    decoder.finish()?;
+    Ok(batches)
+}
+
+/// Appends a stream to some bytes. The batches have the schema.
+pub(crate) fn write(bytes: &mut Vec<u8>, schema: &Schema, batches: &[RecordBatch]) {
+    try_write(bytes, schema, batches).expect("a vector takes any bytes, and the batches have the schema");
+}
+
+fn try_write(bytes: &mut Vec<u8>, schema: &Schema, batches: &[RecordBatch]) -> Result<(), ArrowError> {
+    let mut writer = StreamWriter::try_new(bytes, schema)?;
+    for batch in batches {
+        writer.write(batch)?;
+    }
+    writer.finish()
+}
+
+/// Looks at the messages of a stream before any is decoded. The decoder allocates as much as a compressed buffer says it
+/// unpacks to, so a few bytes could take all memory.
 fn refuse_compressed(mut stream: &[u8]) -> Result<(), String> {
     while let Some((message, rest)) = next_message(stream)? {
         let compression = match message.header_type() {
@@ -61,20 +77,20 @@ fn refuse_compressed(mut stream: &[u8]) -> Result<(), String> {
 
 /// The first message of a stream, and what comes after its body; `None` at the end.
 fn next_message(stream: &[u8]) -> Result<Option<(Message<'_>, &[u8])>, String> {
-    const CONTINUES: [u8; 4] = [0xff; 4];
-    let breaks_off = || "the stream breaks off".to_owned();
-    let stream = stream.strip_prefix(&CONTINUES).unwrap_or(stream);
+    const CONTINUATION: [u8; 4] = [0xff; 4];
+    const CUT_OFF: &str = "the stream is cut off";
+    let stream = stream.strip_prefix(&CONTINUATION).unwrap_or(stream);
     if stream.is_empty() {
         return Ok(None);
     }
-    let (size, rest) = stream.split_first_chunk::<4>().ok_or_else(breaks_off)?;
+    let (size, rest) = stream.split_first_chunk::<4>().ok_or(CUT_OFF)?;
     let size = u32::from_le_bytes(*size) as usize;
     if size == 0 {
         return Ok(None);
     }
-    let (head, rest) = rest.split_at_checked(size).ok_or_else(breaks_off)?;
+    let (head, rest) = rest.split_at_checked(size).ok_or(CUT_OFF)?;
     let message =
         root_as_message(head).map_err(|error| format!("a message of the stream is damaged: {error}"))?;
-    let body = usize::try_from(message.bodyLength()).map_err(|_| breaks_off())?;
-    Ok(Some((message, rest.get(body..).ok_or_else(breaks_off)?)))
+    let body = usize::try_from(message.bodyLength()).map_err(|_| CUT_OFF)?;
+    Ok(Some((message, rest.get(body..).ok_or(CUT_OFF)?)))
 }

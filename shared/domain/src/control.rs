@@ -6,9 +6,9 @@
 //!
 //! | record | written by | means |
 //! |---|---|---|
-//! | `Claim` | a speed layer | I own the Kafka partition from here on; older owners are fenced |
-//! | `Epoch` | the owner; a batch run that got no answer | an epoch starts at this offset, or will: no epoch may hold offsets on both sides of it |
-//! | `CutRequest` | a batch run; a speed layer that asks whether there is an owner | the owner answers at once, by an `Epoch` that names the request |
+//! | `Claim` | a speed layer | the writer owns the Kafka partition from here on; older owners are fenced |
+//! | `Epoch` | the owner; a batch run that got no answer | an epoch starts at this offset, now or later: no epoch may hold offsets on both sides of it |
+//! | `CutRequest` | a batch run; a speed layer that asks whether there is an owner | the owner answers at once with an `Epoch` that names the request |
 //! | `Horizon` | a batch run, after its commit | the batch view covers the readings below this offset |
 //!
 //! Whether an owner is alive is decided by its answer to a request, never by comparing the clocks of two machines.
@@ -16,10 +16,13 @@
 //! Stability contract: JSON objects with a `kind`; unknown kinds are skipped, fields are only ever added.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 use serde::{Deserialize, Serialize};
 
-use crate::DomainError;
+use crate::place::{Generation, Offset};
+use crate::time::Micros;
+use crate::{DomainError, json};
 
 /// One record of the control topic.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,43 +30,45 @@ use crate::DomainError;
 pub enum ControlRecord {
     /// A speed layer takes the Kafka partition over; the record's own offset is its generation.
     Claim {
-        /// Who, for people.
+        /// The owner's name, for people.
         owner: String,
     },
-    /// An epoch starts at a readings offset. An owner may announce a start that it has not reached yet; whoever owns
-    /// the Kafka partition by then starts an epoch there.
+    /// An epoch starts at a readings offset. An owner may announce a start that it has not reached yet; the owner at that
+    /// time starts an epoch there.
     Epoch {
-        /// The generation that says so; `None` for a batch run that got no answer.
-        generation: Option<i64>,
+        /// The owner that writes it; `None` for a batch run that got no answer.
+        generation: Option<Generation>,
         /// The first readings offset of the epoch.
-        start: i64,
-        /// The newest ingest time (µs, the log's clock) of the readings below `start`; 0 where the writer does not know.
-        announced_at: i64,
+        start: Offset,
+        /// The newest ingest time (the log's clock) of the readings below `start`, where the writer knows it. Stored as
+        /// 0 where it does not.
+        #[serde(with = "zero_where_unknown")]
+        announced_at: Option<Micros>,
         /// The newest request for a cut that this answers: the control offset of the request.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        answers: Option<i64>,
+        answers: Option<Offset>,
     },
     /// Asks the owner for an epoch start at `through` or after it. The record's own offset is its identity.
     CutRequest {
-        /// Who asks, for people.
+        /// The name of the program that asks, for people.
         asked_by: String,
         /// The start may not lie before this readings offset: usually the end of the log when the request was written.
-        /// With 0, any start will do, so that the request only asks whether there is an owner.
-        through: i64,
+        /// From [`Offset::START`] any start will do, so that the request only asks whether there is an owner.
+        through: Offset,
     },
     /// A batch view covers the readings below an offset.
     Horizon {
         /// The horizon of this Kafka partition.
-        offset: i64,
+        offset: Offset,
         /// The version of the batch views table.
-        version: i64,
+        version: u64,
     },
 }
 
 impl ControlRecord {
     /// The stored form.
     pub fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("control records are always JSON")
+        json::to_vec(self)
     }
 
     /// Reads the stored form.
@@ -76,57 +81,55 @@ impl ControlRecord {
     }
 }
 
-/// What an epoch start is known by.
+/// What the control topic says of an epoch start.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Announcement {
-    /// The newest ingest time (µs) of the readings below the start; 0 where nobody has said.
-    pub announced_at: i64,
-    /// From where on the control topic says this, and whose word counted then: the announcement itself if it names a
-    /// generation, else an earlier record that does. `None` while the topic does not say it yet.
-    pub readable_from: Option<i64>,
+    /// The newest ingest time of the readings below the start, where an announcement says it.
+    pub announced_at: Option<Micros>,
+    /// A reader that starts at this control offset learns the start, and which owner was current then: the offset of the
+    /// announcement itself if it names a generation, else of an earlier record that does. `None` while the start is not
+    /// in the topic yet.
+    pub readable_from: Option<Offset>,
 }
 
 /// A request for a cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CutRequested {
     /// The control offset of the request.
-    pub request: i64,
+    pub request: Offset,
     /// The start may not lie before this readings offset.
-    pub through: i64,
+    pub through: Offset,
 }
 
 /// What the control records of one Kafka partition add up to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ControlView {
     /// The current owner's generation; `None` before the first claim.
-    pub generation: Option<i64>,
+    pub generation: Option<Generation>,
     /// Epoch starts, ascending.
-    pub starts: BTreeMap<i64, Announcement>,
+    pub starts: BTreeMap<Offset, Announcement>,
     /// The newest horizon.
-    pub horizon: Option<i64>,
-    /// The newest request for a cut, as wide as all that were not answered when it came.
+    pub horizon: Option<Offset>,
+    /// The newest request for a cut, with the largest `through` of all that were not answered when it came.
     pub asked: Option<CutRequested>,
     /// The newest request that an owner has answered.
-    pub answered: Option<i64>,
+    pub answered: Option<Offset>,
     /// The newest record that names the current generation.
-    named_at: Option<i64>,
+    named_at: Option<Offset>,
 }
 
 impl ControlView {
     /// Takes in the record at an offset of the control topic, in order.
     ///
     /// An announcement of a generation that a later claim has replaced does not count (**HOR-1**).
-    pub fn apply(&mut self, control_offset: i64, record: &ControlRecord) {
+    pub fn apply(&mut self, control_offset: Offset, record: &ControlRecord) {
         match record {
             ControlRecord::Claim { .. } => {
-                self.generation = Some(control_offset);
+                self.generation = Some(Generation(control_offset));
                 self.named_at = Some(control_offset);
             }
             ControlRecord::Epoch { generation, start, announced_at, answers } => {
-                let fenced = match (generation, self.generation) {
-                    (Some(theirs), Some(current)) => *theirs < current,
-                    _ => false,
-                };
+                let fenced = generation.is_some_and(|theirs| self.generation > Some(theirs));
                 if !fenced {
                     if generation.is_some() {
                         self.generation = *generation;
@@ -139,25 +142,24 @@ impl ControlView {
                 }
             }
             ControlRecord::CutRequest { through, .. } => {
-                let open = self.unanswered().map_or(0, |asked| asked.through);
-                self.asked = Some(CutRequested { request: control_offset, through: open.max(*through) });
+                let through = self.unanswered().map_or(*through, |asked| asked.through.max(*through));
+                self.asked = Some(CutRequested { request: control_offset, through });
             }
             ControlRecord::Horizon { offset, .. } => self.horizon = self.horizon.max(Some(*offset)),
         }
     }
 
-    /// Notes an epoch start that the topic does not say yet: the owner is about to announce it, or has begun it.
-    /// `announced_at` as in [`Announcement`].
-    pub fn expect_start(&mut self, start: i64, announced_at: i64) -> &mut Announcement {
+    /// Adds an epoch start that is not in the topic yet: the owner is about to announce it, or has begun it.
+    pub fn expect_start(&mut self, start: Offset, announced_at: Option<Micros>) -> &mut Announcement {
         let known = self.starts.entry(start).or_insert(Announcement { announced_at, readable_from: None });
         known.announced_at = known.announced_at.max(announced_at);
         known
     }
 
-    /// Below which offset of the control topic nothing is needed by anybody who asks for epoch starts from `floor` on,
-    /// which must not lie above the horizon. Who reads from there on comes to the same conclusions as who has read all
-    /// of it; `None` where no such start is known.
-    pub fn deletable_before(&self, floor: i64) -> Option<i64> {
+    /// The control offset below which no reader needs a record that asks for epoch starts from `floor` on, which must
+    /// not lie above the horizon. A reader that starts there comes to the same conclusions as one that has read the whole
+    /// topic. `None` where no such start is known.
+    pub fn deletable_before(&self, floor: Offset) -> Option<Offset> {
         self.starts.range(floor..).filter_map(|(_, known)| known.readable_from).min()
     }
 
@@ -167,18 +169,36 @@ impl ControlView {
     }
 
     /// The first epoch start at or after a readings offset.
-    pub fn first_start_from(&self, offset: i64) -> Option<i64> {
+    pub fn first_start_from(&self, offset: Offset) -> Option<Offset> {
         self.starts.range(offset..).next().map(|(start, _)| *start)
     }
 
     /// The start of the epoch that holds a readings offset.
-    pub fn epoch_of(&self, offset: i64) -> Option<i64> {
+    pub fn epoch_of(&self, offset: Offset) -> Option<Offset> {
         self.starts.range(..=offset).next_back().map(|(start, _)| *start)
     }
 
     /// The first epoch start after a readings offset.
-    pub fn next_start_after(&self, offset: i64) -> Option<i64> {
-        self.starts.range(offset + 1..).next().map(|(start, _)| *start)
+    pub fn next_start_after(&self, offset: Offset) -> Option<Offset> {
+        let after = (Bound::Excluded(offset), Bound::Unbounded);
+        self.starts.range(after).next().map(|(start, _)| *start)
+    }
+}
+
+/// The stored form of a time that may be unknown: plain microseconds, 0 where unknown.
+mod zero_where_unknown {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::time::Micros;
+
+    pub(super) fn serialize<S: Serializer>(time: &Option<Micros>, serializer: S) -> Result<S::Ok, S::Error> {
+        time.unwrap_or_default().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Micros>, D::Error> {
+        Ok(Some(Micros::deserialize(deserializer)?).filter(|time| *time > Micros::EPOCH))
     }
 }
 
@@ -188,22 +208,35 @@ mod tests {
 
     use super::*;
 
+    fn claimed_at(offset: i64) -> Generation {
+        Generation(Offset(offset))
+    }
+
+    fn claim() -> ControlRecord {
+        ControlRecord::Claim { owner: "a".into() }
+    }
+
     fn epoch(generation: i64, start: i64) -> ControlRecord {
-        ControlRecord::Epoch { generation: Some(generation), start, announced_at: start, answers: None }
+        ControlRecord::Epoch {
+            generation: Some(claimed_at(generation)),
+            start: Offset(start),
+            announced_at: Some(Micros(start)),
+            answers: None,
+        }
     }
 
     #[test]
     fn announcements_of_a_fenced_owner_are_ignored() {
         let mut view = ControlView::default();
-        view.apply(0, &ControlRecord::Claim { owner: "a".into() });
-        view.apply(1, &epoch(0, 100));
-        view.apply(2, &ControlRecord::Claim { owner: "b".into() });
-        view.apply(3, &epoch(0, 150));
-        view.apply(4, &epoch(2, 180));
-        assert_eq!(view.starts.keys().copied().collect::<Vec<_>>(), [100, 180]);
-        assert_eq!(view.epoch_of(179), Some(100));
-        assert_eq!(view.next_start_after(100), Some(180));
-        assert_eq!(view.epoch_of(5), None);
+        view.apply(Offset(0), &claim());
+        view.apply(Offset(1), &epoch(0, 100));
+        view.apply(Offset(2), &claim());
+        view.apply(Offset(3), &epoch(0, 150));
+        view.apply(Offset(4), &epoch(2, 180));
+        assert_eq!(view.starts.keys().copied().collect::<Vec<_>>(), [Offset(100), Offset(180)]);
+        assert_eq!(view.epoch_of(Offset(179)), Some(Offset(100)));
+        assert_eq!(view.next_start_after(Offset(100)), Some(Offset(180)));
+        assert_eq!(view.epoch_of(Offset(5)), None);
     }
 
     /// One thing that can happen to a Kafka partition; the numbers choose among what is possible then.
@@ -226,7 +259,7 @@ mod tests {
         ]
     }
 
-    fn read(records: &[(i64, ControlRecord)]) -> ControlView {
+    fn read(records: &[(Offset, ControlRecord)]) -> ControlView {
         let mut view = ControlView::default();
         records.iter().for_each(|(offset, record)| view.apply(*offset, record));
         view
@@ -237,15 +270,20 @@ mod tests {
 
         #[test]
         fn a_trimmed_topic_says_the_same(steps in prop::collection::vec(step(), 1..60), which in any::<usize>()) {
-            let (mut records, mut end) = (Vec::<(i64, ControlRecord)>::new(), 0);
+            let (mut records, mut end) = (Vec::<(Offset, ControlRecord)>::new(), 0);
             for step in steps {
                 let view = read(&records);
-                let offset = records.len() as i64;
-                let claims: Vec<i64> = records
+                let offset = Offset(records.len() as i64);
+                let claims: Vec<Offset> = records
                     .iter()
                     .filter_map(|(at, record)| matches!(record, ControlRecord::Claim { .. }).then_some(*at))
                     .collect();
-                let announce = |generation, start| ControlRecord::Epoch { generation, start, announced_at: offset, answers: None };
+                let announce = |claim: Option<Offset>, start| ControlRecord::Epoch {
+                    generation: claim.map(Generation),
+                    start: Offset(start),
+                    announced_at: Some(Micros(offset.0)),
+                    answers: None,
+                };
                 let record = match step {
                     Step::Announce(ahead) if !claims.is_empty() => {
                         end += ahead;
@@ -262,16 +300,16 @@ mod tests {
                         let start = *view.starts.keys().nth(which % view.starts.len()).unwrap();
                         ControlRecord::Horizon { offset: start, version: 1 }
                     }
-                    _ => ControlRecord::Claim { owner: "x".into() },
+                    _ => claim(),
                 };
                 records.push((offset, record));
             }
             let all = read(&records);
             let Some(horizon) = all.horizon else { return Ok(()) };
-            let floors: Vec<i64> = all.starts.range(..=horizon).map(|(start, _)| *start).collect();
+            let floors: Vec<Offset> = all.starts.range(..=horizon).map(|(start, _)| *start).collect();
             let floor = floors[which % floors.len()];
             let before = all.deletable_before(floor).unwrap();
-            let rest = read(&records[before as usize..]);
+            let rest = read(&records[before.0 as usize..]);
             let starts = |view: &ControlView| view.starts.range(floor..).map(|(start, _)| *start).collect::<Vec<_>>();
             prop_assert_eq!(starts(&rest), starts(&all));
             prop_assert_eq!(
@@ -284,22 +322,27 @@ mod tests {
     #[test]
     fn an_owner_that_lives_long_leaves_a_short_topic() {
         let mut view = ControlView::default();
-        view.apply(0, &ControlRecord::Claim { owner: "a".into() });
+        view.apply(Offset(0), &claim());
         for offset in 1..1_000 {
-            view.apply(offset, &epoch(0, offset * 10));
+            view.apply(Offset(offset), &epoch(0, offset * 10));
         }
-        view.apply(1_000, &ControlRecord::Horizon { offset: 9_980, version: 1 });
-        assert_eq!(view.deletable_before(9_980), Some(998));
+        view.apply(Offset(1_000), &ControlRecord::Horizon { offset: Offset(9_980), version: 1 });
+        assert_eq!(view.deletable_before(Offset(9_980)), Some(Offset(998)));
     }
 
     #[test]
     fn records_come_back() {
         for record in [
-            ControlRecord::Claim { owner: "x".into() },
+            claim(),
             epoch(1, 2),
-            ControlRecord::Epoch { generation: Some(1), start: 2, announced_at: 3, answers: Some(4) },
-            ControlRecord::CutRequest { asked_by: "batch".into(), through: 9 },
-            ControlRecord::Horizon { offset: 3, version: 4 },
+            ControlRecord::Epoch {
+                generation: Some(claimed_at(1)),
+                start: Offset(2),
+                announced_at: Some(Micros(3)),
+                answers: Some(Offset(4)),
+            },
+            ControlRecord::CutRequest { asked_by: "batch".into(), through: Offset(9) },
+            ControlRecord::Horizon { offset: Offset(3), version: 4 },
         ] {
             assert_eq!(ControlRecord::decode(&record.encode()).unwrap(), record);
         }
@@ -310,24 +353,33 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_time_is_stored_as_zero() {
+        let pinned =
+            ControlRecord::Epoch { generation: None, start: Offset(2), announced_at: None, answers: None };
+        let stored = br#"{"kind":"epoch","generation":null,"start":2,"announced_at":0}"#;
+        assert_eq!(pinned.encode(), stored);
+        assert_eq!(ControlRecord::decode(stored).unwrap(), pinned);
+    }
+
+    #[test]
     fn a_request_is_answered_by_an_owner_that_is_not_fenced() {
         let mut view = ControlView::default();
         let answer = |generation, request| ControlRecord::Epoch {
-            generation: Some(generation),
-            start: 50,
-            announced_at: 0,
-            answers: Some(request),
+            generation: Some(claimed_at(generation)),
+            start: Offset(50),
+            announced_at: None,
+            answers: Some(Offset(request)),
         };
-        view.apply(0, &ControlRecord::Claim { owner: "a".into() });
-        view.apply(1, &ControlRecord::Claim { owner: "b".into() });
-        view.apply(2, &ControlRecord::CutRequest { asked_by: "batch".into(), through: 40 });
-        assert_eq!(view.unanswered(), Some(CutRequested { request: 2, through: 40 }));
-        view.apply(3, &answer(0, 2));
+        view.apply(Offset(0), &claim());
+        view.apply(Offset(1), &claim());
+        view.apply(Offset(2), &ControlRecord::CutRequest { asked_by: "batch".into(), through: Offset(40) });
+        assert_eq!(view.unanswered(), Some(CutRequested { request: Offset(2), through: Offset(40) }));
+        view.apply(Offset(3), &answer(0, 2));
         assert_eq!(
-            (view.unanswered().map(|asked| asked.request), view.first_start_from(40)),
-            (Some(2), None)
+            (view.unanswered().map(|asked| asked.request), view.first_start_from(Offset(40))),
+            (Some(Offset(2)), None)
         );
-        view.apply(4, &answer(1, 2));
-        assert_eq!((view.unanswered(), view.first_start_from(40)), (None, Some(50)));
+        view.apply(Offset(4), &answer(1, 2));
+        assert_eq!((view.unanswered(), view.first_start_from(Offset(40))), (None, Some(Offset(50))));
     }
 }

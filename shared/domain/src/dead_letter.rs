@@ -1,40 +1,42 @@
-//! Dead letters: what could not be accepted, with its bytes, where it came from, and why.
+//! Dead letters: messages that were not accepted, with their bytes, where they came from, and why.
 //!
-//! Stability contract: a message of the topic `readings.dead-letter` has the refused bytes, unchanged, as its payload,
-//! and a [`Context`] as JSON in the header [`CONTEXT_HEADER`]; fields are only ever added. That the bytes stand there
-//! as they came lets a consumer put them back into the topic that they came from.
+//! Stability contract: a message of the topic `readings.dead-letter` has the rejected bytes, unchanged, as its payload,
+//! and a [`Context`] as JSON in the header [`CONTEXT_HEADER`]; fields are only ever added. So a consumer can put the bytes
+//! back into the topic that they came from.
 
 use serde::{Deserialize, Serialize};
 
-use crate::DomainError;
+use crate::place::{KafkaPartition, Offset};
+use crate::time::Micros;
 use crate::wire::Rejected;
+use crate::{DomainError, json};
 
 /// The header of a dead letter that says why it is one.
 pub const CONTEXT_HEADER: &str = "wye-dead-letter";
 
-/// The longest detail in bytes: a header must leave the room of the message to the payload.
+/// The longest detail in bytes: most of a message must be left to the payload.
 const LONGEST_DETAIL: usize = 2_048;
 
-/// What is known of a dead letter, beside its bytes.
+/// What a dead letter says of its bytes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Context {
-    /// When it was received, in µs.
-    pub received_time: i64,
-    /// Why, from a closed set: see [`crate::wire::Reason`].
+    /// When it was received.
+    pub received_time: Micros,
+    /// Why it was rejected, one of the names of [`crate::wire::Reason`].
     pub reason: String,
-    /// The same for people.
+    /// The reason in words, for people.
     pub detail: String,
     /// Where it came in: `kafka` or `http`.
     pub source: String,
-    /// Its place in the log, where it came in there.
-    pub kafka_partition: Option<i32>,
-    /// Its offset in the log, where it came in there.
-    pub kafka_offset: Option<i64>,
+    /// Its Kafka partition, if it was in the log.
+    pub kafka_partition: Option<KafkaPartition>,
+    /// Its offset there.
+    pub kafka_offset: Option<Offset>,
     /// Which reading of the message or request.
     pub item_index: u32,
 }
 
-/// Where a refused thing came in.
+/// Where rejected bytes came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     /// In a request.
@@ -42,25 +44,25 @@ pub enum Origin {
     /// In the topic of readings.
     Kafka {
         /// Its Kafka partition.
-        kafka_partition: i32,
+        kafka_partition: KafkaPartition,
         /// Its offset there.
-        kafka_offset: i64,
+        kafka_offset: Offset,
     },
 }
 
 /// A dead letter: what goes into its header, and its payload.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Letter<'a> {
-    /// What is known of the refused bytes.
+    /// What is known of the rejected bytes.
     pub context: Context,
-    /// The refused bytes.
+    /// The rejected bytes.
     pub payload: &'a [u8],
 }
 
 impl<'a> Letter<'a> {
-    /// A letter about what was received at `received_time` (µs). What is longer than `longest` bytes is cut, and the
+    /// A letter about bytes that were received at `received_time`. A payload longer than `longest` bytes is cut, and the
     /// detail says so.
-    pub fn new(rejected: &'a Rejected, origin: Origin, received_time: i64, longest: usize) -> Self {
+    pub fn new(rejected: &'a Rejected, origin: Origin, received_time: Micros, longest: usize) -> Self {
         let (source, kafka_partition, kafka_offset) = match origin {
             Origin::Http => ("http", None, None),
             Origin::Kafka { kafka_partition, kafka_offset } => {
@@ -94,12 +96,11 @@ impl<'a> Letter<'a> {
 impl Context {
     /// The value of the header. A detail past 2,048 bytes is cut, and says so.
     pub fn encode(&self) -> Vec<u8> {
-        let json = |context: &Self| serde_json::to_vec(context).expect("contexts are always JSON");
         if self.detail.len() <= LONGEST_DETAIL {
-            return json(self);
+            return json::to_vec(self);
         }
         let detail = format!("{} (cut)", &self.detail[..self.detail.floor_char_boundary(LONGEST_DETAIL)]);
-        json(&Self { detail, ..self.clone() })
+        json::to_vec(&Self { detail, ..self.clone() })
     }
 
     /// Reads the value of the header.
@@ -128,12 +129,12 @@ mod tests {
         };
         for (bytes, kept, detail) in [(100, 100, "no"), (101, 100, "first 100 of 101 bytes: no")] {
             let rejected = rejected(bytes);
-            let origin = Origin::Kafka { kafka_partition: 2, kafka_offset: 9 };
-            let Letter { context, payload } = Letter::new(&rejected, origin, 1, 100);
+            let origin = Origin::Kafka { kafka_partition: KafkaPartition(2), kafka_offset: Offset(9) };
+            let Letter { context, payload } = Letter::new(&rejected, origin, Micros(1), 100);
             assert_eq!(payload.len(), kept);
             assert_eq!(
                 (context.detail.as_str(), context.kafka_offset, context.item_index),
-                (detail, Some(9), 4)
+                (detail, Some(Offset(9)), 4)
             );
         }
     }
@@ -141,11 +142,11 @@ mod tests {
     #[test]
     fn contexts_come_back_and_long_details_are_cut_between_characters() {
         let mut context = Context {
-            received_time: 5,
+            received_time: Micros(5),
             reason: "not_json".to_owned(),
             detail: "expected value".to_owned(),
             source: "kafka".to_owned(),
-            kafka_partition: Some(3),
+            kafka_partition: Some(KafkaPartition(3)),
             kafka_offset: None,
             item_index: 7,
         };

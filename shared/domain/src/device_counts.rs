@@ -6,14 +6,14 @@
 //!
 //! Stability contract: the stored bytes are, for each device in ascending order of its number, the difference to the
 //! number before (the first as it is) and the count, both as LEB128. Numbers mean nothing under another registry: its
-//! fingerprint is stored beside every summary.
+//! fingerprint is stored with every summary.
 
 use std::collections::BTreeMap;
 
 use crate::DomainError;
 use crate::registry::DeviceNumber;
 
-/// See the module.
+/// The number of readings of each device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeviceCounts {
     readings: BTreeMap<DeviceNumber, u32>,
@@ -56,7 +56,6 @@ impl DeviceCounts {
     /// # Errors
     /// [`DomainError::Decode`] when the bytes are something else.
     pub fn decode(mut bytes: &[u8]) -> Result<Self, DomainError> {
-        let corrupt = |reason: &str| DomainError::Decode { what: "device counts", reason: reason.to_owned() };
         let mut readings = BTreeMap::new();
         let mut number = 0u32;
         while !bytes.is_empty() {
@@ -64,11 +63,15 @@ impl DeviceCounts {
             number = number.checked_add(step).ok_or_else(|| corrupt("a number is too large"))?;
             let count = take(&mut bytes).ok_or_else(|| corrupt("cut off"))?;
             if readings.insert(DeviceNumber(number), count).is_some() {
-                return Err(corrupt("a device is there twice"));
+                return Err(corrupt("a device is counted twice"));
             }
         }
         Ok(Self { readings })
     }
+}
+
+fn corrupt(reason: &str) -> DomainError {
+    DomainError::Decode { what: "device counts", reason: reason.to_owned() }
 }
 
 fn put(bytes: &mut Vec<u8>, mut number: u32) {

@@ -3,40 +3,30 @@
 /// What a caller can do about an error. Only [`ErrorKind::Conflict`] and [`ErrorKind::Unavailable`] are worth a retry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ErrorKind {
-    /// The request or the input is wrong; it stays wrong when repeated.
+    /// The request or the input is wrong, and stays wrong when repeated.
     Invalid,
     /// The named thing does not exist.
     NotFound,
-    /// Somebody else was first; look again and decide anew.
+    /// Another writer was first; read again and decide again.
     Conflict,
-    /// A part that is needed is away; later may go well.
+    /// A part that is needed does not answer now; a later attempt may succeed.
     Unavailable,
-    /// Stored bytes are not what they must be.
+    /// Stored bytes do not decode.
     Corrupt,
-    /// A fault of the program.
+    /// The program has a bug.
     Internal,
 }
 
-/// What can go wrong with pure values, by operation.
+/// The errors of this crate, by operation.
 #[derive(Debug, thiserror::Error)]
 pub enum DomainError {
     /// A duration, time or window text cannot be read.
     #[error("cannot read {text:?} as {expected}")]
     Parse {
-        /// What was given.
+        /// The text.
         text: String,
-        /// What would have been understood.
+        /// What is expected.
         expected: &'static str,
-    },
-    /// A metric definition or a registry entry breaks a rule.
-    #[error("{place}: {problem}; {remedy}")]
-    Define {
-        /// Which entry, by name.
-        place: String,
-        /// What is wrong with it.
-        problem: String,
-        /// What to write instead.
-        remedy: String,
     },
     /// Stored or received bytes do not decode.
     #[error("cannot decode {what}: {reason}")]
@@ -58,7 +48,7 @@ impl DomainError {
     /// What the caller can do about it.
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Parse { .. } | Self::Define { .. } => ErrorKind::Invalid,
+            Self::Parse { .. } => ErrorKind::Invalid,
             Self::Decode { .. } | Self::Shape { .. } => ErrorKind::Corrupt,
         }
     }

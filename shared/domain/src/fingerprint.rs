@@ -1,5 +1,4 @@
-//! Fingerprints of texts, which tell whether what was stored was computed by the same rules. Must not know what a text
-//! says.
+//! Fingerprints of texts, to compare the rules by which stored numbers were computed. Must not know what a text says.
 //!
 //! Stability contract: fingerprints are stored with realtime rows and batch views.
 

@@ -1,7 +1,7 @@
 //! The horizon: how far a batch view covers the readings. Must not know how a horizon is chosen ([`crate::epoch`]).
 //!
-//! Laws: a horizon never goes back, and a Kafka partition that it names is never forgotten ([`Horizon::follows`]).
-//! A Kafka partition that it does not name is not covered at all.
+//! Laws: a horizon never goes back, and never loses a Kafka partition ([`Horizon::follows`]). A Kafka partition that it
+//! does not name is not covered at all.
 
 use std::collections::BTreeMap;
 
@@ -51,7 +51,7 @@ impl Horizon {
         other.iter().all(|(kafka_partition, offset)| self.offset(kafka_partition) >= offset)
     }
 
-    /// Whether it may come after `previous`: it goes back nowhere and forgets no Kafka partition.
+    /// Whether it may come after `previous`: it goes back in no Kafka partition and loses none.
     #[must_use]
     pub fn follows(&self, previous: &Self) -> bool {
         previous
@@ -75,7 +75,8 @@ mod tests {
     fn horizons() -> impl Strategy<Value = Horizon> {
         let offsets = prop::collection::btree_map(0..4, 0..6i64, 0..4);
         offsets.prop_map(|offsets| {
-            offsets.into_iter().map(|(place, offset)| (KafkaPartition(place), Offset(offset))).collect()
+            let typed = offsets.into_iter();
+            typed.map(|(kafka_partition, offset)| (KafkaPartition(kafka_partition), Offset(offset))).collect()
         })
     }
 
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_named_is_not_covered() {
+    fn an_unnamed_kafka_partition_is_not_covered() {
         let horizon = Horizon::from_iter([(KafkaPartition(1), Offset(5))]);
         assert_eq!(horizon.offset(KafkaPartition(0)), Offset::START);
         assert!(!horizon.covers(&Horizon::from_iter([(KafkaPartition(0), Offset(1))])));

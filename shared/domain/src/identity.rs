@@ -7,6 +7,8 @@
 
 use std::hash::BuildHasher;
 
+use crate::time::Micros;
+
 /// A 64-bit fingerprint of an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub u64);
@@ -16,20 +18,32 @@ pub fn word_hash(word: &str) -> u64 {
     foldhash::quality::FixedState::with_seed(0x5779_6500).hash_one(word)
 }
 
-/// Combines the hashed names with the numbers of an identity.
-#[inline]
-pub fn fingerprint(
-    device_hash: u64,
-    metric_hash: u64,
-    event_time: i64,
-    sequence: Option<i64>,
-) -> Fingerprint {
-    let names = fold(device_hash ^ 0x9E37_79B9_7F4A_7C15, metric_hash ^ 0xC2B2_AE3D_27D4_EB4F);
-    let numbers = match sequence {
-        Some(sequence) => fold(sequence as u64 ^ 0x1656_67B1_9E37_79F9, 0xD6E8_FEB8_6659_FD93),
-        None => 0x2545_F491_4F6C_DD1D,
-    };
-    Fingerprint(fold(names ^ event_time as u64, numbers ^ 0xA076_1D64_78BD_642F).wrapping_add(names))
+/// What makes a reading the same reading as another one.
+#[derive(Clone, Copy, Debug)]
+pub struct Identity {
+    /// [`word_hash`] of the device's name.
+    pub device_hash: u64,
+    /// [`word_hash`] of the metric's name.
+    pub metric_hash: u64,
+    /// When it was measured.
+    pub event_time: Micros,
+    /// The device's own counter, where it sends one.
+    pub sequence: Option<i64>,
+}
+
+impl Identity {
+    /// Combines the hashed names with the numbers.
+    #[inline]
+    #[must_use]
+    pub fn fingerprint(self) -> Fingerprint {
+        let Self { device_hash, metric_hash, event_time, sequence } = self;
+        let names = fold(device_hash ^ 0x9E37_79B9_7F4A_7C15, metric_hash ^ 0xC2B2_AE3D_27D4_EB4F);
+        let numbers = match sequence {
+            Some(sequence) => fold(sequence as u64 ^ 0x1656_67B1_9E37_79F9, 0xD6E8_FEB8_6659_FD93),
+            None => 0x2545_F491_4F6C_DD1D,
+        };
+        Fingerprint(fold(names ^ event_time.0 as u64, numbers ^ 0xA076_1D64_78BD_642F).wrapping_add(names))
+    }
 }
 
 /// Full 64×64→128 multiplication, both halves folded together.
@@ -39,7 +53,7 @@ fn fold(a: u64, b: u64) -> u64 {
     (product as u64) ^ ((product >> 64) as u64)
 }
 
-/// What a reading is, seen against those before it.
+/// What a reading is, compared with those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Novelty {
     /// The first with its identity: it counts.
@@ -50,8 +64,8 @@ pub enum Novelty {
     Conflict,
 }
 
-/// What a later reading of a known identity is, given the value that counts for it: a duplicate if its value is the
-/// same number, else a conflict. The one rule of both layers: 0 and −0 are the same number, and all NaN are.
+/// What a later reading of a known identity is: a duplicate if its value is the same number as the one that counts, else a
+/// conflict. Both layers use this rule: 0 and −0 are the same number, and all NaN are.
 #[inline]
 pub fn copy_of(counting: f64, value: f64) -> Novelty {
     if counting == value || (counting.is_nan() && value.is_nan()) {
@@ -68,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_copy_with_the_same_number_is_a_duplicate() {
+    fn a_later_reading_with_the_same_number_is_a_duplicate() {
         let nan = f64::from_bits(f64::NAN.to_bits() | 1);
         for (counting, value, expected) in [
             (1.0, 1.0, Novelty::Duplicate),
@@ -89,11 +103,13 @@ mod tests {
         for device in 0..20 {
             for time in 0..2_000 {
                 for sequence in [None, Some(0), Some(time)] {
-                    let device_hash = word_hash(&format!("device-{device}"));
-                    assert!(
-                        seen.insert(fingerprint(device_hash, word_hash("t"), time * 1000, sequence))
-                            || sequence == Some(0)
-                    );
+                    let identity = Identity {
+                        device_hash: word_hash(&format!("device-{device}")),
+                        metric_hash: word_hash("t"),
+                        event_time: Micros::from_millis(time),
+                        sequence,
+                    };
+                    assert!(seen.insert(identity.fingerprint()) || sequence == Some(0));
                 }
             }
         }

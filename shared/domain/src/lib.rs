@@ -1,12 +1,26 @@
 //! The words and laws of Wye: what a reading, a window, a summary, a series and an epoch are, and how they combine.
 //!
-//! Everything here is pure: values in, values out. This crate does not know tokio, Kafka, HTTP, storage or a clock;
-//! whoever calls it brings the facts.
+//! Everything here is pure: values in, values out. This crate does not know tokio, Kafka, HTTP, storage or a clock; the
+//! caller passes the facts.
+//!
+//! | question | module |
+//! |---|---|
+//! | What are the nouns: times, offsets, Kafka partitions, generations? | [`time`], [`place`] |
+//! | What is a reading, and how does a message become readings? | [`reading`], [`tags`], [`wire`], [`assemble`] |
+//! | What becomes of a message that is not accepted? | [`dead_letter`] |
+//! | When is a reading a duplicate of another? | [`identity`] |
+//! | What does the registry say of a device? | [`registry`] |
+//! | What is a series, and what is the summary of its readings? | [`series`], [`summary`], [`sketches`], [`device_counts`] |
+//! | How are summaries stored and sent? | [`summary_columns`], [`realtime_row`] |
+//! | Who owns a Kafka partition, and where do epochs start? | [`control`], [`epoch`] |
+//! | How far do an answer and a batch view reach? | [`position`], [`horizon`] |
+//! | Were stored numbers computed by the same rules? | [`fingerprint`] |
 
 pub mod place;
 pub mod time;
 
 mod arrow_stream;
+mod json;
 
 pub mod assemble;
 pub mod dead_letter;

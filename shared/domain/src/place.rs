@@ -1,4 +1,4 @@
-//! Places in the log: Kafka partitions, offsets and generations. Must not know what a record says.
+//! Places in the log: Kafka partitions, offsets and generations. Must not know what records contain.
 //!
 //! Stability contract: stored and shown as plain numbers.
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct KafkaPartition(pub i32);
 
 impl KafkaPartition {
-    /// All Kafka partitions of a topic that has so many.
+    /// All Kafka partitions of a topic that has this many.
     pub fn all(count: i32) -> impl DoubleEndedIterator<Item = Self> + ExactSizeIterator + Clone {
         (0..count).map(Self)
     }

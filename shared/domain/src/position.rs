@@ -1,7 +1,7 @@
-//! A position in the log of readings: for each Kafka partition, the offset that comes next.
+//! A position in the log of readings: for some Kafka partitions, the offset after the last record of interest.
 //!
-//! A write answers with the position behind what it wrote; a question may name a position and is answered once the
-//! answer covers it. Stability contract: the text form, `0:1234,2:99` (Kafka partition, colon, offset), is part of the
+//! The answer to a write has the position after the written records. A query may name a position; it is answered once the
+//! answer covers that position. Stability contract: the text form, `0:1234,2:99` (Kafka partition, colon, offset), is part of the
 //! HTTP API.
 
 use std::collections::BTreeMap;
@@ -9,33 +9,33 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::DomainError;
+use crate::place::{KafkaPartition, Offset};
 
-/// For each Kafka partition of `readings`, the offset after the last record meant. Partitions that are not named are
-/// not meant at all.
+/// For some Kafka partitions of `readings`, the offset after the last record to be covered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Position {
-    next: BTreeMap<i32, i64>,
+    next: BTreeMap<KafkaPartition, Offset>,
 }
 
 impl Position {
     /// Widens the position so that it includes the record at `offset`.
-    pub fn include(&mut self, kafka_partition: i32, offset: i64) {
+    pub fn include(&mut self, kafka_partition: KafkaPartition, offset: Offset) {
         let next = self.next.entry(kafka_partition).or_default();
-        *next = (*next).max(offset.saturating_add(1));
+        *next = (*next).max(offset.next());
     }
 
-    /// Each Kafka partition with the offset after the last record meant, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = (i32, i64)> + '_ {
+    /// Each Kafka partition with the offset after the last record, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = (KafkaPartition, Offset)> + '_ {
         self.next.iter().map(|(kafka_partition, next)| (*kafka_partition, *next))
     }
 
-    /// Whether no record is meant.
+    /// Whether it names no record.
     pub fn is_empty(&self) -> bool {
         self.next.is_empty()
     }
 
-    /// Whether readings below `reached(kafka_partition)` include everything meant.
-    pub fn is_covered_by(&self, reached: impl Fn(i32) -> i64) -> bool {
+    /// Whether readings below `reached(kafka_partition)` include all records of the position.
+    pub fn is_covered_by(&self, reached: impl Fn(KafkaPartition) -> Offset) -> bool {
         self.iter().all(|(kafka_partition, next)| reached(kafka_partition) >= next)
     }
 }
@@ -54,10 +54,6 @@ impl FromStr for Position {
     type Err = DomainError;
 
     fn from_str(text: &str) -> Result<Self, DomainError> {
-        let malformed = |part: &str| DomainError::Decode {
-            what: "position",
-            reason: format!("{part:?} is not KAFKA_PARTITION:OFFSET; an example is 0:1234,1:99"),
-        };
         let mut position = Self::default();
         for part in text.split(',').filter(|part| !part.is_empty()) {
             let (kafka_partition, next) = part.split_once(':').ok_or_else(|| malformed(part))?;
@@ -66,31 +62,43 @@ impl FromStr for Position {
             if kafka_partition < 0 || next < 0 {
                 return Err(malformed(part));
             }
-            let known = position.next.entry(kafka_partition).or_default();
-            *known = (*known).max(next);
+            let known = position.next.entry(KafkaPartition(kafka_partition)).or_default();
+            *known = (*known).max(Offset(next));
         }
         Ok(position)
     }
 }
 
+fn malformed(part: &str) -> DomainError {
+    DomainError::Decode {
+        what: "position",
+        reason: format!("{part:?} is not KAFKA_PARTITION:OFFSET; an example is 0:1234,1:99"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Position;
+    use super::*;
+
+    /// Kafka partition 0 is covered up to `first`, partition 2 up to 99.
+    fn reached(first: i64, kafka_partition: KafkaPartition) -> Offset {
+        Offset([first, 0, 99][kafka_partition.0 as usize])
+    }
 
     #[test]
     fn the_text_form_comes_back_and_is_covered_only_when_every_partition_is() {
         let mut position = Position::default();
-        position.include(2, 98);
-        position.include(0, 1233);
-        position.include(0, 7);
+        position.include(KafkaPartition(2), Offset(98));
+        position.include(KafkaPartition(0), Offset(1233));
+        position.include(KafkaPartition(0), Offset(7));
         assert_eq!(position.to_string(), "0:1234,2:99");
         assert_eq!(position.to_string().parse::<Position>().unwrap(), position);
-        assert!(position.is_covered_by(|kafka_partition| [1234, 0, 99][kafka_partition as usize]));
-        assert!(!position.is_covered_by(|kafka_partition| [1233, 0, 99][kafka_partition as usize]));
+        assert!(position.is_covered_by(|kafka_partition| reached(1234, kafka_partition)));
+        assert!(!position.is_covered_by(|kafka_partition| reached(1233, kafka_partition)));
     }
 
     #[test]
-    fn what_is_no_position_is_refused_with_an_example() {
+    fn invalid_positions_are_refused_with_an_example() {
         for text in ["7", "a:1", "0:-1", "-1:0", "0:1;1:2", "0:99999999999999999999"] {
             let error = text.parse::<Position>().unwrap_err().to_string();
             assert!(error.contains("0:1234"), "{error}");

@@ -1,26 +1,28 @@
-//! Readings as Arrow record batches: the one in-memory form that both layers compute on.
+//! Readings as Arrow record batches, the form in memory that both layers compute on.
 //!
 //! | column | type | null | meaning |
 //! |---|---|---|---|
-//! | `device_id` | Dictionary(Int32, Utf8) | no | who measured |
-//! | `metric` | Dictionary(Int32, Utf8) | no | what was measured |
+//! | `device_id` | Dictionary(Int32, Utf8) | no | the device |
+//! | `metric` | Dictionary(Int32, Utf8) | no | the reading name |
 //! | `value` | Float64 | no | finite |
-//! | `event_time` | Timestamp(µs, UTC) | no | when the device measured |
+//! | `event_time` | Timestamp(µs, UTC) | no | when, by the device's clock |
 //! | `sequence` | Int64 | yes | the device's own counter |
 //! | `unit` | Dictionary(Int32, Utf8) | yes | UCUM |
 //! | `tags` | Dictionary(Int32, Utf8) | yes | canonical JSON object, see [`crate::tags`] |
 
+use std::hash::BuildHasher;
 use std::sync::{Arc, LazyLock};
 
 use arrow::array::{
-    Array, ArrayRef, DictionaryArray, Float64Array, Float64Builder, Int64Array, Int64Builder, RecordBatch,
-    StringArray, TimestampMicrosecondArray,
+    Array, ArrayRef, DictionaryArray, Float64Array, Float64Builder, Int32Array, Int64Array, Int64Builder,
+    RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef, TimeUnit};
 use hashbrown::HashTable;
 
 use crate::DomainError;
+use crate::time::Micros;
 
 /// Dictionary-encoded text, the type of all names in a batch.
 pub fn text_type() -> DataType {
@@ -48,17 +50,17 @@ pub fn schema() -> SchemaRef {
     SCHEMA.clone()
 }
 
-/// One reading, borrowed from whatever it was parsed from.
+/// One reading, borrowed from the text or batch that it comes from.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reading<'a> {
-    /// Who measured; not empty.
+    /// The device; not empty.
     pub device_id: &'a str,
-    /// What was measured; not empty.
+    /// The reading name; not empty.
     pub metric: &'a str,
     /// The measured value; finite.
     pub value: f64,
-    /// When, by the device's clock, in µs.
-    pub event_time: i64,
+    /// When, by the device's clock.
+    pub event_time: Micros,
     /// The device's own counter, where it sends one.
     pub sequence: Option<i64>,
     /// UCUM unit, where it sends one.
@@ -67,7 +69,7 @@ pub struct Reading<'a> {
     pub tags: Option<&'a str>,
 }
 
-/// Text columns by name with the types already resolved: what hot loops read.
+/// A text column with its types resolved, for hot loops.
 #[derive(Clone, Copy, Debug)]
 pub struct TextColumn<'a> {
     codes: &'a [i32],
@@ -85,7 +87,7 @@ impl<'a> TextColumn<'a> {
         Self::of_array(column).ok_or(DomainError::Shape { column: name })
     }
 
-    /// The same for an array at hand; `None` for another type.
+    /// The same for an array; `None` for another type.
     pub fn of_array(column: &'a ArrayRef) -> Option<Self> {
         let dictionary = column.as_any().downcast_ref::<DictionaryArray<Int32Type>>()?;
         let words = dictionary.values().as_any().downcast_ref::<StringArray>()?;
@@ -113,12 +115,26 @@ impl<'a> TextColumn<'a> {
     }
 }
 
-/// Typed access to the columns of a batch of readings.
+/// The column `name` of a batch as an array of type `T`.
+///
+/// # Errors
+/// [`DomainError::Shape`] when it is absent or of another type.
+pub fn column<'a, T: Array + 'static>(
+    batch: &'a RecordBatch,
+    name: &'static str,
+) -> Result<&'a T, DomainError> {
+    batch
+        .column_by_name(name)
+        .and_then(|array| array.as_any().downcast_ref::<T>())
+        .ok_or(DomainError::Shape { column: name })
+}
+
+/// The columns of a batch of readings with their types resolved.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadingColumns<'a> {
-    /// Who measured.
+    /// Devices.
     pub device_id: TextColumn<'a>,
-    /// What was measured.
+    /// Reading names.
     pub metric: TextColumn<'a>,
     /// Values.
     pub value: &'a [f64],
@@ -133,23 +149,17 @@ pub struct ReadingColumns<'a> {
 }
 
 impl<'a> ReadingColumns<'a> {
-    /// Resolves the columns by name; extra columns do no harm.
+    /// Resolves the columns by name; further columns are ignored.
     ///
     /// # Errors
     /// [`DomainError::Shape`] naming the first column that is absent or of another type.
     pub fn of(batch: &'a RecordBatch) -> Result<Self, DomainError> {
-        fn typed<'a, T: 'static>(batch: &'a RecordBatch, column: &'static str) -> Result<&'a T, DomainError> {
-            batch
-                .column_by_name(column)
-                .and_then(|array| array.as_any().downcast_ref::<T>())
-                .ok_or(DomainError::Shape { column })
-        }
         Ok(Self {
             device_id: TextColumn::of(batch, "device_id")?,
             metric: TextColumn::of(batch, "metric")?,
-            value: typed::<Float64Array>(batch, "value")?.values(),
-            event_time: typed::<TimestampMicrosecondArray>(batch, "event_time")?.values(),
-            sequence: typed::<Int64Array>(batch, "sequence")?,
+            value: column::<Float64Array>(batch, "value")?.values(),
+            event_time: column::<TimestampMicrosecondArray>(batch, "event_time")?.values(),
+            sequence: column::<Int64Array>(batch, "sequence")?,
             unit: TextColumn::of(batch, "unit")?,
             tags: TextColumn::of(batch, "tags")?,
         })
@@ -161,7 +171,7 @@ impl<'a> ReadingColumns<'a> {
             device_id: self.device_id.text(row).unwrap_or_default(),
             metric: self.metric.text(row).unwrap_or_default(),
             value: self.value[row],
-            event_time: self.event_time[row],
+            event_time: Micros(self.event_time[row]),
             sequence: (!self.sequence.is_null(row)).then(|| self.sequence.value(row)),
             unit: self.unit.text(row),
             tags: self.tags.text(row),
@@ -171,14 +181,12 @@ impl<'a> ReadingColumns<'a> {
 
 /// Builds a dictionary column, each distinct word stored once.
 ///
-/// A word is found by hash among the words at hand; a word equal to the previous one, the common case in runs, is
-/// found without hashing.
+/// Words are looked up by hash. A word equal to the previous one, the common case in runs, is found without hashing.
 #[derive(Debug, Default)]
 pub struct TextBuilder {
     codes: Vec<i32>,
     validity: Option<Vec<bool>>,
-    bytes: String,
-    ends: Vec<usize>,
+    words: Words,
     table: HashTable<i32>,
     hasher: foldhash::fast::FixedState,
     last: i32,
@@ -203,29 +211,17 @@ impl TextBuilder {
 
     #[inline]
     fn code_of(&mut self, word: &str) -> i32 {
-        use std::hash::BuildHasher;
-        let at = |code: i32| {
-            let code = code as usize;
-            let start = if code == 0 { 0 } else { self.ends[code - 1] };
-            &self.bytes[start..self.ends[code]]
-        };
-        if !self.ends.is_empty() && at(self.last) == word {
+        if !self.words.ends.is_empty() && self.words.get(self.last) == word {
             return self.last;
         }
         let hash = self.hasher.hash_one(word);
-        if let Some(code) = self.table.find(hash, |code| at(*code) == word) {
+        if let Some(code) = self.table.find(hash, |code| self.words.get(*code) == word) {
             self.last = *code;
             return self.last;
         }
-        let code = i32::try_from(self.ends.len()).expect("a batch has fewer than 2^31 words");
-        self.bytes.push_str(word);
-        self.ends.push(self.bytes.len());
-        let (bytes, ends, hasher) = (&self.bytes, &self.ends, &self.hasher);
-        self.table.insert_unique(hash, code, |code| {
-            let code = *code as usize;
-            let start = if code == 0 { 0 } else { ends[code - 1] };
-            hasher.hash_one(&bytes[start..ends[code]])
-        });
+        let code = self.words.push(word);
+        let (words, hasher) = (&self.words, &self.hasher);
+        self.table.insert_unique(hash, code, |code| hasher.hash_one(words.get(*code)));
         self.last = code;
         code
     }
@@ -233,20 +229,40 @@ impl TextBuilder {
     /// The finished column; the builder is empty again.
     pub fn finish(&mut self) -> ArrayRef {
         let built = std::mem::take(self);
-        let mut start = 0;
-        let words: StringArray = built
-            .ends
-            .iter()
-            .map(|end| {
-                let word = &built.bytes[start..*end];
-                start = *end;
-                Some(word)
-            })
-            .collect();
+        let words: StringArray = built.words.iter().map(Some).collect();
         let words =
             if words.is_empty() && !built.codes.is_empty() { StringArray::from(vec![""]) } else { words };
-        let keys = arrow::array::Int32Array::new(built.codes.into(), built.validity.map(NullBuffer::from));
+        let keys = Int32Array::new(built.codes.into(), built.validity.map(NullBuffer::from));
         Arc::new(DictionaryArray::new(keys, Arc::new(words)))
+    }
+}
+
+/// Distinct words by code, one after the other in one text.
+#[derive(Debug, Default)]
+struct Words {
+    text: String,
+    ends: Vec<usize>,
+}
+
+impl Words {
+    #[inline]
+    fn get(&self, code: i32) -> &str {
+        let code = code as usize;
+        let start = if code == 0 { 0 } else { self.ends[code - 1] };
+        &self.text[start..self.ends[code]]
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts.zip(&self.ends).map(|(start, end)| &self.text[start..*end])
+    }
+
+    /// Adds a word, and returns its code.
+    fn push(&mut self, word: &str) -> i32 {
+        let code = i32::try_from(self.ends.len()).expect("a batch has fewer than 2^31 words");
+        self.text.push_str(word);
+        self.ends.push(self.text.len());
+        code
     }
 }
 
@@ -269,7 +285,7 @@ impl ReadingBatchBuilder {
         self.device_id.append(Some(reading.device_id));
         self.metric.append(Some(reading.metric));
         self.value.append_value(reading.value);
-        self.event_time.push(reading.event_time);
+        self.event_time.push(reading.event_time.0);
         self.sequence.append_option(reading.sequence);
         self.unit.append(reading.unit);
         self.tags.append(reading.tags);
@@ -316,7 +332,7 @@ mod tests {
                 device_id: "a",
                 metric: "t",
                 value: 1.5,
-                event_time: -1,
+                event_time: Micros(-1),
                 sequence: None,
                 unit: None,
                 tags: None,
@@ -325,7 +341,7 @@ mod tests {
                 device_id: "b",
                 metric: "t",
                 value: 2.5,
-                event_time: 9,
+                event_time: Micros(9),
                 sequence: Some(4),
                 unit: Some("Cel"),
                 tags: Some(r#"{"x":"1"}"#),
@@ -334,7 +350,7 @@ mod tests {
                 device_id: "a",
                 metric: "p",
                 value: -3.0,
-                event_time: 10,
+                event_time: Micros(10),
                 sequence: None,
                 unit: None,
                 tags: None,

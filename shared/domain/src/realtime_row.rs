@@ -8,15 +8,16 @@
 //! What the records of a Kafka partition mean, in their order:
 //!
 //! - A record of a generation older than the newest one seen is ignored ([`crate::epoch::Fence`]).
-//! - `Begin` with `reset`: this epoch and all later ones are void, and the rebuild of them begins here. What its rows
-//!   hold is known again from the flushes that follow.
-//! - `Begin` without `reset`: a new epoch starts; or, where the epoch is known, a new owner resumes it, and its rows stay.
-//! - `Rows`: all readings of the epoch below `through` are in the rows of this flush and of those before it, once the
-//!   record that is `complete` is there. Rows of a flush that was cut off stay: the next owner's flushes replace them.
+//! - `Begin` with `reset`: this epoch and all later ones are void, and their rebuild begins here. The flushes that follow
+//!   write their rows again.
+//! - `Begin` without `reset`: a new epoch starts; or, if the epoch has begun before, a new owner resumes it, and its rows
+//!   stay.
+//! - `Rows`: all readings of the epoch below `through` are in the rows of this flush and of those before it, once its last
+//!   record, which is `complete`, is written. Rows of an incomplete flush stay: the next owner's flushes replace them.
 //! - An epoch begins where all rows of the one before it end. One that begins earlier was rebuilt at a newer horizon:
 //!   the old rows count for a reader, and the new epoch does not, until it has the batch view of that horizon.
-//! - A record that does not decode is skipped. It may have held rows, the beginning of an epoch, or the reset of any epoch
-//!   that is known, so an answer is not complete until the next reset. A new owner rebuilds from the horizon.
+//! - A record that does not decode is skipped. It may have held rows, the beginning of an epoch, or the reset of any
+//!   earlier epoch, so an answer is not complete until the next reset. A new owner rebuilds from the horizon.
 //!
 //! Stability contract: a change of these bytes needs a new digit in the prefix.
 
@@ -24,54 +25,56 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{Field, Schema, SchemaRef, TimestampMicrosecondType};
-use arrow::ipc::writer::StreamWriter;
 use serde::{Deserialize, Serialize};
 
+use crate::place::{Generation, Offset};
 use crate::reading::{TextBuilder, TextColumn, text_type, time_type};
 use crate::summary::Summary;
 use crate::summary_columns::{SummaryColumns, SummaryColumnsBuilder, schema_fields};
-use crate::{DomainError, arrow_stream};
+use crate::time::Micros;
+use crate::{DomainError, arrow_stream, json};
 
 const PREFIX: &[u8; 4] = b"WYR\x01";
 
-/// What a record is about.
+/// What a record says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Header {
-    /// A new owner: what older generations write after this is ignored.
+    /// A new owner: records of older generations after this one are ignored.
     Claim {
-        /// Who writes.
-        generation: i64,
+        /// The owner that writes.
+        generation: Generation,
     },
     /// The first record of an epoch by a generation.
     Begin {
-        /// Who writes.
-        generation: i64,
+        /// The owner that writes.
+        generation: Generation,
         /// The epoch's first readings offset.
-        epoch: i64,
+        epoch: Offset,
         /// The fingerprint of the metric definitions in force.
         definitions: u64,
-        /// Whether everything known of this and later epochs is void: a rebuild begins.
+        /// Whether all earlier records of this and later epochs are void: a rebuild begins.
         reset: bool,
     },
     /// Changed rows of an epoch.
     Rows {
-        /// Who writes.
-        generation: i64,
+        /// The owner that writes.
+        generation: Generation,
         /// The epoch's first readings offset.
-        epoch: i64,
+        epoch: Offset,
         /// All readings of the epoch below this offset are in the rows.
-        through: i64,
+        through: Offset,
         /// Whether this is the last record of a flush: a checkpoint.
         complete: bool,
-        /// The newest event time (µs) seen by the owner.
-        newest_event_time: i64,
+        /// The newest event time seen by the owner; `None` before its first reading. Stored as the smallest number then.
+        #[serde(with = "smallest_where_none")]
+        newest_event_time: Option<Micros>,
     },
 }
 
 impl Header {
-    /// Who writes.
-    pub fn generation(&self) -> i64 {
+    /// The owner that writes.
+    pub fn generation(&self) -> Generation {
         match self {
             Self::Claim { generation } | Self::Begin { generation, .. } | Self::Rows { generation, .. } => {
                 *generation
@@ -83,7 +86,7 @@ impl Header {
 /// A decoded record.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// What it is about.
+    /// What it says.
     pub header: Header,
     /// The rows, if any.
     pub rows: Option<RecordBatch>,
@@ -105,10 +108,10 @@ pub struct RowsBuilder {
 }
 
 impl RowsBuilder {
-    /// Appends a row: the stored form of its series, the window start (µs), the summary.
-    pub fn append(&mut self, series: &str, window_start: i64, summary: &Summary) {
+    /// Appends a row: the stored form of its series, the window start, the summary.
+    pub fn append(&mut self, series: &str, window_start: Micros, summary: &Summary) {
         self.series.append(Some(series));
-        self.window_start.push(window_start);
+        self.window_start.push(window_start.0);
         self.summaries.append(summary);
     }
 
@@ -135,17 +138,16 @@ impl RowsBuilder {
 
 /// Writes a record.
 pub fn encode(header: &Header, rows: Option<&RecordBatch>) -> Vec<u8> {
-    let header = serde_json::to_vec(header).expect("headers are always JSON");
+    let header = json::to_vec(header);
     let mut bytes =
         Vec::with_capacity(header.len() + 64 + rows.map_or(0, RecordBatch::get_array_memory_size));
     bytes.extend_from_slice(PREFIX);
-    bytes.extend_from_slice(&u32::try_from(header.len()).expect("a header is short").to_le_bytes());
+    bytes.extend_from_slice(
+        &u32::try_from(header.len()).expect("a header has a few numbers only").to_le_bytes(),
+    );
     bytes.extend_from_slice(&header);
     if let Some(rows) = rows {
-        let mut writer =
-            StreamWriter::try_new(&mut bytes, &rows.schema()).expect("writing to memory cannot fail");
-        writer.write(rows).expect("writing to memory cannot fail");
-        writer.finish().expect("writing to memory cannot fail");
+        arrow_stream::write(&mut bytes, &rows.schema(), std::slice::from_ref(rows));
     }
     bytes
 }
@@ -155,19 +157,22 @@ pub fn encode(header: &Header, rows: Option<&RecordBatch>) -> Vec<u8> {
 /// # Errors
 /// [`DomainError::Decode`] when the bytes are something else.
 pub fn decode(bytes: &[u8]) -> Result<Record, DomainError> {
-    let corrupt = |reason: String| DomainError::Decode { what: "realtime record", reason };
-    let rest = bytes.strip_prefix(PREFIX).ok_or_else(|| corrupt("unknown prefix".to_owned()))?;
-    let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(|| corrupt("cut off".to_owned()))?;
+    let rest = bytes.strip_prefix(PREFIX).ok_or_else(|| corrupt("unknown prefix"))?;
+    let (length, rest) = rest.split_first_chunk::<4>().ok_or_else(|| corrupt("it is cut off"))?;
     let length = u32::from_le_bytes(*length) as usize;
-    let (header, rest) = rest.split_at_checked(length).ok_or_else(|| corrupt("cut off".to_owned()))?;
+    let (header, rest) = rest.split_at_checked(length).ok_or_else(|| corrupt("it is cut off"))?;
     let header = serde_json::from_slice(header).map_err(|error| corrupt(error.to_string()))?;
     let rows = if rest.is_empty() {
         None
     } else {
         let batches = arrow_stream::read(rest).map_err(corrupt)?;
-        Some(batches.into_iter().next().ok_or_else(|| corrupt("no batch".to_owned()))?)
+        Some(batches.into_iter().next().ok_or_else(|| corrupt("it has no batch"))?)
     };
     Ok(Record { header, rows })
+}
+
+fn corrupt(reason: impl Into<String>) -> DomainError {
+    DomainError::Decode { what: "realtime record", reason: reason.into() }
 }
 
 /// Typed access to a batch of rows.
@@ -175,8 +180,7 @@ pub fn decode(bytes: &[u8]) -> Result<Record, DomainError> {
 pub struct Rows<'a> {
     /// Stored forms of series.
     pub series: TextColumn<'a>,
-    /// Window starts in µs.
-    pub window_start: &'a [i64],
+    window_start: &'a [i64],
     /// The summaries.
     pub summaries: SummaryColumns<'a>,
 }
@@ -197,38 +201,75 @@ impl<'a> Rows<'a> {
             summaries: SummaryColumns::of(batch)?,
         })
     }
+
+    /// The window start of a row.
+    #[inline]
+    #[must_use]
+    pub fn window_start(&self, row: usize) -> Micros {
+        Micros(self.window_start[row])
+    }
+}
+
+/// The stored form of a time that may be absent: plain microseconds, the smallest number where absent.
+mod smallest_where_none {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::time::Micros;
+
+    pub(super) fn serialize<S: Serializer>(time: &Option<Micros>, serializer: S) -> Result<S::Ok, S::Error> {
+        time.unwrap_or(Micros::MIN).serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Option<Micros>, D::Error> {
+        Ok(Some(Micros::deserialize(deserializer)?).filter(|time| *time > Micros::MIN))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn rows_header() -> Header {
+        Header::Rows {
+            generation: Generation(Offset(3)),
+            epoch: Offset(7),
+            through: Offset(9),
+            complete: true,
+            newest_event_time: Some(Micros(-1)),
+        }
+    }
+
     #[test]
     fn records_come_back() {
-        let begin = Header::Begin { generation: 3, epoch: 7, definitions: u64::MAX, reset: true };
+        let begin = Header::Begin {
+            generation: Generation(Offset(3)),
+            epoch: Offset(7),
+            definitions: u64::MAX,
+            reset: true,
+        };
         assert_eq!(decode(&encode(&begin, None)).unwrap().header, begin);
-        let header =
-            Header::Rows { generation: 3, epoch: 7, through: 9, complete: true, newest_event_time: -1 };
+        let header = rows_header();
         let mut builder = RowsBuilder::default();
         let mut summary = Summary::EMPTY;
-        summary.add(2.5, 10);
-        builder.append("s", -60, &summary);
+        summary.add(2.5, Micros(10));
+        builder.append("s", Micros(-60), &summary);
         let record = decode(&encode(&header, Some(&builder.finish()))).unwrap();
         assert_eq!(record.header, header);
         let batch = record.rows.unwrap();
         let rows = Rows::of(&batch).unwrap();
-        assert_eq!((rows.series.text(0), rows.window_start[0]), (Some("s"), -60));
+        assert_eq!((rows.series.text(0), rows.window_start(0)), (Some("s"), Micros(-60)));
         assert_eq!(rows.summaries.summary(0).unwrap(), summary);
     }
 
     #[test]
-    fn damaged_records_are_refused_or_read_and_nothing_more() {
-        let header =
-            Header::Rows { generation: 3, epoch: 7, through: 9, complete: true, newest_event_time: -1 };
+    fn damaged_records_are_refused_or_read_without_a_panic() {
+        let header = rows_header();
         let mut builder = RowsBuilder::default();
         let mut summary = Summary::EMPTY;
-        summary.add(2.5, 10);
-        builder.append("s", -60, &summary);
+        summary.add(2.5, Micros(10));
+        builder.append("s", Micros(-60), &summary);
         let record = encode(&header, Some(&builder.finish()));
         for at in 0..record.len() {
             for byte in [0, 1, 0x40, 0x7f, 0x80, 0xff] {

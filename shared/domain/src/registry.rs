@@ -2,11 +2,14 @@
 //! reading name are plausible.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use serde::Deserialize;
 
-use crate::DomainError;
+use crate::ErrorKind;
+use crate::time::{Span, WindowSize};
 
 /// A registry file as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -58,13 +61,13 @@ pub struct LimitsConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceNumber(pub u32);
 
-/// What is known of one device.
+/// What the registry says of one device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Device {
     /// Its number, which holds for this registry only.
     pub number: DeviceNumber,
-    /// Reporting interval in µs.
-    pub interval: Option<i64>,
+    /// How often it reports each of its metrics; positive.
+    pub interval: Option<Span>,
     /// Reported reading names.
     pub metrics: Vec<String>,
     /// Further facts.
@@ -102,39 +105,56 @@ pub struct Registry {
     limits: HashMap<String, Limits>,
 }
 
-/// How far (µs) an event time may lie after the ingest time before the device's clock is taken to be wrong.
-pub const CLOCK_TOLERANCE: i64 = 60 * crate::time::SECOND;
+/// How far an event time may lie after the ingest time before the device's clock is taken to be wrong.
+pub const CLOCK_TOLERANCE: Span = Span::from_mins(1);
+
+/// An entry of the registry that breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{table} {name:?}, key {key:?}: {problem}; {remedy}")]
+pub struct RegistryError {
+    /// The table of the entry: `device` or `metric_limits`.
+    pub table: &'static str,
+    /// The device or the reading name.
+    pub name: String,
+    /// The key at fault.
+    pub key: &'static str,
+    /// What is wrong.
+    pub problem: String,
+    /// What to write instead.
+    pub remedy: &'static str,
+}
+
+impl RegistryError {
+    /// What the caller can do about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Invalid
+    }
+
+    /// A second entry with the same name.
+    fn twice(table: &'static str, name: String, key: &'static str) -> Self {
+        let problem = "an earlier entry has the same name".to_owned();
+        Self { table, name, key, problem, remedy: "keep one entry" }
+    }
+}
 
 impl Registry {
     /// Checks a registry as written.
     ///
     /// # Errors
-    /// [`DomainError::Define`] naming the device or the reading name, the problem and what to write instead.
-    pub fn check(config: RegistryConfig) -> Result<Self, DomainError> {
+    /// [`RegistryError`] naming the entry, the key, the problem and what to write instead.
+    pub fn check(config: RegistryConfig) -> Result<Self, RegistryError> {
         let mut registry = Self::default();
-        for device in config.device {
-            let fail = |problem: String, remedy: &str| DomainError::Define {
-                place: format!("device {:?}", device.device_id),
-                problem,
-                remedy: remedy.to_owned(),
-            };
-            let interval = match &device.reporting_interval {
-                None => None,
-                Some(text) => Some(
-                    crate::time::WindowSize::parse(text)
-                        .map_err(|_| {
-                            fail(
-                                format!("reporting_interval {text:?} is no duration"),
-                                "write for example \"1s\" or \"1h\"",
-                            )
-                        })?
-                        .micros(),
-                ),
-            };
-            let (metrics, attributes) = (device.metrics.clone(), device.attributes.clone());
-            let facts = Device { number: DeviceNumber(0), interval, metrics, attributes };
-            if registry.devices.insert(device.device_id.clone(), facts).is_some() {
-                return Err(fail("stands twice in the registry".to_owned(), "keep one entry"));
+        for DeviceConfig { device_id, reporting_interval, metrics, attributes } in config.device {
+            let interval = reporting_interval.map(|text| interval(&device_id, &text)).transpose()?;
+            let device = Device { number: DeviceNumber(0), interval, metrics, attributes };
+            match registry.devices.entry(device_id) {
+                Entry::Occupied(known) => {
+                    return Err(RegistryError::twice("device", known.key().clone(), "device_id"));
+                }
+                Entry::Vacant(vacant) => {
+                    vacant.insert(device);
+                }
             }
         }
         let mut by_name: Vec<(&String, &mut Device)> = registry.devices.iter_mut().collect();
@@ -142,20 +162,20 @@ impl Registry {
         for (number, (_, device)) in (0..).zip(by_name) {
             device.number = DeviceNumber(number);
         }
-        for limits in config.metric_limits {
-            let facts = Limits { unit: limits.unit, min: limits.min, max: limits.max };
-            if registry.limits.insert(limits.metric.clone(), facts).is_some() {
-                return Err(DomainError::Define {
-                    place: format!("metric_limits of {:?}", limits.metric),
-                    problem: "stands twice in the registry".to_owned(),
-                    remedy: "keep one entry".to_owned(),
-                });
+        for LimitsConfig { metric, unit, min, max } in config.metric_limits {
+            match registry.limits.entry(metric) {
+                Entry::Occupied(known) => {
+                    return Err(RegistryError::twice("metric_limits", known.key().clone(), "metric"));
+                }
+                Entry::Vacant(vacant) => {
+                    vacant.insert(Limits { unit, min, max });
+                }
             }
         }
         Ok(registry)
     }
 
-    /// What is known of a device.
+    /// What the registry says of a device.
     pub fn device(&self, device_id: &str) -> Option<&Device> {
         self.devices.get(device_id)
     }
@@ -167,58 +187,109 @@ impl Registry {
         devices
     }
 
-    /// A fingerprint of everything that is known: whatever is computed with the registry depends on nothing else of it.
+    /// A fingerprint of everything that numbers can depend on: all devices and limits.
     pub fn fingerprint(&self) -> u64 {
+        let devices: Vec<(&str, Fingerprinted<'_>)> =
+            self.devices().into_iter().map(|(name, device)| (name, Fingerprinted(device))).collect();
         let limits: BTreeMap<&String, &Limits> = self.limits.iter().collect();
-        crate::fingerprint::of_text(&format!("{:?}\u{2}{limits:?}", self.devices()))
+        crate::fingerprint::of_text(&format!("{devices:?}\u{2}{limits:?}"))
     }
 
-    /// What is plausible for a reading name.
+    /// The limits of a reading name.
     pub fn limits(&self, metric: &str) -> Option<&Limits> {
         self.limits.get(metric)
     }
 
-    /// A further fact of a device.
+    /// A further fact about a device.
     pub fn attribute(&self, device_id: &str, name: &str) -> Option<&str> {
         self.devices.get(device_id)?.attributes.get(name).map(String::as_str)
     }
+}
+
+/// A device as it goes into the fingerprint. Stability contract: the text must stay, since fingerprints are stored.
+struct Fingerprinted<'a>(&'a Device);
+
+impl fmt::Debug for Fingerprinted<'_> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Device { number, interval, metrics, attributes } = self.0;
+        formatter
+            .debug_struct("Device")
+            .field("number", number)
+            .field("interval", &interval.map(|interval| interval.0))
+            .field("metrics", metrics)
+            .field("attributes", attributes)
+            .finish()
+    }
+}
+
+/// A device's reporting interval, from the text of the registry.
+fn interval(device_id: &str, text: &str) -> Result<Span, RegistryError> {
+    let interval = WindowSize::parse(text).map_err(|_| RegistryError {
+        table: "device",
+        name: device_id.to_owned(),
+        key: "reporting_interval",
+        problem: format!("{text:?} is not a duration"),
+        remedy: "write for example \"1s\" or \"1h\"",
+    })?;
+    Ok(interval.span())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_fingerprint_follows_every_fact() {
-        let device = |id: &str, line: &str, interval: &str| DeviceConfig {
+    fn device(id: &str, line: &str, interval: &str) -> DeviceConfig {
+        DeviceConfig {
             device_id: id.into(),
             reporting_interval: Some(interval.into()),
             metrics: vec!["t".into()],
             attributes: [("line".to_owned(), line.to_owned())].into(),
-        };
-        let limits = |max| LimitsConfig { metric: "t".into(), unit: None, min: None, max: Some(max) };
-        let print = |devices: Vec<DeviceConfig>, max| {
-            let config = RegistryConfig { device: devices, metric_limits: vec![limits(max)] };
-            Registry::check(config).unwrap().fingerprint()
-        };
-        let all = |line, interval| vec![device("b", line, interval), device("a", "1", "1s")];
-        let base = print(all("1", "1s"), 5.0);
-        let turned = vec![device("a", "1", "1s"), device("b", "1", "1s")];
-        assert_eq!(print(turned, 5.0), base);
-        for other in [print(all("2", "1s"), 5.0), print(all("1", "2s"), 5.0), print(all("1", "1s"), 6.0)] {
+        }
+    }
+
+    fn refused(devices: [DeviceConfig; 2]) -> RegistryError {
+        let config = RegistryConfig { device: devices.into(), metric_limits: vec![] };
+        Registry::check(config).unwrap_err()
+    }
+
+    fn fingerprint(devices: [DeviceConfig; 2], max: f64) -> u64 {
+        let limits = LimitsConfig { metric: "t".into(), unit: None, min: None, max: Some(max) };
+        let config = RegistryConfig { device: devices.into(), metric_limits: vec![limits] };
+        Registry::check(config).unwrap().fingerprint()
+    }
+
+    #[test]
+    fn the_fingerprint_follows_every_fact() {
+        let base = fingerprint([device("a", "1", "1s"), device("b", "1", "1s")], 5.0);
+        assert_eq!(fingerprint([device("b", "1", "1s"), device("a", "1", "1s")], 5.0), base);
+        for other in [
+            fingerprint([device("a", "1", "1s"), device("b", "2", "1s")], 5.0),
+            fingerprint([device("a", "1", "1s"), device("b", "1", "2s")], 5.0),
+            fingerprint([device("a", "1", "1s"), device("b", "1", "1s")], 6.0),
+        ] {
             assert_ne!(other, base);
         }
     }
 
+    /// Stored rows have this fingerprint: if it changes, every view is computed again.
+    #[test]
+    fn the_fingerprint_stays() {
+        assert_eq!(fingerprint([device("a", "1", "1s"), device("b", "2", "1h")], 5.0), 0x25d8_f2e6_7de1_65ce);
+    }
+
+    #[test]
+    fn wrong_entries_say_where_they_are_wrong() {
+        let soon = refused([device("a", "1", "soon"), device("b", "1", "1s")]);
+        assert_eq!((soon.table, soon.name.as_str(), soon.key), ("device", "a", "reporting_interval"));
+        assert!(soon.to_string().contains("write for example"), "{soon}");
+        let twice = refused([device("a", "1", "1s"), device("a", "1", "2s")]);
+        assert_eq!((twice.table, twice.name.as_str(), twice.key), ("device", "a", "device_id"));
+    }
+
     #[test]
     fn devices_are_numbered_by_name() {
-        let device = |id: &str| DeviceConfig {
-            device_id: id.into(),
-            reporting_interval: None,
-            metrics: vec![],
-            attributes: BTreeMap::new(),
-        };
-        let config = RegistryConfig { device: ["c", "a", "b"].map(device).into(), metric_limits: vec![] };
+        let device = ["c", "a", "b"].map(|id| device(id, "1", "1s")).into();
+        let config = RegistryConfig { device, metric_limits: vec![] };
         let registry = Registry::check(config).unwrap();
         let names: Vec<&str> = registry.devices().iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["a", "b", "c"]);
@@ -226,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_refuse_what_is_implausible() {
+    fn implausible_values_are_outside_of_the_limits() {
         let limits = Limits { unit: Some("Cel".into()), min: Some(-50.0), max: Some(60.0) };
         assert!(limits.allow(20.0, None));
         assert!(limits.allow(20.0, Some("Cel")));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::DomainError;
+use crate::{DomainError, json};
 
 /// The identity of a series.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,8 +20,7 @@ pub struct SeriesKey {
 impl SeriesKey {
     /// The stored form: a JSON array `[definition, metric, [group..]]`.
     pub fn encode(&self) -> String {
-        serde_json::to_string(&(&*self.definition, &*self.metric, &self.group))
-            .expect("texts are always JSON")
+        json::to_string(&(&*self.definition, &*self.metric, &self.group))
     }
 
     /// Reads the stored form.
@@ -61,11 +60,11 @@ impl SeriesKey {
     }
 }
 
-/// A small number that stands for a series inside one process.
+/// The number of a series inside one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeriesId(pub u32);
 
-/// Gives each series one [`SeriesId`], in the order in which they come.
+/// Gives each series a [`SeriesId`], counting from 0.
 #[derive(Debug, Default, Clone)]
 pub struct SeriesTable {
     ids: HashMap<Arc<SeriesKey>, SeriesId, foldhash::fast::RandomState>,
@@ -74,11 +73,14 @@ pub struct SeriesTable {
 
 impl SeriesTable {
     /// The id of a series, new or known.
+    ///
+    /// # Panics
+    /// When there are 2³² series already.
     pub fn id(&mut self, key: SeriesKey) -> SeriesId {
         if let Some(id) = self.ids.get(&key) {
             return *id;
         }
-        let id = SeriesId(u32::try_from(self.keys.len()).expect("fewer than 2^32 series"));
+        let id = SeriesId(u32::try_from(self.keys.len()).expect("memory holds fewer than 2^32 series"));
         let key = Arc::new(key);
         self.keys.push(key.clone());
         self.ids.insert(key, id);

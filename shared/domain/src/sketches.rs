@@ -5,10 +5,11 @@
 //! the sketch's state; the composite estimator is used because it does not depend on the order of updates.
 //!
 //! The q-quantile of n readings is the one at rank `ceil(q * n)` of them in ascending order, as SQL's `percentile_disc`. It
-//! is within 1 % of that reading, negative ones too, for values between 1e-150 and 1e150 in magnitude; a smaller one counts as 0. The sketch has 2,048 bins for each sign: where values of one sign span more
-//! than a factor of 10^17 within a window, those nearest to 0 count as the smallest value that still has a bin.
+//! is within 1 % of that reading, negative ones too, for values between 1e-150 and 1e150 in magnitude; a smaller one counts
+//! as 0. The sketch has 2,048 bins for each sign: where values of one sign span more than a factor of 10^17 within a window,
+//! those nearest to 0 count as the smallest value that still has a bin.
 //!
-//! Beside the sketches a summary carries the exact [`DeviceCounts`], where completeness needs them.
+//! With the sketches a summary has the exact [`DeviceCounts`], where completeness needs them.
 //!
 //! Stability: the stored bytes are the DataSketches HLL format, the DDSketch format of the Java library over values
 //! times 2^500, and the form that [`DeviceCounts`] describes.
@@ -24,7 +25,7 @@ mod quantile_bytes;
 
 /// 2^12 registers.
 const LG_K: u8 = 12;
-/// The library takes what is below 1e-9 for 0, so values are stored times 2^500, which is exact.
+/// The library counts values below 1e-9 as 0, so values are stored times 2^500, which is exact.
 const SCALE: f64 = f64::from_bits((1023 + 500) << 52);
 
 /// Which sketches a metric's aggregates ask for.
@@ -78,8 +79,7 @@ impl std::fmt::Debug for Sketches {
 
 impl PartialEq for Sketches {
     fn eq(&self, other: &Self) -> bool {
-        let answers = |s: &Self| ([0.0, 0.5, 0.95, 0.99, 1.0].map(|q| s.quantile(q)), s.distinct());
-        answers(self) == answers(other) && self.devices == other.devices
+        self.answers() == other.answers() && self.devices == other.devices
     }
 }
 
@@ -95,7 +95,7 @@ impl Sketches {
         })
     }
 
-    /// Takes in one value of one device; `number` is the device's in the registry.
+    /// Adds one value of one device; `number` is the device's in the registry.
     pub fn add(&mut self, value: f64, device_id: &str, number: Option<DeviceNumber>) {
         if let Some(quantiles) = &mut self.quantiles {
             quantiles.add((value * SCALE).clamp(f64::MIN, f64::MAX));
@@ -108,7 +108,7 @@ impl Sketches {
         }
     }
 
-    /// Takes in another summary's sketches.
+    /// Adds another summary's sketches.
     pub fn merge(&mut self, other: &Self) {
         match (&mut self.quantiles, &other.quantiles) {
             (Some(mine), Some(theirs)) => {
@@ -134,18 +134,23 @@ impl Sketches {
         }
     }
 
+    /// What two equal sketches have in common.
+    fn answers(&self) -> ([Option<f64>; 5], Option<u64>) {
+        ([0.0, 0.5, 0.95, 0.99, 1.0].map(|q| self.quantile(q)), self.distinct())
+    }
+
     /// The q-quantile, within the bound that the module states; `None` without a quantile sketch.
     pub fn quantile(&self, q: f64) -> Option<f64> {
         let sketch = self.quantiles.as_ref()?;
-        // The library takes the reading at floor(q * (count - 1)), so that the 99th percentile of 50 readings would not be
-        // the largest. Half a place more than the rank that is meant cannot be rounded to another one.
+        // The library takes the reading at floor(q * (count - 1)), so the 99th percentile of 50 readings would not be the
+        // largest. Half a place above the wanted rank cannot be rounded to another rank.
         let last = sketch.count().saturating_sub(1) as f64;
         let rank = (q * sketch.count() as f64).ceil() - 1.0;
         let asked = if last > 0.0 { ((rank.clamp(0.0, last) + 0.5) / last).min(1.0) } else { 0.0 };
         sketch.quantile(asked).ok().flatten().map(|scaled| scaled / SCALE)
     }
 
-    /// How many readings each registered device has; `None` where nobody counts them.
+    /// How many readings each registered device has; `None` where they are not counted.
     pub fn devices(&self) -> Option<&DeviceCounts> {
         self.devices.as_ref()
     }
@@ -173,11 +178,11 @@ impl Sketches {
             return Ok(None);
         }
         if stored.quantiles.is_some_and(|bytes| !quantile_bytes::are_ours(bytes)) {
-            let reason = "it is none that Wye writes".to_owned();
+            let reason = "Wye writes no such sketch".to_owned();
             return Err(DomainError::Decode { what: "quantile sketch", reason });
         }
         if stored.distinct.is_some_and(|bytes| !distinct_bytes_are_ours(bytes)) {
-            let reason = "it is none that Wye writes".to_owned();
+            let reason = "Wye writes no such sketch".to_owned();
             return Err(DomainError::Decode { what: "distinct sketch", reason });
         }
         let quantiles = stored.quantiles.map(DDSketch::from_java_bytes).transpose();
@@ -233,6 +238,15 @@ mod tests {
         Sketches::decode(stored).unwrap().unwrap()
     }
 
+    fn is_refused(distinct: &[u8]) -> bool {
+        Sketches::decode(Stored { distinct: Some(distinct), ..Stored::default() }).is_err()
+    }
+
+    fn check_near(q: f64, values: &[f64], expected: f64) {
+        let found = sketch(values).quantile(q).unwrap();
+        assert!((found - expected).abs() <= 0.01 * expected, "{q} of {values:?}: {found}");
+    }
+
     /// The reading at the rank of a quantile.
     fn exact(values: &[f64], q: f64) -> f64 {
         let mut sorted = values.to_vec();
@@ -273,17 +287,13 @@ mod tests {
 
     #[test]
     fn high_percentiles_of_few_readings_are_the_largest() {
-        let near = |q, values: &[f64], expected: f64| {
-            let found = sketch(values).quantile(q).unwrap();
-            assert!((found - expected).abs() <= 0.01 * expected, "{q} of {values:?}: {found}");
-        };
         for q in [0.51, 0.95, 0.99, 1.0] {
-            near(q, &[1.0, 100.0], 100.0);
+            check_near(q, &[1.0, 100.0], 100.0);
         }
-        near(0.5, &[1.0, 100.0], 1.0);
+        check_near(0.5, &[1.0, 100.0], 1.0);
         let tens: Vec<f64> = (1..=10).map(|i| f64::from(i) * 10.0).collect();
         for (q, expected) in [(0.0, 10.0), (0.1, 10.0), (0.5, 50.0), (0.9, 90.0), (0.95, 100.0)] {
-            near(q, &tens, expected);
+            check_near(q, &tens, expected);
         }
     }
 
@@ -306,11 +316,9 @@ mod tests {
         }
         let Stored { distinct, .. } = sketches.encode();
         let mut bytes = distinct.unwrap();
-        let refused =
-            |bytes: &[u8]| Sketches::decode(Stored { distinct: Some(bytes), ..Stored::default() }).is_err();
-        assert!(!refused(&bytes));
+        assert!(!is_refused(&bytes));
         bytes[100] = 64;
-        assert!(refused(&bytes) && refused(&bytes[..3]) && refused(&[]));
+        assert!(is_refused(&bytes) && is_refused(&bytes[..3]) && is_refused(&[]));
     }
 
     proptest! {

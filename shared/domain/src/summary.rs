@@ -1,7 +1,7 @@
-//! The summary: the mergeable aggregate state of one group in one window, and the answers that come of it.
+//! The summary: the mergeable aggregate state of one group in one window, and the answers that it gives.
 //!
-//! A commutative monoid: [`Summary::EMPTY`] is the identity, [`Summary::add`] takes in a reading,
-//! [`Summary::merge`] another summary. **AGG-1**: for any split and order, merging the summaries of the parts equals
+//! A commutative monoid: [`Summary::EMPTY`] is the identity, [`Summary::add`] adds a reading, [`Summary::merge`] adds
+//! another summary. **AGG-1**: for any split and order, merging the summaries of the parts equals
 //! the summary of the whole: exactly for count, min, max, first, last, the quality counts and the sketches' state;
 //! within [`sum_error_bound`] for the sum; within rounding of the same order for the variance.
 //!
@@ -9,17 +9,18 @@
 
 use crate::device_counts::DeviceCounts;
 use crate::sketches::Sketches;
+use crate::time::Micros;
 
-/// A value and the event time (µs) at which it was measured.
+/// A value and the event time at which it was measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Timed {
     /// The value.
     pub value: f64,
-    /// Event time in µs.
-    pub event_time: i64,
+    /// The event time.
+    pub event_time: Micros,
 }
 
-/// A sum that carries its rounding error along.
+/// A sum that keeps its rounding error.
 ///
 /// Source: Neumaier, "Rundungsfehleranalyse einiger Verfahren zur Summation endlicher Summen" (1974), with Knuth's
 /// branch-free two-sum. Merging adds both halves, so the order of readings moves the result by no more than
@@ -104,17 +105,17 @@ impl Summary {
         m2: 0.0,
         min: f64::INFINITY,
         max: f64::NEG_INFINITY,
-        first: Timed { value: f64::INFINITY, event_time: i64::MAX },
-        last: Timed { value: f64::NEG_INFINITY, event_time: i64::MIN },
+        first: Timed { value: f64::INFINITY, event_time: Micros::MAX },
+        last: Timed { value: f64::NEG_INFINITY, event_time: Micros::MIN },
         sketches: None,
     };
 
-    /// Takes in one reading: a finite value and its event time in µs.
+    /// Adds one reading: a finite value and its event time.
     ///
     /// The variance follows Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
     /// Variances" (1979), with a second part of one reading.
     #[inline]
-    pub fn add(&mut self, value: f64, event_time: i64) {
+    pub fn add(&mut self, value: f64, event_time: Micros) {
         if self.count > 0 {
             let count = self.count as f64;
             let distance = value - self.sum.value() / count;
@@ -133,7 +134,7 @@ impl Summary {
         }
     }
 
-    /// Takes in the summary of other readings of the same group and window.
+    /// Adds the summary of other readings of the same group and window.
     pub fn merge(&mut self, other: &Self) {
         self.invalid += other.invalid;
         self.conflicts += other.conflicts;
@@ -214,7 +215,7 @@ mod tests {
             ..Summary::EMPTY
         };
         for (value, time) in readings {
-            summary.add(*value, *time);
+            summary.add(*value, Micros(*time));
             if let Some(sketches) = &mut summary.sketches {
                 let device = time.rem_euclid(7);
                 let number = u32::try_from(device).ok().filter(|number| *number > 0).map(DeviceNumber);
@@ -256,16 +257,46 @@ mod tests {
             }
         }
 
+        /// For values of all 53 bits that are up to 2^60 apart, so that almost every addition is rounded; added one by
+        /// one, and as sums of parts merged in a random order.
         #[test]
-        fn the_sum_is_within_its_bound_of_the_exact_sum(values in prop::collection::vec(-1_000_000i64..1_000_000, 0..200)) {
-            let mut sum = CompensatedSum::default();
-            let mut exact = 0i64;
-            for value in &values {
-                sum.add(*value as f64 / 8.0);
-                exact += value;
+        fn the_sum_is_within_its_bound_of_the_exact_sum(
+            values in prop::collection::vec((-(1i64 << 53)..1 << 53, 0u32..60, 0usize..5), 0..200),
+            order in Just([0usize, 1, 2, 3, 4]).prop_shuffle(),
+        ) {
+            let mut parts = [CompensatedSum::default(); 5];
+            let mut whole = CompensatedSum::default();
+            let (mut exact, mut absolute) = (0i128, 0f64);
+            for (digits, exponent, part) in &values {
+                let value = *digits as f64 * 2f64.powi(*exponent as i32);
+                whole.add(value);
+                parts[*part].add(value);
+                exact += i128::from(*digits) << exponent;
+                absolute += value.abs();
             }
-            prop_assert_eq!(sum.value(), exact as f64 / 8.0);
+            let mut merged = CompensatedSum::default();
+            order.iter().for_each(|part| merged.merge(&parts[*part]));
+            let bound = sum_error_bound(values.len() as u64, absolute);
+            for sum in [whole, merged] {
+                // All values are whole numbers, and so is every sum of them, rounded or not.
+                let error = (sum.value() as i128 - exact).unsigned_abs() as f64;
+                prop_assert!(error <= bound, "{error} > {bound}");
+            }
         }
+    }
+
+    /// The bound is tight enough to tell a compensated sum from a plain one.
+    #[test]
+    fn a_plain_sum_is_outside_of_the_bound() {
+        let large = 2f64.powi(60);
+        let (mut plain, mut compensated) = (large, CompensatedSum { high: large, low: 0.0 });
+        for _ in 0..10_000 {
+            plain += 1.0;
+            compensated.add(1.0);
+        }
+        let bound = sum_error_bound(10_001, large + 10_000.0);
+        assert!(large + 10_000.0 - plain > bound);
+        assert!((large + 10_000.0 - compensated.value()).abs() <= bound);
     }
 
     #[test]

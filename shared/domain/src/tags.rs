@@ -3,13 +3,15 @@
 
 use std::collections::BTreeMap;
 
+use crate::json;
+
 /// Writes tags in canonical form; `None` when there are none.
 pub fn canonical<'a>(tags: impl IntoIterator<Item = (&'a str, &'a str)>) -> Option<String> {
     let sorted: BTreeMap<&str, &str> = tags.into_iter().collect();
     if sorted.is_empty() {
         return None;
     }
-    Some(serde_json::to_string(&sorted).expect("a map of strings is always JSON"))
+    Some(json::to_string(&sorted))
 }
 
 /// The value of one tag in canonical (or any valid) tag text.

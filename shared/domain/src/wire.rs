@@ -2,10 +2,10 @@
 //!
 //! A message is either **JSON** (one object or an array of them) or, for bulk, **Arrow**: `WYE\x01` and an Arrow IPC
 //! stream with the columns of [`crate::reading`] (texts may be plain, times in any unit, optional columns absent).
-//! What is not accepted becomes a [`Rejected`] with its bytes and a reason; it never stops the rest.
+//! Invalid readings become [`Rejected`], with their bytes and a reason; the rest of the message is accepted all the same.
 //!
-//! Acceptance depends only on the message and the ingest time that the log gave it, so that every reader of the log
-//! comes to the same decision.
+//! Acceptance depends only on the message and the ingest time that the log gave it, so every reader of the log comes to the
+//! same decision.
 //!
 //! Stability contract: version 1 is the prefix above and the JSON fields below; new fields are optional.
 
@@ -13,12 +13,15 @@ mod arrow_form;
 mod depth;
 mod json_form;
 
-pub use arrow_form::encode;
+pub use arrow_form::{encode, encode_stream as encode_arrow};
 pub use json_form::encode as encode_json;
+
+use std::ops::RangeInclusive;
 
 use arrow::array::RecordBatch;
 
 use crate::reading::ReadingBatchBuilder;
+use crate::time::{Micros, Span, format_rfc3339};
 
 /// The prefix of an Arrow message: three letters and the version of the wire format.
 pub const ARROW_PREFIX: &[u8; 4] = b"WYE\x01";
@@ -29,11 +32,11 @@ pub const LONGEST_NAME: usize = 512;
 /// The longest canonical text of a reading's tags in bytes.
 pub const LONGEST_TAGS: usize = 16 * 1024;
 
-/// So many rejected readings of a message are kept one by one, the rest together: a message of nothing but commas must
-/// not take hundreds of times its size.
+/// How many rejected readings of a message are kept one by one; the rest are kept together, since a message of commas only
+/// would take hundreds of times its size.
 const ONE_BY_ONE: usize = 1_000;
 
-/// The size of a payload at which the next one of several rejected readings is begun.
+/// How large the payload of several rejected readings may grow, in bytes.
 const TOGETHER_BYTES: usize = 1 << 20;
 
 /// Why something was not accepted. The name goes into dead letters and telemetry.
@@ -61,9 +64,9 @@ pub enum Reason {
     BadArrow,
     /// The payload is larger than a message may be, or a part of the reading is larger than it may be.
     TooLarge,
-    /// The record batch around it does not decode, so that no reader of the log gets to the payload.
+    /// The record batch that holds it does not decode, so no reader of the log gets to the payload.
     UnreadableRecordBatch,
-    /// The text is nested deeper than anything that a reading needs.
+    /// The text is nested deeper than a reading needs.
     TooDeep,
 }
 
@@ -88,49 +91,57 @@ impl Reason {
     }
 }
 
-/// Something that was not accepted: one reading, or several of a message that has very many of them.
+/// A reading that was not accepted, or several of a message that has many of them, or a whole message.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rejected {
-    /// Which reading of the message, the first one of several; 0 for the only one or for the message as a whole.
+    /// The index of the reading in its message, of the first if there are several; 0 for a message as a whole.
     pub item_index: u32,
-    /// How many readings this is about.
+    /// How many readings were rejected.
     pub readings: u32,
-    /// Why; of several, why the first one.
+    /// Why; of several readings, why the first one.
     pub reason: Reason,
-    /// The same for people.
+    /// The reason in words, for people.
     pub detail: String,
-    /// The bytes as they came, several readings one a line; a row of an Arrow message as JSON.
+    /// The bytes as received, several readings one per line; a row of an Arrow message as JSON.
     pub payload: Vec<u8>,
 }
 
 /// Which event times are plausible.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Acceptance {
-    /// The earliest plausible event time in µs: a device with an unset clock reports 1970.
-    pub earliest: i64,
-    /// How far (µs) an event time may lie after the ingest time.
-    pub max_future: i64,
+    /// The earliest plausible event time: a device with an unset clock reports 1970.
+    pub earliest: Micros,
+    /// How far an event time may lie after the ingest time.
+    pub max_future: Span,
 }
 
 impl Default for Acceptance {
     /// From 1990 on, and up to one day ahead.
     fn default() -> Self {
-        Self { earliest: 631_152_000 * crate::time::SECOND, max_future: 86_400 * crate::time::SECOND }
+        Self { earliest: Micros::from_secs(631_152_000), max_future: Span::from_days(1) }
     }
 }
 
 impl Acceptance {
-    /// A fingerprint of the rules.
+    /// A fingerprint of the rules. Stability contract: the text must stay, since fingerprints are stored.
     pub fn fingerprint(&self) -> u64 {
-        crate::fingerprint::of_text(&format!("{self:?}"))
+        let Self { earliest, max_future } = self;
+        let text = format!("Acceptance {{ earliest: {}, max_future: {} }}", earliest.0, max_future.0);
+        crate::fingerprint::of_text(&text)
     }
 
-    /// Checks an event time against the ingest time, both in µs.
+    /// The plausible event times of a reading with this ingest time.
+    #[inline]
+    #[must_use]
+    pub fn plausible(&self, ingest_time: Micros) -> RangeInclusive<Micros> {
+        self.earliest..=ingest_time + self.max_future
+    }
+
+    /// Checks an event time against the ingest time.
     ///
     /// # Errors
-    /// The detail for people.
-    pub fn event_time(&self, event_time: i64, ingest_time: i64) -> Result<(), String> {
-        use crate::time::format_rfc3339;
+    /// What is wrong, for people.
+    pub fn event_time(&self, event_time: Micros, ingest_time: Micros) -> Result<(), String> {
         if event_time < self.earliest {
             return Err(format!(
                 "event time {} is before {}",
@@ -138,7 +149,7 @@ impl Acceptance {
                 format_rfc3339(self.earliest)
             ));
         }
-        if event_time > ingest_time.saturating_add(self.max_future) {
+        if event_time > ingest_time + self.max_future {
             return Err(format!(
                 "event time {} is too far after its ingest at {}",
                 format_rfc3339(event_time),
@@ -149,61 +160,68 @@ impl Acceptance {
     }
 }
 
-/// Where decoded readings of JSON messages are collected, with the place of each.
+/// Decoded readings of JSON messages, and what was rejected of any message.
 #[derive(Debug, Default)]
 pub struct Collected {
     /// The readings.
     pub readings: ReadingBatchBuilder,
     /// The index in its message of each reading.
     pub item_index: Vec<i32>,
-    /// What was not accepted.
+    /// What was rejected.
     pub rejected: Vec<Rejected>,
-    /// How many readings were not accepted.
+    /// How many readings were rejected.
     pub refused: u64,
-    /// Added to the index of what is rejected: for a message that is a part of something larger.
+    /// Added to the index of rejected readings, for a message that is a part of something larger.
     pub first_index: u32,
 }
 
 /// A decoded message.
 #[derive(Debug)]
 pub enum Decoded {
-    /// The readings were appended to the [`Collected`]; so many.
+    /// The readings of a JSON message were appended to the [`Collected`]; this is their number.
     Collected(usize),
-    /// The message was an Arrow stream: these batches, rows in message order, with the index of each row.
-    Batches(Vec<(RecordBatch, Vec<i32>)>),
+    /// The batches of an Arrow message, in its order.
+    Batches(Vec<AcceptedRows>),
 }
 
-/// Decodes a message, appending to `into` what comes row by row. `ingest_time` in µs.
+/// The accepted rows of a batch of an Arrow message.
+#[derive(Clone, Debug)]
+pub struct AcceptedRows {
+    /// The readings, in the order of the message.
+    pub batch: RecordBatch,
+    /// The index in its message of each reading.
+    pub item_index: Vec<i32>,
+}
+
+/// Decodes a message of the topic, appending to `into` what comes row by row. The message's first bytes say which form
+/// it has; a caller that knows the form (from a content type, say) calls [`decode_json`] or [`decode_arrow`].
 #[inline]
-pub fn decode(payload: &[u8], ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) -> Decoded {
-    match payload.first() {
-        Some(b'W') if payload.starts_with(&ARROW_PREFIX[..3]) => {
-            if payload.starts_with(ARROW_PREFIX) {
-                Decoded::Batches(decode_arrow(&payload[4..], ingest_time, acceptance, into))
-            } else {
-                let detail = format!("wire version {:?}; this program knows version 1", payload.get(3));
-                into.reject(0, Reason::UnknownVersion, detail, payload);
-                Decoded::Collected(0)
-            }
-        }
-        _ => Decoded::Collected(decode_json(payload, ingest_time, acceptance, into)),
+pub fn decode(payload: &[u8], ingest_time: Micros, acceptance: &Acceptance, into: &mut Collected) -> Decoded {
+    if let Some(stream) = payload.strip_prefix(ARROW_PREFIX) {
+        return Decoded::Batches(decode_arrow(stream, ingest_time, acceptance, into));
     }
+    if payload.starts_with(&ARROW_PREFIX[..3]) {
+        let detail = format!("wire version {:?}; this program reads version 1", payload.get(3));
+        into.reject(0, Reason::UnknownVersion, detail, payload);
+        return Decoded::Collected(0);
+    }
+    Decoded::Collected(decode_json(payload, ingest_time, acceptance, into))
 }
 
-/// Decodes JSON, whatever its first byte is: an object or an array of them. Returns how many readings were appended.
+/// Decodes JSON: an object or an array of them. Returns how many readings were appended.
 #[inline]
-pub fn decode_json(text: &[u8], ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) -> usize {
+pub fn decode_json(text: &[u8], ingest_time: Micros, acceptance: &Acceptance, into: &mut Collected) -> usize {
     json_form::decode(text, ingest_time, acceptance, into)
 }
 
-/// Decodes an Arrow IPC stream without the prefix that it has in the log. Returns the batches of accepted rows, in the
-/// order of the stream, with the index of each row.
+/// Decodes an Arrow IPC stream, which a message of the topic has after [`ARROW_PREFIX`]. Returns the accepted rows, in
+/// the order of the stream. The payload of a rejected stream has the prefix, so that it can be put into the topic.
 pub fn decode_arrow(
     stream: &[u8],
-    ingest_time: i64,
+    ingest_time: Micros,
     acceptance: &Acceptance,
     into: &mut Collected,
-) -> Vec<(RecordBatch, Vec<i32>)> {
+) -> Vec<AcceptedRows> {
     arrow_form::decode(stream, ingest_time, acceptance, into)
 }
 
@@ -224,7 +242,7 @@ impl Collected {
     }
 }
 
-/// Checks what of a reading is text beside its names.
+/// Checks the length of the optional texts of a reading.
 fn check_texts(unit: Option<&str>, tags: Option<&str>) -> Result<(), (Reason, String)> {
     for (field, text, most) in [("unit", unit, LONGEST_NAME), ("tags", tags, LONGEST_TAGS)] {
         let bytes = text.map_or(0, str::len);

@@ -1,11 +1,12 @@
 //! How far a number can be trusted: completeness, validity and precision, and the score that they make.
 //!
-//! `confidence = completeness · validity · precision`, at most 0.9 where nothing says how many readings to expect.
+//! `confidence = completeness · validity · precision`, at most 0.9 where the number of expected readings is unknown.
 
 use serde::{Deserialize, Serialize};
 
 use crate::expectation::Expectation;
 use wye_domain::summary::Summary;
+use wye_domain::time::{Micros, Span, Window};
 
 /// The largest score where the number of expected readings is unknown.
 pub const UNKNOWN_EXPECTATION_CAP: f64 = 0.9;
@@ -18,11 +19,14 @@ pub const SETTLED: f64 = 0.999;
 pub enum ExpectedSource {
     /// The registry's reporting intervals.
     Registry,
-    /// Nothing says how many readings to expect.
+    /// The number of expected readings is unknown.
     Unknown,
 }
 
 impl ExpectedSource {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Registry, Self::Unknown];
+
     /// The name in answers.
     pub fn name(self) -> &'static str {
         match self {
@@ -35,15 +39,18 @@ impl ExpectedSource {
 /// How far along a number is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Has readings that no batch run has seen.
+    /// Has readings that no batch run has computed.
     Live,
-    /// Recomputed by the batch layer; readings are still to be expected.
+    /// Recomputed by the batch layer; late readings may still arrive.
     Preliminary,
-    /// Recomputed by the batch layer; hardly any reading is still to be expected.
+    /// Recomputed by the batch layer; hardly any reading is still missing.
     Settled,
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Live, Self::Preliminary, Self::Settled];
+
     /// The name in answers.
     pub fn name(self) -> &'static str {
         match self {
@@ -59,7 +66,10 @@ impl State {
 pub struct Confidence {
     /// Expected readings; `None` where unknown.
     pub expected: Option<f64>,
-    /// `min(1, received / expected)` with no more of a device than it can send (see [`Expectation::received`]), or the settledness where the expectation is unknown.
+    /// Where the number of expected readings comes from.
+    pub expected_source: ExpectedSource,
+    /// `min(1, received / expected)` with no more of a device than it can send (see [`Expectation::received`]), or the
+    /// settledness where the expectation is unknown.
     pub completeness: f64,
     /// Valid share of what was received.
     pub validity: f64,
@@ -69,12 +79,44 @@ pub struct Confidence {
     pub score: f64,
 }
 
-/// Scores a summary that holds `elapsed` µs of its window, against what was expected of it, at a `settledness` in
-/// `[0, 1]`.
-pub fn score(
+/// A summary with what is known of its window.
+#[derive(Clone, Copy, Debug)]
+pub struct Evidence<'a> {
+    /// The summary.
+    pub summary: &'a Summary,
+    /// What its series should get; `None` where unknown.
+    pub expectation: Option<&'a Expectation>,
+    /// The window.
+    pub window: Window,
+}
+
+/// How far a summary can be trusted, and how far along it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Judged {
+    /// How far it can be trusted.
+    pub confidence: Confidence,
+    /// How far along it is.
+    pub state: State,
+}
+
+/// Judges a summary that holds everything up to `at`, where readings come as late as `lateness` says. Of a window that
+/// is still open, only the part that has passed can be expected.
+///
+/// The state is that of a number of the batch layer: preliminary or settled.
+#[inline]
+pub fn judge(evidence: Evidence<'_>, at: Micros, lateness: &LatenessHistogram) -> Judged {
+    let Evidence { summary, expectation, window } = evidence;
+    let settledness = lateness.settledness(at - window.end);
+    let state = if settledness >= SETTLED { State::Settled } else { State::Preliminary };
+    Judged { confidence: score(summary, expectation, window.elapsed_at(at), settledness), state }
+}
+
+/// Scores a summary that holds the readings of a time of `elapsed`, against what was expected of it, at a `settledness`
+/// in `[0, 1]`.
+fn score(
     summary: &Summary,
     expectation: Option<&Expectation>,
-    elapsed: i64,
+    elapsed: Span,
     settledness: f64,
 ) -> Confidence {
     let validity = if summary.count == 0 { 0.0 } else { summary.valid() as f64 / summary.count as f64 };
@@ -85,9 +127,12 @@ pub fn score(
         }
         _ => (settledness.clamp(0.0, 1.0), UNKNOWN_EXPECTATION_CAP),
     };
+    let expected_source =
+        if expectation.is_some() { ExpectedSource::Registry } else { ExpectedSource::Unknown };
     let precision = 1.0;
     Confidence {
         expected,
+        expected_source,
         completeness,
         validity,
         precision,
@@ -111,49 +156,53 @@ impl Default for LatenessHistogram {
 }
 
 impl LatenessHistogram {
-    /// Lateness (µs) from which a reading counts as part of a replayed backlog: one day.
-    pub const BACKLOG: i64 = 86_400 * wye_domain::time::SECOND;
+    /// Lateness from which a reading counts as part of a replayed backlog.
+    pub const BACKLOG: Span = Span::from_days(1);
 
-    /// Takes in the lateness (µs) of one reading.
+    /// Adds the lateness of one reading.
     #[inline]
-    pub fn add(&mut self, lateness: i64) {
+    pub fn add(&mut self, lateness: Span) {
         if lateness < Self::BACKLOG {
-            let millis = (lateness.max(0) / 1_000) as u64;
-            self.buckets[(64 - millis.leading_zeros()) as usize] += 1;
+            self.buckets[bucket(lateness)] += 1;
         }
     }
 
-    /// Takes in another distribution.
+    /// Adds another distribution.
     pub fn merge(&mut self, other: &Self) {
         for (mine, theirs) in self.buckets.iter_mut().zip(&other.buckets) {
             *mine += theirs;
         }
     }
 
-    /// The age (µs) from which a window is settled: readings later than that are rarer than one in a thousand.
-    pub fn settling_age(&self) -> i64 {
+    /// The age from which a window is settled: readings later than that are rarer than one in a thousand.
+    pub fn settling_age(&self) -> Span {
         (0..self.buckets.len())
-            .map(|bucket| 1_000 << bucket.saturating_sub(1))
+            .map(|bucket| Span::from_millis(1 << bucket.saturating_sub(1)))
             .find(|age| self.settledness(*age) >= SETTLED)
             .unwrap_or(Self::BACKLOG)
             .min(Self::BACKLOG)
     }
 
-    /// The share of readings that have landed when a window closed `age` µs ago. With nothing known: 1 for what is
+    /// The share of readings that have landed when a window closed `age` ago. Before any reading was seen: 1 for what is
     /// older than a backlog, else 0.
-    pub fn settledness(&self, age: i64) -> f64 {
-        let total: u64 = self.buckets.iter().sum();
+    #[inline]
+    pub fn settledness(&self, age: Span) -> f64 {
         if age >= Self::BACKLOG {
             return 1.0;
         }
-        if total == 0 || age < 0 {
+        let total: u64 = self.buckets.iter().sum();
+        if total == 0 || age < Span::ZERO {
             return 0.0;
         }
-        let millis = (age / 1_000) as u64;
-        let whole = (64 - millis.leading_zeros()) as usize;
-        let landed: u64 = self.buckets.iter().take(whole).sum();
+        let landed: u64 = self.buckets.iter().take(bucket(age)).sum();
         landed as f64 / total as f64
     }
+}
+
+/// The bucket of a lateness: the number of bits of its milliseconds.
+#[inline]
+fn bucket(lateness: Span) -> usize {
+    (i64::BITS - lateness.max(Span::ZERO).millis().leading_zeros()) as usize
 }
 
 #[cfg(test)]
@@ -161,7 +210,6 @@ mod tests {
     use super::*;
     use crate::expectation::ExpectedDevice;
     use wye_domain::registry::DeviceNumber;
-    use wye_domain::time::SECOND;
 
     fn received(count: u64, invalid: u64) -> Summary {
         Summary { count, invalid, ..Summary::EMPTY }
@@ -169,27 +217,27 @@ mod tests {
 
     #[test]
     fn scores_multiply_and_are_capped() {
-        let device = ExpectedDevice { device: DeviceNumber(0), interval: SECOND, metrics: 1 };
+        let device = ExpectedDevice { device: DeviceNumber(0), interval: Span::from_secs(1), metrics: 1 };
         let expectation = Expectation::new(vec![device]);
-        let of_a_minute = |summary| score(&summary, expectation.as_ref(), 60 * SECOND, 0.0);
+        let of_a_minute = |summary| score(&summary, expectation.as_ref(), Span::from_mins(1), 0.0);
         assert_eq!(of_a_minute(received(60, 0)).score, 1.0);
         assert_eq!(of_a_minute(received(30, 15)).score, 0.25);
         assert_eq!(of_a_minute(received(90, 0)).completeness, 1.0);
         assert_eq!(of_a_minute(received(0, 0)).score, 0.0);
-        assert_eq!(score(&received(1, 0), None, 60 * SECOND, 1.0).score, UNKNOWN_EXPECTATION_CAP);
+        assert_eq!(score(&received(1, 0), None, Span::from_mins(1), 1.0).score, UNKNOWN_EXPECTATION_CAP);
     }
 
     #[test]
     fn settledness_grows_with_age() {
         let mut histogram = LatenessHistogram::default();
         for _ in 0..99 {
-            histogram.add(3_000);
+            histogram.add(Span::from_millis(3));
         }
-        histogram.add(5_000_000);
+        histogram.add(Span::from_secs(5));
         histogram.add(LatenessHistogram::BACKLOG * 400);
-        assert_eq!(histogram.settledness(-1), 0.0);
-        assert_eq!(histogram.settledness(1_000_000), 0.99);
-        assert_eq!(histogram.settledness(10_000_000), 1.0);
+        assert_eq!(histogram.settledness(Span(-1)), 0.0);
+        assert_eq!(histogram.settledness(Span::from_secs(1)), 0.99);
+        assert_eq!(histogram.settledness(Span::from_secs(10)), 1.0);
         assert_eq!(LatenessHistogram::default().settledness(LatenessHistogram::BACKLOG), 1.0);
     }
 }

@@ -1,4 +1,4 @@
-//! What readings add to summaries: which value to which series and window, and the step that both layers fold with.
+//! What readings add to summaries: which value to which series and window, and how a summary takes it.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use wye_domain::registry::DeviceNumber;
 use wye_domain::series::SeriesId;
 use wye_domain::sketches::{Needs, Sketches};
 use wye_domain::summary::Summary;
-use wye_domain::time::WindowSize;
+use wye_domain::time::{Micros, Window, WindowSize};
 
 use crate::failures::FailedRow;
 
@@ -21,12 +21,12 @@ pub struct Contribution {
     pub row: usize,
     /// The series.
     pub series: SeriesId,
-    /// Window start in µs.
-    pub window_start: i64,
+    /// Window start.
+    pub window_start: Micros,
     /// The metric's value: finite, and never −0.
     pub value: f64,
-    /// Event time in µs.
-    pub event_time: i64,
+    /// Event time.
+    pub event_time: Micros,
     /// Whether the reading fails a check: unit, range, clock.
     pub invalid: bool,
 }
@@ -34,9 +34,9 @@ pub struct Contribution {
 /// What the readings of a batch add to the series of one definition.
 #[derive(Debug)]
 pub struct Contributions {
-    /// What the definition's summaries carry beside numbers.
+    /// The sketches and counts that the definition's summaries have.
     pub needs: Needs,
-    /// The readings that the definition wants and its expressions fail on, in row order.
+    /// The readings that the definition wants but its expressions fail on, in row order.
     pub failed: Vec<FailedRow>,
     pub(crate) value: Float64Array,
     pub(crate) event_time: TimestampMicrosecondArray,
@@ -53,10 +53,9 @@ impl Contributions {
     /// Visits the contribution of each row, in row order; rows outside the definition's `where` add nothing.
     #[inline]
     pub fn for_each(&self, mut visit: impl FnMut(Contribution)) {
-        let size = self.window.micros();
         let event_times = self.event_time.values();
         let values = self.value.values();
-        let (mut start, mut end) = (0i64, 0i64);
+        let mut window = Window { start: Micros::EPOCH, end: Micros::EPOCH };
         for row in 0..values.len() {
             if self.keep.as_ref().is_some_and(|keep| keep.is_null(row) || !keep.value(row))
                 || self.value.is_null(row)
@@ -67,16 +66,15 @@ impl Contributions {
             if !value.is_finite() {
                 continue;
             }
-            let event_time = event_times[row];
-            if event_time < start || event_time >= end {
-                start = self.window.start_of(event_time);
-                end = start.saturating_add(size);
+            let event_time = Micros(event_times[row]);
+            if event_time < window.start || event_time >= window.end {
+                window = self.window.window_at(self.window.start_of(event_time));
             }
             let invalid = self.invalid.as_ref().as_ref().is_some_and(|invalid| invalid[row]);
             visit(Contribution {
                 row,
                 series: self.series[row],
-                window_start: start,
+                window_start: window.start,
                 // −0 becomes 0, so that minimum and maximum do not depend on the order of readings.
                 value: value + 0.0,
                 event_time,
@@ -85,7 +83,7 @@ impl Contributions {
         }
     }
 
-    /// The step that takes these contributions into summaries.
+    /// The step that adds these contributions to summaries.
     ///
     /// # Errors
     /// [`DomainError::Shape`] when the batch has no usable column `device_id`.
@@ -96,7 +94,7 @@ impl Contributions {
     }
 }
 
-/// Takes contributions into the summaries of their series and windows: the same in both layers.
+/// Adds contributions to the summaries of their series and windows.
 #[derive(Debug)]
 pub struct Step<'a> {
     needs: Needs,
@@ -105,7 +103,7 @@ pub struct Step<'a> {
 }
 
 impl Step<'_> {
-    /// Takes in one contribution, by what its reading is against those before it.
+    /// Adds one contribution, by what its reading is compared with those before it.
     #[inline]
     pub fn add(&self, c: &Contribution, novelty: Novelty, summary: &mut Summary) {
         match novelty {

@@ -1,19 +1,21 @@
 //! What a metric is: its definition as written, and the same thing checked.
 //!
-//! The expressions (`where`, `value`, `by`) are texts here; they are planned by the tables crate. A definition with
+//! The expressions (`where`, `value`, `by`) are texts here; [`crate::plan`] plans them. A definition with
 //! the name `*` is a family: one metric for each reading name, which then is the metric's name.
 
 use serde::{Deserialize, Serialize};
 
-use wye_domain::DomainError;
+use wye_domain::ErrorKind;
 use wye_domain::sketches::Needs;
 use wye_domain::time::WindowSize;
+
+use crate::{sql_tables, view_rows};
 
 /// The name of the definition that makes every reading name a metric of its own.
 pub const FAMILY: &str = "*";
 
 /// A `[[metric]]` table as it is written.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetricConfig {
     /// Unique name; `*` for the family.
@@ -90,6 +92,10 @@ impl Aggregate {
         Self::DistinctDevices,
     ];
 
+    /// Those that a definition answers where it lists none.
+    pub const DEFAULT: [Self; 8] =
+        [Self::Count, Self::Sum, Self::Avg, Self::Min, Self::Max, Self::Stddev, Self::First, Self::Last];
+
     /// The name in definitions, columns and parameters.
     pub fn name(self) -> &'static str {
         match self {
@@ -146,81 +152,52 @@ pub struct Definition {
     pub aggregates: Vec<Aggregate>,
 }
 
-/// The columns that answers and stored views have beside the dimensions.
-const RESERVED: [&str; 40] = [
-    "metric_key",
-    "metric",
-    "definition",
-    "series",
-    "window_start",
-    "window_end",
-    "count",
-    "sum",
-    "avg",
-    "min",
-    "max",
-    "stddev",
-    "first",
-    "last",
-    "first_time",
-    "last_time",
-    "p50",
-    "p95",
-    "p99",
-    "distinct_devices",
-    "invalid",
-    "conflicts",
-    "sum_high",
-    "sum_low",
-    "m2",
-    "quantiles",
-    "distinct",
-    "device_counts",
-    "source",
-    "state",
-    "expected",
-    "expected_source",
-    "completeness",
-    "validity",
-    "precision",
-    "confidence_score",
-    "value",
-    "current_value",
-    "data_points",
-    "last_updated",
-];
+/// The columns that only answers have; the others are those of stored views and aggregates. `value` is a reading's.
+const ANSWER_COLUMNS: [&str; 5] = ["source", "value", "current_value", "data_points", "last_updated"];
 
-/// The tables that SQL has beside the views of metrics. A metric of such a name would have no view.
-pub const TABLES: [&str; 12] = [
-    "readings",
-    "realtime_metrics",
-    "batch_metrics",
-    "unified_series",
-    "unified_metrics",
-    "unified_metrics_classic",
-    "late_readings",
-    "dead_letters",
-    "batch_runs",
-    "coverage",
-    "devices",
-    "alerts",
-];
+/// Whether answers or stored views have a column of this name, so that no dimension may have it.
+fn is_column(name: &str) -> bool {
+    let aggregates = Aggregate::ALL.into_iter().map(Aggregate::name);
+    view_rows::fixed_columns().chain(aggregates).chain(ANSWER_COLUMNS).any(|column| column == name)
+}
+
+/// A definition that breaks a rule or cannot be planned.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("metric {metric:?}, key {key:?}: {problem}; {remedy}")]
+pub struct DefinitionError {
+    /// The definition's name.
+    pub metric: String,
+    /// The key at fault, such as `where`.
+    pub key: &'static str,
+    /// What is wrong.
+    pub problem: String,
+    /// What to write instead.
+    pub remedy: String,
+}
+
+impl DefinitionError {
+    /// What the caller can do about it.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Invalid
+    }
+}
 
 impl Definition {
     /// The default: every device and reading name, one-minute windows.
     pub fn family() -> Self {
-        let config = MetricConfig {
+        let device_id = Dimension { name: "device_id".to_owned(), expression: "device_id".to_owned() };
+        Self {
             name: FAMILY.to_owned(),
             help: "every reading name by device".to_owned(),
             unit: String::new(),
             filter: None,
-            value: None,
-            by: None,
-            window: None,
-            rollups: vec!["1h".to_owned(), "1d".to_owned()],
-            aggregates: None,
-        };
-        Self::check(&config).expect("the default definition is valid")
+            value: "value".to_owned(),
+            dimensions: vec![device_id],
+            window: WindowSize::MINUTE,
+            rollups: vec![WindowSize::HOUR, WindowSize::DAY],
+            aggregates: Aggregate::DEFAULT.to_vec(),
+        }
     }
 
     /// Whether this is the family `*`.
@@ -244,112 +221,20 @@ impl Definition {
     /// Checks a definition as written.
     ///
     /// # Errors
-    /// [`DomainError::Define`] naming the key, the problem and what to write instead.
-    pub fn check(config: &MetricConfig) -> Result<Self, DomainError> {
-        let fail = |key: &str, problem: String, remedy: &str| DomainError::Define {
-            place: format!("metric {:?}, key {key:?}", config.name),
-            problem,
-            remedy: remedy.to_owned(),
-        };
-        let family = config.name == FAMILY;
-        let well_named = |name: &str| {
-            name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-        };
-        if !family && !well_named(&config.name) {
-            return Err(fail(
-                "name",
-                format!("{:?} is not a name", config.name),
-                "use letters, digits and _, starting with a letter, or \"*\" for one metric per reading name",
-            ));
-        }
-        let taken = if TABLES.contains(&config.name.as_str()) {
-            Some("a table")
-        } else if RESERVED.contains(&config.name.as_str()) {
-            Some("a column")
-        } else {
-            None
-        };
-        if let Some(taken) = taken {
-            return Err(fail(
-                "name",
-                format!("{:?} is {taken} of Wye's own", config.name),
-                &format!("write for example \"{}_of_line\"", config.name),
-            ));
-        }
-        let default_by = if family {
-            vec!["device_id".to_owned(), "metric".to_owned()]
-        } else {
-            vec!["device_id".to_owned()]
-        };
-        let mut dimensions = Vec::new();
-        for entry in config.by.clone().unwrap_or(default_by) {
-            let dimension = dimension(&entry);
-            if family && dimension.name == "metric" {
-                continue;
-            }
-            if RESERVED.contains(&dimension.name.as_str()) || !well_named(&dimension.name) {
-                return Err(fail(
-                    "by",
-                    format!("a dimension cannot be called {:?}", dimension.name),
-                    "write \"expression AS another_name\"",
-                ));
-            }
-            if dimensions.iter().any(|known: &Dimension| known.name == dimension.name) {
-                return Err(fail(
-                    "by",
-                    format!("{:?} stands twice", dimension.name),
-                    "name each dimension once",
-                ));
-            }
-            dimensions.push(dimension);
-        }
-        let size = |key: &str, text: &str| {
-            WindowSize::parse(text).map_err(|_| {
-                fail(key, format!("{text:?} is no length"), "write for example \"1m\", \"15s\" or \"1h\"")
-            })
-        };
-        let window = size("window", config.window.as_deref().unwrap_or("1m"))?;
-        let mut rollups = Vec::new();
-        for text in &config.rollups {
-            let rollup = size("rollups", text)?;
-            if rollup <= window || !rollup.is_multiple_of(window) {
-                return Err(fail(
-                    "rollups",
-                    format!("{rollup} is not made of whole windows of {window}"),
-                    "use a longer multiple of the window",
-                ));
-            }
-            rollups.push(rollup);
-        }
-        rollups.sort();
-        rollups.dedup();
-        let default_aggregates =
-            ["count", "sum", "avg", "min", "max", "stddev", "first", "last"].map(str::to_owned).to_vec();
-        let mut aggregates = Vec::new();
-        for name in config.aggregates.clone().unwrap_or(default_aggregates) {
-            let Some(aggregate) = Aggregate::parse(&name) else {
-                let known = Aggregate::ALL.map(Aggregate::name).join(", ");
-                return Err(fail(
-                    "aggregates",
-                    format!("{name:?} is not an aggregate"),
-                    &format!("choose from {known}"),
-                ));
-            };
-            if !aggregates.contains(&aggregate) {
-                aggregates.push(aggregate);
-            }
-        }
+    /// [`DefinitionError`] naming the key, the problem and what to write instead.
+    pub fn check(config: &MetricConfig) -> Result<Self, DefinitionError> {
+        check_name(config)?;
+        let window = size(config, "window", config.window.as_deref().unwrap_or("1m"))?;
         Ok(Self {
             name: config.name.clone(),
             help: config.help.clone(),
             unit: config.unit.clone(),
             filter: config.filter.clone(),
             value: config.value.clone().unwrap_or_else(|| "value".to_owned()),
-            dimensions,
+            dimensions: dimensions(config)?,
             window,
-            rollups,
-            aggregates,
+            rollups: rollups(config, window)?,
+            aggregates: aggregates(config)?,
         })
     }
 
@@ -357,6 +242,99 @@ impl Definition {
     pub fn dimension_names(&self) -> Vec<&str> {
         self.dimensions.iter().map(|dimension| dimension.name.as_str()).collect()
     }
+}
+
+fn fail(
+    config: &MetricConfig,
+    key: &'static str,
+    problem: String,
+    remedy: impl Into<String>,
+) -> DefinitionError {
+    DefinitionError { metric: config.name.clone(), key, problem, remedy: remedy.into() }
+}
+
+/// Whether SQL takes a name without quotes.
+fn is_plain(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+fn check_name(config: &MetricConfig) -> Result<(), DefinitionError> {
+    let name = config.name.as_str();
+    if name != FAMILY && !is_plain(name) {
+        let remedy =
+            "use letters, digits and _, starting with a letter, or \"*\" for one metric per reading name";
+        return Err(fail(config, "name", format!("{name:?} is not a name"), remedy));
+    }
+    let taken = if sql_tables::reserved_names().any(|table| table == name) {
+        "a table"
+    } else if is_column(name) {
+        "a column"
+    } else {
+        return Ok(());
+    };
+    let problem = format!("{name:?} is {taken} of Wye's own");
+    Err(fail(config, "name", problem, format!("write for example \"{name}_of_line\"")))
+}
+
+fn dimensions(config: &MetricConfig) -> Result<Vec<Dimension>, DefinitionError> {
+    let default = [String::from("device_id")];
+    let mut dimensions: Vec<Dimension> = Vec::new();
+    for entry in config.by.as_deref().unwrap_or(&default) {
+        let dimension = dimension(entry);
+        // Each metric of the family is one reading name.
+        if config.name == FAMILY && dimension.name == "metric" {
+            continue;
+        }
+        if is_column(&dimension.name) || !is_plain(&dimension.name) {
+            let problem = format!("a dimension cannot be called {:?}", dimension.name);
+            return Err(fail(config, "by", problem, "write \"expression AS another_name\""));
+        }
+        if dimensions.iter().any(|known| known.name == dimension.name) {
+            let problem = format!("{:?} is listed twice", dimension.name);
+            return Err(fail(config, "by", problem, "name each dimension once"));
+        }
+        dimensions.push(dimension);
+    }
+    Ok(dimensions)
+}
+
+fn size(config: &MetricConfig, key: &'static str, text: &str) -> Result<WindowSize, DefinitionError> {
+    WindowSize::parse(text).map_err(|_| {
+        let problem = format!("{text:?} is not a length of time");
+        fail(config, key, problem, "write for example \"1m\", \"15s\" or \"1h\"")
+    })
+}
+
+fn rollups(config: &MetricConfig, window: WindowSize) -> Result<Vec<WindowSize>, DefinitionError> {
+    let mut rollups = Vec::new();
+    for text in &config.rollups {
+        let rollup = size(config, "rollups", text)?;
+        if rollup <= window || !rollup.is_multiple_of(window) {
+            let problem = format!("{rollup} is not made of whole windows of {window}");
+            return Err(fail(config, "rollups", problem, "use a longer multiple of the window"));
+        }
+        rollups.push(rollup);
+    }
+    rollups.sort();
+    rollups.dedup();
+    Ok(rollups)
+}
+
+fn aggregates(config: &MetricConfig) -> Result<Vec<Aggregate>, DefinitionError> {
+    let Some(names) = &config.aggregates else { return Ok(Aggregate::DEFAULT.to_vec()) };
+    let mut aggregates = Vec::new();
+    for name in names {
+        let Some(aggregate) = Aggregate::parse(name) else {
+            let known = Aggregate::ALL.map(Aggregate::name).join(", ");
+            let problem = format!("{name:?} is not an aggregate");
+            return Err(fail(config, "aggregates", problem, format!("choose from {known}")));
+        };
+        if !aggregates.contains(&aggregate) {
+            aggregates.push(aggregate);
+        }
+    }
+    Ok(aggregates)
 }
 
 /// Reads `name` or `expression AS name`.
@@ -372,16 +350,17 @@ fn dimension(entry: &str) -> Dimension {
 
 /// A fingerprint of everything in the definitions that decides which readings make which summaries. Stored with
 /// realtime rows and batch views, so that numbers of other definitions are never mixed in.
+///
+/// Stability contract: the text must stay, since fingerprints are stored.
 pub fn fingerprint(definitions: &[Definition]) -> u64 {
-    use std::fmt::Write;
-    let mut text = String::new();
-    for definition in definitions {
-        let Definition { name, filter, value, dimensions, window, .. } = definition;
-        let needs = definition.needs();
-        write!(text, "{name}\u{1}{filter:?}\u{1}{value}\u{1}{dimensions:?}\u{1}{window}\u{1}{needs:?}\u{2}")
-            .expect("writing to a string cannot fail");
-    }
+    let text: String = definitions.iter().map(fingerprinted).collect();
     wye_domain::fingerprint::of_text(&text)
+}
+
+fn fingerprinted(definition: &Definition) -> String {
+    let Definition { name, filter, value, dimensions, window, .. } = definition;
+    let needs = definition.needs();
+    format!("{name}\u{1}{filter:?}\u{1}{value}\u{1}{dimensions:?}\u{1}{window}\u{1}{needs:?}\u{2}")
 }
 
 #[cfg(test)]
@@ -389,48 +368,42 @@ mod tests {
     use super::*;
 
     fn config(name: &str) -> MetricConfig {
-        MetricConfig {
-            name: name.to_owned(),
-            help: String::new(),
-            unit: String::new(),
-            filter: None,
-            value: None,
-            by: None,
-            window: None,
-            rollups: Vec::new(),
-            aggregates: None,
-        }
+        MetricConfig { name: name.to_owned(), ..MetricConfig::default() }
     }
 
     #[test]
     fn the_family_groups_by_device() {
         let family = Definition::family();
-        assert_eq!(family.dimension_names(), ["device_id"]);
         assert_eq!(family.needs(), Needs::default());
+        let rollups = vec!["1h".to_owned(), "1d".to_owned()];
+        let written = MetricConfig { help: family.help.clone(), rollups, ..config(FAMILY) };
+        assert_eq!(Definition::check(&written).unwrap(), family);
     }
 
     #[test]
-    fn wrong_definitions_say_what_to_write() {
-        let message = |config: &MetricConfig| Definition::check(config).unwrap_err().to_string();
-        assert!(message(&config("my metric")).contains("use letters, digits and _"));
-        assert!(
-            message(&MetricConfig { window: Some("soon".into()), ..config("m") })
-                .contains("write for example")
-        );
-        assert!(message(&MetricConfig { rollups: vec!["90s".into()], ..config("m") }).contains("multiple"));
-        assert!(
-            message(&MetricConfig { aggregates: Some(vec!["median".into()]), ..config("m") })
-                .contains("choose from")
-        );
-        assert!(
-            message(&MetricConfig { by: Some(vec!["count".into()]), ..config("m") })
-                .contains("AS another_name")
-        );
+    fn wrong_definitions_name_the_key_and_say_what_to_write() {
+        for (config, key, remedy) in [
+            (config("my metric"), "name", "use letters, digits and _"),
+            (MetricConfig { window: Some("soon".into()), ..config("m") }, "window", "write for example"),
+            (MetricConfig { rollups: vec!["90s".into()], ..config("m") }, "rollups", "multiple"),
+            (
+                MetricConfig { aggregates: Some(vec!["median".into()]), ..config("m") },
+                "aggregates",
+                "choose from",
+            ),
+            (MetricConfig { by: Some(vec!["count".into()]), ..config("m") }, "by", "AS another_name"),
+            (MetricConfig { by: Some(vec!["a".into(), "a".into()]), ..config("m") }, "by", "once"),
+        ] {
+            let error = Definition::check(&config).unwrap_err();
+            assert_eq!((error.metric.as_str(), error.key), (config.name.as_str(), key));
+            assert!(error.remedy.contains(remedy), "{error}");
+            assert!(error.to_string().contains(&error.problem) && error.to_string().contains(remedy));
+        }
     }
 
     #[test]
     fn a_metric_cannot_have_the_name_of_a_table_or_column() {
-        for name in TABLES.iter().chain(&["count", "window_start"]) {
+        for name in sql_tables::reserved_names().chain(["count", "window_start"]) {
             let message = Definition::check(&config(name)).unwrap_err().to_string();
             assert!(
                 message.contains("of Wye's own") && message.contains(&format!("{name}_of_line")),
@@ -457,5 +430,7 @@ mod tests {
         let longer = Definition { window: WindowSize::parse("5m").unwrap(), ..base.clone() };
         assert_eq!(fingerprint(std::slice::from_ref(&base)), fingerprint(&[helped]));
         assert_ne!(fingerprint(&[base]), fingerprint(&[longer]));
+        // Stored rows have it: if it changes, every view is computed again.
+        assert_eq!(fingerprint(&[Definition::family()]), 0x9c6e_2f17_541c_786d);
     }
 }

@@ -1,7 +1,7 @@
-//! Readings that a definition wants and cannot compute: how many, and one of each definition as an example. Must not
-//! know why an expression fails.
+//! Readings that a definition wants but cannot compute: how many, and one of each definition as an example. Must not know
+//! why an expression fails.
 //!
-//! Such a reading adds nothing to the metric and stops nothing. Stability contract: [`Failures`] is stored as JSON in
+//! Such a reading adds nothing to the metric; all others are computed. Stability contract: [`Failures`] is stored as JSON in
 //! the record of a batch run; fields are only ever added.
 
 use std::collections::BTreeMap;
@@ -11,13 +11,14 @@ use arrow::array::RecordBatch;
 use serde::{Deserialize, Serialize};
 use wye_domain::DomainError;
 use wye_domain::reading::{Reading, ReadingColumns};
+use wye_domain::time::Micros;
 
 /// A row of a batch that an expression fails on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FailedRow {
     /// The row.
     pub row: usize,
-    /// What the expression says of it.
+    /// The error of the expression.
     pub message: Arc<str>,
 }
 
@@ -25,16 +26,16 @@ pub struct FailedRow {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct FailedReading {
-    /// What is wrong.
+    /// The error of the expression.
     pub message: String,
-    /// Who measured.
+    /// The device.
     pub device_id: String,
-    /// What was measured.
+    /// The reading name.
     pub metric: String,
     /// The reading's value.
     pub value: f64,
-    /// Event time in µs.
-    pub event_time: i64,
+    /// Its event time.
+    pub event_time: Micros,
     /// Its tags, as canonical JSON.
     pub tags: Option<String>,
 }
@@ -54,7 +55,7 @@ pub struct Failure {
 pub struct Failures(BTreeMap<String, Failure>);
 
 impl Failures {
-    /// Takes in the failed rows of a batch for which `counts` holds.
+    /// Adds the failed rows of a batch for which `counts` holds.
     ///
     /// # Errors
     /// [`DomainError::Shape`] when the batch lacks a column of a reading.
@@ -74,7 +75,7 @@ impl Failures {
         for FailedRow { row, message } in failed.iter().filter(|failed| counts(failed.row)) {
             readings += 1;
             let reading = columns.reading(*row);
-            if earliest.as_ref().is_none_or(|(known, _)| place(&reading) < place(known)) {
+            if earliest.as_ref().is_none_or(|(known, _)| order(&reading) < order(known)) {
                 earliest = Some((reading, message));
             }
         }
@@ -91,7 +92,7 @@ impl Failures {
         Ok(())
     }
 
-    /// Takes in the failures of other readings.
+    /// Adds the failures of other readings.
     pub fn merge(&mut self, other: &Self) {
         for (definition, failure) in &other.0 {
             self.add_failure(definition, failure);
@@ -119,18 +120,18 @@ impl Failures {
             return;
         };
         known.readings += failure.readings;
-        if failure.example.place() < known.example.place() {
+        if failure.example.order() < known.example.order() {
             known.example = failure.example.clone();
         }
     }
 }
 
 impl FailedReading {
-    fn place(&self) -> (i64, &str, &str) {
+    fn order(&self) -> (Micros, &str, &str) {
         (self.event_time, &self.device_id, &self.metric)
     }
 }
 
-fn place<'a>(reading: &Reading<'a>) -> (i64, &'a str, &'a str) {
+fn order<'a>(reading: &Reading<'a>) -> (Micros, &'a str, &'a str) {
     (reading.event_time, reading.device_id, reading.metric)
 }

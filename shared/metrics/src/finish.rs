@@ -1,19 +1,17 @@
-//! What summaries answer: each aggregate from one summary, and the same from columns of summaries, which must agree.
+//! What summaries answer: each aggregate from one summary, and the same from columns of summaries.
 //!
-//! Rows of a batch view that stand alone are finished column by column, so that a query over millions of windows makes no
-//! summary of each. A test compares both ways for every aggregate.
+//! Rows of a batch view that nothing is merged with are finished column by column, so a query over millions of windows does
+//! not make a summary of each. A test compares both ways for every aggregate.
 
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, Float64Array, Float64Builder, Int64Array, Int64Builder, RecordBatch,
-};
-use arrow::datatypes::{Float64Type, Int64Type};
-use wye_domain::DomainError;
+use arrow::array::{Array, ArrayRef, BinaryArray, Float64Array, Float64Builder, Int64Builder, RecordBatch};
 use wye_domain::sketches::{Sketches, Stored};
 use wye_domain::summary::Summary;
+use wye_domain::{DomainError, reading};
 
 use crate::definition::Aggregate;
+use crate::view_rows::reader::count;
 
 impl Aggregate {
     /// The answer that a summary gives; `None` where it has none.
@@ -58,23 +56,16 @@ pub fn stored_columns(aggregate: Aggregate) -> &'static [&'static str] {
 /// # Errors
 /// [`DomainError::Shape`] when a column is absent, [`DomainError::Decode`] when a sketch does not decode.
 pub fn of_rows(aggregate: Aggregate, rows: &RecordBatch) -> Result<ArrayRef, DomainError> {
-    let sum = || -> Result<Float64Array, DomainError> {
-        let (high, low) = (numbers(rows, "sum_high")?, numbers(rows, "sum_low")?);
-        Ok(high.values().iter().zip(low.values()).map(|(high, low)| high + low).collect::<Vec<_>>().into())
-    };
-    let counts = || -> Result<&Int64Array, DomainError> {
-        column(rows, "count")?.as_primitive_opt::<Int64Type>().ok_or(DomainError::Shape { column: "count" })
-    };
     Ok(match aggregate {
         Aggregate::Count => Arc::clone(column(rows, "count")?),
-        Aggregate::Sum => Arc::new(sum()?),
+        Aggregate::Sum => Arc::new(sums(rows)?),
         Aggregate::Avg => {
-            let (sum, counts) = (sum()?, counts()?);
-            let means = sum.values().iter().zip(counts.values()).map(|(sum, count)| sum / *count as f64);
+            let (sums, counts) = (sums(rows)?, count(rows)?);
+            let means = sums.values().iter().zip(counts.values()).map(|(sum, count)| sum / *count as f64);
             Arc::new(Float64Array::from_iter_values(means))
         }
         Aggregate::Stddev => {
-            let each = numbers(rows, "m2")?.values().iter().zip(counts()?.values());
+            let each = numbers(rows, "m2")?.values().iter().zip(count(rows)?.values());
             let deviations =
                 each.map(|(m2, count)| (*count > 1).then(|| (m2.max(0.0) / (*count - 1) as f64).sqrt()));
             Arc::new(deviations.collect::<Float64Array>())
@@ -86,9 +77,7 @@ pub fn of_rows(aggregate: Aggregate, rows: &RecordBatch) -> Result<ArrayRef, Dom
         Aggregate::P95 => quantiles(rows, 0.95)?,
         Aggregate::P99 => quantiles(rows, 0.99)?,
         Aggregate::DistinctDevices => {
-            let bytes = column(rows, "distinct")?
-                .as_binary_opt::<i32>()
-                .ok_or(DomainError::Shape { column: "distinct" })?;
+            let bytes: &BinaryArray = reading::column(rows, "distinct")?;
             let mut builder = Int64Builder::with_capacity(bytes.len());
             for bytes in bytes {
                 let distinct = Sketches::decode(Stored { distinct: bytes, ..Stored::default() })?
@@ -100,10 +89,13 @@ pub fn of_rows(aggregate: Aggregate, rows: &RecordBatch) -> Result<ArrayRef, Dom
     })
 }
 
+fn sums(rows: &RecordBatch) -> Result<Float64Array, DomainError> {
+    let (high, low) = (numbers(rows, "sum_high")?, numbers(rows, "sum_low")?);
+    Ok(high.values().iter().zip(low.values()).map(|(high, low)| high + low).collect::<Vec<_>>().into())
+}
+
 fn quantiles(rows: &RecordBatch, q: f64) -> Result<ArrayRef, DomainError> {
-    let bytes = column(rows, "quantiles")?
-        .as_binary_opt::<i32>()
-        .ok_or(DomainError::Shape { column: "quantiles" })?;
+    let bytes: &BinaryArray = reading::column(rows, "quantiles")?;
     let (min, max) = (numbers(rows, "min")?, numbers(rows, "max")?);
     let mut builder = Float64Builder::with_capacity(bytes.len());
     for (row, bytes) in bytes.iter().enumerate() {
@@ -117,9 +109,12 @@ fn quantiles(rows: &RecordBatch, q: f64) -> Result<ArrayRef, DomainError> {
 /// A column by its name.
 ///
 /// # Errors
-/// [`DomainError::Shape`] when it is absent.
+/// [`DomainError::Decode`] when it is absent.
 pub fn column<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, DomainError> {
-    rows.column_by_name(name).ok_or(DomainError::Shape { column: "of a batch view" })
+    rows.column_by_name(name).ok_or_else(|| DomainError::Decode {
+        what: "rows of a batch view",
+        reason: format!("they have no column {name:?}"),
+    })
 }
 
 /// A column of numbers by its name.
@@ -127,23 +122,24 @@ pub fn column<'a>(rows: &'a RecordBatch, name: &str) -> Result<&'a ArrayRef, Dom
 /// # Errors
 /// [`DomainError::Shape`] when it is absent or of another type.
 pub fn numbers<'a>(rows: &'a RecordBatch, name: &'static str) -> Result<&'a Float64Array, DomainError> {
-    column(rows, name)?.as_primitive_opt::<Float64Type>().ok_or(DomainError::Shape { column: name })
+    reading::column(rows, name)
 }
 
 #[cfg(test)]
 mod tests {
-
-    use arrow::datatypes::{DataType, Schema};
+    use arrow::array::AsArray;
+    use arrow::datatypes::{DataType, Float64Type, Int64Type, Schema};
     use proptest::prelude::*;
     use wye_domain::sketches::Needs;
     use wye_domain::summary_columns::{SummaryColumnsBuilder, schema_fields};
+    use wye_domain::time::Micros;
 
     use super::*;
 
     fn summary(values: &[f64], needs: Needs) -> Summary {
         let mut summary = Summary { sketches: Sketches::new(needs), ..Summary::EMPTY };
         for (time, value) in values.iter().enumerate() {
-            summary.add(*value, time as i64);
+            summary.add(*value, Micros(time as i64));
             if let Some(sketches) = &mut summary.sketches {
                 sketches.add(*value, &format!("device {}", time % 3), None);
             }

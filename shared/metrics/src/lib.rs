@@ -3,11 +3,24 @@
 //!
 //! The speed layer, the batch layer and the serving layer all compute by this crate; they only decide when and where.
 //! It knows DataFusion's expressions and Arrow. It does not know Kafka, tables, HTTP or a clock.
+//!
+//! | question | module |
+//! |---|---|
+//! | What is a metric, and what is wrong with a definition? | [`definition`] |
+//! | Which value does a reading add to which series and window? | [`plan`], [`contribution`] |
+//! | How do readings become summaries? | [`fold`], [`window_table`] |
+//! | Which readings cannot be computed? | [`failures`] |
+//! | How many readings should there be, and how far can a number be trusted? | [`expectation`], [`confidence`] |
+//! | How do the layers' summaries become one answer? | [`merge`] |
+//! | What does a summary answer? | [`finish`] |
+//! | What does the batch view hold? | [`view_rows`] |
+//! | Which tables does SQL have? | [`sql_tables`] |
 
 pub mod definition;
 
 pub mod contribution;
 pub mod failures;
+pub mod fold;
 pub mod plan;
 pub mod window_table;
 
@@ -16,4 +29,5 @@ pub mod expectation;
 
 pub mod finish;
 pub mod merge;
+pub mod sql_tables;
 pub mod view_rows;

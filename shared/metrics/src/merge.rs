@@ -1,21 +1,27 @@
 //! The merge itself: from the summaries of both layers to one answer with its confidence. Pure.
 //!
 //! `served(window) = batch(offsets < horizon) ⊕ realtime(offsets >= horizon)`: the parts never overlap, so merging their
-//! summaries is exact. A longer window is a merge of the summaries in it; its confidence is worked out anew from what
-//! was expected, received and valid, and never as a mean of scores.
+//! summaries is exact. A longer window is a merge of the summaries in it; its confidence is
+//! computed again from the expected, received and valid readings, never as a mean of scores.
 
-use crate::confidence::{Confidence, ExpectedSource, LatenessHistogram, State, score};
+use crate::confidence::{Confidence, Evidence, Judged, LatenessHistogram, State, judge};
 use crate::expectation::Expectation;
 use wye_domain::summary::Summary;
-use wye_domain::time::WindowSize;
+use wye_domain::time::{Micros, Window, WindowSize};
 
-/// What the merge must know of a series.
+/// What the merge needs of a series.
 #[derive(Clone, Copy, Debug)]
 pub struct SeriesFacts<'a> {
     /// The length of its windows.
     pub window: WindowSize,
-    /// What it should get; `None` where nothing says.
+    /// What it should get; `None` where unknown.
     pub expectation: Option<&'a Expectation>,
+}
+
+impl SeriesFacts<'_> {
+    fn judge(self, window: Window, summary: &Summary, at: Micros, lateness: &LatenessHistogram) -> Judged {
+        judge(Evidence { summary, expectation: self.expectation, window }, at, lateness)
+    }
 }
 
 /// Which layers an answer comes from.
@@ -40,87 +46,66 @@ impl Source {
     }
 }
 
-/// How far an answer can be trusted, with where the expectation comes from.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Scored {
-    /// The score and its factors.
-    pub confidence: Confidence,
-    /// Where the number of expected readings comes from.
-    pub expected_source: ExpectedSource,
-}
-
-/// One row of the batch view, with the confidence that the batch layer stored.
+/// One row of the batch view, as the batch layer judged it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchRow {
-    /// Window start in µs.
-    pub window_start: i64,
+    /// Window start.
+    pub window_start: Micros,
     /// The summary of the readings below the horizon.
     pub summary: Summary,
-    /// The confidence as of the batch run.
-    pub scored: Scored,
-    /// The state as of the batch run.
-    pub state: State,
+    /// The confidence and state as of the batch run.
+    pub judged: Judged,
 }
 
 /// One answer: a series in a window.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer {
-    /// Window start in µs.
-    pub window_start: i64,
-    /// Window end in µs.
-    pub window_end: i64,
+    /// Window start.
+    pub window_start: Micros,
+    /// Window end.
+    pub window_end: Micros,
     /// The merged summary; never empty.
     pub summary: Summary,
     /// Which layers it comes from.
     pub source: Source,
     /// How far it can be trusted.
-    pub scored: Scored,
+    pub confidence: Confidence,
     /// How far along it is.
     pub state: State,
+}
+
+impl Answer {
+    /// The answer for a window; `None` when there is no reading in it.
+    fn new(window: Window, summary: Summary, source: Source, judged: Judged) -> Option<Self> {
+        let Judged { confidence, state } = judged;
+        let Window { start: window_start, end: window_end } = window;
+        (summary.count > 0).then_some(Self { window_start, window_end, summary, source, confidence, state })
+    }
 }
 
 /// What confidence is judged by.
 #[derive(Clone, Copy, Debug)]
 pub struct Judge<'a> {
-    /// How late readings come, as the last batch run has seen.
+    /// How late readings come, measured by the last batch run.
     pub lateness: &'a LatenessHistogram,
-    /// Now, in µs.
-    pub now: i64,
-    /// The newest ingest time (µs) that the batch view has seen.
-    pub as_of: i64,
-}
-
-impl Judge<'_> {
-    /// Scores a summary of the window `[start, end)` that holds everything up to `at` (µs).
-    pub fn score(
-        &self,
-        expectation: Option<&Expectation>,
-        (start, end): (i64, i64),
-        summary: &Summary,
-        at: i64,
-    ) -> Scored {
-        let elapsed = at.min(end).saturating_sub(start).max(0);
-        let settledness = self.lateness.settledness(at.saturating_sub(end));
-        let known = expectation.is_some();
-        Scored {
-            confidence: score(summary, expectation, elapsed, settledness),
-            expected_source: if known { ExpectedSource::Registry } else { ExpectedSource::Unknown },
-        }
-    }
+    /// Now.
+    pub now: Micros,
+    /// The newest ingest time of the readings in the batch view.
+    pub as_of: Micros,
 }
 
 /// Merges the two sides of one window; `None` when there is no reading in it.
 pub fn merge(
     series: SeriesFacts<'_>,
-    window_start: i64,
+    window_start: Micros,
     sides: Sides<'_>,
     judge: Judge<'_>,
 ) -> Option<Answer> {
-    let window_end = window_start.saturating_add(series.window.micros());
-    let (summary, source, scored, state) = match sides {
-        Sides { batch: None, realtime: None } => return None,
+    let window = series.window.window_at(window_start);
+    match sides {
+        Sides { batch: None, realtime: None } => None,
         Sides { batch: Some(batch), realtime: None } => {
-            (batch.summary.clone(), Source::Batch, batch.scored, batch.state)
+            Answer::new(window, batch.summary.clone(), Source::Batch, batch.judged)
         }
         Sides { batch, realtime: Some(mut summary) } => {
             let mut source = Source::Realtime;
@@ -128,11 +113,10 @@ pub fn merge(
                 summary.merge(&batch.summary);
                 source = Source::Merged;
             }
-            let scored = judge.score(series.expectation, (window_start, window_end), &summary, judge.now);
-            (summary, source, scored, State::Live)
+            let judged = series.judge(window, &summary, judge.now, judge.lateness);
+            Answer::new(window, summary, source, Judged { state: State::Live, ..judged })
         }
-    };
-    (summary.count > 0).then_some(Answer { window_start, window_end, summary, source, scored, state })
+    }
 }
 
 /// What the two layers have of one window.
@@ -150,27 +134,27 @@ pub struct Rollup {
     summary: Summary,
     batch_rows: usize,
     /// Of the only batch row so far.
-    stored: Option<(Scored, State, i64)>,
+    stored: Option<(Judged, Micros)>,
     preliminary: bool,
     realtime: bool,
 }
 
 impl Rollup {
-    /// Takes in a row of the batch view.
+    /// Adds a row of the batch view.
     pub fn add_batch(&mut self, row: &BatchRow) {
         self.summary.merge(&row.summary);
         self.batch_rows += 1;
-        self.stored = (self.batch_rows == 1).then_some((row.scored, row.state, row.window_start));
-        self.preliminary |= row.state != State::Settled;
+        self.stored = (self.batch_rows == 1).then_some((row.judged, row.window_start));
+        self.preliminary |= row.judged.state != State::Settled;
     }
 
-    /// Takes in rows of realtime epochs.
+    /// Adds rows of realtime epochs.
     pub fn add_realtime(&mut self, summary: &Summary) {
         self.summary.merge(summary);
         self.realtime = true;
     }
 
-    /// Takes in another part of the same window.
+    /// Adds another part of the same window.
     pub fn add(&mut self, other: &Self) {
         self.summary.merge(&other.summary);
         self.batch_rows += other.batch_rows;
@@ -183,13 +167,8 @@ impl Rollup {
         self.realtime |= other.realtime;
     }
 
-    /// The answer for the window `[start, end)`; `None` when there is no reading in it.
-    pub fn finish(
-        self,
-        series: SeriesFacts<'_>,
-        (start, end): (i64, i64),
-        judge: Judge<'_>,
-    ) -> Option<Answer> {
+    /// The answer for a window; `None` when there is no reading in it.
+    pub fn finish(self, series: SeriesFacts<'_>, window: Window, judge: Judge<'_>) -> Option<Answer> {
         if self.summary.count == 0 {
             return None;
         }
@@ -198,36 +177,40 @@ impl Rollup {
             (false, true) => Source::Realtime,
             (true, true) => Source::Merged,
         };
-        let at = if self.realtime { judge.now } else { judge.as_of };
-        let same_window = end.saturating_sub(start) == series.window.micros();
-        let (scored, state) = match self.stored {
+        let judged = match self.stored {
             // A batch row that is the whole window has been judged already.
-            Some((scored, state, window_start)) if !self.realtime && same_window && window_start == start => {
-                (scored, state)
-            }
+            Some((judged, start)) if !self.realtime && series.window.window_at(start) == window => judged,
             _ => {
+                let at = if self.realtime { judge.now } else { judge.as_of };
                 let state = match (self.realtime, self.preliminary) {
                     (true, _) => State::Live,
                     (false, true) => State::Preliminary,
                     (false, false) => State::Settled,
                 };
-                (judge.score(series.expectation, (start, end), &self.summary, at), state)
+                Judged { state, ..series.judge(window, &self.summary, at, judge.lateness) }
             }
         };
-        Some(Answer { window_start: start, window_end: end, summary: self.summary, source, scored, state })
+        Answer::new(window, self.summary, source, judged)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use wye_domain::time::SECOND;
-
     use super::*;
     use crate::expectation::ExpectedDevice;
     use wye_domain::registry::DeviceNumber;
+    use wye_domain::time::Span;
+
+    const fn at(seconds: i64) -> Micros {
+        Micros::from_secs(seconds)
+    }
 
     fn every_second() -> Option<Expectation> {
-        Expectation::new(vec![ExpectedDevice { device: DeviceNumber(0), interval: SECOND, metrics: 1 }])
+        Expectation::new(vec![ExpectedDevice {
+            device: DeviceNumber(0),
+            interval: Span::from_secs(1),
+            metrics: 1,
+        }])
     }
 
     fn minutes(expectation: &Option<Expectation>) -> SeriesFacts<'_> {
@@ -238,53 +221,53 @@ mod tests {
     fn summary(readings: std::ops::Range<i64>) -> Summary {
         let mut summary = Summary::EMPTY;
         for time in readings {
-            summary.add(time as f64, time * SECOND);
+            summary.add(time as f64, at(time));
         }
         summary
     }
 
     fn row(readings: std::ops::Range<i64>, judge: Judge<'_>, series: SeriesFacts<'_>) -> BatchRow {
-        let window_start = readings.start / 60 * 60 * SECOND;
+        let window_start = series.window.start_of(at(readings.start));
+        let window = series.window.window_at(window_start);
         let summary = summary(readings);
-        let scored = judge.score(
-            series.expectation,
-            (window_start, window_start + 60 * SECOND),
-            &summary,
-            judge.as_of,
-        );
-        BatchRow { window_start, summary, scored, state: State::Settled }
+        let judged = series.judge(window, &summary, judge.as_of, judge.lateness);
+        BatchRow { window_start, summary, judged: Judged { state: State::Settled, ..judged } }
     }
 
     #[test]
     fn both_sides_make_one_window() {
         let lateness = LatenessHistogram::default();
-        let judge = Judge { lateness: &lateness, now: 90 * SECOND, as_of: 30 * SECOND };
+        let judge = Judge { lateness: &lateness, now: at(90), as_of: at(30) };
         let expectation = every_second();
         let series = minutes(&expectation);
         let batch = row(0..30, judge, series);
-        assert_eq!(batch.scored.confidence.expected, Some(30.0));
+        assert_eq!(batch.judged.confidence.expected, Some(30.0));
         let merged =
-            merge(series, 0, Sides { batch: Some(&batch), realtime: Some(summary(30..45)) }, judge).unwrap();
+            merge(series, at(0), Sides { batch: Some(&batch), realtime: Some(summary(30..45)) }, judge)
+                .unwrap();
         assert_eq!((merged.summary.count, merged.source, merged.state), (45, Source::Merged, State::Live));
         assert_eq!(merged.summary.sum.value(), summary(0..45).sum.value());
-        assert_eq!((merged.scored.confidence.expected, merged.scored.confidence.score), (Some(60.0), 0.75));
-        let alone = merge(series, 0, Sides { batch: Some(&batch), realtime: None }, judge).unwrap();
-        assert_eq!((alone.source, alone.state, alone.scored), (Source::Batch, State::Settled, batch.scored));
-        assert!(merge(series, 0, Sides { batch: None, realtime: Some(Summary::EMPTY) }, judge).is_none());
+        assert_eq!((merged.confidence.expected, merged.confidence.score), (Some(60.0), 0.75));
+        let alone = merge(series, at(0), Sides { batch: Some(&batch), realtime: None }, judge).unwrap();
+        assert_eq!(
+            (alone.source, alone.state, alone.confidence),
+            (Source::Batch, State::Settled, batch.judged.confidence)
+        );
+        assert!(merge(series, at(0), Sides { batch: None, realtime: Some(Summary::EMPTY) }, judge).is_none());
     }
 
     #[test]
     fn rolling_up_sums_and_never_averages() {
         let lateness = LatenessHistogram::default();
-        let judge = Judge { lateness: &lateness, now: 7_200 * SECOND, as_of: 7_200 * SECOND };
+        let judge = Judge { lateness: &lateness, now: at(7_200), as_of: at(7_200) };
         let expectation = every_second();
         let series = minutes(&expectation);
         let mut rollup = Rollup::default();
         rollup.add_batch(&row(0..60, judge, series));
         rollup.add_batch(&row(60..120, judge, series));
-        let hour = rollup.finish(series, (0, 3_600 * SECOND), judge).unwrap();
+        let hour = rollup.finish(series, Window { start: at(0), end: at(3_600) }, judge).unwrap();
         // Two full minutes of sixty: not one, which the mean of their scores would be.
-        assert_eq!(hour.scored.confidence.completeness, 120.0 / 3_600.0);
+        assert_eq!(hour.confidence.completeness, 120.0 / 3_600.0);
         assert_eq!((hour.state, hour.summary.count), (State::Settled, 120));
     }
 }

@@ -4,11 +4,11 @@
 //! that name, else the registry's attribute of the reading's device. Expressions must be immutable (no `now()`, no
 //! `random()`), so that both layers get the same answer at any time.
 //!
-//! This module does not know where batches come from or go to.
+//! Must not know where batches come from or go to.
 
 mod attributes;
 mod evaluate;
-mod expectations;
+pub(crate) mod expectations;
 mod grouping;
 mod isolate;
 #[cfg(test)]
@@ -18,10 +18,11 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use crate::definition::{Definition, fingerprint};
+use crate::definition::{Definition, DefinitionError, fingerprint};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
+use datafusion::error::DataFusionError;
 use datafusion::logical_expr::{Expr, Volatility};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_plan::PhysicalExpr;
@@ -36,18 +37,6 @@ use wye_domain::wire::Acceptance;
 
 pub use expectations::Expectations;
 
-/// A definition that cannot be planned.
-#[derive(Debug, thiserror::Error)]
-#[error("metric {metric:?}, key {key:?}: {problem}")]
-pub struct PlanError {
-    /// The definition's name.
-    pub metric: String,
-    /// The key at fault: `where`, `value` or `by`.
-    pub key: &'static str,
-    /// What is wrong and what to write instead.
-    pub problem: String,
-}
-
 /// One planned definition.
 #[derive(Debug)]
 pub struct MetricPlan {
@@ -59,7 +48,7 @@ pub struct MetricPlan {
 }
 
 impl MetricPlan {
-    /// What its summaries carry beside numbers.
+    /// The sketches and counts that its summaries have.
     pub fn needs(&self) -> Needs {
         self.needs
     }
@@ -67,19 +56,25 @@ impl MetricPlan {
     /// Whether completeness must be counted device by device: a group may span devices, and the registry says how many
     /// readings to expect of each.
     fn counts_devices(&self, registry: &Registry) -> bool {
-        let is_device = |dimension: &Arc<dyn PhysicalExpr>| {
-            dimension.downcast_ref::<Column>().is_some_and(|column| column.name() == "device_id")
-        };
-        let expects = |(_, device): &(&str, &Device)| device.interval.is_some() && !device.metrics.is_empty();
         !self.dimensions.iter().any(is_device)
             && self.attributes_of_series().is_some()
-            && registry.devices().iter().any(expects)
+            && registry.devices().iter().any(|(_, device)| has_expectation(device))
     }
 
     /// What was planned.
     pub fn definition(&self) -> &Definition {
         &self.definition
     }
+}
+
+/// Whether a dimension is the device itself.
+fn is_device(dimension: &Arc<dyn PhysicalExpr>) -> bool {
+    dimension.downcast_ref::<Column>().is_some_and(|column| column.name() == "device_id")
+}
+
+/// Whether the registry says how many readings of which names a device sends.
+fn has_expectation(device: &Device) -> bool {
+    device.interval.is_some() && !device.metrics.is_empty()
 }
 
 /// All planned definitions.
@@ -89,15 +84,18 @@ pub struct MetricPlans {
     attributes: Vec<String>,
     schema: SchemaRef,
     registry: Arc<Registry>,
+    /// Of the definitions and the registry.
     fingerprint: u64,
+    /// Of the rules by which readings are accepted, once they are set.
+    acceptance: Option<u64>,
 }
 
 impl MetricPlans {
     /// Plans the definitions; none means the default family.
     ///
     /// # Errors
-    /// [`PlanError`] naming the definition, the key and what to write instead.
-    pub fn new(definitions: Vec<Definition>, registry: Arc<Registry>) -> Result<Self, PlanError> {
+    /// [`DefinitionError`] naming the definition, the key, the problem and what to write instead.
+    pub fn new(definitions: Vec<Definition>, registry: Arc<Registry>) -> Result<Self, DefinitionError> {
         let definitions = if definitions.is_empty() { vec![Definition::family()] } else { definitions };
         let attributes = attribute_names(&definitions)?;
         let schema = evaluation_schema(&attributes);
@@ -106,42 +104,36 @@ impl MetricPlans {
         let mut plans = Vec::with_capacity(definitions.len());
         for definition in definitions {
             if plans.iter().any(|plan: &MetricPlan| plan.definition.name == definition.name) {
-                return Err(PlanError {
+                return Err(DefinitionError {
                     metric: definition.name,
                     key: "name",
-                    problem: "two definitions have this name; give each its own".to_owned(),
+                    problem: "an earlier definition has the same name".to_owned(),
+                    remedy: "give each definition its own name".to_owned(),
                 });
             }
             let planner = Planner { context: &context, schema: &schema, metric: &definition.name };
             let filter = match &definition.filter {
                 None => None,
-                Some(sql) => Some(planner.plan("where", sql, |t| t == &DataType::Boolean, "a condition")?),
+                Some(sql) => Some(planner.plan("where", sql, Wanted::Condition)?),
             };
-            let value = planner.plan(
-                "value",
-                &definition.value,
-                |t| t.is_numeric() || t == &DataType::Boolean,
-                "a number",
-            )?;
+            let value = planner.plan("value", &definition.value, Wanted::Number)?;
             let dimensions = definition
                 .dimensions
                 .iter()
-                .map(|dimension| {
-                    planner.plan("by", &dimension.expression, |t| !t.is_nested(), "a plain value")
-                })
+                .map(|dimension| planner.plan("by", &dimension.expression, Wanted::PlainValue))
                 .collect::<Result<_, _>>()?;
             let needs = definition.needs();
             let mut plan = MetricPlan { definition, filter, value, dimensions, needs };
             plan.needs.devices = plan.counts_devices(&registry);
             plans.push(plan);
         }
-        Ok(Self { plans, attributes, schema, registry, fingerprint })
+        Ok(Self { plans, attributes, schema, registry, fingerprint, acceptance: None })
     }
 
-    /// The same for readings that are accepted by these rules, on which the fingerprint depends too. To be called once.
+    /// The same for readings that are accepted by these rules, on which the fingerprint depends too.
     #[must_use]
     pub fn accepting(mut self, acceptance: &Acceptance) -> Self {
-        self.fingerprint ^= acceptance.fingerprint().rotate_left(2);
+        self.acceptance = Some(acceptance.fingerprint());
         self
     }
 
@@ -160,10 +152,10 @@ impl MetricPlans {
         &self.registry
     }
 
-    /// The fingerprint of what is computed: of the definitions ([`crate::definition::fingerprint`]) and of the
-    /// registry, whose attributes, limits and intervals they use.
+    /// The fingerprint of what is computed: of the definitions ([`crate::definition::fingerprint`]), of the registry, whose
+    /// attributes, limits and intervals they use, and of the rules of acceptance.
     pub fn fingerprint(&self) -> u64 {
-        self.fingerprint
+        self.fingerprint ^ self.acceptance.map_or(0, |acceptance| acceptance.rotate_left(2))
     }
 
     /// The names of all dimensions of all definitions, each once, in the order in which they come first.
@@ -188,7 +180,7 @@ fn evaluation_schema(attributes: &[String]) -> SchemaRef {
 }
 
 /// The names in the expressions that are not columns of a reading.
-fn attribute_names(definitions: &[Definition]) -> Result<Vec<String>, PlanError> {
+fn attribute_names(definitions: &[Definition]) -> Result<Vec<String>, DefinitionError> {
     let known = evaluation_schema(&[]);
     let mut names = BTreeSet::new();
     for definition in definitions {
@@ -198,10 +190,11 @@ fn attribute_names(definitions: &[Definition]) -> Result<Vec<String>, PlanError>
             let expression = Parser::new(&GenericDialect)
                 .try_with_sql(sql)
                 .and_then(|mut parser| parser.parse_expr())
-                .map_err(|error| PlanError {
+                .map_err(|error| DefinitionError {
                     metric: definition.name.clone(),
                     key,
                     problem: format!("{sql:?} is not an SQL expression: {error}"),
+                    remedy: CORRECT.to_owned(),
                 })?;
             let _: ControlFlow<()> = visit_expressions(&expression, |part| {
                 if let SqlExpr::Identifier(Ident { value, quote_style, .. }) = part {
@@ -217,6 +210,35 @@ fn attribute_names(definitions: &[Definition]) -> Result<Vec<String>, PlanError>
     Ok(names.into_iter().collect())
 }
 
+/// The remedy where the problem says it all.
+const CORRECT: &str = "correct the expression; it may use a reading's columns, tags and attributes";
+
+/// Which types the answers of an expression may have.
+#[derive(Clone, Copy)]
+enum Wanted {
+    Condition,
+    Number,
+    PlainValue,
+}
+
+impl Wanted {
+    fn allows(self, found: &DataType) -> bool {
+        match self {
+            Self::Condition => found == &DataType::Boolean,
+            Self::Number => found.is_numeric() || found == &DataType::Boolean,
+            Self::PlainValue => !found.is_nested(),
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Condition => "a condition",
+            Self::Number => "a number",
+            Self::PlainValue => "a plain value",
+        }
+    }
+}
+
 struct Planner<'a> {
     context: &'a SessionContext,
     schema: &'a SchemaRef,
@@ -228,44 +250,49 @@ impl Planner<'_> {
         &self,
         key: &'static str,
         sql: &str,
-        right_type: impl Fn(&DataType) -> bool,
-        expected: &str,
-    ) -> Result<Arc<dyn PhysicalExpr>, PlanError> {
-        let fail = |problem: String| PlanError { metric: self.metric.to_owned(), key, problem };
+        wanted: Wanted,
+    ) -> Result<Arc<dyn PhysicalExpr>, DefinitionError> {
         let schema =
-            DFSchema::try_from(self.schema.as_ref().clone()).map_err(|error| fail(error.to_string()))?;
+            DFSchema::try_from(self.schema.as_ref().clone()).map_err(|error| self.refused(key, &error))?;
         let expression =
-            self.context.parse_sql_expr(sql, &schema).map_err(|error| fail(error.strip_backtrace()))?;
-        if let Some(name) = changeable_function(&expression) {
-            return Err(fail(format!(
-                "{sql:?} uses {name}(), whose answer changes; use only the reading's own columns, tags and attributes"
-            )));
+            self.context.parse_sql_expr(sql, &schema).map_err(|error| self.refused(key, &error))?;
+        if let Some(name) = changeable_function(&expression).map_err(|error| self.refused(key, &error))? {
+            let problem = format!("{sql:?} uses {name}(), whose answer changes");
+            let remedy = "use only the reading's own columns, tags and attributes";
+            return Err(self.refuse(key, problem, remedy));
         }
         let planned = self
             .context
             .create_physical_expr(expression, &schema)
-            .map_err(|error| fail(error.strip_backtrace()))?;
-        let found = planned.data_type(self.schema).map_err(|error| fail(error.strip_backtrace()))?;
-        if !right_type(&found) {
-            return Err(fail(format!("{sql:?} gives {found}; write an expression that gives {expected}")));
+            .map_err(|error| self.refused(key, &error))?;
+        let found = planned.data_type(self.schema).map_err(|error| self.refused(key, &error))?;
+        if !wanted.allows(&found) {
+            let remedy = format!("write an expression that gives {}", wanted.name());
+            return Err(self.refuse(key, format!("{sql:?} gives {found}"), remedy));
         }
         Ok(planned)
+    }
+
+    fn refused(&self, key: &'static str, error: &DataFusionError) -> DefinitionError {
+        self.refuse(key, error.strip_backtrace(), CORRECT)
+    }
+
+    fn refuse(&self, key: &'static str, problem: String, remedy: impl Into<String>) -> DefinitionError {
+        DefinitionError { metric: self.metric.to_owned(), key, problem, remedy: remedy.into() }
     }
 }
 
 /// The name of a function in an expression that does not always give the same answer.
-fn changeable_function(expression: &Expr) -> Option<String> {
+fn changeable_function(expression: &Expr) -> Result<Option<String>, DataFusionError> {
     let mut found = None;
-    expression
-        .apply(|part| {
-            if let Expr::ScalarFunction(call) = part
-                && call.func.signature().volatility != Volatility::Immutable
-            {
-                found = Some(call.func.name().to_owned());
-                return Ok(TreeNodeRecursion::Stop);
-            }
-            Ok(TreeNodeRecursion::Continue)
-        })
-        .expect("the visitor never fails");
-    found
+    expression.apply(|part| {
+        if let Expr::ScalarFunction(call) = part
+            && call.func.signature().volatility != Volatility::Immutable
+        {
+            found = Some(call.func.name().to_owned());
+            return Ok(TreeNodeRecursion::Stop);
+        }
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    Ok(found)
 }

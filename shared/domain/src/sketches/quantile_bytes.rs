@@ -16,10 +16,10 @@ const POSITIVE: u8 = 0x05;
 /// Bins of negative values.
 const NEGATIVE: u8 = 0x07;
 
-/// Readings of one sketch: a count is stored as a float, which is exact up to here.
+/// The most readings of one sketch: a count is stored as a float, which is exact up to here.
 const MOST_READINGS: f64 = (1_u64 << 53) as f64;
-/// Bits by which the difference of a count to 1.0 is turned before it is written.
-const TURN: u32 = 6;
+/// Bits by which the difference of a count to 1.0 is rotated before it is written.
+const ROTATION: u32 = 6;
 
 /// Whether `bytes` are such a sketch.
 pub(super) fn are_ours(mut bytes: &[u8]) -> bool {
@@ -33,7 +33,7 @@ pub(super) fn are_ours(mut bytes: &[u8]) -> bool {
                 has_gamma = true;
                 float(&mut bytes) == Some(config.gamma) && float(&mut bytes) == Some(0.0)
             }
-            // No part of an answer.
+            // Answers do not use these.
             SUM | MIN | MAX => float(&mut bytes).is_some(),
             COUNT => count(&mut bytes).is_some(),
             ZERO_COUNT => count(&mut bytes).is_some_and(|count| add(&mut readings, count)),
@@ -107,7 +107,7 @@ fn count(bytes: &mut &[u8]) -> Option<f64> {
             break;
         }
     }
-    let count = f64::from_bits(bits.rotate_right(TURN).wrapping_add(1.0_f64.to_bits())) - 1.0;
+    let count = f64::from_bits(bits.rotate_right(ROTATION).wrapping_add(1.0_f64.to_bits())) - 1.0;
     (0.0..=MOST_READINGS).contains(&count).then_some(count)
 }
 

@@ -1,7 +1,7 @@
-//! How deep a JSON text nests, found without recursion: a parser that recurses is only given what is shallow.
+//! How deep a JSON text nests, found without recursion. Parsers recurse, so they only get shallow texts.
 //!
-//! On a text that is JSON up to some byte the count is exact up to that byte, so that no parser gets deeper before it
-//! finds the mistake.
+//! On a text that is JSON up to some byte the count is exact up to that byte, so no parser gets deeper before it finds the
+//! mistake.
 
 /// The deepest nesting that is parsed. A reading needs 3: an array, the reading, its tags.
 pub(super) const MAX_DEPTH: usize = 64;

@@ -1,7 +1,7 @@
 //! JSON messages: `{"device_id", "metric", "value", "event_time", "sequence"?, "unit"?, "tags"?}`, or an array of such.
 //!
-//! `event_time` is RFC 3339 text or integer milliseconds. The typed parse is the fast path; only what it refuses is
-//! looked at again to say what is wrong. The parser recurses, also through what it skips, so nesting is bounded first.
+//! `event_time` is RFC 3339 text or integer milliseconds. The typed parse is the fast path; only items that it refuses are
+//! parsed again to say what is wrong. The parser recurses, also through values that it skips, so nesting is bounded first.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,9 +14,10 @@ use sonic_rs::LazyValue;
 use super::depth::{MAX_DEPTH, is_shallow};
 use super::{Acceptance, Collected, LONGEST_NAME, Reason, check_texts};
 use crate::reading::Reading;
-use crate::{tags, time};
+use crate::time::{self, Micros};
+use crate::{json, tags};
 
-/// The most readings in one array: what is kept of each before it is decoded takes some dozen bytes.
+/// The most readings in one array: each takes some dozen bytes before it is decoded.
 const MOST_ITEMS: usize = 1 << 20;
 
 #[derive(Deserialize)]
@@ -35,8 +36,8 @@ struct JsonReading<'a> {
     tags: Option<BTreeMap<Cow<'a, str>, Cow<'a, str>>>,
 }
 
-/// Microseconds, from RFC 3339 text or integer milliseconds.
-struct JsonTime(i64);
+/// A time, from RFC 3339 text or integer milliseconds.
+struct JsonTime(Micros);
 
 impl<'de> Deserialize<'de> for JsonTime {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -49,7 +50,7 @@ impl<'de> Deserialize<'de> for JsonTime {
             }
 
             fn visit_i64<E: Error>(self, millis: i64) -> Result<JsonTime, E> {
-                Ok(JsonTime(millis.saturating_mul(1_000)))
+                Ok(JsonTime(Micros::from_millis(millis)))
             }
 
             fn visit_u64<E: Error>(self, millis: u64) -> Result<JsonTime, E> {
@@ -86,8 +87,8 @@ pub fn encode(readings: &[Reading<'_>]) -> Vec<u8> {
             metric: reading.metric,
             value: reading.value,
             // Milliseconds where they are exact, text where they are not.
-            event_time: if reading.event_time % 1_000 == 0 {
-                (reading.event_time / 1_000).into()
+            event_time: if reading.event_time.0 % 1_000 == 0 {
+                reading.event_time.millis().into()
             } else {
                 time::format_rfc3339(reading.event_time).into()
             },
@@ -96,16 +97,15 @@ pub fn encode(readings: &[Reading<'_>]) -> Vec<u8> {
             tags: reading.tags.and_then(|tags| serde_json::from_str(tags).ok()),
         })
         .collect();
-    let bytes = match written.as_slice() {
-        [one] => serde_json::to_vec(one),
-        many => serde_json::to_vec(many),
-    };
-    bytes.expect("readings are always JSON")
+    match written.as_slice() {
+        [one] => json::to_vec(one),
+        many => json::to_vec(many),
+    }
 }
 
 pub(super) fn decode(
     payload: &[u8],
-    ingest_time: i64,
+    ingest_time: Micros,
     acceptance: &Acceptance,
     into: &mut Collected,
 ) -> usize {
@@ -116,7 +116,7 @@ pub(super) fn decode(
             let detail = format!("the JSON is nested more than {MAX_DEPTH} deep");
             into.reject(0, Reason::TooDeep, detail, payload);
         }
-        // The parser hands out texts before it knows that all bytes are UTF-8, so that is found out first.
+        // The parser returns texts before it has checked that all bytes are UTF-8, so they are checked first.
         Some(first) => match std::str::from_utf8(payload) {
             Ok(text) if *first == b'[' => decode_array(text, ingest_time, acceptance, into),
             Ok(text) => decode_one(text, 0, ingest_time, acceptance, into),
@@ -129,9 +129,9 @@ pub(super) fn decode(
     into.readings.len() - before
 }
 
-fn decode_array(payload: &str, ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) {
-    // An array is decoded only when it is well-formed to its end: what comes before a break is no more certain
-    // than what comes after it.
+fn decode_array(payload: &str, ingest_time: Micros, acceptance: &Acceptance, into: &mut Collected) {
+    // An array is decoded only if it is well-formed to its end: the items before a mistake are no more certain than those
+    // after it.
     match sonic_rs::from_str::<Items<'_>>(payload) {
         Ok(Items(items)) if items.len() > MOST_ITEMS => {
             let detail = format!("an array may hold {MOST_ITEMS} readings; send the rest in another one");
@@ -178,7 +178,7 @@ impl<'de> Deserialize<'de> for Items<'de> {
 }
 
 #[inline]
-fn decode_one(item: &str, index: u32, ingest_time: i64, acceptance: &Acceptance, into: &mut Collected) {
+fn decode_one(item: &str, index: u32, ingest_time: Micros, acceptance: &Acceptance, into: &mut Collected) {
     let reading = match sonic_rs::from_str::<JsonReading<'_>>(item) {
         Ok(reading) => reading,
         Err(error) => {
@@ -208,7 +208,7 @@ fn decode_one(item: &str, index: u32, ingest_time: i64, acceptance: &Acceptance,
 #[inline]
 fn accept(
     reading: &JsonReading<'_>,
-    ingest_time: i64,
+    ingest_time: Micros,
     acceptance: &Acceptance,
 ) -> Result<(), (Reason, String)> {
     let names = [("device_id", &reading.device_id), ("metric", &reading.metric)];
@@ -228,7 +228,7 @@ fn accept(
         .map_err(|detail| (Reason::EventTimeOutOfRange, detail))
 }
 
-/// Says what is wrong with a text that is not even JSON. Builds nothing from it, however large it is.
+/// Says what is wrong with a text that is not JSON. Allocates nothing for it, however large it is.
 fn diagnose_text(text: &str) -> (Reason, String) {
     match serde_json::from_str::<IgnoredAny>(text) {
         Err(error) => (Reason::NotJson, error.to_string()),
@@ -253,7 +253,7 @@ struct Untyped<'a> {
     unit: Option<&'a RawValue>,
 }
 
-/// Says what is wrong with one item, of which the typed parse said `error`.
+/// Says what is wrong with one item, for which the typed parse returned `error`.
 fn diagnose(item: &str, error: &str) -> (Reason, String) {
     if serde_json::from_str::<IgnoredAny>(item).is_err() {
         return diagnose_text(item);

@@ -14,17 +14,15 @@ impl MetricPlans {
     pub(super) fn with_attributes(&self, batch: &RecordBatch) -> Result<RecordBatch, DomainError> {
         let mut columns: Vec<ArrayRef> = Vec::with_capacity(self.schema.fields().len());
         let given = self.schema.fields().len() - self.attributes.len();
-        const NAMES: [&str; 8] =
-            ["device_id", "metric", "value", "event_time", "sequence", "unit", "tags", "ingest_time"];
-        debug_assert_eq!(given, NAMES.len());
-        for name in NAMES {
-            columns.push(batch.column_by_name(name).ok_or(DomainError::Shape { column: name })?.clone());
+        for field in &self.schema.fields()[..given] {
+            let column = batch.column_by_name(field.name());
+            let column = column.ok_or_else(|| unusable(format!("it has no column {:?}", field.name())))?;
+            columns.push(Arc::clone(column));
         }
         for name in &self.attributes {
             columns.push(self.attribute(batch, name)?);
         }
-        RecordBatch::try_new(Arc::clone(&self.schema), columns)
-            .map_err(|error| DomainError::Decode { what: "batch of readings", reason: error.to_string() })
+        RecordBatch::try_new(Arc::clone(&self.schema), columns).map_err(|error| unusable(error.to_string()))
     }
 
     fn attribute(&self, batch: &RecordBatch, name: &str) -> Result<ArrayRef, DomainError> {
@@ -40,4 +38,8 @@ impl MetricPlans {
         }
         Ok(column.finish())
     }
+}
+
+fn unusable(reason: String) -> DomainError {
+    DomainError::Decode { what: "batch of readings", reason }
 }

@@ -1,14 +1,19 @@
 //! From a batch of readings to contributions: the expressions of every definition, evaluated on Arrow batches.
 //!
-//! A reading that an expression fails on adds nothing to the metric and is named; it stops nothing.
+//! A reading that an expression fails on adds nothing to the metric, and is reported; the other readings are computed.
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, BooleanArray, Float64Array, RecordBatch, UInt32Array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, BooleanArray, DictionaryArray, Float64Array, RecordBatch,
+    TimestampMicrosecondArray, UInt32Array,
+};
 use arrow::compute::{cast, take, take_record_batch};
-use arrow::datatypes::{DataType, Float64Type, TimestampMicrosecondType};
+use arrow::datatypes::{DataType, Float64Type, Int32Type};
 use datafusion::error::{DataFusionError, Result};
-use wye_domain::reading::{ReadingColumns, text_type};
+use datafusion::physical_plan::PhysicalExpr;
+use wye_domain::DomainError;
+use wye_domain::reading::{ReadingColumns, column, text_type};
 use wye_domain::registry::{CLOCK_TOLERANCE, DeviceNumber, Limits};
 use wye_domain::series::SeriesTable;
 
@@ -21,6 +26,8 @@ use crate::failures::FailedRow;
 struct Shared<'a> {
     batch: &'a RecordBatch,
     columns: ReadingColumns<'a>,
+    event_time: TimestampMicrosecondArray,
+    device_id: ArrayRef,
     invalid: Arc<Option<Vec<bool>>>,
     numbers: Arc<Vec<Option<DeviceNumber>>>,
 }
@@ -37,14 +44,22 @@ impl MetricPlans {
         let shared = Shared {
             batch: &batch,
             columns,
-            invalid: Arc::new(self.invalid(&columns, &batch)),
+            event_time: column::<TimestampMicrosecondArray>(&batch, "event_time").map_err(external)?.clone(),
+            device_id: column::<DictionaryArray<Int32Type>>(&batch, "device_id")
+                .map(|device_id| Arc::new(device_id.clone()) as ArrayRef)
+                .map_err(external)?,
+            invalid: Arc::new(self.invalid(&columns, &batch).map_err(external)?),
             numbers: Arc::new(self.device_numbers(&columns)),
         };
         self.plans.iter().map(|plan| plan.contributions(&shared, series)).collect()
     }
 
     /// Which readings fail a check; `None` when none does.
-    fn invalid(&self, columns: &ReadingColumns<'_>, batch: &RecordBatch) -> Option<Vec<bool>> {
+    fn invalid(
+        &self,
+        columns: &ReadingColumns<'_>,
+        batch: &RecordBatch,
+    ) -> Result<Option<Vec<bool>>, DomainError> {
         let limits: Vec<Option<&Limits>> = columns
             .metric
             .words()
@@ -52,8 +67,7 @@ impl MetricPlans {
             .map(|word| self.registry.limits(word.unwrap_or_default()))
             .collect();
         let limited = limits.iter().any(Option::is_some);
-        let ingest_time =
-            batch.column_by_name("ingest_time")?.as_primitive_opt::<TimestampMicrosecondType>()?.values();
+        let ingest_time = column::<TimestampMicrosecondArray>(batch, "ingest_time")?.values();
         let mut invalid: Option<Vec<bool>> = None;
         for row in 0..batch.num_rows() {
             let implausible = limited
@@ -62,11 +76,11 @@ impl MetricPlans {
                     .code(row)
                     .and_then(|code| limits[code])
                     .is_some_and(|limits| !limits.allow(columns.value[row], columns.unit.text(row)));
-            if implausible || columns.event_time[row] > ingest_time[row].saturating_add(CLOCK_TOLERANCE) {
+            if implausible || columns.event_time[row] > ingest_time[row].saturating_add(CLOCK_TOLERANCE.0) {
                 invalid.get_or_insert_with(|| vec![false; batch.num_rows()])[row] = true;
             }
         }
-        invalid
+        Ok(invalid)
     }
 
     /// The registry's numbers of the devices, by word of `device_id`; empty where no definition counts devices.
@@ -74,11 +88,13 @@ impl MetricPlans {
         if self.plans.iter().all(|plan| !plan.needs.devices) {
             return Vec::new();
         }
-        let number = |word: Option<&str>| {
-            let device = self.registry.device(word?)?;
-            device.interval.map(|_| device.number)
-        };
-        columns.device_id.words().iter().map(number).collect()
+        columns.device_id.words().iter().map(|word| self.counted_device(word?)).collect()
+    }
+
+    /// The registry's number of a device, if readings are expected of it.
+    fn counted_device(&self, device_id: &str) -> Option<DeviceNumber> {
+        let device = self.registry.device(device_id)?;
+        device.interval.map(|_| device.number)
     }
 }
 
@@ -92,18 +108,17 @@ impl MetricPlan {
         let Evaluated { keep, value, dimensions, mut failed } = evaluated;
         failed.extend(not_finite(&value, keep.as_ref()));
         failed.sort_by_key(|failed| failed.row);
-        let column = |name: &str| batch.column_by_name(name).expect("the evaluation schema has this column");
-        let series = self.series(&shared.columns, &dimensions, keep.as_ref(), series);
+        let series = self.series(&shared.columns, &dimensions, keep.as_ref(), series).map_err(external)?;
         Ok(Contributions {
             needs: self.needs,
             failed,
             value,
-            event_time: column("event_time").as_primitive::<TimestampMicrosecondType>().clone(),
+            event_time: shared.event_time.clone(),
             series,
             keep,
             invalid: Arc::clone(&shared.invalid),
             window: self.definition.window,
-            device_id: Arc::clone(column("device_id")),
+            device_id: Arc::clone(&shared.device_id),
             numbers: Arc::clone(&shared.numbers),
         })
     }
@@ -124,40 +139,58 @@ impl MetricPlan {
     /// The same where an expression fails: first which rows are wanted, then what they give. A row that is not wanted
     /// cannot fail.
     fn evaluate_row_by_row(&self, batch: &RecordBatch) -> Result<Evaluated> {
+        let mut wanted = Wanted::new(self.filter.as_ref(), batch)?;
+        let value = as_numbers(&wanted.answers(&self.value)?)?;
+        let dimensions = self.dimensions.iter().map(|dimension| as_text(wanted.answers(dimension)?));
+        let dimensions = dimensions.collect::<Result<_>>()?;
+        let failed = wanted.messages.into_iter().enumerate();
+        let failed = failed.filter_map(|(row, message)| Some(FailedRow { row, message: message? }));
+        let keep = Some(BooleanArray::from(wanted.keep));
+        Ok(Evaluated { keep, value, dimensions, failed: failed.collect() })
+    }
+}
+
+/// The rows of a batch that a definition wants and does not fail on, as far as it was evaluated.
+struct Wanted {
+    /// By row of the batch.
+    keep: Vec<bool>,
+    /// By row of the batch: why an expression fails on it.
+    messages: Vec<Option<Arc<str>>>,
+    /// The rows that the filter keeps.
+    kept: Vec<u32>,
+    /// These rows as a batch.
+    batch: RecordBatch,
+    /// By row of the whole batch: its place among the kept ones.
+    place: UInt32Array,
+}
+
+impl Wanted {
+    fn new(filter: Option<&Arc<dyn PhysicalExpr>>, batch: &RecordBatch) -> Result<Self> {
         let rows = batch.num_rows();
         let mut messages: Vec<Option<Arc<str>>> = vec![None; rows];
         let mut keep = vec![true; rows];
-        if let Some(filter) = &self.filter {
+        if let Some(filter) = filter {
             let found = isolate(filter, batch)?;
             let answers = found.answers.as_boolean();
             keep = (0..rows).map(|row| answers.is_valid(row) && answers.value(row)).collect();
             found.failed.into_iter().for_each(|failed| messages[failed.row] = Some(failed.message));
         }
         let kept: Vec<u32> = (0..rows as u32).filter(|row| keep[*row as usize]).collect();
-        let wanted = take_record_batch(batch, &UInt32Array::from(kept.clone()))?;
         let mut place: Vec<Option<u32>> = vec![None; rows];
         (0..).zip(&kept).for_each(|(at, row)| place[*row as usize] = Some(at));
-        let place = UInt32Array::from(place);
-        let mut answers = Vec::with_capacity(1 + self.dimensions.len());
-        for expression in std::iter::once(&self.value).chain(&self.dimensions) {
-            let found = isolate(expression, &wanted)?;
-            for failed in found.failed {
-                let row = kept[failed.row] as usize;
-                keep[row] = false;
-                messages[row].get_or_insert(failed.message);
-            }
-            answers.push(take(&found.answers, &place, None)?);
+        let batch = take_record_batch(batch, &UInt32Array::from(kept.clone()))?;
+        Ok(Self { keep, messages, kept, batch, place: UInt32Array::from(place) })
+    }
+
+    /// The answers of an expression by row of the whole batch; null where it fails and where a row is not kept.
+    fn answers(&mut self, expression: &Arc<dyn PhysicalExpr>) -> Result<ArrayRef> {
+        let found = isolate(expression, &self.batch)?;
+        for failed in found.failed {
+            let row = self.kept[failed.row] as usize;
+            self.keep[row] = false;
+            self.messages[row].get_or_insert(failed.message);
         }
-        let mut answers = answers.into_iter();
-        let value = answers.next().expect("the value's answers come first");
-        let failed = messages.into_iter().enumerate();
-        let failed = failed.filter_map(|(row, message)| Some(FailedRow { row, message: message? }));
-        Ok(Evaluated {
-            keep: Some(BooleanArray::from(keep)),
-            value: as_numbers(&value)?,
-            dimensions: answers.map(as_text).collect::<Result<_>>()?,
-            failed: failed.collect(),
-        })
+        Ok(take(&found.answers, &self.place, None)?)
     }
 }
 
@@ -180,18 +213,17 @@ fn as_text(answers: ArrayRef) -> Result<ArrayRef> {
     Ok(cast(&cast(&answers, &DataType::Utf8)?, &text_type())?)
 }
 
-/// The wanted rows whose value is infinite or no number.
+/// The wanted rows whose value is infinite or NaN.
 fn not_finite(value: &Float64Array, keep: Option<&BooleanArray>) -> Vec<FailedRow> {
     if value.values().iter().all(|value| value.is_finite()) {
         return Vec::new();
     }
-    let is_kept = |row: &usize| keep.is_none_or(|keep| keep.is_valid(*row) && keep.value(*row));
     let rows = (0..value.len()).filter(|row| value.is_valid(*row) && !value.value(*row).is_finite());
-    rows.filter(is_kept)
+    rows.filter(|row| keep.is_none_or(|keep| keep.is_valid(*row) && keep.value(*row)))
         .map(|row| FailedRow { row, message: format!("the value is {}", value.value(row)).into() })
         .collect()
 }
 
-fn external(error: wye_domain::DomainError) -> DataFusionError {
+fn external(error: DomainError) -> DataFusionError {
     DataFusionError::External(Box::new(error))
 }

@@ -3,8 +3,8 @@
 //! Each (device, reading name) pair that the registry lists becomes a plain reading without tags; the definition's
 //! `where` and `by` say which series it belongs to. That is known where both look only at the device, the reading name
 //! and attributes that the registry gives for this device. A definition that looks at anything else of a reading (its
-//! value, unit or event time, say) expects nothing, since nobody knows how many readings it wants; so does a device
-//! whose series depends on a tag. A family by device alone needs no list of names: each of the device's series is
+//! value, unit or event time, say) expects nothing, since the registry cannot say how many readings it wants; nor does a
+//! device whose series depends on a tag. A family by device alone needs no list of names: each of the device's series is
 //! expected at the device's interval.
 
 use std::collections::BTreeMap;
@@ -12,13 +12,16 @@ use std::sync::Arc;
 
 use crate::definition::FAMILY;
 use crate::expectation::{Expectation, ExpectedDevice};
-use arrow::array::RecordBatch;
+use arrow::array::{ArrayRef, RecordBatch, TimestampMicrosecondArray};
+use arrow::datatypes::{Field, Schema};
 use datafusion::error::DataFusionError;
 use datafusion::physical_expr::utils::collect_columns;
 use hashbrown::HashMap;
+use wye_domain::DomainError;
 use wye_domain::reading::{self, Reading, ReadingBatchBuilder};
 use wye_domain::registry::{DeviceNumber, Registry};
 use wye_domain::series::{SeriesKey, SeriesTable};
+use wye_domain::time::{Micros, Span};
 
 use super::{MetricPlan, MetricPlans};
 
@@ -33,11 +36,11 @@ pub struct Expectations {
 struct Pair<'a> {
     device_id: &'a str,
     number: DeviceNumber,
-    interval: i64,
+    interval: Span,
 }
 
 impl Expectations {
-    /// Works them out once for a set of plans.
+    /// Computes them once for a set of plans.
     ///
     /// # Errors
     /// When an expression cannot be evaluated at all.
@@ -57,7 +60,7 @@ impl Expectations {
                     device_id,
                     metric,
                     value: 1.0,
-                    event_time: 0,
+                    event_time: Micros::EPOCH,
                     sequence: None,
                     unit: registry.limits(metric).and_then(|limits| limits.unit.as_deref()),
                     tags: None,
@@ -68,7 +71,10 @@ impl Expectations {
         if pairs.is_empty() {
             return Ok(Self { by_series: HashMap::new(), by_device });
         }
-        let batch = with_ingest_time(&builder.finish());
+        let batch = builder.finish();
+        let ingest_time =
+            reading::column::<TimestampMicrosecondArray>(&batch, "event_time").map_err(external)?;
+        let batch = with_ingest_time(&batch, Arc::new(ingest_time.clone()))?;
         let mut series = SeriesTable::default();
         let mut found: HashMap<SeriesKey, BTreeMap<DeviceNumber, ExpectedDevice>> = HashMap::new();
         for (plan, contributions) in plans.plans().iter().zip(plans.contributions(&batch, &mut series)?) {
@@ -89,7 +95,7 @@ impl Expectations {
         Ok(Self { by_series: by_series.collect(), by_device })
     }
 
-    /// What a series should get; `None` where nothing says.
+    /// What a series should get; `None` where unknown.
     pub fn of(&self, key: &SeriesKey) -> Option<&Arc<Expectation>> {
         if let Some(expectation) = self.by_series.get(key) {
             return Some(expectation);
@@ -102,8 +108,8 @@ impl Expectations {
 }
 
 impl MetricPlan {
-    /// The attributes that say which series a reading is in; `None` where other facts of a reading do, beside its
-    /// device and name.
+    /// The attributes that decide, with device and reading name, which series a reading is in; `None` where anything else
+    /// of a reading decides too.
     pub(super) fn attributes_of_series(&self) -> Option<Vec<String>> {
         let mut attributes = Vec::new();
         for expression in self.filter.iter().chain(&self.dimensions) {
@@ -130,18 +136,26 @@ fn is_by_device_alone(plan: &MetricPlan) -> bool {
 }
 
 fn expected_devices(registry: &Registry) -> HashMap<String, Arc<Expectation>> {
-    let expected = |(device_id, device): (&str, &wye_domain::registry::Device)| {
+    let devices = registry.devices().into_iter();
+    let expected = devices.filter_map(|(device_id, device)| {
         let device = ExpectedDevice { device: device.number, interval: device.interval?, metrics: 1 };
         Some((device_id.to_owned(), Arc::new(Expectation::new(vec![device])?)))
-    };
-    registry.devices().into_iter().filter_map(expected).collect()
+    });
+    expected.collect()
 }
 
-fn with_ingest_time(batch: &RecordBatch) -> RecordBatch {
+/// A batch of readings with ingest times, as plans evaluate it.
+pub(crate) fn with_ingest_time(
+    batch: &RecordBatch,
+    ingest_time: ArrayRef,
+) -> Result<RecordBatch, DataFusionError> {
     let mut fields: Vec<_> = batch.schema().fields().iter().cloned().collect();
-    fields.push(Arc::new(arrow::datatypes::Field::new("ingest_time", reading::time_type(), false)));
+    fields.push(Arc::new(Field::new("ingest_time", reading::time_type(), false)));
     let mut columns = batch.columns().to_vec();
-    columns.push(batch.column(3).clone());
-    RecordBatch::try_new(Arc::new(arrow::datatypes::Schema::new(fields)), columns)
-        .expect("one column of the same length was added")
+    columns.push(ingest_time);
+    Ok(RecordBatch::try_new(Arc::new(Schema::new(fields)), columns)?)
+}
+
+fn external(error: DomainError) -> DataFusionError {
+    DataFusionError::External(error.into())
 }

@@ -1,31 +1,35 @@
 //! Which series each row of a batch belongs to. Must not know values.
 //!
-//! Rows are first numbered by their combination of dictionary codes, so that each combination's texts are looked at
-//! once a batch.
+//! Rows are first numbered by their combination of dictionary codes, so each combination's texts are looked up once per
+//! batch.
 
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, BooleanArray};
 use hashbrown::HashMap;
+use wye_domain::DomainError;
 use wye_domain::reading::{ReadingColumns, TextColumn};
 use wye_domain::series::{SeriesId, SeriesKey, SeriesTable};
 
 use super::MetricPlan;
 
 impl MetricPlan {
-    /// The series of each row; rows that are not kept get any.
+    /// The series of each row; that of rows that are not kept means nothing.
+    ///
+    /// # Errors
+    /// [`DomainError::Shape`] when a dimension is not a dictionary of text.
     pub(super) fn series(
         &self,
         columns: &ReadingColumns<'_>,
         dimensions: &[ArrayRef],
         keep: Option<&BooleanArray>,
         table: &mut SeriesTable,
-    ) -> Vec<SeriesId> {
+    ) -> Result<Vec<SeriesId>, DomainError> {
         let rows = columns.value.len();
-        let texts: Vec<TextColumn<'_>> = dimensions
+        let texts = dimensions
             .iter()
-            .map(|column| TextColumn::of_array(column).expect("dimensions were cast to dictionaries of text"))
-            .collect();
+            .map(|column| TextColumn::of_array(column).ok_or(DomainError::Shape { column: "of a dimension" }))
+            .collect::<Result<Vec<TextColumn<'_>>, _>>()?;
         let mut parts: Vec<TextColumn<'_>> = texts.clone();
         if self.definition.is_family() {
             parts.push(columns.metric);
@@ -56,24 +60,23 @@ impl MetricPlan {
             };
             ids.push(id);
         }
-        ids
+        Ok(ids)
     }
 }
 
-/// Numbers the pairs (number so far, code of the next column) from 0; gives how many there can be.
+/// Numbers the pairs (number so far, code of the next column) from 0; returns how many there can be.
 pub(super) fn number_pairs(numbers: &mut [u32], count: usize, part: &TextColumn<'_>) -> usize {
     let words = part.words().len() + 1;
-    let code = |row: usize| part.code(row).map_or(words - 1, |code| code);
     if count.saturating_mul(words) <= 1 << 16 {
         for (row, number) in numbers.iter_mut().enumerate() {
-            *number = (*number as usize * words + code(row)) as u32;
+            *number = (*number as usize * words + part.code(row).unwrap_or(words - 1)) as u32;
         }
         return count * words;
     }
     let mut pairs: HashMap<(u32, u32), u32, foldhash::fast::RandomState> = HashMap::default();
     let mut last = ((u32::MAX, u32::MAX), 0);
     for (row, number) in numbers.iter_mut().enumerate() {
-        let pair = (*number, code(row) as u32);
+        let pair = (*number, part.code(row).unwrap_or(words - 1) as u32);
         if last.0 != pair {
             let next = pairs.len() as u32;
             last = (pair, *pairs.entry(pair).or_insert(next));

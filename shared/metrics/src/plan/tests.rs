@@ -9,25 +9,25 @@ use arrow::datatypes::{DataType, Schema};
 use datafusion::error::Result;
 use datafusion::logical_expr::ColumnarValue;
 use datafusion::physical_plan::PhysicalExpr;
-use wye_domain::reading::{self, Reading, ReadingBatchBuilder};
+use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
 use wye_domain::series::{SeriesKey, SeriesTable};
+use wye_domain::time::{Micros, Span};
 
+use super::expectations::with_ingest_time;
 use super::isolate::isolate;
-use super::{Expectations, MetricPlans, PlanError};
+use super::{DefinitionError, Expectations, MetricPlans};
 use crate::failures::{FailedRow, Failures};
 
 fn definition(filter: &str, value: &str, by: &[&str]) -> Definition {
     Definition::check(&MetricConfig {
         name: "line_temperature".into(),
-        help: String::new(),
         unit: "Cel".into(),
         filter: Some(filter.into()),
         value: Some(value.into()),
         by: Some(by.iter().map(|s| (*s).to_owned()).collect()),
         window: Some("1m".into()),
-        rollups: vec![],
-        aggregates: None,
+        ..MetricConfig::default()
     })
     .unwrap()
 }
@@ -53,18 +53,15 @@ fn batch(readings: &[(&str, &str, f64, i64, Option<&str>)]) -> RecordBatch {
             device_id,
             metric,
             value: *value,
-            event_time: *event_time,
+            event_time: Micros(*event_time),
             sequence: None,
             unit: None,
             tags: *tags,
         });
     }
-    let plain = builder.finish();
-    let mut fields: Vec<_> = plain.schema().fields().iter().cloned().collect();
-    fields.push(Arc::new(arrow::datatypes::Field::new("ingest_time", reading::time_type(), false)));
-    let mut columns = plain.columns().to_vec();
-    columns.push(columns[3].clone());
-    RecordBatch::try_new(Arc::new(arrow::datatypes::Schema::new(fields)), columns).unwrap()
+    let batch = builder.finish();
+    let ingest_time = Arc::clone(batch.column_by_name("event_time").unwrap());
+    with_ingest_time(&batch, ingest_time).unwrap()
 }
 
 fn evaluate(plans: &MetricPlans, batch: &RecordBatch) -> Vec<(String, i64, f64)> {
@@ -74,7 +71,7 @@ fn evaluate(plans: &MetricPlans, batch: &RecordBatch) -> Vec<(String, i64, f64)>
         contributions.for_each(|c| {
             found.push((
                 series.key(c.series).metric_key(&plan.definition().dimension_names()),
-                c.window_start,
+                c.window_start.0,
                 c.value,
             ));
         });
@@ -133,7 +130,7 @@ fn expectations_follow_the_groups() {
     let per_minute: Vec<Option<i64>> = series
         .keys()
         .iter()
-        .map(|key| expectations.of(key).map(|expected| expected.readings(60_000_000).round() as i64))
+        .map(|key| expectations.of(key).map(|expected| expected.readings(Span::from_mins(1)).round() as i64))
         .collect();
     assert_eq!(per_minute, [Some(12), None, Some(6), None]);
 }
@@ -147,18 +144,18 @@ fn expected_of_north(filter: &str, value: &str) -> (Option<f64>, bool) {
         group: Box::new([Some("north".into())]),
     };
     let expectations = Expectations::new(&plans).unwrap();
-    let expected = expectations.of(&key).map(|expectation| expectation.readings(60_000_000).round());
+    let expected = expectations.of(&key).map(|expectation| expectation.readings(Span::from_mins(1)).round());
     (expected, plans.plans()[0].needs().devices)
 }
 
 #[test]
-fn nobody_knows_how_many_readings_a_filter_on_values_wants() {
+fn a_filter_on_values_expects_nothing() {
     for (filter, value, expected) in [
         ("metric = 'temperature'", "value", Some(12.0)),
         ("metric <> 'pressure' AND device_id <> 'a'", "value", Some(6.0)),
         ("line = 'north'", "value / 2", Some(24.0)),
         ("metric = 'temperature'", "ln(value)", Some(12.0)),
-        // What a reading says decides, so nobody knows.
+        // These look at more of a reading than device, name and attributes.
         ("value > 100", "value", None),
         ("value >= 0", "value", None),
         ("metric = 'temperature' AND unit IS NULL", "value", None),
@@ -379,8 +376,9 @@ fn failures_of_parts_add_up_whatever_their_order() {
 
 #[test]
 fn what_cannot_be_planned_is_refused_with_a_remedy() {
-    let refuse =
-        |definition: Definition| -> PlanError { MetricPlans::new(vec![definition], registry()).unwrap_err() };
+    let refuse = |definition: Definition| -> DefinitionError {
+        MetricPlans::new(vec![definition], registry()).unwrap_err()
+    };
     for (definition, key, word) in [
         (definition("value >", "value", &["line"]), "where", "not an SQL expression"),
         (definition("value", "value", &["line"]), "where", "a condition"),
