@@ -1,6 +1,6 @@
-//! How long a batch run takes: `batch_run [READINGS [DIR]]` over made-up hourly readings of 10 devices with 11 metrics, so
-//! that every reading has a window of its own. DIR holds the tables, such as those of a stopped `wye up`; readings
-//! that are there are taken as they are, and the views are replaced. Wants no Kafka: it commits to tables only.
+//! How long a batch run takes: `batch_run [READINGS [DIR]]` over generated hourly readings of 10 devices with 11 metrics,
+//! so that every reading has a window of its own. DIR has the tables, such as those of a stopped `wye up`; readings
+//! that are there are used as they are, and the views are replaced. It needs no Kafka, since it uses tables only.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use wye_batch::compute::Compute;
 use wye_batch::recompute::{Recomputation, recompute};
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::Registry;
 use wye_metrics::plan::{Expectations, MetricPlans};
@@ -39,7 +40,7 @@ async fn main() -> Result<()> {
         let wanted = arguments.first().map_or(Ok(3_800_000), |text| text.parse())?;
         let begin = Instant::now();
         fill(&readings, wanted).await?;
-        println!("made {wanted} readings in {:.2} s", begin.elapsed().as_secs_f64());
+        println!("generated {wanted} readings in {:.2} s", begin.elapsed().as_secs_f64());
     }
     let plans = Arc::new(MetricPlans::new(Vec::new(), Arc::new(Registry::default()))?);
     let expectations = Arc::new(Expectations::new(&plans)?);
@@ -49,9 +50,12 @@ async fn main() -> Result<()> {
         let begin = Instant::now();
         let snapshot = readings.snapshot().await?;
         let previous = views.latest().await?;
+        let archived = snapshot.archived();
+        let horizon =
+            archived.iter().map(|(partition, offset)| (KafkaPartition(*partition), Offset(*offset)));
         let task = Recomputation {
             root: root.clone(),
-            horizon: snapshot.archived(),
+            horizon: horizon.collect(),
             readings: snapshot.clone(),
             views: views.clone(),
             plans: Arc::clone(&plans),
@@ -60,15 +64,13 @@ async fn main() -> Result<()> {
             threads: compute.threads(),
             progress: None,
         };
-        let horizon = task.horizon.clone();
         let done = compute.run(recompute(task)).await??;
         let computed = begin.elapsed().as_secs_f64();
         let (rows, windows) = (done.tally.readings, done.windows);
         let expected_version = previous.as_ref().map(|view| view.version());
         let run = RunRecord::default();
-        views
-            .commit(ViewCommit { schema: done.schema, files: done.files, horizon, run, expected_version })
-            .await?;
+        let (schema, files, horizon) = (done.schema, done.files, archived);
+        views.commit(ViewCommit { schema, files, horizon, run, expected_version }).await?;
         let seconds = begin.elapsed().as_secs_f64();
         let view = views.latest().await?.context("a view was committed")?;
         println!(
@@ -81,7 +83,7 @@ async fn main() -> Result<()> {
     Ok(())
 }
 
-/// Readings as a load of files brings them: device after device, hour after hour.
+/// Readings in the order in which files are loaded: device after device, hour after hour.
 async fn fill(readings: &Readings, wanted: i64) -> Result<()> {
     let hours = wanted / (DEVICES * METRICS.len() as i64);
     let mut next = [0; KAFKA_PARTITIONS as usize];
@@ -91,8 +93,8 @@ async fn fill(readings: &Readings, wanted: i64) -> Result<()> {
         let kafka_partition = (device % KAFKA_PARTITIONS) as usize;
         let device_id = format!("station-{device}");
         for hour in 0..hours {
-            for (place, metric) in METRICS.iter().enumerate() {
-                let noise = (hour * 7_919 + device * 104_729 + place as i64 * 31) % 1_000;
+            for (index, metric) in METRICS.iter().enumerate() {
+                let noise = (hour * 7_919 + device * 104_729 + index as i64 * 31) % 1_000;
                 gathered[kafka_partition].builder.append(&Reading {
                     device_id: &device_id,
                     metric,
@@ -103,7 +105,7 @@ async fn fill(readings: &Readings, wanted: i64) -> Result<()> {
                     tags: None,
                 });
                 gathered[kafka_partition].offsets.push(next[kafka_partition] + hour / 1_000);
-                gathered[kafka_partition].index.push(((hour % 1_000) * 11) as i32 + place as i32);
+                gathered[kafka_partition].index.push(((hour % 1_000) * 11) as i32 + index as i32);
                 count += 1;
             }
             if count >= APPEND {

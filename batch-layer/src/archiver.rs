@@ -1,10 +1,10 @@
 //! The archiver: brings everything in the log into the tables, exactly once, in offset order.
 //!
 //! An `intake` thread reads and decodes; meanwhile what it read before is appended, rows and offsets in one commit
-//! for all Kafka partitions. Where it resumes after any failure is what the table says, so nothing here is state that
-//! could be lost. Two archivers at once do no harm: the second loses the race, looks again and resumes.
+//! for all Kafka partitions. Where it resumes after any failure is what the table says, so no state here can be lost.
+//! Two archivers at once do no harm: the second one gets a conflict, reads the table again and resumes.
 //!
-//! It reads every offset, so it writes the dead letters of what is no reading: before the commit that passes the
+//! It reads every offset, so it writes the dead letters of invalid readings: before the commit that passes their
 //! offsets, so that none is missing. A letter that is written again after a failure is about the same offset and index,
 //! by which the table of dead letters leaves it out.
 
@@ -12,46 +12,39 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use datafusion::common::runtime::SpawnedTask;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 use wye_domain::ErrorKind;
-use wye_domain::wire::Acceptance;
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_runtime::telemetry::KafkaPartitionLabel;
 
-use crate::archiver::destination::{Destination, LettersTable, ReadingsTable};
+use crate::archiver::destination::Destination;
 use crate::archiver::intake::{Filled, Intake, Start};
-use crate::error::BatchError;
-use crate::error::chain;
-use crate::run::BatchParts;
+use crate::archiver::letters::LettersTable;
+use crate::archiver::readings::ReadingsTable;
+use crate::clock::Clock;
+use crate::compute::joined;
+use crate::error::{BatchError, chain};
+use crate::layer::Parts;
+use crate::settings::ArchiveSettings;
 use crate::telemetry::BatchTelemetry;
 
 mod destination;
 mod intake;
+mod letters;
 mod maintenance;
+mod readings;
 
-/// How long to rest after a failure.
-const REST: Duration = Duration::from_secs(1);
+/// How long to wait after a failure.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// How the archiver works.
-#[derive(Clone, Copy, Debug)]
-pub struct ArchiveSettings {
-    /// Which readings are accepted: the same rules as in the speed layer.
-    pub acceptance: Acceptance,
-    /// How often what was read is appended.
-    pub interval: Duration,
-    /// Or as soon as there are so many rows.
-    pub max_rows: usize,
-    /// How long archived dead letters stay in their topic.
-    pub keep_dead_letters: Duration,
-}
-
-/// See the module.
+/// Archives the readings and the dead letters.
 pub struct Archiver {
-    parts: BatchParts,
+    parts: Parts,
     settings: ArchiveSettings,
     readings: ReadingsTable,
     letters: LettersTable,
@@ -62,47 +55,53 @@ impl Archiver {
     ///
     /// # Errors
     /// When a table cannot be opened.
-    pub async fn open(parts: BatchParts, settings: ArchiveSettings) -> Result<Self, BatchError> {
-        let readings = ReadingsTable::open(&parts, settings.acceptance).await?;
+    pub async fn open(parts: Parts, settings: ArchiveSettings) -> Result<Self, BatchError> {
+        let readings = ReadingsTable::open(&parts).await?;
         let letters = LettersTable::open(&parts, settings.keep_dead_letters).await?;
         Ok(Self { parts, settings, readings, letters })
     }
 
-    /// Archives until `stop` fires; then what was read is appended, and it ends.
-    pub async fn run(self, stop: CancellationToken) {
+    /// Archives until `shutdown` fires; then what was read is appended, and it ends.
+    ///
+    /// # Panics
+    /// When a message cannot be decoded without a panic.
+    pub async fn run(self, shutdown: CancellationToken) {
         let Self { parts, settings, readings, letters } = self;
-        let mut topics = JoinSet::new();
-        topics.spawn(Topic::new(&parts, settings, readings, &stop).run());
-        topics.spawn(Topic::new(&parts, settings, letters, &stop).run());
-        while let Some(ended) = topics.join_next().await {
-            if let Err(panicked) = ended.map_err(tokio::task::JoinError::try_into_panic)
-                && let Ok(panic) = panicked
-            {
-                std::panic::resume_unwind(panic);
-            }
-        }
+        tokio::join!(
+            Topic::new(&parts, settings, readings, &shutdown).run(),
+            Topic::new(&parts, settings, letters, &shutdown).run(),
+        );
     }
 }
 
-/// One topic on its way into one table.
+/// One topic that is archived into one table.
 struct Topic<D> {
     log: Log,
     telemetry: BatchTelemetry,
+    clock: Arc<dyn Clock>,
     settings: ArchiveSettings,
-    destination: Arc<D>,
-    stop: CancellationToken,
-    /// Where a Kafka partition can be read, where what comes before has been deleted.
-    gaps: BTreeMap<i32, i64>,
+    destination: D,
+    shutdown: CancellationToken,
+    /// The first offset that can be read, of Kafka partitions where what was to be archived next has been deleted.
+    gaps: BTreeMap<KafkaPartition, Offset>,
+}
+
+/// When to try again after a failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Retry {
+    AtOnce,
+    Later,
 }
 
 impl<D: Destination> Topic<D> {
-    fn new(parts: &BatchParts, settings: ArchiveSettings, destination: D, stop: &CancellationToken) -> Self {
+    fn new(parts: &Parts, settings: ArchiveSettings, destination: D, shutdown: &CancellationToken) -> Self {
         Self {
             log: parts.log.clone(),
             telemetry: parts.telemetry.clone(),
+            clock: Arc::clone(&parts.clock),
             settings,
-            destination: Arc::new(destination),
-            stop: stop.clone(),
+            destination,
+            shutdown: shutdown.clone(),
             gaps: BTreeMap::new(),
         }
     }
@@ -110,12 +109,11 @@ impl<D: Destination> Topic<D> {
     async fn run(mut self) {
         loop {
             let Err(error) = self.archive().await else { return };
-            if self.note(&error) {
+            if self.on_error(&error) == Retry::AtOnce {
                 continue;
             }
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = tokio::time::sleep(REST) => {}
+            if self.shutdown.run_until_cancelled(tokio::time::sleep(RETRY_DELAY)).await.is_none() {
+                return;
             }
         }
     }
@@ -123,18 +121,21 @@ impl<D: Destination> Topic<D> {
     /// Archives until it is stopped or something fails.
     async fn archive(&mut self) -> Result<(), BatchError> {
         let starts = self.starts().await?;
+        let collectors: Vec<D::Collector> = starts.iter().map(|_| self.destination.collector()).collect();
         let (sender, mut filled) = mpsc::channel(1);
         let intake = Intake {
             log: self.log.clone(),
             topic: D::TOPIC,
-            lag: D::MEASURES_LAG.then(|| self.telemetry.archive_lag.clone()),
+            lag: self.destination.lag().cloned(),
+            clock: Arc::clone(&self.clock),
             interval: self.settings.interval,
             max_rows: self.settings.max_rows,
-            stop: self.stop.clone(),
+            shutdown: self.shutdown.clone(),
         };
-        let destination = Arc::clone(&self.destination);
-        let mut thread = JoinSet::new();
-        thread.spawn_blocking(move || intake.fill(&starts, || destination.collector(), &sender));
+        let thread = SpawnedTask::spawn_blocking(move || {
+            let started = starts.into_iter().zip(collectors).collect();
+            intake.fill(started, &sender)
+        });
         let mut appended = Ok(());
         while let Some(next) = filled.recv().await {
             appended = self.append(next).await;
@@ -144,29 +145,22 @@ impl<D: Destination> Topic<D> {
         }
         // Without a receiver the thread ends.
         drop(filled);
-        let read = match thread.join_next().await {
-            Some(Ok(read)) => read.map_err(BatchError::log("archive the log")),
-            Some(Err(error)) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(BatchError::Stopping),
-            },
-            None => Err(BatchError::Stopping),
-        };
-        appended.and(read)
+        let read = joined(thread).await?;
+        appended.and(read.map_err(BatchError::log("archive the log")))
     }
 
-    /// Where every Kafka partition goes on.
+    /// Where every Kafka partition is to be read from.
     async fn starts(&self) -> Result<Vec<Start>, BatchError> {
         let archived =
             self.destination.archived().await.map_err(BatchError::tables("ask what is archived"))?;
         let mut starts = Vec::new();
-        for kafka_partition in 0..self.destination.kafka_partitions() {
-            let from = match archived.get(&kafka_partition) {
-                Some(next) => *next,
+        for kafka_partition in KafkaPartition::all(self.destination.kafka_partitions()) {
+            let from = match archived.get(&kafka_partition.0) {
+                Some(next) => Offset(*next),
                 // What was deleted before there was an archive was never meant for it.
                 None => {
-                    let range = self.log.offsets(D::TOPIC, kafka_partition).await;
-                    range.map_err(BatchError::log("ask for the offsets of the log"))?.low
+                    let range = self.log.offsets(D::TOPIC, kafka_partition.0).await;
+                    Offset(range.map_err(BatchError::log("ask for the offsets of the log"))?.low)
                 }
             };
             let gap = self.gaps.get(&kafka_partition).copied().unwrap_or(from);
@@ -175,40 +169,43 @@ impl<D: Destination> Topic<D> {
         Ok(starts)
     }
 
-    async fn append(&self, filled: Filled) -> Result<(), BatchError> {
+    async fn append(&mut self, filled: Filled) -> Result<(), BatchError> {
         let rows = filled.rows;
         self.destination.append(filled).await?;
         debug!(topic = D::TOPIC, rows, "archived");
         Ok(())
     }
 
-    /// Says what happened, and whether it is clear how to go on, so that no rest is needed.
-    fn note(&mut self, error: &BatchError) -> bool {
+    /// Logs an error, and says when to try again.
+    fn on_error(&mut self, error: &BatchError) -> Retry {
+        let topic = D::TOPIC;
         if let BatchError::Log { source, .. } = error
             && let LogError::OffsetGone { kafka_partition, wanted, low, .. } = **source
         {
-            let lost = low - wanted;
-            let topic = D::TOPIC;
+            let lost = Offset(low).since(Offset(wanted));
             error!(
                 topic,
                 kafka_partition, wanted, low, lost, "messages were deleted before they were archived"
             );
             let label = KafkaPartitionLabel { kafka_partition };
-            self.telemetry.archive_lost.get_or_create(&label).inc_by(u64::try_from(lost).unwrap_or(0));
-            self.gaps.insert(kafka_partition, low);
-            return true;
+            self.telemetry.archive_lost.get_or_create(&label).inc_by(lost);
+            self.gaps.insert(KafkaPartition(kafka_partition), Offset(low));
+            return Retry::AtOnce;
         }
         match error.kind() {
             ErrorKind::Conflict => {
-                info!(topic = D::TOPIC, %error, "another archiver was first; looking again");
-                return true;
+                info!(topic, %error, "another archiver was first; reading the table again");
+                Retry::AtOnce
             }
             ErrorKind::Unavailable => {
-                warn!(topic = D::TOPIC, error = chain(&error), "the archiver is held up; trying again");
+                warn!(topic, error = chain(error), "cannot archive; trying again");
+                Retry::Later
             }
-            _ => error!(topic = D::TOPIC, error = chain(&error), "the archiver is held up; trying again"),
+            _ => {
+                error!(topic, error = chain(error), "cannot archive; trying again");
+                Retry::Later
+            }
         }
-        false
     }
 }
 

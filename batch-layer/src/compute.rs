@@ -1,16 +1,17 @@
-//! The threads on which a batch run computes: a runtime of its own, so that hours of computing never hold up the
-//! threads that answer people. Must not know what is computed.
+//! The threads on which a batch run computes: a runtime of its own, so that hours of computing never delay the threads
+//! that answer requests. Must not know what is computed.
 
 use std::future::Future;
 
+use datafusion::common::runtime::SpawnedTask;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::task::JoinSet;
 
 use crate::error::BatchError;
 
-/// See the module.
+/// A runtime for computing.
 #[derive(Debug)]
 pub struct Compute {
+    handle: Handle,
     /// Present until dropped.
     runtime: Option<Runtime>,
     threads: usize,
@@ -29,7 +30,7 @@ impl Compute {
             .enable_all()
             .build()
             .map_err(BatchError::Threads)?;
-        Ok(Self { runtime: Some(runtime), threads })
+        Ok(Self { handle: runtime.handle().clone(), runtime: Some(runtime), threads })
     }
 
     /// How many threads there are.
@@ -39,10 +40,10 @@ impl Compute {
 
     /// Where to spawn parts of a computation.
     pub fn handle(&self) -> &Handle {
-        self.runtime.as_ref().expect("the runtime is taken only when this is dropped").handle()
+        &self.handle
     }
 
-    /// Runs a computation; dropping the returned future ends it.
+    /// Runs a computation; dropping the returned future cancels it.
     ///
     /// # Errors
     /// [`BatchError::Stopping`] when the threads end first.
@@ -53,22 +54,30 @@ impl Compute {
         &self,
         computation: impl Future<Output = T> + Send + 'static,
     ) -> Result<T, BatchError> {
-        let mut one = JoinSet::new();
-        one.spawn_on(computation, self.handle());
-        match one.join_next().await {
-            Some(Ok(value)) => Ok(value),
-            Some(Err(error)) => match error.try_into_panic() {
-                Ok(panic) => std::panic::resume_unwind(panic),
-                Err(_) => Err(BatchError::Stopping),
-            },
-            None => Err(BatchError::Stopping),
-        }
+        joined(self.spawn(computation)).await
     }
+
+    fn spawn<T: Send + 'static>(
+        &self,
+        computation: impl Future<Output = T> + Send + 'static,
+    ) -> SpawnedTask<T> {
+        // A task is spawned on the runtime that was entered.
+        let _entered = self.handle.enter();
+        SpawnedTask::spawn(computation)
+    }
+}
+
+/// Waits for a task. If it panics, so does this; if this is dropped, the task is cancelled.
+///
+/// # Errors
+/// [`BatchError::Stopping`] when its runtime ends first.
+pub(crate) async fn joined<T: 'static>(task: SpawnedTask<T>) -> Result<T, BatchError> {
+    task.join_unwind().await.map_err(|_| BatchError::Stopping)
 }
 
 impl Drop for Compute {
     fn drop(&mut self) {
-        // A runtime may not be dropped where async code runs; nobody waits for these threads any more.
+        // A runtime must not be dropped where async code runs. Its threads are no longer waited for.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }

@@ -1,32 +1,35 @@
-//! Marks copies of readings: the first of an identity in log order counts, a later one is a duplicate, or a conflict
-//! if its value differs. The same rule as in the speed layer, here on the fields themselves and without a limit, also
-//! for copies in several Kafka partitions (see [`READING_ORDER`] for which of them is the first).
+//! Marks repeated readings: the first of an identity in log order counts, a later one is a duplicate, or a conflict if its
+//! value differs. The same rule as in the speed layer, here on the fields themselves and without a limit, also where a
+//! device is in several Kafka partitions (see [`READING_ORDER`] for which reading is the first).
 //!
-//! [`DedupExec`] is a DataFusion operator over readings sorted by [`READING_ORDER`], so that copies are side by side,
-//! the first in log order first. It states what it needs of its input, so that an optimizer keeps to it. It must not
-//! know what is computed of the readings.
+//! [`DedupExec`] is a DataFusion operator over readings sorted by [`READING_ORDER`], so that readings of one identity are
+//! side by side, the first in log order first. It states what it needs of its input, so that an optimizer keeps to it.
+//! It must not know what is computed of the readings.
 
 use std::fmt;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 
 use arrow::array::{Array, AsArray, RecordBatch, UInt8Array};
 use arrow::compute::SortOptions;
-use arrow::datatypes::{DataType, Field, Fields, Int32Type, Int64Type, Schema, SchemaRef};
+use arrow::datatypes::{
+    ArrowPrimitiveType, DataType, Field, Fields, Int32Type, Int64Type, Schema, SchemaRef,
+};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
-use datafusion::execution::{RecordBatchStream, SendableRecordBatchStream, TaskContext};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::{EquivalenceProperties, LexOrdering, OrderingRequirements, PhysicalSortExpr};
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
-    ChildrenPropertiesMode, DisplayAs, DisplayFormatType, Distribution, ExecutionPlan,
-    ExecutionPlanProperties, PhysicalExpr, PlanProperties, ReplaceChildrenOptions,
+    DisplayAs, DisplayFormatType, Distribution, ExecutionPlan, ExecutionPlanProperties,
+    InputDistributionRequirements, PhysicalExpr, PlanProperties,
 };
-use futures::{Stream, StreamExt};
+use futures::StreamExt;
 use wye_domain::DomainError;
 use wye_domain::identity::{Novelty, copy_of};
-use wye_domain::reading::ReadingColumns;
+use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::reading::{ReadingColumns, TextColumn};
+use wye_domain::time::Micros;
 use wye_tables::columns::READING_ORDER;
 
 /// The column that says what a reading is: a UInt8 with one of the codes below.
@@ -37,7 +40,7 @@ pub const FIRST: u8 = 0;
 pub const DUPLICATE: u8 = 1;
 /// [`Novelty::Conflict`]
 pub const CONFLICT: u8 = 2;
-/// The same reading of the log once more, as a table has it whose files were merged by two at once.
+/// The same reading of the log a second time. A table has it twice after two engines have merged the same files at once.
 pub const REPEATED: u8 = 3;
 
 /// The code of a novelty in the column [`NOVELTY`].
@@ -49,7 +52,7 @@ pub fn code(novelty: Novelty) -> u8 {
     }
 }
 
-/// The novelty of a code in the column [`NOVELTY`]; `None` for a row that is no reading of its own.
+/// The novelty of a code in the column [`NOVELTY`]; `None` for [`REPEATED`].
 #[inline]
 pub fn novelty(code: u8) -> Option<Novelty> {
     match code {
@@ -60,109 +63,141 @@ pub fn novelty(code: u8) -> Option<Novelty> {
     }
 }
 
-/// The identity of the last reading of a batch.
+/// The last reading of a batch.
 #[derive(Clone, Debug, PartialEq)]
-struct Kept {
+struct Last {
     device_id: String,
     metric: String,
-    event_time: i64,
+    event_time: Micros,
     sequence: Option<i64>,
-    /// The value that counts.
-    value: f64,
+    /// The value that counts for this identity.
+    counting: f64,
     place: Place,
 }
 
-/// Where a reading is in the log: Kafka partition, offset, index in its message.
-type Place = (i32, i64, i32);
+/// Where a reading is in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    kafka_partition: KafkaPartition,
+    offset: Offset,
+    /// In its message.
+    index: i32,
+}
 
 /// Marks the readings of one sorted stream, batch by batch.
 #[derive(Debug, Default)]
 pub struct Deduplicator {
-    last: Option<Kept>,
+    last: Option<Last>,
 }
 
 impl Deduplicator {
     /// What each reading of the next batch is, as codes.
     ///
-    /// Rows are compared by their numbers first; words are only looked at where the numbers are equal and the
-    /// dictionary codes are not.
+    /// Rows are compared by their numbers first; words are only compared where the numbers are equal and the dictionary
+    /// codes are not. (`arrow::compute::partition` would compare the words of all rows.)
     ///
     /// # Errors
     /// When the batch lacks a column of a reading.
     pub fn mark(&mut self, batch: &RecordBatch) -> std::result::Result<Vec<u8>, DomainError> {
-        let columns = ReadingColumns::of(batch)?;
-        let places = Places::of(batch)?;
-        let rows = batch.num_rows();
-        let mut novelty = vec![FIRST; rows];
-        let Some(last_row) = rows.checked_sub(1) else { return Ok(novelty) };
-        let has_sequences = columns.sequence.null_count() < rows;
-        let sequence = |row: usize| {
-            (has_sequences && columns.sequence.is_valid(row)).then(|| columns.sequence.value(row))
-        };
+        let rows = Rows::of(batch)?;
+        let mut novelty = vec![FIRST; batch.num_rows()];
+        let Some(last_row) = batch.num_rows().checked_sub(1) else { return Ok(novelty) };
+        let values = rows.columns.value;
         // The value that counts for the identity of the row before.
-        let mut counting = columns.value[0];
-        if let Some(last) = &self.last {
-            let same = columns.event_time[0] == last.event_time
-                && sequence(0) == last.sequence
-                && columns.device_id.text(0) == Some(last.device_id.as_str())
-                && columns.metric.text(0) == Some(last.metric.as_str());
-            if same {
-                let repeated = places.of_row(0) == last.place;
-                novelty[0] = if repeated { REPEATED } else { code(copy_of(last.value, counting)) };
-                counting = last.value;
-            }
+        let mut counting = values[0];
+        if let Some(last) = self.last.as_ref().filter(|last| rows.has_identity(0, last)) {
+            let is_repeated = rows.place(0) == last.place;
+            novelty[0] = if is_repeated { REPEATED } else { code(copy_of(last.counting, values[0])) };
+            counting = last.counting;
         }
         for (before, novelty) in novelty[1..].iter_mut().enumerate() {
             let row = before + 1;
-            let same = columns.event_time[row] == columns.event_time[before]
-                && sequence(row) == sequence(before)
-                && same_word(&columns.device_id, row, before)
-                && same_word(&columns.metric, row, before);
-            if same && places.of_row(row) == places.of_row(before) {
+            if !rows.have_one_identity(before, row) {
+                counting = values[row];
+            } else if rows.place(row) == rows.place(before) {
                 *novelty = REPEATED;
-            } else if same {
-                *novelty = code(copy_of(counting, columns.value[row]));
             } else {
-                counting = columns.value[row];
+                *novelty = code(copy_of(counting, values[row]));
             }
         }
-        self.last = Some(Kept {
-            device_id: columns.device_id.text(last_row).unwrap_or_default().to_owned(),
-            metric: columns.metric.text(last_row).unwrap_or_default().to_owned(),
-            event_time: columns.event_time[last_row],
-            sequence: sequence(last_row),
-            value: counting,
-            place: places.of_row(last_row),
-        });
+        self.last = Some(rows.last(last_row, counting));
         Ok(novelty)
     }
 }
 
-struct Places<'a> {
-    partition: &'a [i32],
-    offset: &'a [i64],
-    index: &'a [i32],
+/// The columns of a batch that tell its rows apart.
+struct Rows<'a> {
+    columns: ReadingColumns<'a>,
+    has_sequences: bool,
+    kafka_partition: &'a [i32],
+    kafka_offset: &'a [i64],
+    kafka_index: &'a [i32],
 }
 
-impl<'a> Places<'a> {
+impl<'a> Rows<'a> {
     fn of(batch: &'a RecordBatch) -> std::result::Result<Self, DomainError> {
-        let column =
-            |name: &'static str| batch.column_by_name(name).ok_or(DomainError::Shape { column: name });
-        let small = |name: &'static str| {
-            let column = column(name)?.as_primitive_opt::<Int32Type>();
-            column.map(|column| column.values().as_ref()).ok_or(DomainError::Shape { column: name })
-        };
-        let offset = column("kafka_offset")?.as_primitive_opt::<Int64Type>();
-        let offset = offset.ok_or(DomainError::Shape { column: "kafka_offset" })?.values();
-        Ok(Self { partition: small("kafka_partition")?, offset, index: small("kafka_index")? })
+        let columns = ReadingColumns::of(batch)?;
+        Ok(Self {
+            columns,
+            has_sequences: columns.sequence.null_count() < batch.num_rows(),
+            kafka_partition: numbers::<Int32Type>(batch, "kafka_partition")?,
+            kafka_offset: numbers::<Int64Type>(batch, "kafka_offset")?,
+            kafka_index: numbers::<Int32Type>(batch, "kafka_index")?,
+        })
     }
 
-    fn of_row(&self, row: usize) -> Place {
-        (self.partition[row], self.offset[row], self.index[row])
+    #[inline]
+    fn sequence(&self, row: usize) -> Option<i64> {
+        let column = self.columns.sequence;
+        (self.has_sequences && column.is_valid(row)).then(|| column.value(row))
+    }
+
+    #[inline]
+    fn place(&self, row: usize) -> Place {
+        Place {
+            kafka_partition: KafkaPartition(self.kafka_partition[row]),
+            offset: Offset(self.kafka_offset[row]),
+            index: self.kafka_index[row],
+        }
+    }
+
+    #[inline]
+    fn have_one_identity(&self, before: usize, row: usize) -> bool {
+        self.columns.event_time[row] == self.columns.event_time[before]
+            && self.sequence(row) == self.sequence(before)
+            && same_word(&self.columns.device_id, row, before)
+            && same_word(&self.columns.metric, row, before)
+    }
+
+    fn has_identity(&self, row: usize, last: &Last) -> bool {
+        self.columns.event_time[row] == last.event_time.0
+            && self.sequence(row) == last.sequence
+            && self.columns.device_id.text(row) == Some(last.device_id.as_str())
+            && self.columns.metric.text(row) == Some(last.metric.as_str())
+    }
+
+    fn last(&self, row: usize, counting: f64) -> Last {
+        Last {
+            device_id: self.columns.device_id.text(row).unwrap_or_default().to_owned(),
+            metric: self.columns.metric.text(row).unwrap_or_default().to_owned(),
+            event_time: Micros(self.columns.event_time[row]),
+            sequence: self.sequence(row),
+            counting,
+            place: self.place(row),
+        }
     }
 }
 
-fn same_word(column: &wye_domain::reading::TextColumn<'_>, row: usize, before: usize) -> bool {
+fn numbers<'a, T: ArrowPrimitiveType>(
+    batch: &'a RecordBatch,
+    column: &'static str,
+) -> std::result::Result<&'a [T::Native], DomainError> {
+    let array = batch.column_by_name(column).and_then(|array| array.as_primitive_opt::<T>());
+    array.map(|array| array.values().as_ref()).ok_or(DomainError::Shape { column })
+}
+
+#[inline]
+fn same_word(column: &TextColumn<'_>, row: usize, before: usize) -> bool {
     column.code(row) == column.code(before) || column.text(row) == column.text(before)
 }
 
@@ -190,7 +225,7 @@ impl DedupExec {
         let fields = given.fields().iter().cloned();
         let fields = fields.chain([Arc::new(Field::new(NOVELTY, DataType::UInt8, false))]);
         let schema: SchemaRef = Arc::new(Schema::new(fields.collect::<Fields>()));
-        // The new column is the last one, so what is known of the others holds by their places.
+        // The new column is the last one, so the input's orderings hold: they name columns by their places.
         let orderings = input.output_ordering().cloned();
         let properties = PlanProperties::new(
             EquivalenceProperties::new_with_orderings(schema, orderings),
@@ -221,9 +256,10 @@ impl ExecutionPlan for DedupExec {
         vec![&self.input]
     }
 
-    fn required_input_distribution(&self) -> Vec<Distribution> {
-        // The first column of the order is the device: all copies of an identity are in its plan partition.
-        vec![Distribution::KeyPartitioned(vec![Arc::clone(&self.order[0].expr)])]
+    fn input_distribution_requirements(&self) -> InputDistributionRequirements {
+        // The first column of the order is the device: all readings of an identity are in its plan partition.
+        let device = Arc::clone(&self.order[0].expr);
+        InputDistributionRequirements::new(vec![Distribution::KeyPartitioned(vec![device])])
     }
 
     fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
@@ -245,10 +281,9 @@ impl ExecutionPlan for DedupExec {
         Ok(TreeNodeRecursion::Continue)
     }
 
-    fn replace_children(
+    fn with_new_children(
         self: Arc<Self>,
         mut children: Vec<Arc<dyn ExecutionPlan>>,
-        _: ReplaceChildrenOptions,
     ) -> Result<Arc<dyn ExecutionPlan>> {
         match (children.pop(), children.is_empty()) {
             (Some(input), true) => Ok(Arc::new(Self::new(input)?)),
@@ -256,51 +291,25 @@ impl ExecutionPlan for DedupExec {
         }
     }
 
-    fn with_new_children(
-        self: Arc<Self>,
-        children: Vec<Arc<dyn ExecutionPlan>>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        self.replace_children(children, ReplaceChildrenOptions::new(ChildrenPropertiesMode::Recompute))
-    }
-
     fn execute(&self, plan_partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        Ok(Box::pin(Marked {
-            input: self.input.execute(plan_partition, context)?,
-            schema: self.schema(),
-            deduplicator: Deduplicator::default(),
-        }))
+        let input = self.input.execute(plan_partition, context)?;
+        let (schema, mut deduplicator) = (self.schema(), Deduplicator::default());
+        let marked =
+            input.map(move |batch| batch.and_then(|batch| with_novelty(&batch, &schema, &mut deduplicator)));
+        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), marked)))
     }
 }
 
-struct Marked {
-    input: SendableRecordBatchStream,
-    schema: SchemaRef,
-    deduplicator: Deduplicator,
-}
-
-impl Marked {
-    fn mark(&mut self, batch: &RecordBatch) -> Result<RecordBatch> {
-        let novelty =
-            self.deduplicator.mark(batch).map_err(|error| DataFusionError::External(error.into()))?;
-        let mut columns = batch.columns().to_vec();
-        columns.push(Arc::new(UInt8Array::from(novelty)));
-        Ok(RecordBatch::try_new(Arc::clone(&self.schema), columns)?)
-    }
-}
-
-impl Stream for Marked {
-    type Item = Result<RecordBatch>;
-
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let next = ready!(self.input.poll_next_unpin(context));
-        Poll::Ready(next.map(|batch| batch.and_then(|batch| self.mark(&batch))))
-    }
-}
-
-impl RecordBatchStream for Marked {
-    fn schema(&self) -> SchemaRef {
-        Arc::clone(&self.schema)
-    }
+/// A batch with its novelty as the last column.
+fn with_novelty(
+    batch: &RecordBatch,
+    schema: &SchemaRef,
+    deduplicator: &mut Deduplicator,
+) -> Result<RecordBatch> {
+    let novelty = deduplicator.mark(batch).map_err(|error| DataFusionError::External(error.into()))?;
+    let mut columns = batch.columns().to_vec();
+    columns.push(Arc::new(UInt8Array::from(novelty)));
+    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
 }
 
 #[cfg(test)]

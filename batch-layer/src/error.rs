@@ -33,7 +33,7 @@ pub enum BatchError {
     #[error("cannot compute the metrics: {0}")]
     Compute(#[source] DataFusionError),
     /// Another batch run committed while this one computed.
-    #[error("another batch run was first; its views stand, and nothing is lost")]
+    #[error("another batch run committed first; its views count, and nothing is lost")]
     AnotherRunFirst(#[source] Box<TablesError>),
     /// The layer is stopping.
     #[error("the batch layer is stopping")]

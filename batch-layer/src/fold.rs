@@ -1,7 +1,7 @@
 //! From marked readings to summaries: what the speed layer does for an epoch, done for everything below the horizon.
 //!
-//! Each plan partition folds on its own. A series whose group spans plan partitions is brought together at the end by
-//! merging summaries (**AGG-1**); with groups that name the device there is none. No clock, no I/O.
+//! Each plan partition is folded on its own. Where the group of a series spans plan partitions, its summaries are merged
+//! at the end (**AGG-1**); where the device is part of the group, it does not. No clock, no I/O.
 
 use std::sync::Arc;
 
@@ -13,6 +13,7 @@ use wye_domain::DomainError;
 use wye_domain::identity::Novelty;
 use wye_domain::reading::ReadingColumns;
 use wye_domain::series::{SeriesId, SeriesKey, SeriesTable};
+use wye_domain::time::Micros;
 use wye_metrics::confidence::LatenessHistogram;
 use wye_metrics::contribution::{Contribution, Step};
 use wye_metrics::failures::Failures;
@@ -24,22 +25,22 @@ use crate::dedup::{FIRST, NOVELTY, novelty};
 /// What was read.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Tally {
-    /// Readings, copies included.
+    /// Readings, with duplicates and conflicts.
     pub readings: u64,
-    /// Copies with the same value.
+    /// Later readings of an identity with the same value.
     pub duplicates: u64,
-    /// Copies with another value.
+    /// Later readings of an identity with another value.
     pub conflicts: u64,
-    /// The newest ingest time in µs.
-    pub as_of: Option<i64>,
-    /// How late the first of each identity came.
+    /// The newest ingest time; `None` without readings.
+    pub as_of: Option<Micros>,
+    /// How late the first reading of each identity came.
     pub lateness: LatenessHistogram,
     /// What definitions cannot compute.
     pub failures: Failures,
 }
 
 impl Tally {
-    /// Takes in another tally.
+    /// Adds another tally.
     pub fn merge(&mut self, other: &Self) {
         self.readings += other.readings;
         self.duplicates += other.duplicates;
@@ -50,15 +51,15 @@ impl Tally {
     }
 }
 
-/// The summaries of one plan partition in the making.
+/// The summaries of one plan partition while it is read.
 #[derive(Debug)]
 pub struct Fold {
     plans: Arc<MetricPlans>,
     series: SeriesTable,
     windows: WindowTable,
     tally: Tally,
-    /// By series id: whether another fold has taken it over.
-    given_away: Vec<bool>,
+    /// By series id: whether its summaries were merged into those of another fold. Empty where none were.
+    merged_elsewhere: Vec<bool>,
 }
 
 /// The summaries of one plan partition.
@@ -68,7 +69,8 @@ pub struct Folded {
     pub series: SeriesTable,
     /// A summary for each series and window, in no order.
     pub entries: Vec<Entry>,
-    given_away: Vec<bool>,
+    /// By series id: whether its summaries were merged into those of another fold. Empty where none were.
+    merged_elsewhere: Vec<bool>,
 }
 
 impl Fold {
@@ -79,7 +81,7 @@ impl Fold {
             series: SeriesTable::default(),
             windows: WindowTable::default(),
             tally: Tally::default(),
-            given_away: Vec::new(),
+            merged_elsewhere: Vec::new(),
         }
     }
 
@@ -114,7 +116,7 @@ impl Fold {
             .ok_or_else(|| shape("ingest_time"))?
             .values();
         let tally = &mut self.tally;
-        tally.as_of = tally.as_of.max(ingest_time.iter().copied().max());
+        tally.as_of = tally.as_of.max(ingest_time.iter().copied().max().map(Micros));
         for ((novelty, ingest_time), event_time) in novelty.iter().zip(ingest_time).zip(columns.event_time) {
             match crate::dedup::novelty(*novelty) {
                 Some(Novelty::First) => tally.lateness.add(ingest_time.saturating_sub(*event_time)),
@@ -128,7 +130,7 @@ impl Fold {
     }
 }
 
-/// The entry's summary is set without keeping a list of what changed: everything is written at the end.
+/// Adds a contribution to its window. There is no list of changed windows, since all are written at the end.
 #[inline]
 fn add(windows: &mut WindowTable, step: &Step<'_>, c: &Contribution, code: u8) {
     match novelty(code) {
@@ -140,7 +142,7 @@ fn add(windows: &mut WindowTable, step: &Step<'_>, c: &Contribution, code: u8) {
     }
 }
 
-/// Brings the folds of all plan partitions together: each series is in one of the results only.
+/// Merges the folds of all plan partitions: each series is in one of the results only.
 pub fn combine(mut folds: Vec<Fold>) -> (Vec<Folded>, Tally) {
     let mut tally = Tally::default();
     let mut owners: HashMap<Arc<SeriesKey>, (usize, SeriesId), foldhash::fast::RandomState> =
@@ -169,14 +171,14 @@ pub fn combine(mut folds: Vec<Fold>) -> (Vec<Folded>, Tally) {
             let slot = windows.entry(*series, entry.window_start);
             windows.restore(slot).summary.merge(&entry.summary);
         }
-        fold.given_away = vec![false; fold.series.len()];
+        fold.merged_elsewhere = vec![false; fold.series.len()];
         for series in moves.keys() {
-            fold.given_away[series.0 as usize] = true;
+            fold.merged_elsewhere[series.0 as usize] = true;
         }
     }
     let folded = folds.into_iter().map(|mut fold| {
         let entries = fold.windows.take_entries();
-        Folded { series: fold.series, entries, given_away: fold.given_away }
+        Folded { series: fold.series, entries, merged_elsewhere: fold.merged_elsewhere }
     });
     (folded.collect(), tally)
 }
@@ -185,14 +187,10 @@ impl Folded {
     /// The places in `entries` of all that is to be stored, by series (in the order of their stored forms) and
     /// window start. `stored` are the stored forms by id.
     pub fn order(&self, stored: &[String]) -> Vec<u32> {
-        let kept = |entry: &Entry| {
-            let given_away = self.given_away.get(entry.series.0 as usize).copied().unwrap_or(false);
-            !given_away && (entry.summary.count > 0 || entry.summary.conflicts > 0)
-        };
         let mut by_name: Vec<u32> = (0..self.series.len() as u32).collect();
         by_name.sort_unstable_by_key(|series| stored[*series as usize].as_str());
         let mut counts = vec![0u32; self.series.len()];
-        for entry in self.entries.iter().filter(|entry| kept(entry)) {
+        for entry in self.entries.iter().filter(|entry| self.is_stored(entry)) {
             counts[entry.series.0 as usize] += 1;
         }
         let mut next = vec![0u32; self.series.len()];
@@ -205,7 +203,7 @@ impl Folded {
         }
         let mut order = vec![0u32; end as usize];
         for (slot, entry) in (0u32..).zip(&self.entries) {
-            if kept(entry) {
+            if self.is_stored(entry) {
                 let place = &mut next[entry.series.0 as usize];
                 order[*place as usize] = slot;
                 *place += 1;
@@ -215,13 +213,22 @@ impl Folded {
         for end in ends {
             // Readings come in the order of their event times, so windows mostly are in order already.
             let slots = &mut order[start..end];
-            let window = |slot: &u32| self.entries[*slot as usize].window_start;
-            if !slots.is_sorted_by_key(window) {
-                slots.sort_unstable_by_key(window);
+            if !slots.is_sorted_by_key(|slot| self.window_start(*slot)) {
+                slots.sort_unstable_by_key(|slot| self.window_start(*slot));
             }
             start = end;
         }
         order
+    }
+
+    /// Whether a window is a row of the views. One with duplicates only is not.
+    fn is_stored(&self, entry: &Entry) -> bool {
+        let is_elsewhere = self.merged_elsewhere.get(entry.series.0 as usize).copied().unwrap_or(false);
+        !is_elsewhere && (entry.summary.count > 0 || entry.summary.conflicts > 0)
+    }
+
+    fn window_start(&self, slot: u32) -> i64 {
+        self.entries[slot as usize].window_start
     }
 }
 

@@ -1,30 +1,36 @@
-//! The batch layer: keeps every reading for good, and recomputes every metric from that record.
+//! The batch layer: stores every reading for good, and recomputes every metric from that record.
 //!
-//! Reading order: the [`archiver`] brings the log into the master dataset; a [`run`] chooses a horizon ([`horizon`]),
-//! reads the readings below it once ([`recompute`]: [`dedup`] marks copies, [`fold`] makes summaries, and
-//! [`wye_metrics::view_rows`] scores them) and commits views and horizon together; the [`schedule`] says when.
+//! Reading order: the [`layer`] starts everything, by its [`settings`]. The [`archiver`] brings the log into the master
+//! dataset. The [`schedule`] says when a batch run starts; a [`run`] decides what it does, as a state machine, and the
+//! [`runner`] carries that out. [`recompute`] reads the readings below the horizon once: [`dedup`] marks repeated
+//! readings, [`fold`] makes summaries, and [`wye_metrics::view_rows`] scores them.
 //!
 //! This layer does not know the speed and serving layers: they meet in topics and tables.
+
+pub mod layer;
+pub mod settings;
 
 pub mod archiver;
 
 pub mod schedule;
 
+pub mod control_log;
+pub mod report;
 pub mod run;
-
-pub mod horizon;
+pub mod runner;
 
 pub mod recompute;
 
 pub mod dedup;
 pub mod fold;
 
+pub mod clock;
 pub mod compute;
-
 pub mod telemetry;
 
 #[cfg(test)]
 mod testing;
 
 mod error;
+mod maps;
 pub use error::BatchError;

@@ -1,32 +1,36 @@
-//! Computes all views from the readings below a horizon and writes them to files that nobody sees yet. Must not know
-//! Kafka's client, nor commit anything.
+//! Computes all views from the readings below a horizon and writes them to files that no reader sees before a commit. Must
+//! not know Kafka's client, nor commit anything.
 //!
 //! `sorted scan → DedupExec` in as many plan partitions as there are threads, each folded on its own; then the rows
-//! are cut into as many parts as there are threads, each written on its own.
+//! are cut into pieces of about the same size, each written on its own.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::datatypes::SchemaRef;
+use datafusion::common::runtime::SpawnedTask;
 use datafusion::execution::SendableRecordBatchStream;
-use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
+use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
-use tokio::task::JoinSet;
+use futures::future::try_join_all;
+use wye_domain::horizon::Horizon;
+use wye_domain::time::{Micros, Span};
 use wye_metrics::plan::{Expectations, MetricPlans};
+use wye_metrics::view_rows::{AsOf, RowMaker};
 use wye_tables::readings::ReadingsSnapshot;
 use wye_tables::scan::SortedScan;
 use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, ViewFile};
 
+use crate::compute::joined;
 use crate::dedup::DedupExec;
 use crate::error::BatchError;
 use crate::fold::{Fold, Folded, Tally, combine};
-use wye_metrics::view_rows::{AsOf, RowMaker};
+use crate::maps;
 
-/// What a run reads of a reading: what definitions can see, what makes its identity, and its place in the log.
+/// The columns that a run reads: those that definitions can use, the identity of a reading, and its place in the log.
 const COLUMNS: [&str; 11] = [
     "device_id",
     "metric",
@@ -40,16 +44,16 @@ const COLUMNS: [&str; 11] = [
     "kafka_offset",
     "kafka_index",
 ];
-/// Rows that are read at once.
+/// Rows of one batch that is read.
 const ROWS_READ: usize = 32 * 1024;
-/// Rows that are encoded at once.
+/// Rows of one batch that is encoded.
 const ROWS_WRITTEN: usize = 32 * 1024;
 /// More than one, since plan partitions are not of one size.
 const FILES_PER_THREAD: usize = 2;
 /// Below this many rows a part is not worth a file of its own.
 const LEAST_ROWS: usize = 128 * 1024;
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Readings read.
@@ -58,7 +62,7 @@ pub struct Progress {
     pub total: u64,
 }
 
-/// Told from time to time, from several threads, how far a run is.
+/// Called from time to time, from several threads, with the progress of a run.
 pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
 
 /// What to compute.
@@ -66,7 +70,7 @@ pub type OnProgress = Arc<dyn Fn(Progress) + Send + Sync>;
 pub struct Recomputation {
     /// Where the tables are.
     pub root: TableRoot,
-    /// What was read.
+    /// The master dataset.
     pub readings: ReadingsSnapshot,
     /// Where the views go.
     pub views: BatchViews,
@@ -74,14 +78,14 @@ pub struct Recomputation {
     pub plans: Arc<MetricPlans>,
     /// How many readings are expected.
     pub expectations: Arc<Expectations>,
-    /// By Kafka partition: only readings below this offset.
-    pub horizon: BTreeMap<i32, i64>,
-    /// Everything that was ingested before this time (µs) is below the horizon; `None` where that is only known of the
+    /// Only readings below are read.
+    pub horizon: Horizon,
+    /// Everything that was ingested before this time is below the horizon; `None` where that is only known of the
     /// readings themselves.
-    pub as_of: Option<i64>,
+    pub as_of: Option<Micros>,
     /// How many threads compute.
     pub threads: usize,
-    /// Told how far it is.
+    /// Called with the progress.
     pub progress: Option<OnProgress>,
 }
 
@@ -98,22 +102,23 @@ pub struct Recomputed {
     pub windows: u64,
     /// How many series.
     pub series: u64,
-    /// Everything that was ingested before this time (µs) is in the views.
-    pub as_of: i64,
-    /// The time (µs) at which the next window is settled; `None` when all are.
-    pub settles_at: Option<i64>,
+    /// Everything that was ingested before this time is in the views; `None` where that is not known, and there are no
+    /// readings.
+    pub as_of: Option<Micros>,
+    /// The time at which the next window is settled; `None` when all are.
+    pub settles_at: Option<Micros>,
 }
 
-/// Computes the views. To be run where computing is allowed: see [`crate::compute`].
+/// Computes the views. To be run on the threads of [`crate::compute`].
 ///
 /// # Errors
 /// When the readings cannot be read, a definition fails on them, or the files cannot be written.
 pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
-    let plan = plan(&task)?;
-    let folds = fold_all(&task, &plan).await?;
+    let folds = fold_all(&task, plan(&task)?).await?;
     let (folded, tally) = combine(folds);
-    let time = tally.as_of.max(task.as_of).unwrap_or_default();
-    let as_of = AsOf { time, lateness: Arc::new(tally.lateness.clone()) };
+    let time = tally.as_of.max(task.as_of);
+    // Without a time there are no windows.
+    let as_of = AsOf { time: time.unwrap_or_default().0, lateness: Arc::new(tally.lateness.clone()) };
     let mut parts = Vec::with_capacity(folded.len());
     for folded in folded {
         parts.push(Part::new(&task, folded, &as_of));
@@ -131,8 +136,9 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
 /// # Errors
 /// When the master dataset cannot be planned.
 pub fn plan(task: &Recomputation) -> Result<Arc<dyn ExecutionPlan>, BatchError> {
+    let horizon = maps::plain(&task.horizon);
     let scan = SortedScan {
-        horizon: Some(&task.horizon),
+        horizon: Some(&horizon),
         columns: &COLUMNS,
         plan_partitions: task.threads,
         batch_size: Some(ROWS_READ),
@@ -144,40 +150,47 @@ pub fn plan(task: &Recomputation) -> Result<Arc<dyn ExecutionPlan>, BatchError> 
     Ok(Arc::new(DedupExec::new(scan).map_err(BatchError::Compute)?))
 }
 
-async fn fold_all(task: &Recomputation, plan: &Arc<dyn ExecutionPlan>) -> Result<Vec<Fold>, BatchError> {
+async fn fold_all(task: &Recomputation, plan: Arc<dyn ExecutionPlan>) -> Result<Vec<Fold>, BatchError> {
     let session = SessionContext::new_with_config(SessionConfig::new().with_batch_size(ROWS_READ));
     task.root.register(&session.runtime_env()).map_err(BatchError::tables("open the store"))?;
-    let done = Arc::new(AtomicU64::new(0));
-    let total = task.readings.readings();
-    let mut folding = JoinSet::new();
-    for plan_partition in 0..plan.output_partitioning().partition_count() {
-        let stream = plan.execute(plan_partition, session.task_ctx()).map_err(BatchError::Compute)?;
-        let (plans, progress, done) = (Arc::clone(&task.plans), task.progress.clone(), Arc::clone(&done));
-        let report = move |rows: usize| {
-            let done = done.fetch_add(rows as u64, Ordering::Relaxed) + rows as u64;
-            if let Some(progress) = &progress {
-                progress(Progress { done, total });
-            }
-        };
-        folding.spawn(async move { (plan_partition, fold(stream, plans, report).await) });
+    let streams = execute_stream_partitioned(plan, session.task_ctx()).map_err(BatchError::Compute)?;
+    let read = Arc::new(Read {
+        done: AtomicU64::new(0),
+        total: task.readings.readings(),
+        progress: task.progress.clone(),
+    });
+    let folding = streams.into_iter().map(|stream| {
+        let fold = SpawnedTask::spawn(fold(stream, Arc::clone(&task.plans), Arc::clone(&read)));
+        async { joined(fold).await?.map_err(BatchError::Compute) }
+    });
+    try_join_all(folding).await
+}
+
+/// What all plan partitions together have read.
+struct Read {
+    done: AtomicU64,
+    total: u64,
+    progress: Option<OnProgress>,
+}
+
+impl Read {
+    fn add(&self, readings: usize) {
+        let done = self.done.fetch_add(readings as u64, Ordering::Relaxed) + readings as u64;
+        if let Some(progress) = &self.progress {
+            progress(Progress { done, total: self.total });
+        }
     }
-    let mut folds = BTreeMap::new();
-    while let Some(folded) = folding.join_next().await {
-        let (plan_partition, folded) = finished(folded)?;
-        folds.insert(plan_partition, folded.map_err(BatchError::Compute)?);
-    }
-    Ok(folds.into_values().collect())
 }
 
 async fn fold(
     mut stream: SendableRecordBatchStream,
     plans: Arc<MetricPlans>,
-    report: impl Fn(usize),
+    read: Arc<Read>,
 ) -> datafusion::error::Result<Fold> {
     let mut fold = Fold::new(plans);
     while let Some(batch) = stream.try_next().await? {
         fold.push(&batch)?;
-        report(batch.num_rows());
+        read.add(batch.num_rows());
     }
     Ok(fold)
 }
@@ -208,14 +221,14 @@ impl Part {
         count
     }
 
-    /// The time (µs) at which the next window that is not settled will be.
-    fn settles_at(&self, as_of: &AsOf) -> Option<i64> {
-        let age = as_of.lateness.settling_age();
+    /// The time at which the next window is settled; `None` when all are.
+    fn settles_at(&self, as_of: &AsOf) -> Option<Micros> {
+        let age = Span(as_of.lateness.settling_age());
         let times = self.order.iter().map(|slot| {
             let entry = &self.folded.entries[*slot as usize];
-            self.maker.window_end(entry).saturating_add(age)
+            Micros(self.maker.window_end(entry)) + age
         });
-        times.filter(|time| *time > as_of.time).min()
+        times.filter(|time| *time > Micros(as_of.time)).min()
     }
 
     /// Where to cut the rows so that `threads` threads have about the same to do.
@@ -228,53 +241,40 @@ impl Part {
     }
 }
 
+/// Writes all rows. The files come in the order of the parts.
 async fn write_all(
     task: &Recomputation,
     parts: Vec<Part>,
     schema: &SchemaRef,
 ) -> Result<Vec<ViewFile>, BatchError> {
     let rows = parts.iter().map(|part| part.order.len()).sum();
-    let mut writing = JoinSet::new();
-    let mut place = 0;
+    let mut writing = Vec::new();
     for part in parts {
         let part = Arc::new(part);
         for cut in part.cuts(rows, task.threads) {
-            let (part, views, schema) = (Arc::clone(&part), task.views.clone(), Arc::clone(schema));
-            writing.spawn(async move { (place, write(&views, &schema, &part, cut).await) });
-            place += 1;
+            let write = write(task.views.clone(), Arc::clone(schema), Arc::clone(&part), cut);
+            let write = SpawnedTask::spawn(write);
+            writing.push(async { joined(write).await? });
         }
     }
-    let mut files = BTreeMap::new();
-    while let Some(written) = writing.join_next().await {
-        let (place, written) = finished(written)?;
-        files.insert(place, written?);
-    }
-    Ok(files.into_values().flatten().collect())
+    Ok(try_join_all(writing).await?.into_iter().flatten().collect())
 }
 
 async fn write(
-    views: &BatchViews,
-    schema: &SchemaRef,
-    part: &Part,
+    views: BatchViews,
+    schema: SchemaRef,
+    part: Arc<Part>,
     cut: Range<usize>,
 ) -> Result<Vec<ViewFile>, BatchError> {
     let failed = BatchError::tables("write batch views");
-    let mut writer = views.writer(schema).map_err(&failed)?;
+    let mut writer = views.writer(&schema).map_err(&failed)?;
     for slots in part.order[cut].chunks(ROWS_WRITTEN) {
         let entries = slots.iter().map(|slot| &part.folded.entries[*slot as usize]);
         writer.write(&part.maker.rows(entries)).map_err(&failed)?;
-        // A run that was called off ends here, and files in the background get their turn.
+        // A run that was cancelled ends here, and uploads in the background get their turn.
         tokio::task::yield_now().await;
     }
     writer.finish().await.map_err(&failed)
-}
-
-/// The value of a task that was waited for.
-fn finished<T>(joined: Result<T, tokio::task::JoinError>) -> Result<T, BatchError> {
-    joined.map_err(|error| match error.try_into_panic() {
-        Ok(panic) => std::panic::resume_unwind(panic),
-        Err(_) => BatchError::Stopping,
-    })
 }
 
 #[cfg(test)]

@@ -1,32 +1,24 @@
-//! When batch runs happen: every so often, at once when asked, and at once at the start where the definitions have
+//! When batch runs start: at a fixed interval, at once on request, and at once at the start if the definitions have
 //! changed. Must not know what a run does.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 use wye_domain::ErrorKind;
 
-use crate::error::BatchError;
-use crate::error::chain;
-use crate::run::{BatchRunner, RunOptions, RunReport};
+use crate::error::{BatchError, chain};
+use crate::report::RunReport;
+use crate::runner::{BatchRunner, RunOptions};
+use crate::settings::BatchSettings;
 
-/// At most this often old views are looked for.
-const CLEANING: Duration = Duration::from_secs(120);
+/// Old views are removed at most this often.
+const CLEANING_INTERVAL: Duration = Duration::from_secs(120);
 /// How many requests may wait; more than people ever send.
 const REQUESTS: usize = 64;
-
-/// How often things happen.
-#[derive(Clone, Copy, Debug)]
-pub struct Rhythm {
-    /// A run starts; zero: only when asked.
-    pub interval: Duration,
-    /// How long the files of a replaced view stay.
-    pub keep_versions: Duration,
-}
 
 struct Request {
     options: RunOptions,
@@ -52,32 +44,29 @@ impl BatchHandle {
     }
 }
 
-/// Runs batch runs until it is stopped.
+/// Starts batch runs until it is stopped.
 pub struct Schedule {
     runner: Arc<BatchRunner>,
-    rhythm: Rhythm,
+    settings: BatchSettings,
     requests: mpsc::Receiver<Request>,
-    cleaned: Option<Instant>,
+    /// When old views were last removed, on the monotonic clock.
+    cleaned: Option<Duration>,
 }
 
 impl Schedule {
     /// A schedule, and the handle to ask it.
-    pub fn new(runner: Arc<BatchRunner>, rhythm: Rhythm) -> (Self, BatchHandle) {
+    pub fn new(runner: Arc<BatchRunner>, settings: BatchSettings) -> (Self, BatchHandle) {
         let (sender, requests) = mpsc::channel(REQUESTS);
-        (Self { runner, rhythm, requests, cleaned: None }, BatchHandle { requests: sender })
+        (Self { runner, settings, requests, cleaned: None }, BatchHandle { requests: sender })
     }
 
-    /// Runs until `stop` fires; a run under way is then called off, which loses nothing.
-    pub async fn run(mut self, stop: CancellationToken) {
-        let forever = self.run_forever();
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = forever => {}
-        }
+    /// Starts runs until `shutdown` fires; a run under way is then cancelled, which loses nothing.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        shutdown.run_until_cancelled(self.run_forever()).await;
     }
 
     async fn run_forever(&mut self) {
-        // A run that was killed between its commit and its announcement is announced now.
+        // If the last process crashed between a commit and its announcement, that is announced now.
         if let Err(error) = self.runner.announce_latest().await {
             warn!(
                 error = chain(&error),
@@ -87,28 +76,18 @@ impl Schedule {
         match self.runner.has_other_definitions().await {
             Ok(true) => self.run_scheduled().await,
             Ok(false) => {}
-            Err(error) => warn!(error = chain(&error), "cannot look at the batch view"),
+            Err(error) => warn!(error = chain(&error), "cannot read the batch view"),
         }
-        let is_timed = !self.rhythm.interval.is_zero();
-        let period = if is_timed { self.rhythm.interval } else { Duration::from_secs(3600) };
-        let mut ticks = tokio::time::interval_at(Instant::now() + period, period);
-        // A tick that comes while a run is under way is skipped.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        // Without any handle left there is only the clock.
-        let mut is_asked = true;
+        let mut ticks = self.settings.period().map(ticks);
         loop {
             tokio::select! {
-                _ = ticks.tick(), if is_timed => self.run_scheduled().await,
-                request = self.requests.recv(), if is_asked => match request {
-                    Some(Request { options, answer }) => {
-                        let ended = self.runner.run(options).await;
-                        // Who asked may have gone away.
-                        let _ = answer.send(ended);
-                        self.clean().await;
-                    }
-                    None => is_asked = false,
-                },
-                else => std::future::pending::<()>().await,
+                () = next_tick(&mut ticks) => self.run_scheduled().await,
+                Some(Request { options, answer }) = self.requests.recv() => {
+                    let ended = self.runner.run(options).await;
+                    // The caller may have gone away.
+                    let _ = answer.send(ended);
+                    self.clean().await;
+                }
             }
         }
     }
@@ -124,12 +103,31 @@ impl Schedule {
     }
 
     async fn clean(&mut self) {
-        if self.cleaned.is_some_and(|last| last.elapsed() < CLEANING) {
+        let now = self.runner.clock().monotonic();
+        if self.cleaned.is_some_and(|last| now.saturating_sub(last) < CLEANING_INTERVAL) {
             return;
         }
-        self.cleaned = Some(Instant::now());
-        if let Err(error) = self.runner.clean(self.rhythm.keep_versions).await {
+        self.cleaned = Some(now);
+        if let Err(error) = self.runner.clean(self.settings.keep_versions).await {
             warn!(error = chain(&error), "cannot remove old batch views; trying again later");
         }
+    }
+}
+
+/// The first tick comes after one period. A tick that comes while a run is under way is skipped.
+fn ticks(period: Duration) -> Interval {
+    let mut ticks = tokio::time::interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    ticks.reset();
+    ticks
+}
+
+/// The next tick; never, where there are none.
+async fn next_tick(ticks: &mut Option<Interval>) {
+    match ticks {
+        Some(ticks) => {
+            ticks.tick().await;
+        }
+        None => std::future::pending().await,
     }
 }

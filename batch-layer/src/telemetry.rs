@@ -5,7 +5,7 @@ use wye_runtime::telemetry::{
     PartitionCounter, PartitionGauge, PlainCounter, PlainGauge, ReasonCounter, Telemetry,
 };
 
-/// See the help texts.
+/// The instruments; the help texts say what they show.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "the help texts say it")]
 pub struct BatchTelemetry {
@@ -33,7 +33,7 @@ impl BatchTelemetry {
         Self {
             archived: t.register(
                 "wye_archive_readings",
-                "Readings put into the master dataset",
+                "Readings stored in the master dataset",
                 PlainCounter::default(),
             ),
             archive_commits: t.register(
@@ -43,7 +43,7 @@ impl BatchTelemetry {
             ),
             archive_bytes: t.register(
                 "wye_archive_bytes",
-                "Bytes put into the master dataset",
+                "Bytes stored in the master dataset",
                 PlainCounter::default(),
             ),
             archive_lag: t.register(
@@ -59,7 +59,7 @@ impl BatchTelemetry {
             letters: t.register("wye_archive_dead_letters", "Dead letters archived", PlainCounter::default()),
             refused: t.register(
                 "wye_archive_refused_entries",
-                "Entries of the log that are no readings, written to the dead letters",
+                "Invalid readings in the log, written to the dead letters",
                 PlainCounter::default(),
             ),
             compacted_files: t.register(

@@ -1,8 +1,10 @@
-//! What the tests of this crate share: a broker and tables in a scratch directory, and the views as plain rows.
+//! What the tests of this crate share: a broker and tables in a scratch directory, a clock that tests set, and the views
+//! as plain rows.
 
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use datafusion::prelude::SessionContext;
@@ -11,9 +13,12 @@ use tokio_util::sync::CancellationToken;
 use wye_broker::{Broker, BrokerConfig};
 use wye_domain::control::{ControlRecord, ControlView};
 use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
+use wye_domain::horizon::Horizon;
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::TextColumn;
 use wye_domain::summary::Summary;
 use wye_domain::summary_columns::SummaryColumns;
+use wye_domain::time::{Micros, Span};
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
 use wye_log::producer::{Outgoing, Producer};
@@ -25,21 +30,59 @@ use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
 use wye_tables::views::BatchViews;
 
-use crate::archiver::{ArchiveSettings, Archiver};
+use crate::archiver::Archiver;
+use crate::clock::{Clock, SystemClock};
 use crate::compute::Compute;
-use crate::run::BatchParts;
+use crate::layer::Parts;
+use crate::runner::BatchRunner;
+use crate::settings::ArchiveSettings;
 use crate::telemetry::BatchTelemetry;
 
 const DEADLINE: Duration = Duration::from_secs(30);
+/// How long runs wait for others.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(300);
+
+/// An archiver that appends often.
+pub(crate) const ARCHIVE: ArchiveSettings = ArchiveSettings {
+    interval: Duration::from_millis(20),
+    max_rows: 1_000,
+    keep_dead_letters: Duration::from_secs(3600),
+};
 
 /// A row of the views: series and window start, and the summary.
 pub(crate) type ViewRows = BTreeMap<(String, i64), Summary>;
 
-/// A broker and tables of their own.
+/// The clocks of the system, but the time of the day is ahead by as much as a test says.
+#[derive(Debug, Default)]
+pub(crate) struct TestClock {
+    system: SystemClock,
+    ahead: AtomicI64,
+}
+
+impl TestClock {
+    /// Sets the time of the day to this time, unless it is later already.
+    pub(crate) fn advance_to(&self, time: Micros) {
+        let Span(missing) = time - self.now();
+        self.ahead.fetch_add(missing.max(0), Ordering::Relaxed);
+    }
+}
+
+impl Clock for TestClock {
+    fn now(&self) -> Micros {
+        self.system.now() + Span(self.ahead.load(Ordering::Relaxed))
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.system.monotonic()
+    }
+}
+
+/// A broker and tables in a directory of their own.
 pub(crate) struct Site {
     pub(crate) log: Log,
     pub(crate) root: TableRoot,
     pub(crate) telemetry: Telemetry,
+    pub(crate) clock: Arc<TestClock>,
     producer: Producer,
     _broker: Broker,
     _directory: TempDir,
@@ -54,23 +97,41 @@ impl Site {
         log.ensure_topics().await.unwrap();
         let root = TableRoot::directory(&directory.path().join("tables")).unwrap();
         let producer = Producer::new(&log, Duration::ZERO).unwrap();
-        Self { log, root, telemetry: Telemetry::default(), producer, _broker: broker, _directory: directory }
+        Self {
+            log,
+            root,
+            telemetry: Telemetry::default(),
+            clock: Arc::default(),
+            producer,
+            _broker: broker,
+            _directory: directory,
+        }
     }
 
-    /// Parts as another process would have them.
-    pub(crate) fn parts(&self) -> BatchParts {
+    /// Parts as another process would have them, with the metrics that need no definition.
+    pub(crate) fn parts(&self) -> Parts {
         self.parts_with(MetricPlans::new(vec![], Arc::default()).unwrap())
     }
 
-    pub(crate) fn parts_with(&self, plans: MetricPlans) -> BatchParts {
-        BatchParts {
+    pub(crate) fn parts_with(&self, plans: MetricPlans) -> Parts {
+        Parts {
             log: self.log.clone(),
             root: self.root.clone(),
             plans: Arc::new(plans),
+            acceptance: Acceptance::default(),
             compute: Arc::new(Compute::new().unwrap()),
             telemetry: BatchTelemetry::register(&self.telemetry),
-            patience: Duration::from_millis(300),
+            clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            process_id: 7,
         }
+    }
+
+    pub(crate) async fn runner(&self) -> BatchRunner {
+        BatchRunner::open(self.parts(), PATIENCE).await.unwrap()
+    }
+
+    pub(crate) async fn runner_with(&self, plans: MetricPlans) -> BatchRunner {
+        BatchRunner::open(self.parts_with(plans), PATIENCE).await.unwrap()
     }
 
     pub(crate) async fn send(&self, topic: &str, kafka_partition: i32, payload: &[u8]) -> i64 {
@@ -84,7 +145,7 @@ impl Site {
         self.producer.send(outgoing).await.unwrap()
     }
 
-    /// One reading, one second after the last where `second` counts up.
+    /// One reading, so many seconds after a fixed event time.
     pub(crate) async fn reading(&self, kafka_partition: i32, device: &str, second: i64, value: f64) -> i64 {
         let time = 1_700_000_000_000 + second * 1_000;
         let json = format!(r#"{{"device_id":"{device}","metric":"t","value":{value},"event_time":{time}}}"#);
@@ -97,15 +158,16 @@ impl Site {
 
     pub(crate) async fn control_records(&self, kafka_partition: i32) -> Vec<ControlRecord> {
         let log = self.log.clone();
-        let read = move || {
+        tokio::task::spawn_blocking(move || {
             let mut records = Vec::new();
             read_all(&log, (CONTROL, kafka_partition), None, |message| {
                 records.push(ControlRecord::decode(message.payload).unwrap());
             })
             .unwrap();
             records
-        };
-        tokio::task::spawn_blocking(read).await.unwrap()
+        })
+        .await
+        .unwrap()
     }
 
     pub(crate) async fn control_view(&self, kafka_partition: i32) -> ControlView {
@@ -116,13 +178,22 @@ impl Site {
         view
     }
 
-    pub(crate) async fn archiver(&self) -> Archiver {
-        let settings = ArchiveSettings {
-            acceptance: Acceptance::default(),
-            interval: Duration::from_millis(20),
-            max_rows: 1_000,
-            keep_dead_letters: Duration::from_secs(3600),
-        };
+    /// Claims a Kafka partition and answers requests for a cut, each by the start that `start` makes of the offset that it
+    /// asks for.
+    pub(crate) async fn answer_requests(&self, kafka_partition: i32, start: impl Fn(i64) -> i64) {
+        let claim = ControlRecord::Claim { owner: "test".into() };
+        let generation = Some(self.control(kafka_partition, &claim).await);
+        loop {
+            if let Some(asked) = self.control_view(kafka_partition).await.unanswered() {
+                let (start, answers) = (start(asked.through), Some(asked.request));
+                let answer = ControlRecord::Epoch { generation, start, announced_at: 0, answers };
+                self.control(kafka_partition, &answer).await;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    pub(crate) async fn archiver(&self, settings: ArchiveSettings) -> Archiver {
         Archiver::open(self.parts(), settings).await.unwrap()
     }
 
@@ -132,13 +203,12 @@ impl Site {
 
     /// Archives until so much of each Kafka partition is archived.
     pub(crate) async fn archive(&self, expected: &[(i32, i64)]) {
-        let stop = CancellationToken::new();
+        let shutdown = CancellationToken::new();
         let expected: BTreeMap<i32, i64> = expected.iter().copied().collect();
-        let archiver = self.archiver().await;
-        let archived = until("everything is archived", async || self.archived().await == expected);
-        tokio::join!(archiver.run(stop.clone()), async {
-            archived.await;
-            stop.cancel();
+        let archiver = self.archiver(ARCHIVE).await;
+        tokio::join!(archiver.run(shutdown.clone()), async {
+            until("everything is archived", async || self.archived().await == expected).await;
+            shutdown.cancel();
         });
     }
 
@@ -151,14 +221,22 @@ impl Site {
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
     let deadline = Instant::now() + DEADLINE;
     while !condition().await {
-        assert!(Instant::now() < deadline, "in vain: {what}");
+        assert!(Instant::now() < deadline, "it did not happen: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
 }
 
-/// Gives up on what takes too long.
+/// Fails if it takes too long.
 pub(crate) async fn soon<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(DEADLINE, future).await.expect("in time")
+    tokio::time::timeout(DEADLINE, future).await.expect("it ends in time")
+}
+
+/// A horizon of Kafka partitions and offsets.
+pub(crate) fn horizon<const N: usize>(offsets: [(i32, i64); N]) -> Horizon {
+    offsets
+        .map(|(kafka_partition, offset)| (KafkaPartition(kafka_partition), Offset(offset)))
+        .into_iter()
+        .collect()
 }
 
 /// The rows of the newest views; none where there are no views.
@@ -177,7 +255,7 @@ pub(crate) async fn view_rows(views: &BatchViews) -> ViewRows {
             arrow::array::AsArray::as_primitive::<arrow::datatypes::TimestampMicrosecondType>(windows);
         for row in 0..batch.num_rows() {
             let key = (series.text(row).unwrap().to_owned(), windows.value(row));
-            assert!(rows.insert(key, summaries.summary(row).unwrap()).is_none(), "each row stands once");
+            assert!(rows.insert(key, summaries.summary(row).unwrap()).is_none(), "each row is there once");
         }
     }
     rows

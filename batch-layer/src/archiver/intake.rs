@@ -1,148 +1,139 @@
-//! The thread that reads a topic and gathers what it has read, until it is time to append it. Must not know tables.
+//! The thread that reads a topic and collects what it has read, until it is time to append it. Must not know tables.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 use wye_domain::assemble::RejectedAt;
+use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::time::Micros;
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::reader::{Message, Reader};
 use wye_runtime::telemetry::{KafkaPartitionLabel, PartitionGauge};
 use wye_tables::append::OffsetRange;
 
-/// Messages between two looks at what has gathered: few, since a bulk message holds many thousand readings.
+use crate::clock::Clock;
+
+/// Messages between two checks of what is collected: few, since a bulk message holds many thousand readings.
 const MESSAGES: usize = 32;
-/// How soon a stop is noticed where nothing comes.
-const GLANCE: Duration = Duration::from_millis(100);
+/// How soon a shutdown is noticed where nothing comes.
+const LONGEST_POLL: Duration = Duration::from_millis(100);
 /// How often the lag is measured.
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Where one Kafka partition goes on.
+/// Where one Kafka partition is to be read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Start {
-    pub(super) kafka_partition: i32,
+    pub(super) kafka_partition: KafkaPartition,
     /// The first offset that is not archived.
-    pub(super) from: i64,
+    pub(super) from: Offset,
     /// The first offset to read; past `from` where the log has lost what lies between.
-    pub(super) read: i64,
+    pub(super) read: Offset,
 }
 
 /// Turns the messages of one Kafka partition into batches.
-pub(super) trait Collect {
+pub(super) trait Collect: Send + 'static {
     /// Takes in the next message.
     fn push(&mut self, message: &Message<'_>);
-    /// Goes past messages that no reader of the log can decode.
-    fn pass_unreadable(&mut self, offsets: Range<i64>, problem: &str);
-    /// Rows gathered.
+    /// Passes over messages that no reader of the log can decode.
+    fn pass_unreadable(&mut self, offsets: Range<Offset>, problem: &str, now: Micros);
+    /// Rows collected.
     fn rows(&self) -> usize;
-    /// What has gathered.
+    /// What is collected; nothing is left.
     fn take(&mut self) -> Taken;
 }
 
-/// What a [`Collect`] has gathered.
+/// What a [`Collect`] has collected.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Taken {
     pub(super) batches: Vec<RecordBatch>,
-    /// What was refused, in log order.
-    pub(super) refused: Vec<RejectedAt>,
+    /// What was rejected, in log order.
+    pub(super) rejected: Vec<RejectedAt>,
 }
 
 /// What was read of one Kafka partition.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
-    pub(super) kafka_partition: i32,
+    pub(super) kafka_partition: KafkaPartition,
     pub(super) offsets: OffsetRange,
     pub(super) taken: Taken,
 }
 
 /// What is to be appended at once.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Filled {
     pub(super) parts: Vec<Part>,
     pub(super) rows: usize,
 }
 
-/// See the module.
+/// Reads one topic.
 pub(super) struct Intake {
     pub(super) log: Log,
     pub(super) topic: &'static str,
-    /// Told how many messages lie ahead.
+    /// Where it is shown how many messages are not archived yet, if it is.
     pub(super) lag: Option<PartitionGauge>,
+    pub(super) clock: Arc<dyn Clock>,
     pub(super) interval: Duration,
     pub(super) max_rows: usize,
-    pub(super) stop: CancellationToken,
+    pub(super) shutdown: CancellationToken,
 }
 
-struct Gathering<C> {
-    kafka_partition: i32,
-    from: i64,
-    next: i64,
+/// One Kafka partition while it is read.
+struct Collecting<C> {
+    kafka_partition: KafkaPartition,
+    from: Offset,
+    next: Offset,
     collector: C,
 }
 
 impl Intake {
-    /// Reads until it is stopped, then hands over what is left; or until nobody receives. Blocks.
+    /// Reads until the shutdown, then hands over what is left; or until the receiver is dropped. `starts` has every Kafka
+    /// partition of the topic, ascending. Blocks.
     ///
     /// # Errors
-    /// When the log cannot be read on; what was read before has been handed over.
+    /// When the log cannot be read any further; what was read before has been handed over.
     pub(super) fn fill<C: Collect>(
         &self,
-        starts: &[Start],
-        collector: impl Fn() -> C,
+        starts: Vec<(Start, C)>,
         out: &mpsc::Sender<Filled>,
     ) -> Result<(), LogError> {
         let mut reader = Reader::new(&self.log, self.topic)?;
-        reader.assign(&starts.iter().map(|start| (start.kafka_partition, start.read)).collect::<Vec<_>>())?;
-        let begin = |start: &Start| Gathering {
-            kafka_partition: start.kafka_partition,
-            from: start.from,
-            next: start.read,
-            collector: collector(),
-        };
-        let mut gathering: Vec<Gathering<C>> = starts.iter().map(begin).collect();
-        let mut since: Option<Instant> = None;
-        let mut next_lag = Instant::now();
+        let places = starts.iter().map(|(start, _)| (start.kafka_partition.0, start.read.0));
+        reader.assign(&places.collect::<Vec<_>>())?;
+        let mut collecting: Vec<Collecting<C>> = starts.into_iter().map(Collecting::new).collect();
+        // On the monotonic clock, as all times here.
+        let mut since: Option<Duration> = None;
+        let mut next_lag = self.clock.monotonic();
         loop {
-            let stopping = self.stop.is_cancelled();
-            let left = since.map_or(GLANCE, |since| self.interval.saturating_sub(since.elapsed()));
-            let wait = if stopping { Duration::ZERO } else { left.min(GLANCE) };
-            let polled = reader.poll_batch(MESSAGES, wait, &mut |message| {
-                // Kafka partitions are numbered from 0 and all of them are read.
-                let one = &mut gathering[message.kafka_partition as usize];
-                one.collector.push(&message);
-                one.next = message.offset + 1;
-            });
-            let polled = match polled {
-                Err(LogError::Unreadable { kafka_partition, from, next, reason, .. }) => {
-                    error!(
-                        topic = self.topic,
-                        kafka_partition, from, next, reason, "records cannot be decoded and are passed over"
-                    );
-                    let one = &mut gathering[kafka_partition as usize];
-                    one.collector.pass_unreadable(from..next, &reason);
-                    one.next = next;
-                    Ok(1)
-                }
-                polled => polled,
-            };
+            let stopping = self.shutdown.is_cancelled();
+            let waited = since.map(|since| self.clock.monotonic().saturating_sub(since));
+            let left = waited.map_or(LONGEST_POLL, |waited| self.interval.saturating_sub(waited));
+            let wait = if stopping { Duration::ZERO } else { left.min(LONGEST_POLL) };
+            let polled = self.poll(&mut reader, &mut collecting, wait);
             let mut has_moved = !matches!(polled, Ok(0));
-            for one in &mut gathering {
+            for one in &mut collecting {
                 // Past offsets without a message, such as the end of a transaction.
-                let next = reader.position(one.kafka_partition).unwrap_or(0);
-                has_moved |= next > one.next;
-                one.next = one.next.max(next);
+                if let Some(next) = reader.position(one.kafka_partition.0).map(Offset)
+                    && next > one.next
+                {
+                    has_moved = true;
+                    one.next = next;
+                }
             }
+            let now = self.clock.monotonic();
             if has_moved {
-                since = since.or_else(|| Some(Instant::now()));
+                since = since.or(Some(now));
             }
-            let rows: usize = gathering.iter().map(|one| one.collector.rows()).sum();
-            let is_due = rows >= self.max_rows || since.is_some_and(|since| since.elapsed() >= self.interval);
+            let rows: usize = collecting.iter().map(|one| one.collector.rows()).sum();
+            let is_due = rows >= self.max_rows
+                || since.is_some_and(|since| now.saturating_sub(since) >= self.interval);
             if (is_due || stopping || polled.is_err())
-                && let Some(filled) = take(&mut gathering)
+                && let Some(filled) = take(&mut collecting)
             {
                 since = None;
                 if out.blocking_send(filled).is_err() {
@@ -153,20 +144,49 @@ impl Intake {
             if stopping || out.is_closed() {
                 return Ok(());
             }
-            if next_lag <= Instant::now() {
-                next_lag = Instant::now() + LAG_INTERVAL;
-                self.measure(&gathering);
+            if next_lag <= now {
+                next_lag = now + LAG_INTERVAL;
+                self.measure(&collecting);
             }
         }
     }
 
-    fn measure<C>(&self, gathering: &[Gathering<C>]) {
+    /// Collects the next messages, and returns how many there were. What no reader can decode is passed over.
+    fn poll<C: Collect>(
+        &self,
+        reader: &mut Reader,
+        collecting: &mut [Collecting<C>],
+        wait: Duration,
+    ) -> Result<usize, LogError> {
+        let polled = reader.poll_batch(MESSAGES, wait, &mut |message| {
+            // Kafka partitions are numbered from 0, and all of them are read.
+            let one = &mut collecting[message.kafka_partition as usize];
+            one.collector.push(&message);
+            one.next = Offset(message.offset).next();
+        });
+        match polled {
+            Err(LogError::Unreadable { kafka_partition, from, next, reason, .. }) => {
+                error!(
+                    topic = self.topic,
+                    kafka_partition, from, next, reason, "records cannot be decoded and are passed over"
+                );
+                let one = &mut collecting[kafka_partition as usize];
+                one.collector.pass_unreadable(Offset(from)..Offset(next), &reason, self.clock.now());
+                one.next = Offset(next);
+                Ok(1)
+            }
+            polled => polled,
+        }
+    }
+
+    fn measure<C>(&self, collecting: &[Collecting<C>]) {
         let Some(lag) = &self.lag else { return };
-        for Gathering { kafka_partition, from, .. } in gathering {
+        for Collecting { kafka_partition: KafkaPartition(kafka_partition), from, .. } in collecting {
             match self.log.offsets_blocking(self.topic, *kafka_partition) {
                 Ok(range) => {
                     let label = KafkaPartitionLabel { kafka_partition: *kafka_partition };
-                    lag.get_or_create(&label).set((range.high - from).max(0));
+                    let messages = Offset(range.high).since(*from);
+                    lag.get_or_create(&label).set(i64::try_from(messages).unwrap_or(i64::MAX));
                 }
                 Err(error) => {
                     debug!(%error, "cannot measure the lag of the archiver");
@@ -177,13 +197,21 @@ impl Intake {
     }
 }
 
-fn take<C: Collect>(gathering: &mut [Gathering<C>]) -> Option<Filled> {
-    let mut filled = Filled { parts: Vec::new(), rows: 0 };
-    for one in gathering.iter_mut().filter(|one| one.next > one.from) {
+impl<C> Collecting<C> {
+    fn new((start, collector): (Start, C)) -> Self {
+        let Start { kafka_partition, from, read } = start;
+        Self { kafka_partition, from, next: read, collector }
+    }
+}
+
+/// What is to be appended; `None` where nothing was read.
+fn take<C: Collect>(collecting: &mut [Collecting<C>]) -> Option<Filled> {
+    let mut filled = Filled::default();
+    for one in collecting.iter_mut().filter(|one| one.next > one.from) {
         filled.rows += one.collector.rows();
         filled.parts.push(Part {
             kafka_partition: one.kafka_partition,
-            offsets: OffsetRange { from: one.from, next: one.next },
+            offsets: OffsetRange { from: one.from.0, next: one.next.0 },
             taken: one.collector.take(),
         });
         one.from = one.next;

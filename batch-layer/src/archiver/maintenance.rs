@@ -1,9 +1,9 @@
-//! Keeps a table in few files: now and then small ones are merged and replaced ones removed. Must not know what is
+//! Keeps a table in few files: small ones are merged, and merged ones removed, in the background. Must not know what is
 //! appended.
 
 use std::future::Future;
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
@@ -12,16 +12,18 @@ use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 use wye_tables::{Cleaned, Compacted, CompactionPolicy, TablesError};
 
+use crate::clock::Clock;
 use crate::compute::Compute;
 use crate::error::chain;
+use crate::layer::Parts;
 use crate::telemetry::BatchTelemetry;
 
-/// Appends between two looks for small files.
+/// Small files are looked for after so many appends.
 const APPENDS: u32 = 8;
-/// How long a merged file stays for those who still read it.
+/// How long a merged file is kept for those who still read it.
 const KEEP: Duration = Duration::from_secs(3600);
 /// How often merged files are removed.
-const CLEANING: Duration = Duration::from_secs(900);
+const CLEANING_INTERVAL: Duration = Duration::from_secs(900);
 
 /// A table that collects small files.
 pub(super) trait Maintained: Clone + Send + Sync + 'static {
@@ -51,48 +53,54 @@ impl Maintained for DeadLetters {
     }
 }
 
-/// See the module.
+/// The maintenance of one table.
 pub(super) struct Maintenance<T> {
     table: T,
     compute: Arc<Compute>,
     telemetry: BatchTelemetry,
-    state: Mutex<State>,
-}
-
-struct State {
+    clock: Arc<dyn Clock>,
+    /// Since small files were last looked for.
     appends: u32,
-    cleaned: Instant,
-    /// At most one at a time.
+    /// When merged files were last removed, on the monotonic clock.
+    cleaned: Duration,
+    /// At most one task at a time.
     running: JoinSet<()>,
 }
 
 impl<T: Maintained> Maintenance<T> {
-    pub(super) fn new(table: T, compute: Arc<Compute>, telemetry: BatchTelemetry) -> Self {
-        let state = State { appends: 0, cleaned: Instant::now(), running: JoinSet::new() };
-        Self { table, compute, telemetry, state: Mutex::new(state) }
+    pub(super) fn new(table: T, parts: &Parts) -> Self {
+        Self {
+            table,
+            compute: Arc::clone(&parts.compute),
+            telemetry: parts.telemetry.clone(),
+            clock: Arc::clone(&parts.clock),
+            appends: 0,
+            cleaned: parts.clock.monotonic(),
+            running: JoinSet::new(),
+        }
     }
 
-    /// Takes note of an append, and starts the maintenance that is due, in the background.
-    pub(super) fn after_append(&self) {
-        let mut state = self.state.lock().expect("no holder of this lock panics");
-        state.appends += 1;
-        while state.running.try_join_next().is_some() {}
-        if state.appends < APPENDS || !state.running.is_empty() {
+    /// Counts an append, and starts the maintenance that is due.
+    pub(super) fn after_append(&mut self) {
+        self.appends += 1;
+        while self.running.try_join_next().is_some() {}
+        if self.appends < APPENDS || !self.running.is_empty() {
             return;
         }
-        state.appends = 0;
-        let cleans = state.cleaned.elapsed() >= CLEANING;
-        if cleans {
-            state.cleaned = Instant::now();
+        self.appends = 0;
+        let now = self.clock.monotonic();
+        let cleaning_is_due = now.saturating_sub(self.cleaned) >= CLEANING_INTERVAL;
+        if cleaning_is_due {
+            self.cleaned = now;
         }
         let (table, telemetry) = (self.table.clone(), self.telemetry.clone());
         let work = async move {
             compact(&table, &telemetry).await;
-            if cleans {
+            if cleaning_is_due {
                 clean(&table).await;
             }
         };
-        state.running.spawn_on(work, self.compute.handle());
+        self.running.spawn_on(work, self.compute.handle());
     }
 }
 

@@ -1,4 +1,4 @@
-//! Everything in the log comes into the tables once, whoever archives and whatever happens to it.
+//! Everything in the log comes into the tables once, with several archivers and after failures too.
 
 use arrow::array::AsArray;
 use datafusion::prelude::SessionContext;
@@ -9,8 +9,8 @@ use wye_log::topics::{DEAD_LETTER, READINGS};
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 
-use crate::archiver::{ArchiveSettings, Archiver};
-use crate::testing::{Site, soon, until};
+use crate::settings::ArchiveSettings;
+use crate::testing::{ARCHIVE, Site, soon, until};
 
 /// Kafka partition, offset and value of every reading, in order.
 async fn stored(site: &Site) -> Vec<(i32, i64, f64)> {
@@ -21,16 +21,19 @@ async fn stored(site: &Site) -> Vec<(i32, i64, f64)> {
     let batches = context.sql(sql).await.unwrap().collect().await.unwrap();
     let mut rows = Vec::new();
     for batch in batches {
-        let place = batch.column(0).as_primitive::<arrow::datatypes::Int32Type>();
+        let kafka_partition = batch.column(0).as_primitive::<arrow::datatypes::Int32Type>();
         let offset = batch.column(1).as_primitive::<arrow::datatypes::Int64Type>();
         let value = batch.column(2).as_primitive::<arrow::datatypes::Float64Type>();
-        rows.extend((0..batch.num_rows()).map(|row| (place.value(row), offset.value(row), value.value(row))));
+        rows.extend(
+            (0..batch.num_rows())
+                .map(|row| (kafka_partition.value(row), offset.value(row), value.value(row))),
+        );
     }
     rows
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn readings_are_archived_once_and_refused_ones_are_passed() {
+async fn readings_are_archived_once_and_invalid_ones_are_passed_over() {
     let site = Site::start(2).await;
     site.reading(0, "a", 0, 1.0).await;
     site.send(READINGS, 0, b"no reading").await;
@@ -45,21 +48,23 @@ async fn readings_are_archived_once_and_refused_ones_are_passed() {
 /// The letters in the topic: Kafka partition, offset and index of what they are about, reason, bytes.
 async fn letters(site: &Site) -> Vec<(i32, i64, u32, String, Vec<u8>)> {
     let log = site.log.clone();
-    let read = move || {
+    tokio::task::spawn_blocking(move || {
         let mut letters = Vec::new();
         read_all(&log, (DEAD_LETTER, 0), None, |message| {
             let context = Context::decode(message.header(CONTEXT_HEADER).unwrap()).unwrap();
-            let place = (context.kafka_partition.unwrap(), context.kafka_offset.unwrap());
-            letters.push((place.0, place.1, context.item_index, context.reason, message.payload.to_owned()));
+            let (kafka_partition, offset) = (context.kafka_partition.unwrap(), context.kafka_offset.unwrap());
+            let payload = message.payload.to_owned();
+            letters.push((kafka_partition, offset, context.item_index, context.reason, payload));
         })
         .unwrap();
         letters
-    };
-    tokio::task::spawn_blocking(read).await.unwrap()
+    })
+    .await
+    .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_reading_becomes_a_dead_letter_once_without_a_speed_layer() {
+async fn an_invalid_reading_becomes_a_dead_letter_once_without_a_speed_layer() {
     let site = Site::start(2).await;
     site.send(READINGS, 0, b"{").await;
     site.reading(0, "a", 0, 1.0).await;
@@ -80,20 +85,20 @@ async fn what_is_no_reading_becomes_a_dead_letter_once_without_a_speed_layer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_read_is_appended_before_a_stop() {
+async fn what_was_read_is_appended_at_the_shutdown() {
     let site = Site::start(1).await;
-    let stop = CancellationToken::new();
-    let mut archiver = site.archiver().await;
-    archiver.settings.interval = std::time::Duration::from_secs(3600);
+    let shutdown = CancellationToken::new();
+    let settings = ArchiveSettings { interval: std::time::Duration::from_secs(3600), ..ARCHIVE };
+    let archiver = site.archiver(settings).await;
     soon(async {
-        tokio::join!(archiver.run(stop.clone()), async {
+        tokio::join!(archiver.run(shutdown.clone()), async {
             for second in 0..1_000 {
                 site.reading(0, "a", second, 1.0).await;
             }
             until("the full buffer is appended", async || !site.archived().await.is_empty()).await;
             site.reading(0, "a", 1_000, 1.0).await;
             site.reading(0, "a", 1_001, 1.0).await;
-            stop.cancel();
+            shutdown.cancel();
         })
     })
     .await;
@@ -105,16 +110,16 @@ async fn what_was_read_is_appended_before_a_stop() {
 #[tokio::test(flavor = "multi_thread")]
 async fn two_archivers_at_once_do_no_harm() {
     let site = Site::start(2).await;
-    let stop = CancellationToken::new();
-    let (one, other) = (site.archiver().await, site.archiver().await);
+    let shutdown = CancellationToken::new();
+    let (one, other) = (site.archiver(ARCHIVE).await, site.archiver(ARCHIVE).await);
     soon(async {
-        tokio::join!(one.run(stop.clone()), other.run(stop.clone()), async {
+        tokio::join!(one.run(shutdown.clone()), other.run(shutdown.clone()), async {
             for second in 0..200 {
                 site.reading((second % 2) as i32, "a", second, second as f64).await;
             }
             let all = [(0, 100), (1, 100)].into();
             until("everything is archived", async || site.archived().await == all).await;
-            stop.cancel();
+            shutdown.cancel();
         })
     })
     .await;
@@ -124,7 +129,7 @@ async fn two_archivers_at_once_do_no_harm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_deleted_before_it_was_archived_is_counted_and_passed() {
+async fn what_was_deleted_before_it_was_archived_is_counted_and_passed_over() {
     let site = Site::start(1).await;
     site.reading(0, "a", 0, 0.0).await;
     site.archive(&[(0, 1)]).await;
@@ -151,20 +156,18 @@ fn context(kafka_offset: i64) -> Context {
     }
 }
 
-/// Archives until `end` letters of the topic are archived, with the archiver as `settings` changes it.
-async fn archive_letters(site: &Site, end: i64, settings: impl FnOnce(&mut ArchiveSettings)) -> DeadLetters {
+/// Archives until `end` letters of the topic are archived.
+async fn archive_letters(site: &Site, end: i64, settings: ArchiveSettings) -> DeadLetters {
     let letters = DeadLetters::open(&site.root).await.unwrap();
-    let stop = CancellationToken::new();
-    let mut archiver = site.archiver().await;
-    settings(&mut archiver.settings);
-    let archiver = Archiver::open(archiver.parts, archiver.settings).await.unwrap();
+    let shutdown = CancellationToken::new();
+    let archiver = site.archiver(settings).await;
     soon(async {
-        tokio::join!(archiver.run(stop.clone()), async {
+        tokio::join!(archiver.run(shutdown.clone()), async {
             until("all letters are archived", async || {
                 letters.archived().await.unwrap() == [(0, end)].into()
             })
             .await;
-            stop.cancel();
+            shutdown.cancel();
         })
     })
     .await;
@@ -176,9 +179,9 @@ async fn dead_letters_are_archived_once_with_their_bytes() {
     let site = Site::start(1).await;
     site.dead_letter(&context(77), b"hello").await;
     site.send(DEAD_LETTER, 0, b"something else").await;
-    // An owner that went on from an earlier place has refused it again.
+    // An archiver that resumed at an earlier offset has rejected it again.
     site.dead_letter(&context(77), b"hello").await;
-    let letters = archive_letters(&site, 3, |_| {}).await;
+    let letters = archive_letters(&site, 3, ARCHIVE).await;
     let session = SessionContext::new();
     session.register_table("dead_letters", letters.provider().await.unwrap()).unwrap();
     let sql = "SELECT reason, kafka_topic, kafka_offset, arrow_cast(payload, 'Utf8') AS payload FROM dead_letters ORDER BY letter_offset";
@@ -195,9 +198,10 @@ async fn archived_letters_leave_their_topic_once_they_are_old_enough() {
     for offset in 0..5 {
         site.dead_letter(&context(offset), b"{").await;
     }
-    archive_letters(&site, 5, |_| {}).await;
+    archive_letters(&site, 5, ARCHIVE).await;
     assert_eq!(site.log.offsets(DEAD_LETTER, 0).await.unwrap().low, 0);
     site.dead_letter(&context(5), b"{").await;
-    archive_letters(&site, 6, |settings| settings.keep_dead_letters = std::time::Duration::ZERO).await;
+    let settings = ArchiveSettings { keep_dead_letters: std::time::Duration::ZERO, ..ARCHIVE };
+    archive_letters(&site, 6, settings).await;
     assert_eq!(site.log.offsets(DEAD_LETTER, 0).await.unwrap().low, 6);
 }

@@ -1,4 +1,4 @@
-//! The first of an identity counts, whatever lies between batches and dictionaries.
+//! The first reading of an identity counts, wherever batches end and whatever their dictionaries are.
 
 use std::sync::Arc;
 
@@ -54,7 +54,7 @@ fn batch(rows: &[Row]) -> RecordBatch {
     batch_at(0, rows)
 }
 
-/// The same batch with a dictionary that has each row's word for itself.
+/// The same batch with a dictionary that has a word for each row, equal ones too.
 fn with_repeated_words(batch: &RecordBatch) -> RecordBatch {
     let columns = wye_domain::reading::ReadingColumns::of(batch).unwrap();
     let rows = batch.num_rows();
@@ -105,7 +105,7 @@ fn a_reading_that_is_stored_twice_is_read_once() {
     assert_eq!(marks(&[doubled.unwrap()]), [FIRST, REPEATED]);
 }
 
-/// Readings in no order, dealt out to plan partitions whatever their device.
+/// The marks of readings that are in no order, with readings of one device in several plan partitions.
 async fn optimized(parts: &[Vec<RecordBatch>]) -> Vec<(String, i64, i64, u8)> {
     let schema = parts[0][0].schema();
     let input = MemorySourceConfig::try_new_exec(parts, schema, None).unwrap();
@@ -117,10 +117,9 @@ async fn optimized(parts: &[Vec<RecordBatch>]) -> Vec<(String, i64, i64, u8)> {
     let mut found = Vec::new();
     for batch in datafusion::physical_plan::collect(plan.unwrap(), session.task_ctx()).await.unwrap() {
         let device = TextColumn::of(&batch, "device_id").unwrap();
-        let number = |name: &str| batch.column_by_name(name).unwrap();
-        let times = number("event_time").as_primitive::<TimestampMicrosecondType>();
-        let offsets = number("kafka_offset").as_primitive::<Int64Type>();
-        let novelty = number(NOVELTY).as_primitive::<UInt8Type>();
+        let times = batch["event_time"].as_primitive::<TimestampMicrosecondType>();
+        let offsets = batch["kafka_offset"].as_primitive::<Int64Type>();
+        let novelty = batch[NOVELTY].as_primitive::<UInt8Type>();
         for row in 0..batch.num_rows() {
             let device = device.text(row).unwrap().to_owned();
             found.push((device, times.value(row), offsets.value(row), novelty.value(row)));
@@ -130,7 +129,7 @@ async fn optimized(parts: &[Vec<RecordBatch>]) -> Vec<(String, i64, i64, u8)> {
     found
 }
 
-/// Without the order and the distribution that the operator asks for, an optimizer leaves the input as it is.
+/// If the operator did not ask for order and distribution, an optimizer would leave the input as it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_optimizer_gives_the_operator_what_it_needs() {
     let rows: Vec<Row> = (0..60)

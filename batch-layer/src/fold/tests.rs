@@ -1,4 +1,4 @@
-//! Folds of parts, brought together, equal the fold of the whole (**AGG-1**).
+//! Folds of parts, merged, equal the fold of the whole (**AGG-1**).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 use wye_domain::reading::{Reading, ReadingBatchBuilder, time_type};
 use wye_domain::registry::Registry;
 use wye_domain::summary::Summary;
+use wye_domain::time::Micros;
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::MetricPlans;
 
@@ -76,7 +77,7 @@ fn found(folds: Vec<Fold>) -> BTreeMap<(String, i64), Summary> {
         assert!(keys.is_sorted());
         for (key, slot) in keys.into_iter().zip(order) {
             let before = all.insert(key, folded.entries[slot as usize].summary.clone());
-            assert!(before.is_none(), "a row stands in one part only");
+            assert!(before.is_none(), "a row is in one part only");
         }
     }
     all
@@ -102,17 +103,17 @@ fn groups_that_span_parts_are_merged() {
 }
 
 #[test]
-fn copies_are_told_and_do_not_count() {
+fn duplicates_and_conflicts_are_counted_apart() {
     let (_, tally) = combine(vec![
         fold(&[("a", 1.0, 0, FIRST), ("a", 2.0, 0, CONFLICT)]),
         fold(&[("b", 1.0, 5, DUPLICATE)]),
     ]);
     assert_eq!((tally.readings, tally.duplicates, tally.conflicts), (3, 1, 1));
-    assert_eq!(tally.as_of, Some(7_000_000));
+    assert_eq!(tally.as_of, Some(Micros(7_000_000)));
     assert_eq!(tally.lateness.settledness(4_096_000), 1.0);
 }
 
 #[test]
-fn a_window_with_duplicates_only_is_no_row() {
+fn a_window_with_duplicates_only_is_not_a_row() {
     assert!(found(vec![fold(&[("a", 1.0, 0, DUPLICATE)])]).is_empty());
 }

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
+use wye_domain::horizon::Horizon;
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::{DeviceConfig, DeviceNumber, Registry, RegistryConfig};
 use wye_domain::series::SeriesKey;
@@ -19,18 +21,19 @@ use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
 
 use super::{Recomputation, recompute};
+use crate::maps;
 use crate::testing::{ViewRows, view_rows};
 
 const DEVICES: [&str; 4] = ["anna", "bert", "carl", "dora"];
 const METRICS: [&str; 2] = ["pressure", "temperature"];
 const MINUTE: i64 = 60_000_000;
 
-/// A reading of one message; its place in the log is its place in the history.
+/// A reading of one message. They are written in the order of the history.
 #[derive(Clone, Debug)]
 struct Sent {
-    /// Its place in the history.
+    /// Its index in the history.
     at: i64,
-    /// Whether it went into another Kafka partition than most readings of its device.
+    /// Whether it is in another Kafka partition than most readings of its device.
     strays: bool,
     device: usize,
     metric: usize,
@@ -42,8 +45,8 @@ struct Sent {
 }
 
 impl Sent {
-    fn kafka_partition(&self) -> i32 {
-        ((self.device + usize::from(self.strays)) % 2) as i32
+    fn kafka_partition(&self) -> KafkaPartition {
+        KafkaPartition(((self.device + usize::from(self.strays)) % 2) as i32)
     }
 
     /// In µs; some readings of the log have the same.
@@ -77,7 +80,7 @@ fn histories() -> impl Strategy<Value = History> {
             value,
         },
     );
-    // Few event times, so that there are copies.
+    // Few event times, so that there are duplicates and conflicts.
     let sent = sent.prop_map(|sent| Sent { event_time: sent.event_time / 15 * 15, ..sent });
     (
         prop::collection::vec(sent, 0..150),
@@ -119,17 +122,16 @@ fn plans() -> Arc<MetricPlans> {
 
 /// Of all devices but the last.
 fn registry() -> Registry {
-    let device = |name: &&str| DeviceConfig {
+    let devices = DEVICES[..DEVICES.len() - 1].iter().map(|name| DeviceConfig {
         device_id: (*name).into(),
         reporting_interval: Some("15s".into()),
         metrics: METRICS.map(str::to_owned).into(),
         attributes: BTreeMap::new(),
-    };
-    let device = DEVICES[..DEVICES.len() - 1].iter().map(device).collect();
-    Registry::check(RegistryConfig { device, metric_limits: vec![] }).unwrap()
+    });
+    Registry::check(RegistryConfig { device: devices.collect(), metric_limits: vec![] }).unwrap()
 }
 
-/// What a summary must say.
+/// What a summary must have.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Truth {
     values: Vec<(i64, f64)>,
@@ -139,16 +141,16 @@ struct Truth {
 }
 
 /// By series and window; and how many readings, duplicates and conflicts there are.
-fn oracle(history: &History, horizon: &BTreeMap<i32, i64>) -> (BTreeMap<(String, i64), Truth>, [u64; 3]) {
+fn oracle(history: &History, horizon: &Horizon) -> (BTreeMap<(String, i64), Truth>, [u64; 3]) {
     let mut truths: BTreeMap<(String, i64), Truth> = BTreeMap::new();
     let mut known: BTreeMap<(usize, usize, i64, Option<i64>), i64> = BTreeMap::new();
-    let mut offsets = [0i64; 2];
+    let mut next = Horizon::default();
     let mut counts = [0; 3];
     let mut read = Vec::new();
     for sent in &history.sent {
-        let offset = offsets[sent.kafka_partition() as usize];
-        offsets[sent.kafka_partition() as usize] += 1;
-        if offset < horizon.get(&sent.kafka_partition()).copied().unwrap_or(0) {
+        let offset = next.offset(sent.kafka_partition());
+        next.set(sent.kafka_partition(), offset.next());
+        if offset < horizon.offset(sent.kafka_partition()) {
             read.push((sent.ingest_time(), sent.kafka_partition(), offset, sent));
         }
     }
@@ -158,12 +160,12 @@ fn oracle(history: &History, horizon: &BTreeMap<i32, i64>) -> (BTreeMap<(String,
         let identity = (sent.device, sent.metric, sent.event_time, sent.sequence);
         let first = known.get(&identity).copied();
         known.entry(identity).or_insert(sent.value);
-        let is_copy = first.is_some();
+        let is_first = first.is_none();
         if first == Some(sent.value) {
             counts[1] += 1;
             continue;
         }
-        counts[2] += u64::from(is_copy);
+        counts[2] += u64::from(!is_first);
         let time = sent.event_time * 1_000_000;
         let mut targets = vec![(
             series("*", METRICS[sent.metric], DEVICES[sent.device]),
@@ -178,11 +180,11 @@ fn oracle(history: &History, horizon: &BTreeMap<i32, i64>) -> (BTreeMap<(String,
         }
         for (series, window, value) in targets {
             let truth = truths.entry((series, window)).or_default();
-            if is_copy {
-                truth.conflicts += 1;
-            } else {
+            if is_first {
                 truth.values.push((time, value));
                 *truth.devices.entry(sent.device).or_default() += 1;
+            } else {
+                truth.conflicts += 1;
             }
         }
     }
@@ -225,7 +227,7 @@ async fn archive(readings: &Readings, history: &History) {
             let from = *next;
             let mine = history.sent[start..end]
                 .iter()
-                .filter(|sent| sent.kafka_partition() == kafka_partition as i32);
+                .filter(|sent| sent.kafka_partition() == KafkaPartition(kafka_partition as i32));
             let mine: Vec<(i64, &Sent)> = (from..).zip(mine).collect();
             *next += mine.len() as i64;
             batches.push(ArchiveBatch {
@@ -242,14 +244,18 @@ async fn archive(readings: &Readings, history: &History) {
     }
 }
 
-async fn computed(history: &History) -> (ViewRows, [u64; 3], BTreeMap<i32, i64>) {
+async fn computed(history: &History) -> (ViewRows, [u64; 3], Horizon) {
     let directory = tempfile::tempdir().unwrap();
     let root = TableRoot::directory(directory.path()).unwrap();
     let readings = Readings::open(&root).await.unwrap();
     archive(&readings, history).await;
     let readings = readings.snapshot().await.unwrap();
-    let share = |(place, offset): (i32, i64)| (place, offset * history.horizon[place as usize] / 100);
-    let horizon: BTreeMap<i32, i64> = readings.archived().into_iter().map(share).collect();
+    let archived = readings.archived().into_iter();
+    let horizon = archived.map(|(kafka_partition, offset)| {
+        let covered = offset * history.horizon[kafka_partition as usize] / 100;
+        (KafkaPartition(kafka_partition), Offset(covered))
+    });
+    let horizon: Horizon = horizon.collect();
     let views = BatchViews::open(&root).unwrap();
     let plans = plans();
     let expectations = Arc::new(Expectations::new(&plans).unwrap());
@@ -271,7 +277,7 @@ async fn computed(history: &History) -> (ViewRows, [u64; 3], BTreeMap<i32, i64>)
     let commit = ViewCommit {
         schema: done.schema,
         files: done.files,
-        horizon: horizon.clone(),
+        horizon: maps::plain(&horizon),
         run,
         expected_version: None,
     };
@@ -299,9 +305,11 @@ fn check(history: &History) -> Result<(), TestCaseError> {
         }
         let mut values = truth.values.clone();
         values.sort_by(|a, b| a.partial_cmp(b).unwrap());
-        let of = |pick: fn(f64, f64) -> f64| values.iter().map(|(_, value)| *value).reduce(pick).unwrap();
+        let numbers = values.iter().map(|(_, value)| *value);
+        let (min, max) =
+            (numbers.clone().fold(f64::INFINITY, f64::min), numbers.fold(f64::NEG_INFINITY, f64::max));
         let (first, last) = (values[0], values[values.len() - 1]);
-        prop_assert_eq!((found.min, found.max), (of(f64::min), of(f64::max)), "{:?}", key);
+        prop_assert_eq!((found.min, found.max), (min, max), "{:?}", key);
         prop_assert_eq!((found.first.event_time, found.first.value), first, "{:?}", key);
         prop_assert_eq!((found.last.event_time, found.last.value), last, "{:?}", key);
         prop_assert_eq!(found.sum.value(), values.iter().map(|(_, value)| value).sum::<f64>(), "{:?}", key);

@@ -1,386 +1,369 @@
-//! Runs against a broker of the test's own: which horizon they take, what they announce, and what happens to a run
-//! that another one overtakes or that is killed.
+//! What a run decides, without a log and without tables; and the protocol's laws for several runs at once.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
+use proptest::prelude::*;
 
-use arrow::array::AsArray;
-use arrow::datatypes::Float64Type;
-use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
-use wye_domain::ErrorKind;
-use wye_domain::control::ControlRecord;
-use wye_domain::reading::TextColumn;
-use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
-use wye_metrics::definition::{Definition, MetricConfig};
-use wye_metrics::plan::MetricPlans;
-use wye_runtime::clock::now_micros;
-use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
+use super::*;
+use crate::testing::horizon;
 
-use super::{BatchRunner, Outcome, RunOptions};
-use crate::schedule::{Rhythm, Schedule};
-use crate::testing::{Site, soon, until};
-
-async fn runner(site: &Site) -> BatchRunner {
-    BatchRunner::open(site.parts()).await.unwrap()
+fn rules() -> Rules {
+    Rules { started: Micros(1_000), definitions: "now".to_owned(), asked_by: "test".to_owned(), force: false }
 }
 
-/// A run that computes until it is released.
-struct Held {
-    options: RunOptions,
-    computes: Arc<Notify>,
-    release: Sender<()>,
-}
-
-fn held() -> Held {
-    let computes = Arc::new(Notify::new());
-    let (release, released): (Sender<()>, Receiver<()>) = channel();
-    let (notify, released) = (Arc::clone(&computes), std::sync::Mutex::new(released));
-    let progress = move |_| {
-        notify.notify_one();
-        // An error says that nobody holds the run any more.
-        let _ = released.lock().unwrap().recv();
-    };
-    Held { options: RunOptions { force: false, progress: Some(Arc::new(progress)) }, computes, release }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn without_a_speed_layer_everything_archived_is_taken_and_announced_first() {
-    let site = Site::start(2).await;
-    for second in 0..3 {
-        site.reading(0, "a", second, 1.0).await;
+/// What the control records of an owner add up to that has announced these starts.
+fn announced(starts: &[i64]) -> ControlView {
+    let mut view = ControlView::default();
+    view.apply(0, &ControlRecord::Claim { owner: "x".into() });
+    for (offset, start) in (1..).zip(starts) {
+        view.apply(offset, &epoch(Some(0), *start, None));
     }
-    site.reading(0, "a", 0, 1.0).await;
-    site.reading(0, "a", 1, 7.0).await;
-    site.archive(&[(0, 5)]).await;
-
-    let report = runner(&site).await.run(RunOptions::default()).await.unwrap();
-    assert_eq!(report.outcome, Outcome::Committed);
-    assert_eq!((report.readings, report.duplicates, report.conflicts), (5, 1, 1));
-    assert_eq!((report.windows, report.series, report.version), (1, 1, Some(1)));
-    assert_eq!(report.horizon, [(0, 5), (1, 0)].into());
-    let json = serde_json::to_value(&report).unwrap();
-    assert_eq!((json["outcome"].as_str(), json["horizon"]["0"].as_i64()), (Some("committed"), Some(5)));
-
-    assert_eq!(report.unanswered, [0]);
-    let records = site.control_records(0).await;
-    assert!(matches!(records[0], ControlRecord::CutRequest { through: 5, .. }), "{records:?}");
-    assert!(matches!(records[1], ControlRecord::Epoch { generation: None, start: 5, .. }), "{records:?}");
-    assert_eq!(records[2..], [ControlRecord::Horizon { offset: 5, version: 1 }]);
-
-    let again = runner(&site).await.run(RunOptions::default()).await.unwrap();
-    assert_eq!((again.outcome, again.version, again.windows), (Outcome::NothingNew, Some(1), 1));
-    let forced = runner(&site).await.run(RunOptions { force: true, progress: None }).await.unwrap();
-    assert_eq!((forced.outcome, forced.version), (Outcome::Committed, Some(2)));
-    assert_eq!(site.view().await.values().map(|summary| summary.count).collect::<Vec<_>>(), [3]);
+    view
 }
 
-/// A reading with an event time so many milliseconds ahead.
-async fn reading_ahead(site: &Site, millis: i64) {
-    let time = now_micros() / 1_000 + millis;
-    let json = format!(r#"{{"device_id":"a","metric":"t","value":1,"event_time":{time}}}"#);
-    site.send(wye_log::topics::READINGS, 0, json.as_bytes()).await;
+fn epoch(generation: Option<i64>, start: i64, answers: Option<i64>) -> ControlRecord {
+    ControlRecord::Epoch { generation, start, announced_at: 0, answers }
 }
 
-/// Windows of a second, so that they end while a test runs.
-fn plans_by_second() -> MetricPlans {
-    let config = MetricConfig {
-        name: "*".into(),
-        help: String::new(),
-        unit: String::new(),
-        filter: None,
-        value: None,
-        by: None,
-        window: Some("1s".into()),
-        rollups: vec![],
-        aggregates: None,
+fn control<const N: usize>(views: [ControlView; N]) -> ControlViews {
+    (0..).map(KafkaPartition).zip(views).collect()
+}
+
+fn request(through: i64) -> ControlRecord {
+    ControlRecord::CutRequest { asked_by: "test".to_owned(), through }
+}
+
+fn previous(offsets: Horizon) -> Previous {
+    Previous { version: 3, horizon: offsets, definitions: Some("now".to_owned()), settles_at: None }
+}
+
+/// The only effect.
+fn only(effects: Vec<Effect>) -> Effect {
+    let [effect] = <[Effect; 1]>::try_from(effects).unwrap();
+    effect
+}
+
+fn task(effects: &[Effect]) -> &Task {
+    match effects.last() {
+        Some(Effect::Commit(task)) => task,
+        _ => panic!("{effects:?} has no commit"),
+    }
+}
+
+#[test]
+fn each_kafka_partition_gets_its_own_horizon() {
+    let facts = Facts {
+        previous: None,
+        control: control([announced(&[0, 10]), ControlView::default(), announced(&[0]), announced(&[0, 8])]),
+        ends: horizon([(0, 12), (1, 9), (2, 0), (3, 8)]),
     };
-    let device = DeviceConfig {
-        device_id: "a".into(),
-        reporting_interval: Some("100ms".into()),
-        metrics: vec!["t".into()],
-        attributes: Default::default(),
+    let (mut run, effects) = Run::start(rules(), facts);
+    // Nothing to ask for where the log is empty, or ends at a start.
+    let requests = [
+        Effect::RequestCut(KafkaPartition(0), request(12)),
+        Effect::RequestCut(KafkaPartition(1), request(9)),
+        Effect::ReadControl,
+    ];
+    assert_eq!(effects, requests);
+    assert_eq!(run.step(Input::Requested { kafka_partition: KafkaPartition(0), request: Offset(5) }), []);
+    assert_eq!(run.step(Input::Requested { kafka_partition: KafkaPartition(1), request: Offset(0) }), []);
+
+    // One owner answers, by a start that it will make; the other does not.
+    let mut answered = announced(&[0, 10]);
+    answered.apply(5, &request(12));
+    answered.apply(6, &epoch(Some(0), 20, Some(5)));
+    let views = control([answered, ControlView::default(), announced(&[0]), announced(&[0, 8])]);
+    assert_eq!(run.step(Input::Control(views.clone(), Patience::Left)), [Effect::ReadControl]);
+    assert_eq!(run.step(Input::Control(views, Patience::Over)), [Effect::ReadArchived]);
+
+    // The archiver does not come as far as 20 in time.
+    let archived = horizon([(0, 15), (1, 9), (2, 0), (3, 8)]);
+    assert_eq!(run.step(Input::Archived(archived, Patience::Left)), [Effect::ReadArchived]);
+    let archived = horizon([(0, 15), (1, 7), (3, 8)]);
+    let effects = run.step(Input::Archived(archived, Patience::Over));
+    assert_eq!(effects[0], Effect::Announce(KafkaPartition(1), epoch(None, 7, None)));
+    let expected = Task {
+        horizon: horizon([(0, 10), (1, 7), (2, 0), (3, 8)]),
+        as_of: None,
+        replaces: None,
+        left_out: LeftOut {
+            unanswered: vec![KafkaPartition(1)],
+            messages: [(KafkaPartition(0), 2), (KafkaPartition(1), 2)].into(),
+        },
     };
-    let registry = Registry::check(RegistryConfig { device: vec![device], metric_limits: vec![] }).unwrap();
-    MetricPlans::new(vec![Definition::check(&config).unwrap()], Arc::new(registry)).unwrap()
-}
-
-/// The only row of the view: state, expected readings, completeness.
-async fn only_row(site: &Site) -> (String, f64, f64) {
-    let view = BatchViews::open(&site.root).unwrap().latest().await.unwrap().unwrap();
-    let plan = view.scan(&["state", "expected", "completeness"], &[]).unwrap();
-    let context = datafusion::prelude::SessionContext::new().task_ctx();
-    let batches = datafusion::physical_plan::collect(plan, context).await.unwrap();
-    assert_eq!(batches.iter().map(|batch| batch.num_rows()).sum::<usize>(), 1);
-    let batch = batches.iter().find(|batch| batch.num_rows() == 1).unwrap();
-    let state = TextColumn::of(batch, "state").unwrap().text(0).unwrap().to_owned();
-    let number = |place: usize| batch.column(place).as_primitive::<Float64Type>().value(0);
-    (state, number(1), number(2))
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn time_settles_a_window_and_shows_what_did_not_come() {
-    let site = Site::start(2).await;
-    reading_ahead(&site, 0).await;
-    site.archive(&[(0, 1)]).await;
-    let runner = BatchRunner::open(site.parts_with(plans_by_second())).await.unwrap();
-    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::Committed);
-    // Nothing comes any more; the window ends, and then it is settled.
-    soon(async {
-        until("the window is settled", async || {
-            runner.run(RunOptions::default()).await.unwrap();
-            only_row(&site).await.0 == "SETTLED"
+    assert_eq!(effects[1..], [Effect::Commit(expected)]);
+    let announcements: Vec<Effect> = [(0, 10), (1, 7), (2, 0), (3, 8)]
+        .map(|(kafka_partition, offset)| {
+            Effect::Announce(KafkaPartition(kafka_partition), ControlRecord::Horizon { offset, version: 1 })
         })
-        .await;
-    })
-    .await;
-    // Of the ten readings of its second there is one.
-    let (_, expected, completeness) = only_row(&site).await;
-    assert!((expected - 10.0).abs() < 1e-9 && (completeness - 0.1).abs() < 1e-9, "{expected} {completeness}");
-    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
+        .into();
+    assert_eq!(run.step(Input::Committed { version: 1 }), announcements);
+    assert_eq!(run.step(Input::Committed { version: 1 }), []);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_below_the_horizon_keeps_windows_open() {
-    let site = Site::start(1).await;
-    reading_ahead(&site, 5_000).await;
-    site.archive(&[(0, 1)]).await;
-    let runner = BatchRunner::open(site.parts_with(plans_by_second())).await.unwrap();
-    runner.run(RunOptions::default()).await.unwrap();
-    // A reading that nobody has archived may belong to the window.
-    reading_ahead(&site, 5_000).await;
-    let view = BatchViews::open(&site.root).unwrap().latest().await.unwrap().unwrap();
-    let settles_at = view.run.unwrap().settles_at.unwrap();
-    until("the window would be settled", async || now_micros() > settles_at).await;
-    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
-    assert_eq!(only_row(&site).await.0, "PRELIMINARY");
+#[test]
+fn an_answer_is_waited_for_until_it_names_the_request() {
+    let facts = Facts { previous: None, control: control([announced(&[0])]), ends: horizon([(0, 4)]) };
+    let (mut run, _) = Run::start(rules(), facts);
+    // An answer to an older request, and an answer to this one before its acknowledgement has come.
+    let mut view = announced(&[0]);
+    view.apply(2, &epoch(Some(0), 4, Some(1)));
+    assert_eq!(run.step(Input::Control(control([view.clone()]), Patience::Left)), [Effect::ReadControl]);
+    run.step(Input::Requested { kafka_partition: KafkaPartition(0), request: Offset(3) });
+    assert_eq!(run.step(Input::Control(control([view.clone()]), Patience::Left)), [Effect::ReadControl]);
+    view.apply(4, &epoch(Some(0), 4, Some(3)));
+    assert_eq!(run.step(Input::Control(control([view]), Patience::Left)), [Effect::ReadArchived]);
+    let effects = run.step(Input::Archived(horizon([(0, 4)]), Patience::Left));
+    assert_eq!((task(&effects).as_of, &task(&effects).left_out), (Some(Micros(1_000)), &LeftOut::default()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_a_definition_cannot_compute_is_in_the_record_of_the_run() {
-    let site = Site::start(1).await;
-    for (second, tags) in [(0, r#"{"level":"1"}"#), (1, r#"{"level":"high"}"#), (1, r#"{"level":"high"}"#)] {
-        let time = 1_700_000_000_000i64 + second * 1_000;
-        let json = format!(r#"{{"device_id":"a","metric":"t","value":1,"event_time":{time},"tags":{tags}}}"#);
-        site.send(wye_log::topics::READINGS, 0, json.as_bytes()).await;
+/// A run over one Kafka partition whose view covers all of its five readings.
+fn nothing_to_do(rules: Rules, previous: Previous) -> Vec<Effect> {
+    let facts =
+        Facts { previous: Some(previous), control: control([announced(&[0, 5])]), ends: horizon([(0, 5)]) };
+    let (mut run, effects) = Run::start(rules, facts);
+    assert_eq!(effects.last(), Some(&Effect::ReadArchived));
+    run.step(Input::Archived(horizon([(0, 5)]), Patience::Left))
+}
+
+#[test]
+fn a_view_stays_until_something_is_new() {
+    let current = previous(horizon([(0, 5)]));
+    assert_eq!(only(nothing_to_do(rules(), current.clone())), Effect::KeepView(LeftOut::default()));
+    let forced = Rules { force: true, ..rules() };
+    assert_eq!(task(&nothing_to_do(forced, current.clone())).replaces, Some(3));
+    for definitions in [Some("before".to_owned()), None] {
+        let changed = Previous { definitions, ..current.clone() };
+        assert_eq!(task(&nothing_to_do(rules(), changed)).horizon, horizon([(0, 5)]));
     }
-    site.archive(&[(0, 3)]).await;
-    let config = MetricConfig {
-        name: "level".into(),
-        help: String::new(),
-        unit: String::new(),
-        filter: None,
-        value: Some("CAST(level AS DOUBLE)".into()),
-        by: None,
-        window: None,
-        rollups: vec![],
-        aggregates: None,
+    let due = Previous { settles_at: Some(Micros(1_000)), ..current.clone() };
+    assert_eq!(task(&nothing_to_do(rules(), due)).as_of, Some(Micros(1_000)));
+    let later = Previous { settles_at: Some(Micros(1_001)), ..current };
+    assert_eq!(only(nothing_to_do(rules(), later)), Effect::KeepView(LeftOut::default()));
+}
+
+#[test]
+fn time_settles_nothing_while_readings_are_above_the_horizon() {
+    let settled = Previous { settles_at: Some(Micros(0)), ..previous(horizon([(0, 5)])) };
+    let facts =
+        Facts { previous: Some(settled), control: control([announced(&[0, 5])]), ends: horizon([(0, 6)]) };
+    let (mut run, _) = Run::start(rules(), facts.clone());
+    run.step(Input::Control(facts.control, Patience::Over));
+    let effect = only(run.step(Input::Archived(horizon([(0, 5)]), Patience::Over)));
+    let left_out = LeftOut { unanswered: vec![KafkaPartition(0)], messages: [(KafkaPartition(0), 1)].into() };
+    assert_eq!(effect, Effect::KeepView(left_out));
+}
+
+#[test]
+fn a_horizon_that_was_not_announced_is_announced_first() {
+    let mut announced_there = announced(&[0, 5]);
+    announced_there.apply(9, &ControlRecord::Horizon { offset: 5, version: 3 });
+    let facts = Facts {
+        // Kafka partition 7 is of a time when there were more.
+        previous: Some(previous(horizon([(0, 5), (1, 6), (7, 2)]))),
+        control: control([announced_there, announced(&[0, 6])]),
+        ends: horizon([(0, 5), (1, 6)]),
     };
-    let plans = MetricPlans::new(vec![Definition::check(&config).unwrap()], Arc::default()).unwrap();
-    let runner = BatchRunner::open(site.parts_with(plans)).await.unwrap();
-    runner.run(RunOptions::default()).await.unwrap();
-    let view = BatchViews::open(&site.root).unwrap().latest().await.unwrap().unwrap();
-    let failures = view.run.unwrap().failures;
-    let failure = failures.of("level").unwrap();
-    // The copy does not count.
-    assert_eq!((failure.readings, failure.example.event_time), (1, 1_700_000_001_000_000));
-    assert!(failure.example.message.contains("high"), "{failure:?}");
+    let (_, effects) = Run::start(rules(), facts);
+    let record = ControlRecord::Horizon { offset: 6, version: 3 };
+    assert_eq!(effects, [Effect::Announce(KafkaPartition(1), record), Effect::ReadArchived]);
 }
 
-/// Claims a Kafka partition and answers requests for a cut, each by the start that `start` makes of what it asks for.
-async fn answer_requests(site: &Site, start: impl Fn(i64) -> i64) {
-    let generation = Some(site.control(0, &ControlRecord::Claim { owner: "test".into() }).await);
-    loop {
-        if let Some(asked) = site.control_view(0).await.unanswered() {
-            let (start, answers) = (start(asked.through), Some(asked.request));
-            site.control(0, &ControlRecord::Epoch { generation, start, announced_at: 0, answers }).await;
-        }
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_covers_what_was_there_when_it_was_asked_for() {
-    let site = Site::start(1).await;
-    for second in 0..3 {
-        site.reading(0, "a", second, 1.0).await;
-    }
-    site.archive(&[(0, 3)]).await;
-    for second in 3..5 {
-        site.reading(0, "a", second, 1.0).await;
-    }
-    let mut parts = site.parts();
-    parts.patience = Duration::from_secs(60);
-    let runner = BatchRunner::open(parts).await.unwrap();
-    let report = soon(async {
-        tokio::select! {
-            () = answer_requests(&site, |through| through) => unreachable!("it answers for ever"),
-            (report, ()) = async { tokio::join!(runner.run(RunOptions::default()), async {
-                // The run asks before the archiver has everything.
-                until("a request", async || site.control_view(0).await.asked.is_some()).await;
-                site.archive(&[(0, 5)]).await;
-            }) } => report.unwrap(),
-        }
-    })
-    .await;
-    assert_eq!((report.readings, report.horizon), (5, [(0, 5)].into()));
-    assert_eq!((report.unanswered, report.not_covered), (vec![], BTreeMap::new()));
-    assert!(
-        site.control_records(0)
-            .await
-            .iter()
-            .all(|record| !matches!(record, ControlRecord::Epoch { generation: None, .. }))
-    );
-    // Where the log ends at the horizon, nobody is asked.
-    let records = site.control_records(0).await.len();
-    assert_eq!(soon(runner.run(RunOptions::default())).await.unwrap().outcome, Outcome::NothingNew);
-    assert_eq!(site.control_records(0).await.len(), records);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_takes_the_newest_start_that_is_archived_and_says_what_it_leaves_out() {
-    let site = Site::start(1).await;
-    for second in 0..5 {
-        site.reading(0, "a", second, 1.0).await;
-    }
-    site.archive(&[(0, 5)]).await;
-    site.control(0, &ControlRecord::Epoch { generation: None, start: 3, announced_at: 0, answers: None })
-        .await;
-    let runner = runner(&site).await;
-    let report = soon(async {
-        tokio::select! {
-            () = answer_requests(&site, |through| through + 4) => unreachable!("it answers for ever"),
-            report = runner.run(RunOptions::default()) => report.unwrap(),
-        }
-    })
-    .await;
-    assert_eq!((report.readings, report.horizon), (3, [(0, 3)].into()));
-    assert_eq!((report.unanswered, report.not_covered), (vec![], [(0, 2)].into()));
-    assert_eq!(site.control_view(0).await.horizon, Some(3));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn an_owner_that_does_not_answer_is_named_and_what_is_archived_is_taken() {
-    let site = Site::start(1).await;
-    for second in 0..4 {
-        site.reading(0, "a", second, 1.0).await;
-    }
-    site.archive(&[(0, 4)]).await;
-    // A clock that is years ahead, or behind, says nothing about whether somebody is there.
-    for announced_at in [i64::MAX, 0, now_micros()] {
-        let generation = Some(site.control(0, &ControlRecord::Claim { owner: "test".into() }).await);
-        let start = 2;
-        site.control(0, &ControlRecord::Epoch { generation, start, announced_at, answers: None }).await;
-    }
-    let report = soon(runner(&site).await.run(RunOptions::default())).await.unwrap();
-    assert_eq!((report.readings, report.horizon, report.unanswered), (4, [(0, 4)].into(), vec![0]));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_two_runs_at_once_one_commits_and_the_other_says_so() {
-    let site = Site::start(1).await;
-    site.reading(0, "a", 0, 1.0).await;
-    site.archive(&[(0, 1)]).await;
-    let (slow, quick) = (runner(&site).await, runner(&site).await);
-    let Held { options, computes, release } = held();
-    let (second, first) = soon(async {
-        tokio::join!(slow.run(options), async {
-            computes.notified().await;
-            let first = quick.run(RunOptions::default()).await;
-            drop(release);
-            first
-        })
-    })
-    .await;
-    assert_eq!(first.unwrap().version, Some(1));
-    let error = second.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Conflict);
-    assert!(error.to_string().contains("nothing is lost"), "{error}");
-    assert_eq!(site.view().await.len(), 1);
-    assert_eq!(slow.run(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_run_that_is_killed_before_its_commit_leaves_the_old_view() {
-    let site = Site::start(1).await;
-    site.reading(0, "a", 0, 1.0).await;
-    site.archive(&[(0, 1)]).await;
-    let runner = runner(&site).await;
-    runner.run(RunOptions::default()).await.unwrap();
-    let old = site.view().await;
-
-    site.reading(0, "a", 120, 1.0).await;
-    site.archive(&[(0, 2)]).await;
-    let Held { options, computes, release } = held();
-    soon(async {
-        tokio::select! {
-            _ = runner.run(RunOptions { force: true, ..options }) => panic!("nobody has released it"),
-            () = computes.notified() => {}
-        }
-    })
-    .await;
-    drop(release);
-    assert_eq!(site.view().await, old);
-    let report = runner.run(RunOptions { force: true, progress: None }).await.unwrap();
-    assert_eq!((report.version, report.readings, report.windows), (Some(2), 2, 2));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_commit_that_was_not_announced_is_announced_at_the_start() {
-    let site = Site::start(2).await;
-    let runner = Arc::new(runner(&site).await);
-    let plans = MetricPlans::new(vec![], Arc::default()).unwrap();
-    let schema = wye_metrics::view_rows::schema(&plans);
-    let run = RunRecord { definitions: plans.fingerprint().to_string(), ..RunRecord::default() };
-    let horizon = [(0, 4), (1, 6)].into();
-    let commit = ViewCommit { schema, files: vec![], horizon, run, expected_version: None };
-    BatchViews::open(&site.root).unwrap().commit(commit).await.unwrap();
-    let rhythm = Rhythm { interval: Duration::ZERO, keep_versions: Duration::from_secs(60) };
-    let (schedule, handle) = Schedule::new(Arc::clone(&runner), rhythm);
-    let stop = CancellationToken::new();
-    soon(async {
-        tokio::join!(schedule.run(stop.clone()), async {
-            until("it is announced", async || site.control_view(1).await.horizon == Some(6)).await;
-            assert_eq!(handle.run_now(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
-            stop.cancel();
-        })
-    })
-    .await;
-    assert_eq!(site.control_records(0).await, [ControlRecord::Horizon { offset: 4, version: 1 }]);
-    assert_eq!(handle.run_now(RunOptions::default()).await.unwrap_err().kind(), ErrorKind::Unavailable);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn other_definitions_are_computed_at_once() {
-    let site = Site::start(1).await;
-    site.reading(0, "a", 0, 2.0).await;
-    site.archive(&[(0, 1)]).await;
-    runner(&site).await.run(RunOptions::default()).await.unwrap();
-    let doubled = MetricConfig {
-        name: "doubled".into(),
-        help: String::new(),
-        unit: String::new(),
-        filter: None,
-        value: Some("value * 2".into()),
-        by: None,
-        window: None,
-        rollups: vec![],
-        aggregates: None,
+#[test]
+fn a_horizon_never_goes_back_and_is_never_forgotten() {
+    let facts = Facts {
+        previous: Some(previous(horizon([(0, 5), (9, 3)]))),
+        control: control([announced(&[0])]),
+        ends: horizon([(0, 2)]),
     };
-    let plans = MetricPlans::new(vec![Definition::check(&doubled).unwrap()], Arc::default()).unwrap();
-    let runner = Arc::new(BatchRunner::open(site.parts_with(plans)).await.unwrap());
-    let rhythm = Rhythm { interval: Duration::from_secs(3600), keep_versions: Duration::from_secs(60) };
-    let (schedule, _handle) = Schedule::new(Arc::clone(&runner), rhythm);
-    let stop = CancellationToken::new();
-    soon(async {
-        tokio::join!(schedule.run(stop.clone()), async {
-            let doubled = async || site.view().await.values().any(|summary| summary.max == 4.0);
-            until("it is computed", doubled).await;
-            stop.cancel();
+    let (mut run, _) = Run::start(Rules { force: true, ..rules() }, facts);
+    let effects = run.step(Input::Archived(horizon([(0, 2)]), Patience::Over));
+    assert_eq!(task(&effects).horizon, horizon([(0, 5), (9, 3)]));
+}
+
+/// A log and tables in memory, with several runs at once.
+#[derive(Default)]
+struct World {
+    /// Per Kafka partition: its control records, and the end of its readings.
+    logs: [(Vec<ControlRecord>, i64); 2],
+    archived: Horizon,
+    /// The horizons that were committed, by version.
+    views: Vec<Horizon>,
+    runs: Vec<(Run, std::collections::VecDeque<Effect>)>,
+}
+
+/// One thing that happens.
+#[derive(Clone, Debug)]
+enum Happens {
+    Readings {
+        to: usize,
+        count: i64,
+    },
+    Archives,
+    /// An owner claims a Kafka partition.
+    Claims {
+        of: usize,
+    },
+    /// The newest owner answers what was asked, by a start so far beyond.
+    Answers {
+        of: usize,
+        beyond: i64,
+    },
+    Starts,
+    /// The next effect of a run is carried out.
+    Goes {
+        which: usize,
+        patience: Patience,
+    },
+    Crashes {
+        which: usize,
+    },
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    let patience = prop_oneof![3 => Just(Patience::Left), 1 => Just(Patience::Over)];
+    prop_oneof![
+        4 => (0..2usize, 1..5i64).prop_map(|(to, count)| Happens::Readings { to, count }),
+        3 => Just(Happens::Archives),
+        1 => (0..2usize).prop_map(|of| Happens::Claims { of }),
+        4 => (0..2usize, 0..3i64).prop_map(|(of, beyond)| Happens::Answers { of, beyond }),
+        2 => Just(Happens::Starts),
+        16 => (any::<usize>(), patience).prop_map(|(which, patience)| Happens::Goes { which, patience }),
+        1 => any::<usize>().prop_map(|which| Happens::Crashes { which }),
+    ]
+}
+
+impl World {
+    fn control(&self) -> ControlViews {
+        control([0, 1].map(|log| {
+            let mut view = ControlView::default();
+            (0..).zip(&self.logs[log].0).for_each(|(offset, record)| view.apply(offset, record));
+            view
+        }))
+    }
+
+    fn ends(&self) -> Horizon {
+        horizon([(0, self.logs[0].1), (1, self.logs[1].1)])
+    }
+
+    fn append(&mut self, kafka_partition: KafkaPartition, record: ControlRecord) -> Offset {
+        let records = &mut self.logs[kafka_partition.0 as usize].0;
+        records.push(record);
+        Offset(records.len() as i64 - 1)
+    }
+
+    fn happen(&mut self, happens: Happens) -> Result<(), TestCaseError> {
+        match happens {
+            Happens::Readings { to, count } => self.logs[to].1 += count,
+            Happens::Archives => self.archived = self.ends(),
+            Happens::Claims { of } => self.logs[of].0.push(ControlRecord::Claim { owner: "x".into() }),
+            Happens::Answers { of, beyond } => {
+                let view = &self.control()[&KafkaPartition(of as i32)];
+                if let (Some(generation), Some(asked)) = (view.generation, view.unanswered()) {
+                    let start = self.logs[of].1.max(asked.through) + beyond;
+                    self.logs[of].0.push(epoch(Some(generation), start, Some(asked.request)));
+                }
+            }
+            Happens::Starts => {
+                let version = self.views.len() as u64;
+                let newest = self.views.last().cloned();
+                let newest = newest.map(|horizon| Previous { version, ..previous(horizon) });
+                let facts = Facts { previous: newest, control: self.control(), ends: self.ends() };
+                let (run, effects) = Run::start(rules(), facts);
+                self.runs.push((run, effects.into()));
+            }
+            Happens::Goes { which, patience } if !self.runs.is_empty() => {
+                let which = which % self.runs.len();
+                let Some(effect) = self.runs[which].1.pop_front() else { return Ok(()) };
+                match self.carry_out(effect, patience)? {
+                    Carried::Input(input) => {
+                        let (run, effects) = &mut self.runs[which];
+                        effects.extend(run.step(input));
+                    }
+                    Carried::Done => {}
+                    Carried::Failed => {
+                        self.runs.remove(which);
+                    }
+                }
+            }
+            Happens::Crashes { which } if !self.runs.is_empty() => {
+                let which = which % self.runs.len();
+                self.runs.remove(which);
+            }
+            Happens::Goes { .. } | Happens::Crashes { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn carry_out(&mut self, effect: Effect, patience: Patience) -> Result<Carried, TestCaseError> {
+        Ok(match effect {
+            Effect::RequestCut(kafka_partition, record) => {
+                let request = self.append(kafka_partition, record);
+                Carried::Input(Input::Requested { kafka_partition, request })
+            }
+            Effect::Announce(kafka_partition, record) => {
+                self.append(kafka_partition, record);
+                Carried::Done
+            }
+            Effect::ReadControl => Carried::Input(Input::Control(self.control(), patience)),
+            Effect::ReadArchived => Carried::Input(Input::Archived(self.archived.clone(), patience)),
+            Effect::KeepView(_) => Carried::Done,
+            Effect::Commit(task) => {
+                let newest = self.views.len() as u64;
+                if task.replaces != Some(newest).filter(|version| *version > 0) {
+                    return Ok(Carried::Failed);
+                }
+                self.check(&task)?;
+                self.views.push(task.horizon);
+                Carried::Input(Input::Committed { version: newest + 1 })
+            }
         })
-    })
-    .await;
-    assert!(!runner.has_other_definitions().await.unwrap());
+    }
+
+    /// The laws of a horizon that is about to be committed.
+    fn check(&self, task: &Task) -> Result<(), TestCaseError> {
+        let control = self.control();
+        for (kafka_partition, offset) in task.horizon.iter() {
+            let is_start = control[&kafka_partition].starts.contains_key(&offset.0);
+            prop_assert!(offset == Offset::START || is_start, "HOR-1: {offset} is not announced");
+        }
+        prop_assert!(self.archived.covers(&task.horizon), "it is not archived");
+        if let Some(newest) = self.views.last() {
+            prop_assert!(task.horizon.follows(newest), "it goes back");
+        }
+        Ok(())
+    }
+}
+
+/// What has become of an effect.
+enum Carried {
+    Input(Input),
+    Done,
+    /// The run has failed.
+    Failed,
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn horizons_are_announced_and_archived_and_follow_each_other(
+        history in prop::collection::vec(happens(), 1..150),
+    ) {
+        let mut world = World::default();
+        for happens in history {
+            world.happen(happens)?;
+        }
+        // A run that no owner answers and no other run disturbs covers everything that is archived, and announces it.
+        world.runs.clear();
+        world.happen(Happens::Archives)?;
+        world.happen(Happens::Starts)?;
+        while !world.runs.is_empty() && !world.runs[0].1.is_empty() {
+            world.happen(Happens::Goes { which: 0, patience: Patience::Over })?;
+        }
+        let ends = world.ends();
+        prop_assert!(world.views.last().cloned().unwrap_or_default().covers(&ends));
+        let control = world.control();
+        for (kafka_partition, offset) in world.views.last().cloned().unwrap_or_default().iter() {
+            prop_assert_eq!(control[&kafka_partition].horizon, Some(offset.0));
+        }
+    }
 }

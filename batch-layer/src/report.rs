@@ -1,0 +1,66 @@
+//! What a batch run says of itself.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use wye_domain::horizon::Horizon;
+use wye_domain::place::KafkaPartition;
+use wye_tables::views::RunRecord;
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// There is a new view.
+    Committed,
+    /// No reading came since the last run, time has settled no window, and the definitions are the same: the view stays.
+    NothingNew,
+}
+
+/// What a run did. As JSON, it is what `wye batch run --json` prints; fields are only ever added.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunReport {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Readings below the horizon, with duplicates and conflicts.
+    pub readings: u64,
+    /// Of these, later ones of an identity with the same value.
+    pub duplicates: u64,
+    /// Of these, later ones of an identity with another value.
+    pub conflicts: u64,
+    /// Rows of the view: windows of all series.
+    pub windows: u64,
+    /// Series.
+    pub series: u64,
+    /// The view has the readings below.
+    pub horizon: Horizon,
+    /// From the start of the run to the commit.
+    pub duration_ms: u64,
+    /// The version of the table that holds the view; absent when there is none yet.
+    pub version: Option<u64>,
+    /// The Kafka partitions whose owner did not answer, so that the run took what was archived.
+    #[serde(default)]
+    pub unanswered: Vec<KafkaPartition>,
+    /// By Kafka partition: how many messages were in the log when the run started and are not in the view.
+    #[serde(default)]
+    pub not_covered: BTreeMap<KafkaPartition, u64>,
+}
+
+impl RunReport {
+    /// Of a view that stays, by the record of the run that made it.
+    pub(crate) fn of(run: &RunRecord, horizon: Horizon) -> Self {
+        Self {
+            outcome: Outcome::NothingNew,
+            readings: run.readings,
+            duplicates: run.duplicates,
+            conflicts: run.conflicts,
+            windows: run.windows,
+            series: run.series,
+            horizon,
+            duration_ms: 0,
+            version: None,
+            unanswered: Vec::new(),
+            not_covered: BTreeMap::new(),
+        }
+    }
+}

@@ -1,0 +1,389 @@
+//! Carries out batch runs: reads the facts, and does what a [`Run`] decides. Must not know why it decides so.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{Interval, MissedTickBehavior};
+use tracing::{info, warn};
+use wye_domain::ErrorKind;
+use wye_domain::control::ControlRecord;
+use wye_domain::place::KafkaPartition;
+use wye_domain::time::Micros;
+use wye_metrics::plan::Expectations;
+use wye_runtime::telemetry::{KafkaPartitionLabel, ReasonLabel};
+use wye_tables::TablesError;
+use wye_tables::readings::{Readings, ReadingsSnapshot};
+use wye_tables::views::{BatchViews, RunRecord, ViewCommit, ViewSnapshot};
+
+use crate::clock::Clock;
+use crate::control_log::ControlLog;
+use crate::error::{BatchError, chain};
+use crate::layer::Parts;
+use crate::maps;
+use crate::recompute::{OnProgress, Recomputation, Recomputed, recompute};
+use crate::report::{Outcome, RunReport};
+use crate::run::{
+    Effect, Facts, Input, LeftOut, Patience, Previous, Rules, Run, Task, missing_announcements,
+};
+
+#[cfg(test)]
+mod tests;
+
+/// How often the control topic is read while a run waits for answers.
+const ANSWER_INTERVAL: Duration = Duration::from_millis(50);
+/// How often the master dataset is read while a run waits for the archiver.
+const ARCHIVE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What is asked of one run.
+#[derive(Clone, Default)]
+pub struct RunOptions {
+    /// Commits even if there is nothing new.
+    pub force: bool,
+    /// Called from time to time with the progress of the run.
+    pub progress: Option<OnProgress>,
+}
+
+impl fmt::Debug for RunOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunOptions").field("force", &self.force).finish_non_exhaustive()
+    }
+}
+
+/// Carries out batch runs, one at a time.
+pub struct BatchRunner {
+    parts: Parts,
+    readings: Readings,
+    views: BatchViews,
+    control: ControlLog,
+    expectations: Arc<Expectations>,
+    patience: Duration,
+    turn: Mutex<()>,
+}
+
+impl BatchRunner {
+    /// Opens the tables, and makes the master dataset if it does not exist. A run waits for `patience` until the owners
+    /// have answered, and then as long until the archiver has reached their cuts.
+    ///
+    /// # Errors
+    /// When a table cannot be opened, or an expectation cannot be computed.
+    pub async fn open(parts: Parts, patience: Duration) -> Result<Self, BatchError> {
+        let readings =
+            Readings::open(&parts.root).await.map_err(BatchError::tables("open the master dataset"))?;
+        let views = BatchViews::open(&parts.root).map_err(BatchError::tables("open the batch views"))?;
+        let expectations = Arc::new(Expectations::new(&parts.plans).map_err(BatchError::Compute)?);
+        let control = ControlLog::new(parts.log.clone())?;
+        Ok(Self { parts, readings, views, control, expectations, patience, turn: Mutex::new(()) })
+    }
+
+    /// Does one run. Dropping the returned future cancels it, at any time: there is the old view or the new one.
+    ///
+    /// # Errors
+    /// [`BatchError::AnotherRunFirst`] (of kind `Conflict`) when another process has committed meanwhile; else what
+    /// failed.
+    pub async fn run(&self, options: RunOptions) -> Result<RunReport, BatchError> {
+        let _turn = self.turn.lock().await;
+        let ended = self.run_in_turn(options).await;
+        if let Err(error) = &ended {
+            let reason = kind_name(error.kind());
+            self.parts.telemetry.failed_runs.get_or_create(&ReasonLabel { reason }).inc();
+        }
+        ended
+    }
+
+    async fn run_in_turn(&self, options: RunOptions) -> Result<RunReport, BatchError> {
+        let (started, begin) = (self.parts.clock.now(), self.parts.clock.monotonic());
+        let view = self.latest().await?;
+        let facts = Facts {
+            previous: view.as_ref().map(previous),
+            control: self.control.views().await?,
+            ends: self.control.ends().await?,
+        };
+        let rules = Rules {
+            started,
+            definitions: self.definitions(),
+            asked_by: format!("batch run, pid {}", self.parts.process_id),
+            force: options.force,
+        };
+        let mut execution = Execution {
+            runner: self,
+            progress: options.progress,
+            started,
+            begin,
+            answers: None,
+            archive: None,
+            readings: None,
+            report: report_of(view.as_ref()),
+        };
+        let (mut run, effects) = Run::start(rules, facts);
+        let mut effects = VecDeque::from(effects);
+        while let Some(effect) = effects.pop_front() {
+            match execution.carry_out(effect).await {
+                Ok(input) => effects.extend(input.into_iter().flat_map(|input| run.step(input))),
+                Err(error) if execution.report.outcome == Outcome::Committed => {
+                    let error = chain(&error);
+                    warn!(error, "cannot announce the new horizon; the next batch run will");
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(execution.report)
+    }
+
+    /// Announces the horizon of the newest view in the control topic, where that does not have it.
+    ///
+    /// # Errors
+    /// When the views cannot be read, or the log not be read or written.
+    pub async fn announce_latest(&self) -> Result<(), BatchError> {
+        let Some(latest) = self.latest().await? else { return Ok(()) };
+        let control = self.control.views().await?;
+        let previous = previous(&latest);
+        for (kafka_partition, record) in missing_announcements(&previous.horizon, previous.version, &control)
+        {
+            self.control.append(kafka_partition, &record).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether there is a view that was computed with other definitions than these.
+    ///
+    /// # Errors
+    /// When the views cannot be read.
+    pub async fn has_other_definitions(&self) -> Result<bool, BatchError> {
+        let latest = self.latest().await?;
+        Ok(latest.is_some_and(|view| !previous(&view).is_current(&self.definitions())))
+    }
+
+    /// Removes the files of views that were replaced more than `keep` ago.
+    ///
+    /// # Errors
+    /// When the store cannot be listed.
+    pub async fn clean(&self, keep: Duration) -> Result<(), BatchError> {
+        let cleaned = self.views.vacuum(keep).await.map_err(BatchError::tables("remove old batch views"))?;
+        if cleaned.files > 0 {
+            info!(files = cleaned.files, bytes = cleaned.bytes, "old batch views removed");
+        }
+        Ok(())
+    }
+
+    /// The time of all that happens here.
+    pub(crate) fn clock(&self) -> &dyn Clock {
+        &*self.parts.clock
+    }
+
+    async fn latest(&self) -> Result<Option<ViewSnapshot>, BatchError> {
+        self.views.latest().await.map_err(BatchError::tables("read the batch views"))
+    }
+
+    async fn snapshot(&self) -> Result<ReadingsSnapshot, BatchError> {
+        self.readings.snapshot().await.map_err(BatchError::tables("read the master dataset"))
+    }
+
+    fn definitions(&self) -> String {
+        self.parts.plans.fingerprint().to_string()
+    }
+
+    /// A wait that starts now.
+    fn waiting(&self, every: Duration) -> Waiting {
+        let mut looks = tokio::time::interval(every);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Waiting { looks, deadline: self.clock().monotonic().saturating_add(self.patience) }
+    }
+}
+
+/// A run while its effects are carried out.
+struct Execution<'a> {
+    runner: &'a BatchRunner,
+    progress: Option<OnProgress>,
+    started: Micros,
+    /// When it started, on the monotonic clock.
+    begin: Duration,
+    /// Since answers are waited for.
+    answers: Option<Waiting>,
+    /// Since the archiver is waited for.
+    archive: Option<Waiting>,
+    /// What was last read of the master dataset.
+    readings: Option<ReadingsSnapshot>,
+    /// What the run has done so far.
+    report: RunReport,
+}
+
+impl Execution<'_> {
+    async fn carry_out(&mut self, effect: Effect) -> Result<Option<Input>, BatchError> {
+        let runner = self.runner;
+        match effect {
+            Effect::RequestCut(kafka_partition, record) => {
+                let request = runner.control.append(kafka_partition, &record).await?;
+                Ok(Some(Input::Requested { kafka_partition, request }))
+            }
+            Effect::Announce(kafka_partition, record) => {
+                if let ControlRecord::Epoch { start, .. } = record {
+                    warn!(%kafka_partition, start, "no owner has answered; the run takes what is archived");
+                }
+                runner.control.append(kafka_partition, &record).await?;
+                Ok(None)
+            }
+            Effect::ReadControl => {
+                let waiting = self.answers.get_or_insert_with(|| runner.waiting(ANSWER_INTERVAL));
+                waiting.looks.tick().await;
+                let control = runner.control.views().await?;
+                Ok(Some(Input::Control(control, waiting.patience(runner.clock()))))
+            }
+            Effect::ReadArchived => {
+                let waiting = self.archive.get_or_insert_with(|| runner.waiting(ARCHIVE_INTERVAL));
+                waiting.looks.tick().await;
+                let archived = maps::horizon(&self.readings.insert(runner.snapshot().await?).archived());
+                Ok(Some(Input::Archived(archived, waiting.patience(runner.clock()))))
+            }
+            Effect::Commit(task) => {
+                let version = self.commit(task).await?;
+                Ok(Some(Input::Committed { version }))
+            }
+            Effect::KeepView(left_out) => {
+                self.finish(left_out);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Computes the views and commits them; returns their version.
+    async fn commit(&mut self, task: Task) -> Result<u64, BatchError> {
+        let runner = self.runner;
+        let readings = match self.readings.take() {
+            Some(readings) => readings,
+            None => runner.snapshot().await?,
+        };
+        let recomputation = Recomputation {
+            root: runner.parts.root.clone(),
+            readings,
+            views: runner.views.clone(),
+            plans: Arc::clone(&runner.parts.plans),
+            expectations: Arc::clone(&runner.expectations),
+            horizon: task.horizon.clone(),
+            as_of: task.as_of,
+            threads: runner.parts.compute.threads(),
+            progress: self.progress.clone(),
+        };
+        let computed = runner.parts.compute.run(recompute(recomputation)).await??;
+        let run = self.record(&computed);
+        let mut report = RunReport::of(&run, task.horizon.clone());
+        let commit = ViewCommit {
+            schema: computed.schema,
+            files: computed.files,
+            horizon: maps::plain(&task.horizon),
+            run,
+            expected_version: task.replaces,
+        };
+        let version = runner.views.commit(commit).await.map_err(|source| match source {
+            TablesError::Conflict { .. } => BatchError::AnotherRunFirst(Box::new(source)),
+            source => BatchError::tables("commit the batch views")(source),
+        })?;
+        report.outcome = Outcome::Committed;
+        report.version = Some(version);
+        self.report = report;
+        self.finish(task.left_out);
+        self.measure();
+        Ok(version)
+    }
+
+    /// What the run says of itself in the table.
+    fn record(&self, computed: &Recomputed) -> RunRecord {
+        let tally = &computed.tally;
+        RunRecord {
+            run_id: format!("{}-{}", self.started.0, self.runner.parts.process_id),
+            started_at: self.started.0,
+            finished_at: self.runner.clock().now().0,
+            readings: tally.readings,
+            duplicates: tally.duplicates,
+            conflicts: tally.conflicts,
+            windows: computed.windows,
+            series: computed.series,
+            definitions: self.runner.definitions(),
+            as_of: computed.as_of.unwrap_or_default().0,
+            lateness: tally.lateness.clone(),
+            failures: tally.failures.clone(),
+            settles_at: computed.settles_at.map(|time| time.0),
+        }
+    }
+
+    /// Completes the report: it is decided what the view is.
+    fn finish(&mut self, LeftOut { unanswered, messages }: LeftOut) {
+        self.report.unanswered = unanswered;
+        self.report.not_covered = messages;
+        let duration = self.runner.clock().monotonic().saturating_sub(self.begin);
+        self.report.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    }
+
+    /// Counts and logs a commit.
+    fn measure(&self) {
+        let (report, telemetry) = (&self.report, &self.runner.parts.telemetry);
+        telemetry.runs.inc();
+        telemetry.run_seconds.observe(report.duration_ms as f64 / 1e3);
+        telemetry.windows.set(i64::try_from(report.windows).unwrap_or(i64::MAX));
+        telemetry.readings.set(i64::try_from(report.readings).unwrap_or(i64::MAX));
+        telemetry.committed_at.set(self.runner.clock().now().seconds());
+        for (KafkaPartition(kafka_partition), offset) in report.horizon.iter() {
+            telemetry.horizon.get_or_create(&KafkaPartitionLabel { kafka_partition }).set(offset.0);
+        }
+        if !report.not_covered.is_empty() {
+            let not_covered = &report.not_covered;
+            warn!(
+                ?not_covered,
+                "messages that were in the log when the run started are left to the next run"
+            );
+        }
+        info!(
+            version = report.version,
+            readings = report.readings,
+            windows = report.windows,
+            milliseconds = report.duration_ms,
+            "batch view committed"
+        );
+    }
+}
+
+/// A wait for something that others do.
+struct Waiting {
+    /// When to look for it: at once, and then again and again.
+    looks: Interval,
+    /// When the patience is over, on the monotonic clock.
+    deadline: Duration,
+}
+
+impl Waiting {
+    fn patience(&self, clock: &dyn Clock) -> Patience {
+        if clock.monotonic() < self.deadline { Patience::Left } else { Patience::Over }
+    }
+}
+
+/// The facts about a view that a run starts from.
+fn previous(view: &ViewSnapshot) -> Previous {
+    let run = view.run.as_ref();
+    Previous {
+        version: view.version(),
+        horizon: maps::horizon(&view.horizon),
+        definitions: run.map(|run| run.definitions.clone()),
+        settles_at: run.and_then(|run| run.settles_at).map(Micros),
+    }
+}
+
+/// What the run that made a view has reported: the report of a run that leaves it as it is.
+fn report_of(view: Option<&ViewSnapshot>) -> RunReport {
+    let run = view.and_then(|view| view.run.clone()).unwrap_or_default();
+    let horizon = view.map(|view| maps::horizon(&view.horizon)).unwrap_or_default();
+    RunReport { version: view.map(ViewSnapshot::version), ..RunReport::of(&run, horizon) }
+}
+
+fn kind_name(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Invalid => "invalid",
+        ErrorKind::NotFound => "not_found",
+        ErrorKind::Conflict => "conflict",
+        ErrorKind::Unavailable => "unavailable",
+        ErrorKind::Corrupt => "corrupt",
+        ErrorKind::Internal => "internal",
+    }
+}
