@@ -1,17 +1,17 @@
-//! How many readings a second the speed layer takes from a full topic, with everything that it does: duplicates,
-//! windows, flushes, epochs. Run on demand:
+//! How many readings a second the speed layer takes from a full topic, with everything that it does: duplicates, windows,
+//! flushes, epochs. Run on demand:
 //!
 //! ```text
 //! cargo bench -p wye-speed --bench throughput -- [json|arrow] [readings] [runs | bootstrap servers]
 //! ```
 //!
-//! Input: 200 machines × 20 sensors, one reading of each a second, one Kafka partition. Without bootstrap servers the
-//! embedded broker serves, in this process, an empty one for each run; the last line is the median of the runs.
+//! Input: 200 machines × 20 sensors, one reading of each a second, one Kafka partition. Without bootstrap servers, each run
+//! has an empty embedded broker in this process, and the last line is the median of the runs.
 
 #![expect(clippy::print_stdout, reason = "a benchmark reports on its terminal")]
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
@@ -25,9 +25,9 @@ use wye_log::producer::{Outgoing, Producer};
 use wye_log::topics::READINGS;
 use wye_metrics::plan::MetricPlans;
 use wye_runtime::telemetry::KafkaPartitionLabel;
-use wye_speed::execute::Shared;
-use wye_speed::layer::{Rhythm, SpeedLayer};
-use wye_speed::owner::Rules;
+use wye_speed::clock::{Clock, SystemClock};
+use wye_speed::layer::{self, Parts};
+use wye_speed::settings::SpeedSettings;
 use wye_speed::telemetry::SpeedTelemetry;
 
 const MACHINES: usize = 200;
@@ -68,44 +68,42 @@ async fn measure(form: &str, readings: usize, bootstrap: &str) -> Result<f64> {
     log.wait_ready(&CancellationToken::new()).await?;
     log.ensure_topics().await?;
     let begin = log.offsets(READINGS, 0).await?.high;
-    let started = Instant::now();
+    let clock = Arc::new(SystemClock::default());
     let bytes = fill(&log, form, readings).await?;
     println!(
         "filled: {readings} readings as {form}, {:.1} bytes each, in {:.1?}",
         bytes as f64 / readings as f64,
-        started.elapsed()
+        clock.monotonic()
     );
 
     let telemetry = SpeedTelemetry::default();
-    let shared = Shared {
-        log: log.clone(),
-        linger: Duration::from_millis(5),
-        handle: tokio::runtime::Handle::current(),
-        rules: Rules {
-            plans: Arc::new(MetricPlans::new(vec![], Arc::new(Registry::default()))?),
-            acceptance: Acceptance::default(),
-            duplicate_window: 86_400_000_000,
-            duplicate_entries: 20_000_000,
-        },
-        telemetry: telemetry.clone(),
-    };
-    let rhythm = Rhythm {
+    let settings = SpeedSettings {
         flush_interval: Duration::from_millis(100),
         epoch_interval: Duration::from_secs(10),
+        duplicate_window: Duration::from_secs(86_400),
+        duplicate_entries: 20_000_000,
         answer_patience: Duration::from_secs(5),
     };
-    let cancel = CancellationToken::new();
+    let parts = Parts {
+        log: log.clone(),
+        plans: Arc::new(MetricPlans::new(vec![], Arc::new(Registry::default()))?),
+        acceptance: Acceptance::default(),
+        telemetry: telemetry.clone(),
+        clock: clock.clone(),
+        name: "throughput".to_owned(),
+    };
+    let shutdown = CancellationToken::new();
     let cpu_before = cpu_seconds();
-    let started = Instant::now();
-    let layer = SpeedLayer::start(&shared, rhythm, &[0], 1, &cancel)?;
-    let taken = || telemetry.readings.get_or_create(&KafkaPartitionLabel { kafka_partition: 0 }).get();
-    while taken() < readings as u64 {
+    let started = clock.monotonic();
+    let layer = layer::start(settings, parts, shutdown.clone()).await?;
+    let taken = telemetry.readings.get_or_create_owned(&KafkaPartitionLabel { kafka_partition: 0 });
+    while taken.get() < readings as u64 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let elapsed = started.elapsed().as_secs_f64();
+    let elapsed = (clock.monotonic() - started).as_secs_f64();
     let cpu = cpu_seconds() - cpu_before;
-    cancel.cancel();
-    tokio::task::spawn_blocking(move || layer.join()).await?;
+    shutdown.cancel();
+    layer.join().await;
     let rate = readings as f64 / elapsed;
     println!(
         "speed layer: {readings} readings in {elapsed:.2} s: {rate:.0} readings/s, {:.2} CPU-seconds a million in this process (log started at offset {begin})",
@@ -114,6 +112,7 @@ async fn measure(form: &str, readings: usize, bootstrap: &str) -> Result<f64> {
     Ok(rate)
 }
 
+/// Writes the readings, and returns how many bytes their messages have.
 async fn fill(log: &Log, form: &str, readings: usize) -> Result<usize> {
     let producer = Producer::new(log, Duration::from_millis(20))?;
     let machines: Vec<String> = (0..MACHINES).map(|i| format!("machine-{i:03}")).collect();
@@ -172,6 +171,6 @@ async fn fill(log: &Log, form: &str, readings: usize) -> Result<usize> {
 fn cpu_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |index: usize| fields.get(index).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
-    (ticks(11) + ticks(12)) / 100.0
+    let ticks: f64 = [11, 12].into_iter().filter_map(|index| fields.get(index)?.parse::<f64>().ok()).sum();
+    ticks / 100.0
 }

@@ -1,25 +1,25 @@
-//! The speed layer: takes readings in, and turns the log into realtime views within milliseconds.
+//! The speed layer: turns the log of readings into realtime views within milliseconds. And ingest, which puts readings
+//! into that log.
 //!
-//! Reading order: [`ingest`] puts accepted readings into the log; [`layer`] runs owners of Kafka partitions; an
-//! [`owner`] is a state machine that feeds its [`operator`] and says what to write; [`execute`] writes it; `acquire`
-//! finds out when a Kafka partition may be taken, and [`takeover`] where its new owner resumes; [`duplicates`] knows
-//! which readings were there before; [`placement`] watches where producers put their devices.
+//! Two components with a face each, and settings in common:
 //!
-//! This layer does not know the batch and serving layers: they meet in topics.
+//! - [`ingest`]: [`ingest::start`]. It accepts readings over HTTP and writes them to the log. Both layers read what it
+//!   writes; it uses nothing of the speed layer.
+//! - [`layer`]: [`layer::start`]. Threads that own Kafka partitions. An [`owner`] is a state machine without I/O; the
+//!   layer feeds it and carries out its effects. [`takeover`] decides where a new owner resumes.
+//!
+//! This crate does not know the batch and serving layers: they meet in topics.
+
+pub mod settings;
 
 pub mod ingest;
-pub mod layer;
 
-mod acquire;
-pub mod duplicates;
-pub mod execute;
-pub mod operator;
+pub mod layer;
 pub mod owner;
-pub mod placement;
 pub mod takeover;
 
+pub mod clock;
 pub mod telemetry;
 
 mod error;
-mod letter;
 pub use error::SpeedError;

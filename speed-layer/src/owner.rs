@@ -1,30 +1,35 @@
-//! The owner of one Kafka partition as a state machine: inputs in, effects out. Must not know the log, a clock, or how
-//! effects are carried out.
+//! The owner of one Kafka partition as a state machine: inputs in, effects out. It has no clock, no I/O and no randomness:
+//! the same inputs always give the same effects. Must not know how effects are carried out.
 //!
-//! It feeds the operator, flushes what changed, starts epochs, answers requests for a cut, and says what nobody needs
-//! any more. The order of its effects is what recovery rests on: rows of a flush before the record that completes it;
-//! the complete flush before the `Begin` of the next epoch; that before its announcement.
+//! It feeds the operator, flushes what changed, starts epochs, answers requests for a cut, and says which records can be
+//! deleted. Recovery depends on the order of its effects: rows of a flush before the record that completes it; the complete
+//! flush before the `Begin` of the next epoch; that before its announcement.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
 use wye_domain::assemble::Assembler;
 use wye_domain::control::{ControlRecord, ControlView, CutRequested};
 use wye_domain::epoch::{Recovery, straddled};
+use wye_domain::place::{Generation, KafkaPartition, Offset};
 use wye_domain::realtime_row::Header;
-use wye_domain::wire::{Acceptance, Reason};
+use wye_domain::time::{Micros, Span};
+use wye_domain::wire::Reason;
 use wye_log::topics::{CONTROL, READINGS, REALTIME_VIEWS};
-use wye_metrics::failures::Failures;
-use wye_metrics::plan::MetricPlans;
 
 use crate::SpeedError;
-use crate::duplicates::DuplicateWindow;
-use crate::operator::{Counts, Operator};
 use crate::takeover::TakenOver;
+use duplicates::DuplicateWindow;
+use operator::Operator;
 
+mod duplicates;
+mod operator;
+mod protocol;
 #[cfg(test)]
 mod tests;
+
+pub use operator::Counts;
+pub use protocol::{Due, Effect, Input, Rules, Tally};
 
 /// Readings are evaluated in batches of about this many rows.
 const BATCH_ROWS: usize = 32_768;
@@ -34,148 +39,67 @@ const ROWS_PER_RECORD_WITH_SKETCHES: usize = 500;
 /// An epoch ends early when it has so many windows: it bounds the owner's memory.
 const WINDOWS_PER_EPOCH: usize = 400_000;
 
-/// What every owner computes by.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    /// What is computed.
-    pub plans: Arc<MetricPlans>,
-    /// Which readings are accepted.
-    pub acceptance: Acceptance,
-    /// How far back duplicates are detected, in µs of ingest time.
-    pub duplicate_window: i64,
-    /// Most identities remembered for one Kafka partition.
-    pub duplicate_entries: usize,
-}
-
-/// What happens to an owner.
-#[derive(Clone, Copy, Debug)]
-pub enum Input<'a> {
-    /// The next message of the readings topic.
-    Message {
-        /// Its offset.
-        offset: i64,
-        /// When the log took it, in µs.
-        ingest_time: i64,
-        /// Its bytes.
-        payload: &'a [u8],
-    },
-    /// The readings topic holds nothing that can be read below this offset.
-    Skip {
-        /// The next offset that may hold a message.
-        next: i64,
-    },
-    /// The readings topic holds no other message below this offset: the end of a transaction takes one too.
-    Empty {
-        /// The next offset that may hold a message.
-        next: i64,
-    },
-    /// It is time to write what changed.
-    Tick(Due),
-    /// The next record of the control topic after the owner's claim.
-    Control {
-        /// Its offset in the control topic.
-        offset: i64,
-        /// The record.
-        record: &'a ControlRecord,
-    },
-    /// The `Begin` of an epoch was acknowledged.
-    Begun {
-        /// The epoch.
-        epoch: i64,
-        /// The offset of its `Begin` in the realtime-views topic.
-        offset: i64,
-    },
-}
-
-/// What is due at a tick.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Due {
-    /// A flush.
-    Flush,
-    /// A flush, and the next epoch if one may start.
-    Epoch,
-}
-
-/// What is to be done for an owner, in this order. Whoever cannot do one of them gives the owner up.
-#[derive(Clone, Debug)]
-pub enum Effect {
-    /// Append a record to the realtime-views topic. Rows of an incomplete flush may be on their way together; every
-    /// other record is appended once everything before it is acknowledged. When a `Begin` is acknowledged, the owner
-    /// is told by [`Input::Begun`].
-    Append(Header, Option<RecordBatch>),
-    /// Append a record to the control topic once everything before it is acknowledged.
-    Announce(ControlRecord),
-    /// Delete what lies below an offset of a topic; where that fails, it is asked for again later.
-    Trim {
-        /// Which topic.
-        topic: &'static str,
-        /// The first offset that stays.
-        before: i64,
-    },
-}
-
-/// What an owner has done since this was last asked, for telemetry.
-#[derive(Clone, Debug, Default)]
-pub struct Tally {
-    /// Readings taken in, with duplicates and conflicts.
-    pub counts: Counts,
-    /// Rows flushed.
-    pub rows: u64,
-    /// Epochs started.
-    pub epochs: u64,
-    /// Entries of the log that are no readings.
-    pub rejected: BTreeMap<Reason, u64>,
-    /// Identities dropped because the duplicate window is full.
-    pub forgotten_early: u64,
-    /// What definitions could not compute.
-    pub failures: Failures,
-}
-
-/// See the module.
+/// The owner of one Kafka partition.
 pub struct Owner {
-    kafka_partition: i32,
-    generation: i64,
-    epoch: i64,
-    /// The next readings offset to evaluate; what was taken in beyond it is in the assembler.
-    position: i64,
+    kafka_partition: KafkaPartition,
+    generation: Generation,
+    /// The first readings offset of the open epoch.
+    epoch: Offset,
+    /// The next readings offset to evaluate. The assembler has messages beyond it.
+    position: Offset,
     /// The position of the last flush.
-    flushed: i64,
-    /// What the rows of an incomplete flush of the last owner reach to.
-    rows_through: i64,
-    is_rebuild: bool,
+    flushed: Offset,
+    /// The readings offset that the rows of the previous owner's incomplete flush reach to, where there are any.
+    rows_through: Option<Offset>,
+    first_begin: Beginning,
     operator: Operator,
     assembler: Assembler,
     /// What the control topic says, and what this owner is about to say there.
     control: ControlView,
     /// The epochs that have begun in the realtime-views topic and are not void.
-    begun: BTreeSet<i64>,
+    begun: BTreeSet<Offset>,
     /// The offset of the first record of each of them there, once it is acknowledged.
-    first_record: BTreeMap<i64, i64>,
-    duplicate_window: i64,
-    newest_ingest_time: i64,
-    /// The next offset of the control topic to hear of.
-    next_control: i64,
+    first_record: BTreeMap<Offset, Offset>,
+    duplicate_window: Span,
+    newest_ingest_time: Option<Micros>,
+    /// The next offset of the control topic to read.
+    next_control: Offset,
     tally: Tally,
+}
+
+/// What the `Begin` of an epoch says of stored rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Beginning {
+    /// They stay.
+    Continue,
+    /// Those of this epoch and of later ones are void: a rebuild begins.
+    Rebuild,
+}
+
+/// Which record of a flush.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FlushRecord {
+    /// Others follow.
+    Partial,
+    /// The last one, which makes the flush a checkpoint.
+    Last,
 }
 
 impl Owner {
     /// The owner of a Kafka partition that was taken over, ready for [`Owner::start`].
-    pub fn new(rules: &Rules, kafka_partition: i32, taken: TakenOver) -> Self {
+    pub fn new(rules: &Rules, kafka_partition: KafkaPartition, taken: TakenOver) -> Self {
         let window = DuplicateWindow::new(rules.duplicate_window, rules.duplicate_entries);
         let mut operator = Operator::new(Arc::clone(&rules.plans), window);
-        let (position, epoch, is_rebuild) = match taken.recovery {
-            Recovery::Resume { position, epoch } => (position, epoch, false),
-            Recovery::Rebuild { from } => (from, from, true),
-        };
-        for row in taken.rows {
-            operator.restore(row.series, row.window_start, row.summary, row.through);
-        }
         let mut first_record = taken.first_record;
-        if is_rebuild {
-            first_record.split_off(&epoch);
-        }
-        let newest_ingest_time =
-            taken.control.starts.values().map(|known| known.announced_at).max().unwrap_or(0);
+        let (position, epoch, first_begin) = match taken.recovery {
+            Recovery::Resume { position, epoch } => (Offset(position), Offset(epoch), Beginning::Continue),
+            Recovery::Rebuild { from } => {
+                first_record.split_off(&Offset(from));
+                (Offset(from), Offset(from), Beginning::Rebuild)
+            }
+        };
+        taken.rows.into_iter().for_each(|row| operator.restore(row));
+        let announced_at = taken.control.starts.values().map(|known| known.announced_at);
         Self {
             kafka_partition,
             generation: taken.generation,
@@ -183,26 +107,26 @@ impl Owner {
             position,
             flushed: position,
             rows_through: taken.rows_through,
-            is_rebuild,
+            first_begin,
             operator,
             assembler: Assembler::new(rules.acceptance),
+            newest_ingest_time: announced_at.filter(|at| *at > 0).max().map(Micros),
             control: taken.control,
             begun: first_record.keys().copied().collect(),
             first_record,
             duplicate_window: rules.duplicate_window,
-            newest_ingest_time,
-            next_control: taken.generation + 1,
+            next_control: taken.generation.claim().next(),
             tally: Tally::default(),
         }
     }
 
-    /// Begins the epoch that is open, announces it, and answers what was asked before there was an owner.
+    /// Begins the open epoch, announces it, and answers requests for a cut that have no answer yet.
     ///
     /// # Errors
     /// As [`Owner::step`].
     pub fn start(&mut self) -> Result<Vec<Effect>, SpeedError> {
         let mut effects = Vec::new();
-        self.begin(self.is_rebuild, &mut effects);
+        self.begin(self.first_begin, &mut effects);
         self.announce(self.epoch, None, &mut effects);
         if let Some(asked) = self.control.unanswered() {
             self.answer(asked, &mut effects)?;
@@ -210,53 +134,54 @@ impl Owner {
         Ok(effects)
     }
 
-    /// From which readings offset on [`Owner::remember`] must be told everything below [`Owner::next`], in order,
-    /// before the first step; `None`: from the start of the log.
-    pub fn remembers_from(&self) -> Option<i64> {
-        let before = self.newest_ingest_time - self.duplicate_window;
-        let is_old = |announced_at| announced_at > 0 && announced_at <= before;
-        let mut old = self.control.starts.iter().filter(|(_, known)| is_old(known.announced_at));
-        let (start, _) = old.next_back()?;
-        Some((*start).min(self.control.horizon?))
+    /// The readings offset from which [`Owner::remember`] must get every message below [`Owner::next`], in order, before
+    /// the first step; `None`: from the start of the log.
+    pub fn remembers_from(&self) -> Option<Offset> {
+        let before = self.newest_ingest_time? - self.duplicate_window;
+        let mut starts = self.control.starts.iter().rev();
+        let (start, _) =
+            starts.find(|(_, known)| known.announced_at > 0 && known.announced_at <= before.0)?;
+        Some(Offset((*start).min(self.control.horizon?)))
     }
 
-    /// Notes a message below [`Owner::next`] for the detection of duplicates, and nothing else. `ingest_time` in µs.
+    /// Remembers a message below [`Owner::next`] to detect duplicates of its readings, and nothing else.
     ///
     /// # Errors
     /// When it cannot be evaluated.
-    pub fn remember(&mut self, offset: i64, ingest_time: i64, payload: &[u8]) -> Result<(), SpeedError> {
-        self.newest_ingest_time = self.newest_ingest_time.max(ingest_time);
-        self.assembler.push(payload, offset, ingest_time);
+    pub fn remember(
+        &mut self,
+        offset: Offset,
+        ingest_time: Micros,
+        payload: &[u8],
+    ) -> Result<(), SpeedError> {
+        self.take_in(offset, ingest_time, payload);
         if self.assembler.rows() >= BATCH_ROWS { self.remember_taken() } else { Ok(()) }
     }
 
-    /// Ends what [`Owner::remember`] began.
+    /// Remembers what is left after the last [`Owner::remember`].
     ///
     /// # Errors
     /// When it cannot be evaluated.
     pub fn remember_taken(&mut self) -> Result<(), SpeedError> {
         self.assembler.take_rejected();
         for placed in self.assembler.take() {
-            let remembered = self.operator.remember(&placed);
-            let kafka_partition = self.kafka_partition;
-            remembered.map_err(|source| SpeedError::Stored { topic: READINGS, kafka_partition, source })?;
+            self.operator.remember(&placed)?;
         }
         Ok(())
     }
 
-    /// Takes in what happened, and says what is to be done.
+    /// Takes an input, and returns what must be done.
     ///
     /// # Errors
-    /// `Fenced` when another owner has claimed the Kafka partition, `Overtaken` when a start was announced inside of
-    /// what an epoch's rows hold, `Evaluate` when readings cannot be evaluated. The owner is of no use then.
+    /// `Fenced` when another process has claimed the Kafka partition, `Overtaken` when a start was announced inside what
+    /// an epoch's rows hold, `Evaluate` when readings cannot be evaluated. The owner must be dropped then.
     #[inline]
     pub fn step(&mut self, input: Input<'_>) -> Result<Vec<Effect>, SpeedError> {
         let mut effects = Vec::new();
         match input {
             Input::Message { offset, ingest_time, payload } => {
                 self.reach(offset, &mut effects)?;
-                self.newest_ingest_time = self.newest_ingest_time.max(ingest_time);
-                self.assembler.push(payload, offset, ingest_time);
+                self.take_in(offset, ingest_time, payload);
                 if self.assembler.rows() >= BATCH_ROWS {
                     self.process()?;
                 }
@@ -275,17 +200,23 @@ impl Owner {
         Ok(effects)
     }
 
-    /// Goes to an offset before which there is nothing to take in.
-    fn pass(&mut self, next: i64, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
+    #[inline]
+    fn take_in(&mut self, offset: Offset, ingest_time: Micros, payload: &[u8]) {
+        self.newest_ingest_time = self.newest_ingest_time.max(Some(ingest_time));
+        self.assembler.push(payload, offset.0, ingest_time.0);
+    }
+
+    /// Moves the position over offsets that hold nothing to evaluate.
+    fn pass(&mut self, next: Offset, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
         self.reach(next, effects)?;
         self.process()?;
         self.position = self.position.max(next);
         Ok(())
     }
 
-    /// Starts every epoch that was announced at or before an offset that is about to be taken in.
+    /// Starts every epoch that was announced at or below an offset, before that offset is taken in.
     #[inline]
-    fn reach(&mut self, offset: i64, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
+    fn reach(&mut self, offset: Offset, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
         while let Some(cut) = self.next_cut().filter(|cut| offset >= *cut) {
             self.process()?;
             self.position = cut;
@@ -294,13 +225,13 @@ impl Owner {
         Ok(())
     }
 
-    /// Where the open epoch must end, as far as was announced.
+    /// Where the open epoch must end, if that is announced.
     #[inline]
-    fn next_cut(&self) -> Option<i64> {
-        self.control.next_start_after(self.epoch)
+    fn next_cut(&self) -> Option<Offset> {
+        self.control.next_start_after(self.epoch.0).map(Offset)
     }
 
-    /// Evaluates what was taken in.
+    /// Evaluates the messages in the assembler.
     fn process(&mut self) -> Result<(), SpeedError> {
         for placed in self.assembler.take() {
             self.tally.counts += self.operator.on_batch(&placed)?;
@@ -317,7 +248,7 @@ impl Owner {
         if self.next_cut() == Some(self.position) {
             return self.start_epoch(None, effects);
         }
-        let may_start = self.position > self.epoch && self.position >= self.rows_through;
+        let may_start = self.position > self.epoch && Some(self.position) >= self.rows_through;
         let is_full = self.operator.windows() >= WINDOWS_PER_EPOCH;
         if may_start && (due == Due::Epoch || is_full) {
             self.start_epoch(None, effects)
@@ -328,25 +259,27 @@ impl Owner {
 
     fn on_control(
         &mut self,
-        offset: i64,
+        offset: Offset,
         record: &ControlRecord,
         effects: &mut Vec<Effect>,
     ) -> Result<(), SpeedError> {
         let kafka_partition = self.kafka_partition;
-        // What was taken in counts: a start that is heard of now may lie inside of it.
+        // The start that the record announces may lie among the messages in the assembler.
         self.process()?;
-        if matches!(record, ControlRecord::Claim { .. }) && offset > self.generation {
+        if matches!(record, ControlRecord::Claim { .. }) && offset > self.generation.claim() {
             return Err(SpeedError::Fenced { kafka_partition });
         }
-        self.control.apply(offset, record);
-        self.next_control = offset + 1;
+        self.control.apply(offset.0, record);
+        self.next_control = offset.next();
         match record {
             ControlRecord::Claim { .. } => {}
             ControlRecord::Epoch { .. } => {
-                let first = self.begun.first().copied().max(self.control.horizon).unwrap_or(0);
-                let reach = self.position.max(self.rows_through);
-                if let Some(found) = straddled(&self.control, &self.begun, first..reach) {
-                    return Err(SpeedError::Overtaken { kafka_partition, start: found.start });
+                let horizon = self.control.horizon.map(Offset);
+                let first = self.begun.first().copied().max(horizon).unwrap_or(Offset::START);
+                let offsets = first.0..self.rows_end().0;
+                let begun = self.begun.iter().map(|epoch| epoch.0).collect();
+                if let Some(found) = straddled(&self.control, &begun, offsets) {
+                    return Err(SpeedError::Overtaken { kafka_partition, start: Offset(found.start) });
                 }
             }
             ControlRecord::CutRequest { .. } => {
@@ -359,11 +292,16 @@ impl Owner {
         Ok(())
     }
 
-    /// Answers a request for a cut, at once: by the open epoch if that is new enough, by a new epoch if the owner has
-    /// read so far, else by the start that it will make when it gets there.
+    /// The readings offset that rows reach to: those of this owner, and those of the previous owner's incomplete flush.
+    fn rows_end(&self) -> Offset {
+        self.rows_through.map_or(self.position, |through| through.max(self.position))
+    }
+
+    /// Answers a request for a cut at once: with the open epoch if that is new enough, with a new epoch if the owner has
+    /// read so far, else with the start that it will make when it gets there.
     fn answer(&mut self, asked: CutRequested, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
-        let CutRequested { request, through } = asked;
-        let start = self.position.max(self.rows_through).max(through);
+        let (request, through) = (Offset(asked.request), Offset(asked.through));
+        let start = self.rows_end().max(through);
         if self.epoch >= through {
             self.announce(self.epoch, Some(request), effects);
         } else if start == self.position {
@@ -371,7 +309,7 @@ impl Owner {
         } else {
             self.announce(start, Some(request), effects);
         }
-        self.control.answered = Some(request);
+        self.control.answered = Some(request.0);
         Ok(())
     }
 
@@ -387,108 +325,119 @@ impl Owner {
         self.operator.flush(rows, |batch| batches.push(batch));
         let last = batches.pop();
         for batch in batches {
-            effects.push(Effect::Append(self.rows_header(false), Some(batch)));
+            effects.push(Effect::Append(self.rows_header(FlushRecord::Partial), Some(batch)));
         }
-        effects.push(Effect::Append(self.rows_header(true), last));
+        effects.push(Effect::Append(self.rows_header(FlushRecord::Last), last));
         self.flushed = self.position;
         self.tally.rows += changed as u64;
         self.tally.failures.merge(&self.operator.take_failures());
-        let duplicates = self.operator.duplicates();
-        duplicates.forget(self.newest_ingest_time, self.control.horizon.unwrap_or(0));
-        self.tally.forgotten_early += duplicates.take_forgotten_early();
+        if let Some(newest) = self.newest_ingest_time {
+            let duplicates = self.operator.duplicates();
+            duplicates.forget(newest, self.control.horizon.map(Offset));
+            self.tally.forgotten_early += duplicates.take_forgotten_early();
+        }
         Ok(())
     }
 
-    fn rows_header(&self, complete: bool) -> Header {
+    fn rows_header(&self, record: FlushRecord) -> Header {
         Header::Rows {
-            generation: self.generation,
-            epoch: self.epoch,
-            through: self.position,
-            complete,
-            newest_event_time: self.operator.newest_event_time(),
+            generation: self.generation.claim().0,
+            epoch: self.epoch.0,
+            through: self.position.0,
+            complete: record == FlushRecord::Last,
+            newest_event_time: self.operator.newest_event_time().map_or(i64::MIN, |newest| newest.0),
         }
     }
 
     /// Ends the open epoch at the position, and starts and announces the next.
-    fn start_epoch(&mut self, answers: Option<i64>, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
+    fn start_epoch(&mut self, answers: Option<Offset>, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
         self.flush(effects)?;
         self.epoch = self.position;
         self.operator.start_epoch();
-        self.begin(false, effects);
+        self.begin(Beginning::Continue, effects);
         self.announce(self.epoch, answers, effects);
         self.tally.epochs += 1;
         Ok(())
     }
 
-    fn begin(&mut self, reset: bool, effects: &mut Vec<Effect>) {
-        let (generation, epoch) = (self.generation, self.epoch);
-        self.begun.insert(epoch);
-        let definitions = self.operator.definitions();
-        effects.push(Effect::Append(Header::Begin { generation, epoch, definitions, reset }, None));
+    fn begin(&mut self, beginning: Beginning, effects: &mut Vec<Effect>) {
+        self.begun.insert(self.epoch);
+        let header = Header::Begin {
+            generation: self.generation.claim().0,
+            epoch: self.epoch.0,
+            definitions: self.operator.definitions(),
+            reset: beginning == Beginning::Rebuild,
+        };
+        effects.push(Effect::Append(header, None));
     }
 
-    fn announce(&mut self, start: i64, answers: Option<i64>, effects: &mut Vec<Effect>) {
-        // Of a start that lies ahead nobody knows yet what will be below it.
-        let announced_at = if start > self.position { 0 } else { self.newest_ingest_time };
-        self.control.expect_start(start, announced_at);
-        let generation = Some(self.generation);
-        effects.push(Effect::Announce(ControlRecord::Epoch { generation, start, announced_at, answers }));
+    fn announce(&mut self, start: Offset, answers: Option<Offset>, effects: &mut Vec<Effect>) {
+        // The ingest times below a start that lies ahead are not known yet.
+        let announced_at = if start > self.position { None } else { self.newest_ingest_time };
+        let announced_at = announced_at.map_or(0, |at| at.0);
+        self.control.expect_start(start.0, announced_at);
+        effects.push(Effect::Announce(ControlRecord::Epoch {
+            generation: Some(self.generation.claim().0),
+            start: start.0,
+            announced_at,
+            answers: answers.map(|request| request.0),
+        }));
     }
 
-    /// Deletes what lies below the horizon and outside of the duplicate window.
+    /// Deletes what is below the horizon and outside the duplicate window.
     fn trim(&mut self, effects: &mut Vec<Effect>) {
-        let Some(horizon) = self.control.horizon else { return };
+        let Some(horizon) = self.control.horizon.map(Offset) else { return };
         if let Some((_, first)) = self.first_record.range(horizon..).next() {
             effects.push(Effect::Trim { topic: REALTIME_VIEWS, before: *first });
         }
         self.first_record = self.first_record.split_off(&horizon);
         self.begun = self.begun.split_off(&horizon);
         if let Some(floor) = self.remembers_from() {
-            // An owner that is behind the horizon reads on from where it is.
+            // An owner that is behind the horizon still has to read from its position on.
             effects.push(Effect::Trim { topic: READINGS, before: floor.min(self.position) });
-            if let Some(before) = self.control.deletable_before(floor) {
-                effects.push(Effect::Trim { topic: CONTROL, before });
+            if let Some(before) = self.control.deletable_before(floor.0) {
+                effects.push(Effect::Trim { topic: CONTROL, before: Offset(before) });
             }
-            self.control.starts = self.control.starts.split_off(&floor);
+            self.control.starts = self.control.starts.split_off(&floor.0);
         }
     }
 
     /// The next readings offset to take in.
-    pub fn next(&self) -> i64 {
-        self.assembler.next_offset().map_or(self.position, |next| next.max(self.position))
+    pub fn next(&self) -> Offset {
+        self.assembler.next_offset().map_or(self.position, |next| self.position.max(Offset(next)))
     }
 
-    /// The next offset of the control topic to hear of.
-    pub fn next_control(&self) -> i64 {
+    /// The next offset of the control topic to read.
+    pub fn next_control(&self) -> Offset {
         self.next_control
     }
 
-    /// This ownership's number: its own claim's offset in the control topic.
-    pub fn generation(&self) -> i64 {
+    /// The generation: the offset of this owner's claim in the control topic.
+    pub fn generation(&self) -> Generation {
         self.generation
     }
 
     /// The first readings offset of the open epoch.
-    pub fn epoch(&self) -> i64 {
+    pub fn epoch(&self) -> Offset {
         self.epoch
     }
 
-    /// The horizon as far as was heard.
-    pub fn horizon(&self) -> Option<i64> {
-        self.control.horizon
+    /// The newest horizon in the control topic.
+    pub fn horizon(&self) -> Option<Offset> {
+        self.control.horizon.map(Offset)
     }
 
-    /// How many identities are remembered for the detection of duplicates.
+    /// How many identities are remembered to detect duplicates.
     pub fn remembered(&self) -> usize {
         self.operator.remembered()
     }
 
-    /// The newest event time seen, in µs.
-    pub fn newest_event_time(&self) -> Option<i64> {
-        Some(self.operator.newest_event_time()).filter(|newest| *newest > i64::MIN)
+    /// The newest event time of all readings.
+    pub fn newest_event_time(&self) -> Option<Micros> {
+        self.operator.newest_event_time()
     }
 
-    /// What was done since this was last asked.
+    /// What was done since the tally was last taken.
     pub fn take_tally(&mut self) -> Tally {
         std::mem::take(&mut self.tally)
     }

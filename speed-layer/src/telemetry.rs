@@ -1,8 +1,15 @@
-//! The instruments of the speed layer.
+//! The instruments of the speed layer. Those of ingest are in `ingest::telemetry`.
 
-use wye_runtime::telemetry::{PartitionCounter, PartitionGauge, PlainCounter, ReasonCounter, Telemetry};
+use tracing::{debug, warn};
+use wye_domain::place::KafkaPartition;
+use wye_runtime::telemetry::{
+    KafkaPartitionLabel, PartitionCounter, PartitionGauge, PlainCounter, ReasonCounter, ReasonLabel,
+    Telemetry,
+};
 
-/// See the help texts.
+use crate::owner::Owner;
+
+/// The instruments; the help texts say what they count.
 #[derive(Clone, Debug, Default)]
 #[expect(missing_docs, reason = "the help texts say it")]
 pub struct SpeedTelemetry {
@@ -23,8 +30,11 @@ pub struct SpeedTelemetry {
     pub owned: PartitionGauge,
     pub given_up: PartitionCounter,
     pub undecodable: PartitionCounter,
-    pub accepted: PlainCounter,
-    pub refused: ReasonCounter,
+}
+
+/// The label of a Kafka partition.
+pub(crate) fn label(kafka_partition: KafkaPartition) -> KafkaPartitionLabel {
+    KafkaPartitionLabel { kafka_partition: kafka_partition.0 }
 }
 
 impl SpeedTelemetry {
@@ -34,17 +44,17 @@ impl SpeedTelemetry {
         telemetry.register("wye_speed_readings", "Readings taken from the log", own.readings.clone());
         telemetry.register(
             "wye_speed_duplicates",
-            "Readings seen before with the same value",
+            "Readings that came before with the same value",
             own.duplicates.clone(),
         );
         telemetry.register(
             "wye_speed_conflicts",
-            "Readings seen before with another value",
+            "Readings that came before with another value",
             own.conflicts.clone(),
         );
         telemetry.register(
             "wye_speed_rejected",
-            "Entries of the log that are no readings",
+            "Messages and parts of messages of the log that were rejected",
             own.rejected.clone(),
         );
         telemetry.register(
@@ -54,7 +64,7 @@ impl SpeedTelemetry {
         );
         telemetry.register(
             "wye_speed_failed_readings",
-            "Readings that a metric definition wants and cannot compute",
+            "Readings that a metric definition selects and cannot compute",
             own.failed.clone(),
         );
         telemetry.register("wye_speed_rows", "Rows written to the realtime views", own.rows.clone());
@@ -65,11 +75,15 @@ impl SpeedTelemetry {
         );
         telemetry.register(
             "wye_speed_newest_event_time_seconds",
-            "Newest event time seen",
+            "Newest event time of all readings",
             own.watermark.clone(),
         );
         telemetry.register("wye_speed_epochs", "Epochs started", own.epochs.clone());
-        telemetry.register("wye_speed_horizon_offset", "Newest horizon heard of", own.horizon.clone());
+        telemetry.register(
+            "wye_speed_horizon_offset",
+            "Newest horizon in the control topic",
+            own.horizon.clone(),
+        );
         telemetry.register(
             "wye_speed_remembered_readings",
             "Identities in the duplicate window",
@@ -96,12 +110,47 @@ impl SpeedTelemetry {
             "Records of the realtime views that did not decode at a takeover",
             own.undecodable.clone(),
         );
-        telemetry.register(
-            "wye_ingest_accepted_readings",
-            "Readings acknowledged by the log",
-            own.accepted.clone(),
-        );
-        telemetry.register("wye_ingest_rejected_readings", "Readings that were refused", own.refused.clone());
         own
+    }
+
+    /// Adds what an owner has done since the last call, and shows its state.
+    pub(crate) fn observe(&self, kafka_partition: KafkaPartition, owner: &mut Owner) {
+        let label = label(kafka_partition);
+        let tally = owner.take_tally();
+        self.readings.get_or_create(&label).inc_by(tally.counts.readings);
+        self.duplicates.get_or_create(&label).inc_by(tally.counts.duplicates);
+        self.conflicts.get_or_create(&label).inc_by(tally.counts.conflicts);
+        self.rows.get_or_create(&label).inc_by(tally.rows);
+        self.epochs.get_or_create(&label).inc_by(tally.epochs);
+        for (reason, count) in tally.rejected {
+            self.rejected.get_or_create(&ReasonLabel { reason: reason.name() }).inc_by(count);
+        }
+        if let Some(newest) = owner.newest_event_time() {
+            self.watermark.get_or_create(&label).set(newest.seconds());
+        }
+        if let Some(horizon) = owner.horizon() {
+            self.horizon.get_or_create(&label).set(horizon.0);
+        }
+        self.remembered.get_or_create(&label).set(i64::try_from(owner.remembered()).unwrap_or(i64::MAX));
+        for (definition, failure) in tally.failures.iter() {
+            self.failed.inc_by(failure.readings);
+            let example = &failure.example;
+            debug!(
+                definition,
+                readings = failure.readings,
+                message = example.message,
+                device_id = example.device_id,
+                metric = example.metric,
+                "a metric definition cannot compute readings; GET /v1/metrics shows an example after the next batch run"
+            );
+        }
+        if tally.forgotten_early > 0 {
+            self.forgotten_early.get_or_create(&label).inc_by(tally.forgotten_early);
+            warn!(
+                kafka_partition = kafka_partition.0,
+                forgotten = tally.forgotten_early,
+                "the duplicate window is full; raise speed.duplicate_entries or run the batch layer more often"
+            );
+        }
     }
 }

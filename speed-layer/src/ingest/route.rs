@@ -1,13 +1,15 @@
 //! From batches of readings to messages: each device's readings to its Kafka partition, in order.
 //!
-//! The same batches always make the same messages in the same order, so that a repeated request can be compared with
-//! what is in the log.
+//! The same batches always make the same messages in the same order, so that a repeated request can be compared with the
+//! messages in the log.
 
 use std::borrow::Cow;
+use std::error::Error;
 use std::ops::Range;
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
+use wye_domain::place::KafkaPartition;
 use wye_domain::reading::{ReadingBatchBuilder, ReadingColumns, TextColumn};
 use wye_domain::wire;
 use wye_log::partitioner::partition_of;
@@ -16,30 +18,36 @@ use wye_log::topics::MAX_PAYLOAD_BYTES;
 /// Fewer readings than this go as JSON, which is smaller for them than an Arrow stream with its schema.
 const FEW: usize = 8;
 
+/// What cannot happen to accepted readings: they have the schema of readings.
+type Unexpected = Box<dyn Error + Send + Sync>;
+
 /// One message.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Part {
     /// Where it goes.
-    pub kafka_partition: i32,
-    /// The device, where all readings are of one.
+    pub kafka_partition: KafkaPartition,
+    /// The device, if all readings are of one.
     pub device_id: Option<String>,
     /// The payload in the wire format of the log.
     pub payload: Vec<u8>,
 }
 
 /// Cuts batches into messages.
-pub(super) fn parts(batches: &[RecordBatch], kafka_partitions: i32) -> Vec<Part> {
+///
+/// # Errors
+/// When a batch does not have the schema of readings.
+pub(super) fn parts(batches: &[RecordBatch], kafka_partitions: i32) -> Result<Vec<Part>, Unexpected> {
     let mut parts = Vec::new();
     for batch in batches {
-        let device =
-            TextColumn::of(batch, "device_id").expect("accepted batches have the schema of readings");
-        let of_word: Vec<i32> = device
+        let device = TextColumn::of(batch, "device_id")?;
+        let of_word: Vec<KafkaPartition> = device
             .words()
             .iter()
-            .map(|word| partition_of(word.unwrap_or_default().as_bytes(), kafka_partitions))
+            .map(|word| KafkaPartition(partition_of(word.unwrap_or_default().as_bytes(), kafka_partitions)))
             .collect();
-        let of_row: Vec<i32> =
-            (0..batch.num_rows()).map(|row| device.code(row).map_or(0, |code| of_word[code])).collect();
+        let of_row: Vec<KafkaPartition> = (0..batch.num_rows())
+            .map(|row| device.code(row).map_or_else(KafkaPartition::default, |code| of_word[code]))
+            .collect();
         let mut targets = of_row.clone();
         targets.sort_unstable();
         targets.dedup();
@@ -48,17 +56,22 @@ pub(super) fn parts(batches: &[RecordBatch], kafka_partitions: i32) -> Vec<Part>
                 Cow::Borrowed(batch)
             } else {
                 let mask: BooleanArray = of_row.iter().map(|row| Some(row == target)).collect();
-                Cow::Owned(filter_record_batch(batch, &mask).expect("the mask has one entry per row"))
+                Cow::Owned(filter_record_batch(batch, &mask)?)
             };
-            push(&own, *target, &mut parts);
+            push(&own, *target, &mut parts)?;
         }
     }
-    parts
+    Ok(parts)
 }
 
-fn push(batch: &RecordBatch, kafka_partition: i32, parts: &mut Vec<Part>) {
+/// Appends the messages of a batch whose readings all go to one Kafka partition.
+fn push(
+    batch: &RecordBatch,
+    kafka_partition: KafkaPartition,
+    parts: &mut Vec<Part>,
+) -> Result<(), Unexpected> {
     let rows = batch.num_rows();
-    let columns = ReadingColumns::of(batch).expect("accepted batches have the schema of readings");
+    let columns = ReadingColumns::of(batch)?;
     let payload = if rows < FEW {
         wire::encode_json(&(0..rows).map(|row| columns.reading(row)).collect::<Vec<_>>())
     } else {
@@ -66,17 +79,17 @@ fn push(batch: &RecordBatch, kafka_partition: i32, parts: &mut Vec<Part>) {
     };
     if payload.len() > MAX_PAYLOAD_BYTES && rows > 1 {
         drop(payload);
-        push(&rows_of(&columns, 0..rows / 2), kafka_partition, parts);
-        push(&rows_of(&columns, rows / 2..rows), kafka_partition, parts);
-        return;
+        push(&rows_of(&columns, 0..rows / 2), kafka_partition, parts)?;
+        return push(&rows_of(&columns, rows / 2..rows), kafka_partition, parts);
     }
     let first = columns.device_id.code(0);
     let single = (1..rows).all(|row| columns.device_id.code(row) == first);
     let device_id = single.then(|| columns.device_id.text(0).unwrap_or_default().to_owned());
     parts.push(Part { kafka_partition, device_id, payload });
+    Ok(())
 }
 
-/// A batch of some rows with only the words that they use: a slice would carry along those of the whole.
+/// A batch of some rows with only the words that they use: a slice would have the words of all rows.
 fn rows_of(columns: &ReadingColumns<'_>, rows: Range<usize>) -> RecordBatch {
     let mut builder = ReadingBatchBuilder::default();
     for row in rows {
@@ -109,8 +122,8 @@ mod tests {
             });
         }
         let batch = builder.finish();
-        let parts = parts(std::slice::from_ref(&batch), 4);
-        assert_eq!(parts, super::parts(&[batch], 4));
+        let parts = parts(std::slice::from_ref(&batch), 4).unwrap();
+        assert_eq!(parts, super::parts(&[batch], 4).unwrap());
         let mut values = Vec::new();
         for part in &parts {
             let mut assembler = Assembler::default();
@@ -119,7 +132,7 @@ mod tests {
                 let columns = ReadingColumns::of(&placed.batch).unwrap();
                 for row in 0..placed.batch.num_rows() {
                     let reading = columns.reading(row);
-                    assert_eq!(partition_of(reading.device_id.as_bytes(), 4), part.kafka_partition);
+                    assert_eq!(partition_of(reading.device_id.as_bytes(), 4), part.kafka_partition.0);
                     values.push(reading.value as i64);
                 }
             }

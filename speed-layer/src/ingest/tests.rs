@@ -1,15 +1,19 @@
-//! Requests that are left, sent again, and cut off from the log.
+//! Requests whose clients leave, that are sent again, and whose log is away.
 
 use std::path::Path;
 
 use tempfile::TempDir;
 use wye_broker::{Broker, BrokerConfig, Port};
 use wye_domain::assemble::Assembler;
+use wye_domain::time::Micros;
 use wye_log::client::LogConfig;
 use wye_log::reader::read_all;
+use wye_log::topics::READINGS;
 
 use super::*;
+use crate::clock::SystemClock;
 
+/// After the event time of [`request`].
 const NOW: i64 = 1_800_000_000_000_000;
 const PATIENCE: Duration = Duration::from_secs(30);
 const ACK_TIMEOUT: Duration = Duration::from_millis(500);
@@ -25,9 +29,20 @@ async fn site(ack_timeout: Duration) -> (Ingest, Log, Broker, TempDir) {
     let broker = broker(directory.path(), Port::Free).await;
     let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 2)).unwrap();
     log.ensure_topics().await.unwrap();
-    let settings =
-        IngestSettings { acceptance: Acceptance::default(), linger: Duration::from_millis(1), ack_timeout };
-    let ingest = Ingest::start(&log, settings, "a".to_owned(), SpeedTelemetry::default()).await.unwrap();
+    let settings = IngestSettings {
+        max_body: 1 << 20,
+        ack_timeout,
+        linger: Duration::from_millis(1),
+        earliest_event_time: Micros::EPOCH,
+        max_future: Duration::from_secs(86_400),
+    };
+    let parts = Parts {
+        log: log.clone(),
+        server: "a".to_owned(),
+        telemetry: IngestTelemetry::default(),
+        clock: Arc::new(SystemClock::default()),
+    };
+    let ingest = start(settings, parts, CancellationToken::new()).await.unwrap();
     (ingest, log, broker, directory)
 }
 
@@ -39,24 +54,25 @@ fn request(key: Option<&str>, devices: usize) -> Request {
         })
         .collect();
     let body = Bytes::from(lines.join("\n"));
-    Request { body, format: Format::JsonLines, key: key.map(str::to_owned), now: NOW }
+    Request { body, format: Format::JsonLines, key: key.map(str::to_owned) }
 }
 
-/// Sends a request until it is taken.
-async fn until_taken(ingest: &Ingest, key: &str) -> Receipt {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    loop {
-        match ingest.take(request(Some(key), 10)).await {
-            Ok(receipt) => return receipt,
-            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+/// Sends a request until it is accepted.
+async fn until_accepted(ingest: &Ingest, key: &str) -> Receipt {
+    let accepted = async {
+        loop {
+            if let Ok(receipt) = ingest.take(request(Some(key), 10)).await {
+                return receipt;
+            }
         }
-    }
+    };
+    tokio::time::timeout(PATIENCE, accepted).await.expect("accepted in time")
 }
 
-/// How many readings the log holds.
+/// How many readings the log has.
 async fn logged(log: &Log) -> usize {
     let log = log.clone();
-    let count = move || {
+    tokio::task::spawn_blocking(move || {
         let mut assembler = Assembler::default();
         for kafka_partition in 0..2 {
             read_all(&log, (READINGS, kafka_partition), None, |message| {
@@ -65,8 +81,9 @@ async fn logged(log: &Log) -> usize {
             .unwrap();
         }
         assembler.rows()
-    };
-    tokio::task::spawn_blocking(count).await.unwrap()
+    })
+    .await
+    .unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,43 +99,55 @@ async fn a_receipt_says_where_the_readings_are() {
     assert_eq!((again.accepted, again.duplicate_request), (20, true));
     assert_eq!(again.position, first.position);
     assert_eq!(logged(&log).await, 20);
-    let refused = ingest.take(Request { body: Bytes::from("7"), ..request(None, 0) }).await.unwrap();
-    assert_eq!((refused.refused(), refused.position.is_empty()), (1, true));
+    let rejected = ingest.take(Request { body: Bytes::from("7"), ..request(None, 0) }).await.unwrap();
+    assert_eq!((rejected.rejected_readings(), rejected.position.is_empty()), (1, true));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_keeps_no_key_and_its_readings_count_once() {
+async fn a_client_that_leaves_frees_its_key_and_its_readings_count_once() {
     let (ingest, log, _broker, _directory) = site(PATIENCE).await;
     for number in 0..20 {
         let key = format!("left-{number}");
-        // Left at another place each time.
+        // At another point each time.
         let leaves = Duration::from_micros(number * 300);
         let _ = tokio::time::timeout(leaves, ingest.take(request(Some(&key), 10))).await;
         let receipt = ingest.take(request(Some(&key), 10)).await.unwrap();
         assert_eq!(receipt.accepted, 10);
     }
-    ingest.drained().await;
+    ingest.join().await;
     assert_eq!(logged(&log).await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_log_away_clients_get_an_answer_in_time_and_nothing_counts_twice() {
     let (ingest, log, gone, directory) = site(ACK_TIMEOUT).await;
-    assert_eq!(until_taken(&ingest, "before").await.accepted, 10);
+    assert_eq!(until_accepted(&ingest, "before").await.accepted, 10);
     let port = gone.bootstrap_servers().rsplit(':').next().unwrap().parse().unwrap();
     gone.stop().await;
-    let begun = std::time::Instant::now();
+    let clock = SystemClock::default();
     for _ in 0..3 {
         for key in [Some("during"), None] {
             let refused = ingest.take(request(key, 10)).await.unwrap_err();
             assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
         }
     }
-    // Those with the key wait each; the others are refused at once, since a message is overdue already.
-    assert!(begun.elapsed() < ACK_TIMEOUT * 5, "{:?}", begun.elapsed());
+    // Those with the key wait; the others are refused at once, since a message is overdue already.
+    let elapsed = clock.monotonic();
+    assert!(elapsed < ACK_TIMEOUT * 5, "{elapsed:?}");
     let _broker = broker(directory.path(), Port::Only(port)).await;
-    let receipt = until_taken(&ingest, "during").await;
+    let receipt = until_accepted(&ingest, "during").await;
     assert_eq!(receipt.accepted, 10);
-    ingest.drained().await;
+    ingest.join().await;
     assert_eq!(logged(&log).await, 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_shutdown_new_requests_are_refused() {
+    let (ingest, log, _broker, _directory) = site(PATIENCE).await;
+    ingest.take(request(None, 10)).await.unwrap();
+    ingest.shutdown.cancel();
+    let refused = ingest.take(request(None, 10)).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unavailable, "{refused}");
+    ingest.join().await;
+    assert_eq!(logged(&log).await, 10);
 }

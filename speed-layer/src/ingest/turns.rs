@@ -1,12 +1,12 @@
-//! One request at a time for each idempotency key: whoever comes later waits for its turn. A turn ends when it is
-//! dropped, so that no way of leaving a request keeps its key.
+//! One request at a time for each idempotency key: later ones wait for their turn. A turn ends when it is dropped, so that
+//! a request frees its key however it ends.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-/// See the module. Clones share the keys.
+/// The keys that requests work on. Clones share them.
 #[derive(Clone, Default)]
 pub(super) struct Turns {
     inner: Arc<Inner>,
@@ -18,6 +18,12 @@ struct Inner {
     ended: Notify,
 }
 
+impl Inner {
+    fn busy(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The right to work on a key.
 pub(super) struct Turn {
     turns: Turns,
@@ -25,13 +31,13 @@ pub(super) struct Turn {
 }
 
 impl Turns {
-    /// Waits until nobody else works on `key`.
+    /// Waits until no other request works on `key`.
     pub(super) async fn take(&self, key: &str) -> Turn {
         loop {
-            // Made before the look, so that a turn that ends right after it is not missed.
+            // Enabled before the check, so that a turn that ends right after it is not missed.
             let mut ended = std::pin::pin!(self.inner.ended.notified());
             ended.as_mut().enable();
-            if self.inner.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(key.to_owned()) {
+            if self.inner.busy().insert(key.to_owned()) {
                 return Turn { turns: self.clone(), key: key.to_owned() };
             }
             ended.await;
@@ -41,7 +47,7 @@ impl Turns {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.turns.inner.busy.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.turns.inner.busy().remove(&self.key);
         self.turns.inner.ended.notify_waiters();
     }
 }
@@ -53,7 +59,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_turn_ends_however_it_is_left() {
+    async fn a_turn_ends_however_the_request_ends() {
         let turns = Turns::default();
         let first = turns.take("a").await;
         let _other = turns.take("b").await;

@@ -1,31 +1,36 @@
-//! The running layer against the embedded broker, or the Kafka that `WYE_TEST_KAFKA` names: what stands in the
-//! realtime-views topic afterwards.
+//! The running layer on the embedded broker, or on the Kafka that `WYE_TEST_KAFKA` names: what the realtime-views topic has
+//! afterwards.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use wye_broker::{Broker, BrokerConfig};
-use wye_domain::control::ControlView;
+use wye_domain::control::{ControlRecord, ControlView};
 use wye_domain::epoch::Fence;
+use wye_domain::place::KafkaPartition;
 use wye_domain::realtime_row::{self, Header, Record, Rows};
 use wye_domain::registry::Registry;
 use wye_domain::summary::Summary;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
-use wye_log::producer::Outgoing;
+use wye_log::producer::{Outgoing, Producer};
 use wye_log::reader::read_all;
-use wye_log::topics::{CONTROL, DEAD_LETTER, REALTIME_VIEWS};
+use wye_log::topics::{CONTROL, DEAD_LETTER, READINGS, REALTIME_VIEWS};
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::MetricPlans;
+use wye_runtime::telemetry::ReasonLabel;
 
 use super::*;
-use crate::owner::Rules;
-use crate::telemetry::SpeedTelemetry;
+use crate::clock::SystemClock;
+use crate::telemetry::{SpeedTelemetry, label};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+const SHORT_EPOCHS: Duration = Duration::from_millis(200);
+/// Longer than a test runs.
+const LONG_EPOCHS: Duration = Duration::from_secs(3_600);
 
 struct Site {
     log: Log,
@@ -49,30 +54,32 @@ impl Site {
         Self { log, producer, _broker: broker, _directory: directory }
     }
 
-    fn shared(&self) -> Shared {
-        Shared {
+    fn parts(&self) -> Parts {
+        Parts {
             log: self.log.clone(),
-            linger: Duration::from_millis(1),
-            handle: tokio::runtime::Handle::current(),
-            rules: rules(Registry::default()),
+            plans: plans(Registry::default()),
+            acceptance: Acceptance::default(),
             telemetry: SpeedTelemetry::default(),
-            fault: Arc::default(),
+            clock: Arc::new(SystemClock::default()),
+            name: "test".to_owned(),
         }
     }
 
-    fn start(&self) -> (SpeedLayer, CancellationToken) {
-        self.start_as(&self.shared(), Duration::from_millis(200))
+    /// A layer with short epochs.
+    async fn start(&self) -> (SpeedLayer, CancellationToken) {
+        self.start_with(self.parts(), SHORT_EPOCHS).await
     }
 
-    fn start_as(&self, shared: &Shared, epoch_interval: Duration) -> (SpeedLayer, CancellationToken) {
-        let rhythm = Rhythm {
+    async fn start_with(&self, parts: Parts, epoch_interval: Duration) -> (SpeedLayer, CancellationToken) {
+        let settings = SpeedSettings {
             flush_interval: Duration::from_millis(20),
             epoch_interval,
+            duplicate_window: Duration::from_secs(86_400),
+            duplicate_entries: 1_000_000,
             answer_patience: Duration::from_secs(3),
         };
-        let cancel = CancellationToken::new();
-        let kafka_partitions: Vec<i32> = (0..self.log.config().kafka_partitions).collect();
-        (SpeedLayer::start(shared, rhythm, &kafka_partitions, 1, &cancel).unwrap(), cancel)
+        let shutdown = CancellationToken::new();
+        (start(settings, parts, shutdown.clone()).await.unwrap(), shutdown)
     }
 
     async fn control(&self, record: &ControlRecord) -> i64 {
@@ -83,8 +90,12 @@ impl Site {
     }
 
     fn control_view(&self) -> ControlView {
+        self.control_view_of(0)
+    }
+
+    fn control_view_of(&self, kafka_partition: i32) -> ControlView {
         let mut view = ControlView::default();
-        read_all(&self.log, (CONTROL, 0), None, |message| {
+        read_all(&self.log, (CONTROL, kafka_partition), None, |message| {
             view.apply(message.offset, &ControlRecord::decode(message.payload).unwrap());
         })
         .unwrap();
@@ -170,21 +181,14 @@ impl Site {
         epochs
     }
 
+    /// Waits until so many readings are served.
     async fn wait_for(&self, count: u64) -> Summary {
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let summary = tokio::task::block_in_place(|| self.served());
-            if summary.count >= count {
-                return summary;
-            }
-            assert!(Instant::now() < deadline, "{} readings of {count}", summary.count);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until("enough readings are served", async || {
+            tokio::task::block_in_place(|| self.served()).count >= count
+        })
+        .await;
+        tokio::task::block_in_place(|| self.served())
     }
-}
-
-async fn join(layer: SpeedLayer) {
-    tokio::task::spawn_blocking(move || layer.join()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -192,148 +196,141 @@ async fn readings_become_rows_once_across_restarts() {
     let site = Site::new().await;
     for part in 0..4 {
         site.send_values(part * 50..part * 50 + 30).await;
-        let (layer, cancel) = site.start();
+        let (layer, shutdown) = site.start().await;
         site.send_values(part * 50 + 20..part * 50 + 50).await;
         let expected = (part as u64 + 1) * 50;
         let summary = site.wait_for(expected).await;
         assert_eq!((summary.count, summary.conflicts), (expected, 0));
         assert_eq!(summary.sum.value(), (0..expected).sum::<u64>() as f64);
-        cancel.cancel();
-        join(layer).await;
+        shutdown.cancel();
+        layer.join().await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_reading_is_counted_and_stops_nothing() {
+async fn invalid_readings_are_counted_and_stop_nothing() {
     let site = Site::new().await;
-    let shared = site.shared();
-    let (layer, cancel) = site.start_as(&shared, Duration::from_secs(3_600));
+    let parts = site.parts();
+    let (layer, shutdown) = site.start_with(parts.clone(), LONG_EPOCHS).await;
     for bad in ["{", "", r#"{"device_id":"d"}"#, "WYE\u{7}"] {
         site.send(bad).await;
     }
     site.send_values(0..5).await;
     site.wait_for(5).await;
-    cancel.cancel();
-    join(layer).await;
+    shutdown.cancel();
+    layer.join().await;
     for reason in ["not_json", "empty", "missing_field", "unknown_version"] {
-        assert_eq!(shared.telemetry.rejected.get_or_create(&ReasonLabel { reason }).get(), 1, "{reason}");
+        assert_eq!(parts.telemetry.rejected.get_or_create(&ReasonLabel { reason }).get(), 1, "{reason}");
     }
     // The archiver writes the letters.
     assert_eq!(site.log.offsets(DEAD_LETTER, 0).await.unwrap().high, 0);
 }
 
+/// The same ownership of so many Kafka partitions.
+fn all(count: i32, ownership: Ownership) -> BTreeMap<KafkaPartition, Ownership> {
+    KafkaPartition::all(count).map(|kafka_partition| (kafka_partition, ownership)).collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_second_layer_has_left_the_first_owns_everything_again() {
     let site = Site::with_partitions(3).await;
-    let (first, first_cancel) = site.start();
-    let all = |ownership: Ownership| BTreeMap::from([0, 1, 2].map(|place| (place, ownership.clone())));
+    let (first, first_shutdown) = site.start().await;
     let first_owns = first.ownerships();
-    until("the first owns all", async || first_owns.get() == all(Ownership::Owned)).await;
+    until("the first owns all", async || first_owns.get() == all(3, Ownership::Owned)).await;
     site.send_values(0..20).await;
     site.wait_for(20).await;
 
-    let (second, second_cancel) = site.start();
+    let (second, second_shutdown) = site.start().await;
     let second_owns = second.ownerships();
-    until("the second owns all", async || second_owns.get() == all(Ownership::Owned)).await;
-    until("the first has noticed", async || first_owns.get() == all(Ownership::Elsewhere)).await;
+    until("the second owns all", async || second_owns.get() == all(3, Ownership::Owned)).await;
+    until("the first is fenced", async || first_owns.get() == all(3, Ownership::Elsewhere)).await;
     site.send_values(20..40).await;
     assert_eq!(site.wait_for(40).await.count, 40);
-    // While the second one answers, the first asks and leaves it alone.
+    // While the second one answers, the first asks and does not claim.
     until("the first asks", async || site.control_view().asked.is_some()).await;
     until("the second answers", async || site.control_view().unanswered().is_none()).await;
-    assert_eq!((first_owns.get(), second_owns.get()), (all(Ownership::Elsewhere), all(Ownership::Owned)));
+    assert_eq!(first_owns.get(), all(3, Ownership::Elsewhere));
+    assert_eq!(second_owns.get(), all(3, Ownership::Owned));
 
-    second_cancel.cancel();
-    join(second).await;
+    second_shutdown.cancel();
+    second.join().await;
     site.send_values(40..60).await;
-    until("the first owns all again", async || first_owns.get() == all(Ownership::Owned)).await;
+    until("the first owns all again", async || first_owns.get() == all(3, Ownership::Owned)).await;
     let summary = site.wait_for(60).await;
     assert_eq!((summary.count, summary.sum.value()), (60, (0..60).sum::<i64>() as f64));
-    assert!(!first_cancel.is_cancelled());
-    first_cancel.cancel();
-    join(first).await;
-}
-
-fn both_owned() -> BTreeMap<i32, Ownership> {
-    [0, 1].map(|kafka_partition| (kafka_partition, Ownership::Owned)).into()
+    assert!(!first_shutdown.is_cancelled());
+    first_shutdown.cancel();
+    first.join().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_fails_gives_up_its_kafka_partition_and_no_other() {
     let site = Site::with_partitions(2).await;
-    let shared = site.shared();
-    let (layer, cancel) = site.start_as(&shared, Duration::from_secs(3_600));
+    let parts = site.parts();
+    let (layer, shutdown) = site.start_with(parts.clone(), LONG_EPOCHS).await;
     let owns = layer.ownerships();
-    until("both are owned", async || owns.get() == both_owned()).await;
-    let generation = |place: i32| {
-        let mut view = ControlView::default();
-        read_all(&site.log, (CONTROL, place), None, |message| {
-            view.apply(message.offset, &ControlRecord::decode(message.payload).unwrap());
-        })
-        .unwrap();
-        view.generation
-    };
-    let (lost, kept) = (generation(0), generation(1));
-    // Somebody claims the one and goes away.
-    site.control(&ControlRecord::Claim { owner: "passer-by".into() }).await;
+    until("both are owned", async || owns.get() == all(2, Ownership::Owned)).await;
+    let (lost, kept) = (site.control_view_of(0).generation, site.control_view_of(1).generation);
+    // Another process claims the one and stops.
+    site.control(&ControlRecord::Claim { owner: "another".into() }).await;
     until("it is owned again", async || {
-        let label = KafkaPartitionLabel { kafka_partition: 0 };
-        shared.telemetry.given_up.get_or_create(&label).get() == 1 && owns.get() == both_owned()
+        let given_up = parts.telemetry.given_up.get_or_create(&label(KafkaPartition(0))).get();
+        given_up == 1 && owns.get() == all(2, Ownership::Owned)
     })
     .await;
-    assert!(generation(0) > lost);
-    assert_eq!(generation(1), kept);
+    assert!(site.control_view_of(0).generation > lost);
+    assert_eq!(site.control_view_of(1).generation, kept);
     site.send_values(0..10).await;
     assert_eq!(site.wait_for(10).await.count, 10);
-    cancel.cancel();
-    join(layer).await;
+    shutdown.cancel();
+    layer.join().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_panics_is_replaced() {
     let site = Site::with_partitions(2).await;
-    let shared = site.shared();
-    let (layer, cancel) = site.start_as(&shared, Duration::from_secs(3_600));
+    let parts = site.parts();
+    let (layer, shutdown) = site.start_with(parts.clone(), LONG_EPOCHS).await;
     let owns = layer.ownerships();
-    until("both are owned", async || owns.get() == both_owned()).await;
+    until("both are owned", async || owns.get() == all(2, Ownership::Owned)).await;
     site.send_values(0..5).await;
     assert_eq!(site.wait_for(5).await.count, 5);
-    shared.fault.store(true, Ordering::Relaxed);
+    layer.shared.next_step_panics.store(true, Ordering::Relaxed);
     until("it is owned again", async || {
-        let given_up = [0, 1].map(|kafka_partition| {
-            shared.telemetry.given_up.get_or_create(&KafkaPartitionLabel { kafka_partition }).get()
-        });
-        given_up.iter().sum::<u64>() == 1 && owns.get() == both_owned()
+        let given_up = KafkaPartition::all(2)
+            .map(|kafka_partition| parts.telemetry.given_up.get_or_create(&label(kafka_partition)).get());
+        given_up.sum::<u64>() == 1 && owns.get() == all(2, Ownership::Owned)
     })
     .await;
     site.send_values(5..10).await;
     assert_eq!(site.wait_for(10).await.count, 10);
-    cancel.cancel();
-    join(layer).await;
+    shutdown.cancel();
+    layer.join().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_for_a_cut_is_answered_at_once_by_a_start_behind_what_was_there() {
     let site = Site::new().await;
-    let (layer, cancel) = site.start_as(&site.shared(), Duration::from_secs(3_600));
+    let (layer, shutdown) = site.start_with(site.parts(), LONG_EPOCHS).await;
     site.send_values(0..30).await;
     let through = site.log.offsets(READINGS, 0).await.unwrap().high;
-    let asked = Instant::now();
+    let clock = SystemClock::default();
     let request = site.control(&ControlRecord::CutRequest { asked_by: "test".into(), through }).await;
     until("an answer", async || site.control_view().answered == Some(request)).await;
-    assert!(asked.elapsed() < Duration::from_secs(10), "{:?}", asked.elapsed());
+    let elapsed = clock.monotonic();
+    assert!(elapsed < Duration::from_secs(10), "{elapsed:?}");
     assert_eq!(site.control_view().first_start_from(1), Some(through));
     // It begins there, whether it was there already or not.
     until("the epoch begins", async || site.begun().contains(&through)).await;
     assert_eq!(site.wait_for(30).await.count, 30);
-    cancel.cancel();
-    join(layer).await;
+    shutdown.cancel();
+    layer.join().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_pinned_by_a_batch_run_costs_the_open_epoch_and_no_earlier_one() {
     let site = Site::new().await;
-    let (layer, cancel) = site.start_as(&site.shared(), Duration::from_secs(3_600));
+    let (layer, shutdown) = site.start_with(site.parts(), LONG_EPOCHS).await;
     site.send_values(0..10).await;
     let request = site.control(&ControlRecord::CutRequest { asked_by: "test".into(), through: 10 }).await;
     until("an epoch at 10", async || site.control_view().answered == Some(request)).await;
@@ -345,38 +342,37 @@ async fn a_start_pinned_by_a_batch_run_costs_the_open_epoch_and_no_earlier_one()
     let summary = site.wait_for(30).await;
     assert_eq!((summary.count, summary.sum.value()), (30, (0..30).sum::<i64>() as f64));
     assert_eq!(site.begun(), [0, 10, 10, 20]);
-    cancel.cancel();
-    join(layer).await;
+    shutdown.cancel();
+    layer.join().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_record_that_does_not_decode_costs_a_rebuild_and_blocks_nothing() {
     let site = Site::new().await;
-    let (layer, cancel) = site.start();
+    let (layer, shutdown) = site.start().await;
     site.send_values(0..10).await;
     site.wait_for(10).await;
-    cancel.cancel();
-    join(layer).await;
+    shutdown.cancel();
+    layer.join().await;
     let payload = b"WYR\x02 from a later version";
     let message = Outgoing { topic: REALTIME_VIEWS, kafka_partition: 0, key: None, payload, headers: &[] };
     site.producer.send(message).await.unwrap();
-    let shared = site.shared();
-    let (layer, cancel) = site.start_as(&shared, Duration::from_millis(200));
+    let parts = site.parts();
+    let (layer, shutdown) = site.start_with(parts.clone(), SHORT_EPOCHS).await;
     site.send_values(10..20).await;
     let summary = site.wait_for(20).await;
     assert_eq!((summary.count, summary.sum.value()), (20, (0..20).sum::<i64>() as f64));
-    let label = KafkaPartitionLabel { kafka_partition: 0 };
-    assert_eq!(shared.telemetry.undecodable.get_or_create(&label).get(), 1);
-    cancel.cancel();
-    join(layer).await;
+    assert_eq!(parts.telemetry.undecodable.get_or_create(&label(KafkaPartition(0))).get(), 1);
+    shutdown.cancel();
+    layer.join().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_moved_in_the_registry_is_rebuilt_in_its_new_group() {
     let site = Site::new().await;
     for (line, values) in [("north", 0..10), ("south", 10..20)] {
-        let shared = Shared { rules: rules(at_line(line)), ..site.shared() };
-        let (layer, cancel) = site.start_as(&shared, Duration::from_millis(200));
+        let parts = Parts { plans: plans(at_line(line)), ..site.parts() };
+        let (layer, shutdown) = site.start_with(parts.clone(), SHORT_EPOCHS).await;
         let count = values.end as u64;
         site.send_values(values).await;
         until("all are in the group of the line", async || {
@@ -384,8 +380,8 @@ async fn a_device_that_moved_in_the_registry_is_rebuilt_in_its_new_group() {
                 == BTreeMap::from([(format!(r#"["by_line","by_line",["{line}"]]"#), count)])
         })
         .await;
-        cancel.cancel();
-        join(layer).await;
+        shutdown.cancel();
+        layer.join().await;
     }
 }
 
@@ -395,7 +391,8 @@ fn at_line(line: &str) -> Registry {
     Registry::check(serde_json::from_str(&text).unwrap()).unwrap()
 }
 
-fn rules(registry: Registry) -> Rules {
+/// The default definition, or one that groups by line where a registry says the lines.
+fn plans(registry: Registry) -> Arc<MetricPlans> {
     let by_line = MetricConfig {
         name: "by_line".into(),
         help: String::new(),
@@ -409,19 +406,15 @@ fn rules(registry: Registry) -> Rules {
     };
     let definitions =
         if registry.devices().is_empty() { vec![] } else { vec![Definition::check(&by_line).unwrap()] };
-    Rules {
-        plans: Arc::new(MetricPlans::new(definitions, Arc::new(registry)).unwrap()),
-        acceptance: Acceptance::default(),
-        duplicate_window: 86_400_000_000,
-        duplicate_entries: 1_000_000,
-    }
+    Arc::new(MetricPlans::new(definitions, Arc::new(registry)).unwrap())
 }
 
 /// Waits for a condition, whose check may block.
 async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let met = async {
+        while !condition().await {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, met).await.is_ok(), "not in time: {what}");
 }

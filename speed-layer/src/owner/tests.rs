@@ -1,25 +1,27 @@
 //! The owner's decisions, one at a time.
 
 use wye_domain::registry::Registry;
+use wye_domain::wire::Acceptance;
+use wye_metrics::plan::MetricPlans;
 
 use super::*;
 
 /// The generation of the owner under test.
-const GENERATION: i64 = 10;
+const GENERATION: Generation = Generation(Offset(10));
 
 fn rules() -> Rules {
     let plans = MetricPlans::new(vec![], Arc::new(Registry::default())).unwrap();
     Rules {
         plans: Arc::new(plans),
         acceptance: Acceptance::default(),
-        duplicate_window: 1_000_000,
+        duplicate_window: Span::from_secs(1),
         duplicate_entries: 1_000,
     }
 }
 
 fn owner(mut taken: TakenOver) -> Owner {
-    taken.control.apply(GENERATION, &ControlRecord::Claim { owner: "test".into() });
-    let mut owner = Owner::new(&rules(), 0, taken);
+    taken.control.apply(GENERATION.claim().0, &ControlRecord::Claim { owner: "test".into() });
+    let mut owner = Owner::new(&rules(), KafkaPartition(0), taken);
     owner.start().unwrap();
     owner
 }
@@ -30,7 +32,7 @@ fn taken(recovery: Recovery) -> TakenOver {
         recovery,
         control: ControlView::default(),
         rows: Vec::new(),
-        rows_through: 0,
+        rows_through: None,
         first_record: BTreeMap::new(),
     }
 }
@@ -44,44 +46,53 @@ fn after_an_incomplete_flush() -> Owner {
     let mut control = ControlView::default();
     control.expect_start(0, 0);
     let resumed = taken(Recovery::Resume { position: 5, epoch: 0 });
-    owner(TakenOver { control, rows_through: 9, first_record: [(0, 0)].into(), ..resumed })
+    owner(TakenOver {
+        control,
+        rows_through: Some(Offset(9)),
+        first_record: [(Offset(0), Offset(0))].into(),
+        ..resumed
+    })
 }
 
 /// The owner takes in messages up to an offset, one a second.
 fn read(owner: &mut Owner, to: i64) -> Vec<Effect> {
     let mut effects = Vec::new();
-    for offset in owner.next()..to {
-        let ingest_time = 1_700_000_000_000_000 + offset * 1_000_000;
-        let time = ingest_time / 1_000;
+    for offset in owner.next().0..to {
+        let time = 1_700_000_000_000 + offset * 1_000;
         let payload = format!(r#"{{"device_id":"d","metric":"m","value":{offset},"event_time":{time}}}"#);
         let payload = payload.as_bytes();
+        let (offset, ingest_time) = (Offset(offset), Micros::from_millis(time));
         effects.extend(owner.step(Input::Message { offset, ingest_time, payload }).unwrap());
     }
     effects
 }
 
-fn hear(owner: &mut Owner, record: &ControlRecord) -> Result<Vec<Effect>, SpeedError> {
+fn receive(owner: &mut Owner, record: &ControlRecord) -> Result<Vec<Effect>, SpeedError> {
     let offset = owner.next_control();
     owner.step(Input::Control { offset, record })
 }
 
 fn ask(owner: &mut Owner, through: i64) -> Vec<Effect> {
-    hear(owner, &ControlRecord::CutRequest { asked_by: "test".into(), through }).unwrap()
+    receive(owner, &ControlRecord::CutRequest { asked_by: "test".into(), through }).unwrap()
 }
 
 fn pinned(start: i64) -> ControlRecord {
     ControlRecord::Epoch { generation: None, start, announced_at: 0, answers: None }
 }
 
-/// Effects in short: `rows E..T`, `begin E`, `announce S`, with `for R` where it answers.
+/// Effects as short texts: `rows E..T`, `begin E`, `announce S`, with `for R` where it answers a request.
 fn short(effects: &[Effect]) -> Vec<String> {
-    let one = |effect: &Effect| match effect {
-        Effect::Append(Header::Rows { epoch, through, complete, .. }, _) => {
-            format!("{} {epoch}..{through}", if *complete { "checkpoint" } else { "rows" })
+    effects.iter().map(short_one).collect()
+}
+
+fn short_one(effect: &Effect) -> String {
+    match effect {
+        Effect::Append(Header::Rows { epoch, through, complete: true, .. }, _) => {
+            format!("checkpoint {epoch}..{through}")
         }
-        Effect::Append(Header::Begin { epoch, reset, .. }, _) => {
-            format!("{} {epoch}", if *reset { "reset" } else { "begin" })
-        }
+        Effect::Append(Header::Rows { epoch, through, .. }, _) => format!("rows {epoch}..{through}"),
+        Effect::Append(Header::Begin { epoch, reset: true, .. }, _) => format!("reset {epoch}"),
+        Effect::Append(Header::Begin { epoch, .. }, _) => format!("begin {epoch}"),
         Effect::Append(Header::Claim { .. }, _) => "claim".to_owned(),
         Effect::Announce(ControlRecord::Epoch { start, answers: Some(request), .. }) => {
             format!("announce {start} for {request}")
@@ -89,8 +100,7 @@ fn short(effects: &[Effect]) -> Vec<String> {
         Effect::Announce(ControlRecord::Epoch { start, .. }) => format!("announce {start}"),
         Effect::Announce(other) => format!("{other:?}"),
         Effect::Trim { topic, before } => format!("trim {topic} {before}"),
-    };
-    effects.iter().map(one).collect()
+    }
 }
 
 #[test]
@@ -99,7 +109,7 @@ fn a_cut_is_made_at_once_where_the_owner_has_read_so_far() {
     read(&mut owner, 7);
     let effects = ask(&mut owner, 7);
     assert_eq!(short(&effects), ["checkpoint 0..7", "begin 7", "announce 7 for 11"]);
-    // The open epoch is new enough for the next one, and for whoever asks whether there is an owner.
+    // The open epoch is new enough for the next request, and for one that asks whether there is an owner.
     assert_eq!(short(&ask(&mut owner, 7)), ["announce 7 for 12"]);
     read(&mut owner, 9);
     assert_eq!(short(&ask(&mut owner, 0)), ["announce 7 for 13"]);
@@ -122,37 +132,37 @@ fn an_owner_that_is_behind_answers_at_once_and_cuts_when_it_gets_there() {
 fn an_announced_start_at_the_position_needs_no_further_message() {
     let mut owner = fresh();
     read(&mut owner, 5);
-    assert_eq!(short(&hear(&mut owner, &pinned(5)).unwrap()), [""; 0]);
+    assert_eq!(short(&receive(&mut owner, &pinned(5)).unwrap()), [""; 0]);
     let effects = owner.step(Input::Tick(Due::Flush)).unwrap();
     assert_eq!(short(&effects), ["checkpoint 0..5", "begin 5", "announce 5"]);
 }
 
 #[test]
-fn a_start_inside_of_what_was_taken_in_is_noticed_before_it_is_evaluated() {
+fn a_start_among_messages_that_are_not_evaluated_yet_overtakes_the_owner() {
     let mut owner = fresh();
     read(&mut owner, 8);
-    // Nothing was flushed or evaluated yet, but it was taken in.
-    let error = hear(&mut owner, &pinned(5)).unwrap_err();
-    assert!(matches!(error, SpeedError::Overtaken { start: 5, .. }), "{error}");
+    // The messages are taken in; nothing is flushed or evaluated yet.
+    let error = receive(&mut owner, &pinned(5)).unwrap_err();
+    assert!(matches!(error, SpeedError::Overtaken { start: Offset(5), .. }), "{error}");
 }
 
 #[test]
-fn a_start_inside_of_an_epoch_that_has_ended_is_noticed() {
+fn a_start_inside_an_epoch_that_has_ended_overtakes_the_owner() {
     let mut owner = fresh();
     read(&mut owner, 8);
     owner.step(Input::Tick(Due::Epoch)).unwrap();
-    let error = hear(&mut owner, &pinned(5)).unwrap_err();
-    assert!(matches!(error, SpeedError::Overtaken { start: 5, .. }), "{error}");
+    let error = receive(&mut owner, &pinned(5)).unwrap_err();
+    assert!(matches!(error, SpeedError::Overtaken { start: Offset(5), .. }), "{error}");
 }
 
 #[test]
-fn a_start_inside_of_what_an_incomplete_flush_wrote_is_noticed() {
-    let error = hear(&mut after_an_incomplete_flush(), &pinned(7)).unwrap_err();
-    assert!(matches!(error, SpeedError::Overtaken { start: 7, .. }), "{error}");
+fn a_start_inside_the_rows_of_an_incomplete_flush_overtakes_the_owner() {
+    let error = receive(&mut after_an_incomplete_flush(), &pinned(7)).unwrap_err();
+    assert!(matches!(error, SpeedError::Overtaken { start: Offset(7), .. }), "{error}");
 }
 
 #[test]
-fn no_cut_is_made_inside_of_what_an_incomplete_flush_wrote() {
+fn no_cut_is_made_inside_the_rows_of_an_incomplete_flush() {
     let mut owner = after_an_incomplete_flush();
     read(&mut owner, 7);
     assert_eq!(short(&owner.step(Input::Tick(Due::Epoch)).unwrap()), ["checkpoint 0..7"]);
@@ -161,39 +171,43 @@ fn no_cut_is_made_inside_of_what_an_incomplete_flush_wrote() {
 }
 
 #[test]
-fn announcements_of_a_fenced_owner_concern_nobody() {
+fn announcements_of_a_fenced_owner_are_ignored() {
     let mut owner = fresh();
     read(&mut owner, 8);
-    let fenced =
-        ControlRecord::Epoch { generation: Some(GENERATION - 1), start: 5, announced_at: 0, answers: None };
-    assert_eq!(short(&hear(&mut owner, &fenced).unwrap()), [""; 0]);
+    let fenced = ControlRecord::Epoch {
+        generation: Some(GENERATION.claim().0 - 1),
+        start: 5,
+        announced_at: 0,
+        answers: None,
+    };
+    assert_eq!(short(&receive(&mut owner, &fenced).unwrap()), [""; 0]);
     let claim = ControlRecord::Claim { owner: "other".into() };
-    assert!(matches!(hear(&mut owner, &claim).unwrap_err(), SpeedError::Fenced { .. }));
+    assert!(matches!(receive(&mut owner, &claim).unwrap_err(), SpeedError::Fenced { .. }));
 }
 
 #[test]
-fn what_was_asked_before_there_was_an_owner_is_answered_at_its_start() {
+fn a_request_from_before_the_owner_is_answered_at_its_start() {
     let mut control = ControlView::default();
     control.apply(3, &ControlRecord::CutRequest { asked_by: "test".into(), through: 6 });
     let taken = TakenOver { control, ..taken(Recovery::Rebuild { from: 0 }) };
-    let mut owner = Owner::new(&rules(), 0, taken);
+    let mut owner = Owner::new(&rules(), KafkaPartition(0), taken);
     assert_eq!(short(&owner.start().unwrap()), ["reset 0", "announce 0", "announce 6 for 3"]);
 }
 
 #[test]
-fn a_new_horizon_lets_go_of_what_nobody_needs_and_of_nothing_else() {
+fn a_new_horizon_deletes_what_is_not_needed_and_nothing_else() {
     let mut owner = fresh();
-    owner.step(Input::Begun { epoch: 0, offset: 1 }).unwrap();
+    owner.step(Input::Begun { epoch: Offset(0), offset: Offset(1) }).unwrap();
     for (to, offset) in [(10, 4), (20, 8), (30, 12)] {
         read(&mut owner, to);
         for effect in ask(&mut owner, to) {
             if let Effect::Announce(record) = effect {
-                hear(&mut owner, &record).unwrap();
+                receive(&mut owner, &record).unwrap();
             }
         }
-        owner.step(Input::Begun { epoch: to, offset }).unwrap();
+        owner.step(Input::Begun { epoch: Offset(to), offset: Offset(offset) }).unwrap();
     }
-    let effects = hear(&mut owner, &ControlRecord::Horizon { offset: 20, version: 1 }).unwrap();
+    let effects = receive(&mut owner, &ControlRecord::Horizon { offset: 20, version: 1 }).unwrap();
     // The duplicate window is a second, so that what was announced at 20 is old enough.
     let trimmed = short(&effects);
     assert_eq!(trimmed[..2], ["trim realtime-views 8", "trim readings 20"]);
@@ -206,18 +220,18 @@ fn an_owner_that_is_behind_the_horizon_keeps_what_it_has_not_read() {
     control.expect_start(50, 1);
     let mut owner = owner(TakenOver { control, ..taken(Recovery::Rebuild { from: 0 }) });
     read(&mut owner, 3);
-    let effects = hear(&mut owner, &ControlRecord::Horizon { offset: 60, version: 1 }).unwrap();
+    let effects = receive(&mut owner, &ControlRecord::Horizon { offset: 60, version: 1 }).unwrap();
     assert_eq!(short(&effects), ["trim readings 3"]);
 }
 
 #[test]
-fn what_cannot_be_read_is_passed() {
+fn messages_that_no_reader_can_decode_are_skipped() {
     let mut owner = fresh();
     read(&mut owner, 5);
     ask(&mut owner, 8);
-    let effects = owner.step(Input::Skip { next: 12 }).unwrap();
+    let effects = owner.step(Input::Skip { next: Offset(12) }).unwrap();
     assert_eq!(short(&effects), ["checkpoint 0..8", "begin 8", "announce 8"]);
-    assert_eq!(owner.next(), 12);
+    assert_eq!(owner.next(), Offset(12));
     assert_eq!(short(&read(&mut owner, 13)), [""; 0]);
     assert_eq!(short(&owner.step(Input::Tick(Due::Flush)).unwrap()), ["checkpoint 8..13"]);
 }
@@ -226,7 +240,7 @@ fn what_cannot_be_read_is_passed() {
 fn offsets_without_a_message_are_covered() {
     let mut owner = fresh();
     read(&mut owner, 5);
-    assert_eq!(short(&owner.step(Input::Empty { next: 6 }).unwrap()), [""; 0]);
-    assert_eq!(owner.next(), 6);
+    assert_eq!(short(&owner.step(Input::Empty { next: Offset(6) }).unwrap()), [""; 0]);
+    assert_eq!(owner.next(), Offset(6));
     assert_eq!(short(&owner.step(Input::Tick(Due::Flush)).unwrap()), ["checkpoint 0..6"]);
 }

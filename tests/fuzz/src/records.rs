@@ -9,10 +9,11 @@ use wye_domain::position::Position;
 use wye_domain::realtime_row::{self, Rows};
 use wye_domain::series::SeriesKey;
 use wye_domain::sketches::{Sketches, Stored};
-use wye_domain::time::{format_rfc3339, parse_rfc3339};
+use wye_domain::time::{Micros, format_rfc3339, parse_rfc3339};
 
 // The crate that it belongs to takes DataFusion along, which nobody wants to fuzz with every decoder.
 #[path = "../../../speed-layer/src/ingest/ledger/state.rs"]
+#[expect(unreachable_pub, reason = "public in the crate that it belongs to")]
 mod ledger_state;
 
 pub(crate) fn control(bytes: &[u8]) {
@@ -46,12 +47,12 @@ pub(crate) fn dead_letter_context(bytes: &[u8]) {
 pub(crate) fn ledger(bytes: &[u8]) {
     let mut state = ledger_state::LedgerState::default();
     for line in bytes.split(|byte| *byte == b'\n') {
-        if let Ok(record) = serde_json::from_slice(line) {
-            state.apply(record);
-        }
+        let Ok(record) = ledger_state::Record::decode(line) else { continue };
+        assert_eq!(ledger_state::Record::decode(&record.encode()).expect("own records decode"), record);
+        state.apply(record);
     }
-    let _ = (state.known("file/3"), state.tables());
-    state.forget(ledger_state::RETENTION);
+    let _ = (state.key("file/3"), state.tables());
+    state.forget(Micros::EPOCH + ledger_state::RETENTION);
     let records = state.records();
     assert_eq!(records.len(), state.len());
     let mut again = ledger_state::LedgerState::default();

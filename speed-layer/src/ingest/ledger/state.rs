@@ -1,99 +1,132 @@
-//! What the ledger knows, as a pure value: records in, progress of keys out, and the fewest records that say the same.
+//! Records of the ingest-ledger topic, and what they add up to: a pure value. Records in, progress of idempotency keys out,
+//! and the fewest records that say the same.
 //!
-//! A key `name/number`, such as a load gives to the chunks of a file, is kept for good, as part of a range of numbers.
-//! Any other key, and a key that was begun and never done, is forgotten after [`RETENTION`].
+//! A key `name/number`, such as a load gives to the chunks of a file, is kept for ever, as part of a range of numbers. Any
+//! other key, and a key that was begun and is not done, is forgotten after [`RETENTION`].
 //!
-//! Records say something for good (a key that is done stays done), so their order does not matter, and condensed
-//! records may stand behind younger ones.
+//! A record stays true (a key that is done stays done), so their order does not matter: compacted records may come after
+//! younger ones.
+//!
+//! Stability contract: JSON records; fields are only ever added.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
-use hashbrown::HashMap;
-use hashbrown::hash_map::Entry;
 use rangemap::RangeSet;
 use serde::{Deserialize, Serialize};
+use wye_domain::DomainError;
+use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::time::{Micros, Span};
 
-/// How long a key that is no part of a range is remembered, in µs: a week. Whoever sends a request again does so
-/// within minutes, or finds it after a weekend.
-pub(super) const RETENTION: i64 = 7 * 24 * 3_600 * 1_000_000;
+/// How long a key that is no part of a range is remembered: a week. Clients send a request again within minutes, or after
+/// a weekend.
+pub(super) const RETENTION: Span = Span::from_secs(7 * 24 * 3_600);
 
 /// By Kafka partition, an offset of the readings topic.
-pub(super) type Ends = BTreeMap<i32, i64>;
+pub(super) type Ends = BTreeMap<KafkaPartition, Offset>;
 
-/// A record of the topic. (A tag inside of the object would not do: serde then cannot read the numbers that JSON wants
-/// quoted as keys of `ends`.)
+/// A record of the topic. (An internal tag is not possible: serde then cannot read the numbers that are keys of `ends`, which
+/// JSON quotes.)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Record {
-    /// What belongs to the key is at or above `ends`; a server works on it since `at` (µs).
+    /// A server works on a key from now on. The messages of the key are at or above `ends`.
     Begun {
+        /// The idempotency key.
         key: String,
+        /// Where its messages can begin.
         ends: Ends,
-        at: i64,
-        /// Which server; the same after a restart.
-        #[serde(default)]
-        by: String,
+        /// When the server began.
+        at: Micros,
+        /// The name of the server, which is the same after a restart; `None` in records of earlier versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
     },
-    /// All that belongs to the key is in the log since `at` (µs).
-    Done { key: String, at: i64 },
+    /// All messages of a key are in the log.
+    Done {
+        /// The idempotency key.
+        key: String,
+        /// When that was known.
+        at: Micros,
+    },
     /// The keys `name/number` are done, for the numbers `[first, past)`.
-    DoneNumbers { name: String, first: u64, past: u64 },
-    /// The readings of this log are archived in the tables with this identity, which are (or were) at `root`.
-    Tables { id: String, root: String },
+    DoneNumbers {
+        /// What is before the slash.
+        name: String,
+        /// The first number.
+        first: u64,
+        /// The number after the last.
+        past: u64,
+    },
+    /// The readings of this log are archived in these tables.
+    Tables(Tables),
+}
+
+/// The tables that the readings of a log are archived in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tables {
+    /// Their identity.
+    pub id: String,
+    /// Where they are, or were when this was noted.
+    pub root: String,
+}
+
+impl Record {
+    /// The stored form.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("strings, numbers and maps with numbers as keys have a JSON form")
+    }
+
+    /// Reads the stored form.
+    ///
+    /// # Errors
+    /// [`DomainError::Decode`] when the bytes are something else.
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, DomainError> {
+        serde_json::from_slice(bytes)
+            .map_err(|error| DomainError::Decode { what: "ledger record", reason: error.to_string() })
+    }
 }
 
 /// How far a key has come, as far as the records say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Known {
+pub(super) enum KeyState {
+    /// No record names it.
     New,
+    /// It is begun and not done.
     Begun(Begun),
+    /// All of its messages are in the log.
     Done,
 }
 
-/// A key that is begun and not done, as far as the records say.
+/// A key that is begun and not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Begun {
-    /// What belongs to the key is at or above these: the least that a record says.
+    /// The messages of the key are at or above these offsets: the lowest that a record says.
     pub(super) ends: Ends,
-    /// When it was begun first, in µs.
-    pub(super) at: i64,
-    /// Which server has begun to work on it last, and when, in µs.
-    pub(super) last: (i64, String),
+    /// When it was begun first.
+    pub(super) at: Micros,
+    /// When a server began to work on it last, and which one.
+    pub(super) last: (Micros, Option<String>),
 }
 
-/// See the module.
+/// What the records of the topic add up to.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LedgerState {
-    begun: HashMap<String, Begun>,
-    done: HashMap<String, i64>,
-    numbers: HashMap<String, RangeSet<u64>>,
-    /// Identity and place of the tables: the first that a record names.
-    tables: Option<(String, String)>,
+    begun: BTreeMap<String, Begun>,
+    /// When each key was done.
+    done: BTreeMap<String, Micros>,
+    /// By name, the numbers that are done.
+    numbers: BTreeMap<String, RangeSet<u64>>,
+    tables: Option<Tables>,
 }
 
 impl LedgerState {
+    /// Takes in a record.
     pub(super) fn apply(&mut self, record: Record) {
         match record {
             Record::Begun { key, ends, at, by } => {
-                if self.is_done(&key) {
-                    return;
-                }
-                let last = (at, by);
-                match self.begun.entry(key) {
-                    Entry::Vacant(entry) => {
-                        entry.insert(Begun { ends, at, last });
-                    }
-                    Entry::Occupied(mut entry) => {
-                        let begun = entry.get_mut();
-                        begun.at = begun.at.min(at);
-                        for (kafka_partition, end) in ends {
-                            let first = begun.ends.entry(kafka_partition).or_insert(end);
-                            *first = end.min(*first);
-                        }
-                        if last > begun.last {
-                            begun.last = last;
-                        }
-                    }
+                if !self.is_done(&key) {
+                    self.begin(key, ends, (at, by));
                 }
             }
             Record::Done { key, at } => {
@@ -111,22 +144,42 @@ impl LedgerState {
                 });
                 self.add_numbers(&name, first, past);
             }
-            Record::Tables { id, root } => {
-                self.tables.get_or_insert((id, root));
+            Record::Tables(tables) => {
+                self.tables.get_or_insert(tables);
             }
         }
     }
 
-    /// Identity and place of the tables that the log belongs to, if a record names them.
-    pub(super) fn tables(&self) -> Option<&(String, String)> {
+    fn begin(&mut self, key: String, ends: Ends, last: (Micros, Option<String>)) {
+        match self.begun.entry(key) {
+            Entry::Vacant(entry) => {
+                entry.insert(Begun { ends, at: last.0, last });
+            }
+            Entry::Occupied(mut entry) => {
+                let begun = entry.get_mut();
+                begun.at = begun.at.min(last.0);
+                for (kafka_partition, end) in ends {
+                    let lowest = begun.ends.entry(kafka_partition).or_insert(end);
+                    *lowest = end.min(*lowest);
+                }
+                if last > begun.last {
+                    begun.last = last;
+                }
+            }
+        }
+    }
+
+    /// The tables that the log belongs to: the first that a record names.
+    pub(super) fn tables(&self) -> Option<&Tables> {
         self.tables.as_ref()
     }
 
-    pub(super) fn known(&self, key: &str) -> Known {
+    /// How far a key has come.
+    pub(super) fn key(&self, key: &str) -> KeyState {
         if self.is_done(key) {
-            return Known::Done;
+            return KeyState::Done;
         }
-        self.begun.get(key).map_or(Known::New, |begun| Known::Begun(begun.clone()))
+        self.begun.get(key).map_or(KeyState::New, |begun| KeyState::Begun(begun.clone()))
     }
 
     fn is_done(&self, key: &str) -> bool {
@@ -136,17 +189,19 @@ impl LedgerState {
         }
     }
 
-    /// Forgets what is older than [`RETENTION`] at `now` (µs).
-    pub(super) fn forget(&mut self, now: i64) {
-        self.begun.retain(|_, begun| now.saturating_sub(begun.at) < RETENTION);
-        self.done.retain(|_, at| now.saturating_sub(*at) < RETENTION);
+    /// Forgets what is older than [`RETENTION`].
+    pub(super) fn forget(&mut self, now: Micros) {
+        self.begun.retain(|_, begun| now - begun.at < RETENTION);
+        self.done.retain(|_, at| now - *at < RETENTION);
     }
 
     /// The fewest records that say all of this.
     pub(super) fn records(&self) -> Vec<Record> {
-        let begun = self.begun.iter().map(|(key, begun)| {
-            let by = begun.last.1.clone();
-            Record::Begun { key: key.clone(), ends: begun.ends.clone(), at: begun.at, by }
+        let begun = self.begun.iter().map(|(key, begun)| Record::Begun {
+            key: key.clone(),
+            ends: begun.ends.clone(),
+            at: begun.at,
+            by: begun.last.1.clone(),
         });
         let done = self.done.iter().map(|(key, at)| Record::Done { key: key.clone(), at: *at });
         let numbers = self.numbers.iter().flat_map(|(name, numbers)| {
@@ -156,8 +211,7 @@ impl LedgerState {
                 past: range.end,
             })
         });
-        let tables = self.tables.iter();
-        let tables = tables.map(|(id, root)| Record::Tables { id: id.clone(), root: root.clone() });
+        let tables = self.tables.iter().cloned().map(Record::Tables);
         begun.chain(done).chain(numbers).chain(tables).collect()
     }
 
@@ -168,14 +222,14 @@ impl LedgerState {
     }
 
     fn add_numbers(&mut self, name: &str, first: u64, past: u64) {
-        // A record that somebody else wrote may hold an empty range, which the set refuses.
+        // A record of another program may have an empty range, which the set does not take.
         if first < past {
-            self.numbers.entry_ref(name).or_default().insert(first..past);
+            self.numbers.entry(name.to_owned()).or_default().insert(first..past);
         }
     }
 }
 
-/// Name and number of a key `name/number`; only where that gives the same key back.
+/// Name and number of a key `name/number`; only if they make the same key again.
 fn numbered(key: &str) -> Option<(&str, u64)> {
     let (name, number) = key.rsplit_once('/')?;
     let is_plain = number == "0" || !number.starts_with(['0', '+']);
@@ -189,67 +243,79 @@ mod tests {
 
     use super::*;
 
+    fn ends(end: i64) -> Ends {
+        [(KafkaPartition(0), Offset(end))].into()
+    }
+
     fn begun(key: &str, end: i64, at: i64) -> Record {
-        Record::Begun { key: key.to_owned(), ends: [(0, end)].into(), at, by: "a".to_owned() }
+        Record::Begun { key: key.to_owned(), ends: ends(end), at: Micros(at), by: Some("a".to_owned()) }
     }
 
-    fn known_begun(end: i64, at: i64) -> Known {
-        Known::Begun(Begun { ends: [(0, end)].into(), at, last: (at, "a".to_owned()) })
+    fn state_begun(end: i64, at: i64) -> KeyState {
+        let at = Micros(at);
+        KeyState::Begun(Begun { ends: ends(end), at, last: (at, Some("a".to_owned())) })
     }
 
-    /// Where what belongs to a key begins.
-    fn ends_of(known: Known) -> Option<Ends> {
-        match known {
-            Known::Begun(begun) => Some(begun.ends),
-            Known::New | Known::Done => None,
+    /// Where the messages of a key can begin.
+    fn ends_of(state: KeyState) -> Option<Ends> {
+        match state {
+            KeyState::Begun(begun) => Some(begun.ends),
+            KeyState::New | KeyState::Done => None,
         }
     }
 
     fn done(key: &str, at: i64) -> Record {
-        Record::Done { key: key.to_owned(), at }
+        Record::Done { key: key.to_owned(), at: Micros(at) }
     }
 
     #[test]
-    fn records_come_back() {
+    fn stored_bytes_stay_as_they_are() {
         let numbers = Record::DoneNumbers { name: "f".to_owned(), first: 1, past: 9 };
-        for record in [begun("f/1", 77, 5), done("f/1", 6), numbers] {
-            let stored = serde_json::to_vec(&record).unwrap();
-            assert_eq!(serde_json::from_slice::<Record>(&stored).unwrap(), record);
+        let tables = Record::Tables(Tables { id: "7".to_owned(), root: "s3://b".to_owned() });
+        for (record, stored) in [
+            (begun("f/1", 77, 5), r#"{"begun":{"key":"f/1","ends":{"0":77},"at":5,"by":"a"}}"#),
+            (done("f/1", 6), r#"{"done":{"key":"f/1","at":6}}"#),
+            (numbers, r#"{"done_numbers":{"name":"f","first":1,"past":9}}"#),
+            (tables, r#"{"tables":{"id":"7","root":"s3://b"}}"#),
+        ] {
+            assert_eq!(String::from_utf8(record.encode()).unwrap(), stored);
+            assert_eq!(Record::decode(stored.as_bytes()).unwrap(), record);
         }
     }
 
     #[test]
     fn records_of_earlier_versions_are_read() {
-        let record: Record = serde_json::from_str(r#"{"begun":{"key":"k","ends":{"0":7},"at":5}}"#).unwrap();
-        assert!(matches!(record, Record::Begun { by, .. } if by.is_empty()));
+        let record = Record::decode(br#"{"begun":{"key":"k","ends":{"0":7},"at":5}}"#).unwrap();
+        assert!(matches!(record, Record::Begun { by: None, .. }));
     }
 
     #[test]
-    fn the_least_ends_say_where_a_key_begins_and_the_last_record_who_works_on_it() {
-        let by = |end, at, by: &str| Record::Begun {
-            key: "k".to_owned(),
-            ends: [(0, end)].into(),
-            at,
-            by: by.to_owned(),
-        };
+    fn the_lowest_ends_say_where_a_key_begins_and_the_last_record_which_server_works_on_it() {
         // The clock of the second server is behind.
-        let records = [by(7, 20, "a"), by(9, 10, "b"), by(8, 30, "b")];
+        let records = [(7, 20, "a"), (9, 10, "b"), (8, 30, "b")].map(|(end, at, by)| Record::Begun {
+            key: "k".to_owned(),
+            ends: ends(end),
+            at: Micros(at),
+            by: Some(by.to_owned()),
+        });
         for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
             let mut state = LedgerState::default();
-            order.into_iter().for_each(|place| state.apply(records[place].clone()));
-            let begun = Begun { ends: [(0, 7)].into(), at: 10, last: (30, "b".to_owned()) };
-            assert_eq!(state.known("k"), Known::Begun(begun), "{order:?}");
+            order.into_iter().for_each(|index: usize| state.apply(records[index].clone()));
+            let last = (Micros(30), Some("b".to_owned()));
+            let begun = Begun { ends: ends(7), at: Micros(10), last };
+            assert_eq!(state.key("k"), KeyState::Begun(begun), "{order:?}");
         }
     }
 
     #[test]
     fn the_first_tables_stay() {
-        let tables = |id: &str| Record::Tables { id: id.to_owned(), root: format!("s3://bucket/{id}") };
+        let [first, second] = ["a", "b"]
+            .map(|id| Record::Tables(Tables { id: id.to_owned(), root: format!("s3://bucket/{id}") }));
         let mut state = LedgerState::default();
-        state.apply(tables("a"));
-        state.apply(tables("b"));
-        state.forget(i64::MAX);
-        assert_eq!((state.records(), state.len()), (vec![tables("a")], 1));
+        state.apply(first.clone());
+        state.apply(second);
+        state.forget(Micros(i64::MAX));
+        assert_eq!((state.records(), state.len()), (vec![first], 1));
     }
 
     #[test]
@@ -262,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loaded_file_is_one_record_for_good_and_other_keys_are_forgotten() {
+    fn a_loaded_file_is_one_record_for_ever_and_other_keys_are_forgotten() {
         let mut state = LedgerState::default();
         for number in (0..1_000).rev() {
             let key = format!("file/{number}");
@@ -272,15 +338,15 @@ mod tests {
         state.apply(done("request", 10));
         state.apply(begun("cut-off", 7, 10));
         assert_eq!(state.len(), 3);
-        state.forget(RETENTION + 9);
-        assert_eq!((state.known("request"), state.known("cut-off")), (Known::Done, known_begun(7, 10)));
-        state.forget(RETENTION + 10);
+        state.forget(Micros(9) + RETENTION);
+        assert_eq!((state.key("request"), state.key("cut-off")), (KeyState::Done, state_begun(7, 10)));
+        state.forget(Micros(10) + RETENTION);
         assert_eq!(state.records(), [Record::DoneNumbers { name: "file".to_owned(), first: 0, past: 1_000 }]);
-        assert_eq!((state.known("request"), state.known("cut-off")), (Known::New, Known::New));
-        assert_eq!((state.known("file/999"), state.known("file/1000")), (Known::Done, Known::New));
+        assert_eq!((state.key("request"), state.key("cut-off")), (KeyState::New, KeyState::New));
+        assert_eq!((state.key("file/999"), state.key("file/1000")), (KeyState::Done, KeyState::New));
     }
 
-    /// Keys of every kind, few enough to meet again.
+    /// Keys of every kind, few enough that they repeat.
     fn key() -> impl Strategy<Value = String> {
         prop_oneof![
             (0..3u8).prop_map(|n| format!("request-{n}")),
@@ -291,31 +357,31 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(500))]
 
-        /// Whatever has been condensed at whatever time, and however late that stands in the topic, every key is as
-        /// far as the plain records say: done if one says so, else begun where the first one says.
+        /// Whenever records are compacted, and however late the result is in the topic, every key is as far as the plain
+        /// records say: done if one says so, else begun where the first one says.
         #[test]
-        fn condensing_changes_no_answer(
+        fn compaction_changes_no_answer(
             steps in prop::collection::vec((key(), any::<bool>(), any::<bool>()), 0..60),
             delay in 0..5usize,
         ) {
-            let (mut topic, mut naive) = (Vec::<Record>::new(), BTreeMap::<String, Known>::new());
+            let (mut topic, mut naive) = (Vec::<Record>::new(), BTreeMap::<String, KeyState>::new());
             let mut waiting: Option<(usize, usize, Vec<Record>)> = None;
-            for (number, (key, is_done, condenses)) in steps.into_iter().enumerate() {
+            for (number, (key, is_done, compacts)) in steps.into_iter().enumerate() {
                 let end = number as i64;
                 let record = if is_done { done(&key, end) } else { begun(&key, end, end) };
                 topic.push(record);
                 match (naive.get(&key), is_done) {
-                    (_, true) => { naive.insert(key, Known::Done); }
-                    (None, false) => { naive.insert(key, known_begun(end, end)); }
+                    (_, true) => { naive.insert(key, KeyState::Done); }
+                    (None, false) => { naive.insert(key, state_begun(end, end)); }
                     _ => {}
                 }
-                if condenses && waiting.is_none() {
+                if compacts && waiting.is_none() {
                     let mut state = LedgerState::default();
                     topic.iter().cloned().for_each(|record| state.apply(record));
                     prop_assert_eq!(state.len(), state.records().len());
                     waiting = Some((number + delay, topic.len(), state.records()));
                 }
-                // The condensed records arrive behind what others wrote meanwhile; then what they stand for goes.
+                // The compacted records come after what others wrote meanwhile; then the records that they replace go.
                 if let Some((_, read, records)) = waiting.take_if(|(due, ..)| *due <= number) {
                     topic.extend(records);
                     topic.drain(..read);
@@ -323,9 +389,9 @@ mod tests {
             }
             let mut state = LedgerState::default();
             topic.into_iter().for_each(|record| state.apply(record));
-            for (key, known) in naive {
-                prop_assert_eq!(state.known(&key) == Known::Done, known == Known::Done);
-                prop_assert_eq!(ends_of(state.known(&key)), ends_of(known));
+            for (key, expected) in naive {
+                prop_assert_eq!(state.key(&key) == KeyState::Done, expected == KeyState::Done);
+                prop_assert_eq!(ends_of(state.key(&key)), ends_of(expected));
             }
         }
     }

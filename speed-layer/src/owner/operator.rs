@@ -1,35 +1,37 @@
 //! The operator of one Kafka partition: readings in, changed rows out. No clock, no I/O.
 //!
-//! It holds the windows of the open epoch and the duplicate window. A flush touches what changed. Nothing is dropped
-//! for lateness: a late reading changes the window that it belongs to.
+//! It holds the windows of the open epoch and the duplicate window. A flush writes the windows that changed. No reading is
+//! dropped for lateness: a late reading changes the window that it belongs to.
 
 use std::ops::AddAssign;
 use std::sync::Arc;
 
 use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{Int64Type, TimestampMicrosecondType};
+use arrow::datatypes::{ArrowPrimitiveType, Int64Type, TimestampMicrosecondType};
 use datafusion::error::DataFusionError;
+use wye_domain::DomainError;
 use wye_domain::assemble::Placed;
 use wye_domain::identity::{Novelty, fingerprint, word_hash};
+use wye_domain::place::Offset;
 use wye_domain::reading::{ReadingColumns, TextColumn};
 use wye_domain::realtime_row::RowsBuilder;
-use wye_domain::series::{SeriesKey, SeriesTable};
-use wye_domain::summary::Summary;
-use wye_domain::{DomainError, identity};
+use wye_domain::series::SeriesTable;
+use wye_domain::time::Micros;
 use wye_metrics::failures::Failures;
 use wye_metrics::plan::MetricPlans;
 use wye_metrics::window_table::WindowTable;
 
-use crate::duplicates::DuplicateWindow;
+use super::duplicates::DuplicateWindow;
+use crate::takeover::StoredRow;
 
-/// What a batch of readings was.
+/// How many readings there were, and how many of them had come before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// All readings.
     pub readings: u64,
-    /// Seen before with the same value.
+    /// Readings that came before with the same value.
     pub duplicates: u64,
-    /// Seen before with another value.
+    /// Readings that came before with another value.
     pub conflicts: u64,
 }
 
@@ -41,30 +43,30 @@ impl AddAssign for Counts {
     }
 }
 
-/// See the module.
+/// The windows of the open epoch, and the duplicate window.
 #[derive(Debug)]
-pub struct Operator {
+pub(super) struct Operator {
     plans: Arc<MetricPlans>,
     series: SeriesTable,
     /// The stored form of each series, by id.
     stored: Vec<String>,
     windows: WindowTable,
     duplicates: DuplicateWindow,
-    newest_event_time: i64,
-    /// Since they were last taken.
+    newest_event_time: Option<Micros>,
+    /// Since the last [`Operator::take_failures`].
     failures: Failures,
 }
 
 impl Operator {
     /// An operator with an empty epoch.
-    pub fn new(plans: Arc<MetricPlans>, duplicates: DuplicateWindow) -> Self {
+    pub(super) fn new(plans: Arc<MetricPlans>, duplicates: DuplicateWindow) -> Self {
         Self {
             plans,
             series: SeriesTable::default(),
             stored: Vec::new(),
             windows: WindowTable::default(),
             duplicates,
-            newest_event_time: i64::MIN,
+            newest_event_time: None,
             failures: Failures::default(),
         }
     }
@@ -73,14 +75,10 @@ impl Operator {
     ///
     /// # Errors
     /// When the batch lacks a column.
-    pub fn on_batch(&mut self, placed: &Placed) -> Result<Counts, DataFusionError> {
+    pub(super) fn on_batch(&mut self, placed: &Placed) -> Result<Counts, DataFusionError> {
         let batch = &placed.batch;
         let (novelty, counts) = self.novelty(batch).map_err(external)?;
-        let offsets = batch
-            .column_by_name("kafka_offset")
-            .and_then(|column| column.as_primitive_opt::<Int64Type>())
-            .ok_or_else(|| DataFusionError::Internal("placed readings have no kafka_offset".to_owned()))?
-            .values();
+        let offsets = column::<Int64Type>(batch, "kafka_offset").map_err(external)?;
         let plans = Arc::clone(&self.plans);
         let contributions = plans.contributions(batch, &mut self.series)?;
         for (plan, contributions) in plans.plans().iter().zip(contributions) {
@@ -105,31 +103,23 @@ impl Operator {
         Ok(counts)
     }
 
-    /// Remembers readings from before the position for the duplicate window, and nothing else.
+    /// Remembers readings below the position in the duplicate window, and nothing else.
     ///
     /// # Errors
     /// When the batch lacks a column.
-    pub fn remember(&mut self, placed: &Placed) -> Result<(), DomainError> {
-        self.novelty(&placed.batch).map(|_| ())
+    pub(super) fn remember(&mut self, placed: &Placed) -> Result<(), DataFusionError> {
+        self.novelty(&placed.batch).map(|_| ()).map_err(external)
     }
 
+    /// Compares each reading of a batch with those before it.
     fn novelty(&mut self, batch: &RecordBatch) -> Result<(Vec<Novelty>, Counts), DomainError> {
         let columns = ReadingColumns::of(batch)?;
-        let hashes = |column: &TextColumn<'_>| -> Vec<u64> {
-            column.words().iter().map(|word| word_hash(word.unwrap_or_default())).collect()
-        };
-        let (device_hash, metric_hash) = (hashes(&columns.device_id), hashes(&columns.metric));
+        let (device_hash, metric_hash) = (word_hashes(&columns.device_id), word_hashes(&columns.metric));
         let rows = batch.num_rows();
-        let places =
-            |name: &'static str| batch.column_by_name(name).ok_or(DomainError::Shape { column: name });
-        let ingest_time = places("ingest_time")?
-            .as_primitive_opt::<TimestampMicrosecondType>()
-            .ok_or(DomainError::Shape { column: "ingest_time" })?;
-        let offsets = places("kafka_offset")?
-            .as_primitive_opt::<Int64Type>()
-            .ok_or(DomainError::Shape { column: "kafka_offset" })?;
-        if rows > 0 {
-            self.duplicates.advance(ingest_time.value(rows - 1), offsets.value(rows - 1));
+        let ingest_time = column::<TimestampMicrosecondType>(batch, "ingest_time")?;
+        let offsets = column::<Int64Type>(batch, "kafka_offset")?;
+        if let (Some(ingest_time), Some(offset)) = (ingest_time.last(), offsets.last()) {
+            self.duplicates.advance(Micros(*ingest_time), Offset(*offset));
         }
         let mut counts = Counts { readings: rows as u64, ..Counts::default() };
         let mut novelties = Vec::with_capacity(rows);
@@ -137,10 +127,9 @@ impl Operator {
         for row in 0..rows {
             let sequence =
                 sequences.filter(|sequence| !sequence.is_null(row)).map(|sequence| sequence.value(row));
-            let code = |column: &TextColumn<'_>| column.code(row).unwrap_or_default();
-            let print: identity::Fingerprint = fingerprint(
-                device_hash[code(&columns.device_id)],
-                metric_hash[code(&columns.metric)],
+            let print = fingerprint(
+                device_hash[columns.device_id.code(row).unwrap_or_default()],
+                metric_hash[columns.metric.code(row).unwrap_or_default()],
                 columns.event_time[row],
                 sequence,
             );
@@ -149,17 +138,16 @@ impl Operator {
             counts.conflicts += u64::from(novelty == Novelty::Conflict);
             novelties.push(novelty);
         }
-        if let Some(newest) = columns.event_time.iter().max() {
-            self.newest_event_time = self.newest_event_time.max(*newest);
-        }
+        let newest = columns.event_time.iter().max();
+        self.newest_event_time = self.newest_event_time.max(newest.copied().map(Micros));
         Ok((novelties, counts))
     }
 
-    /// Hands out the changed rows in batches of at most `rows`, each once.
-    pub fn flush(&mut self, rows: usize, mut emit: impl FnMut(RecordBatch)) {
+    /// Emits the rows that changed since the last flush, in batches of at most `rows`.
+    pub(super) fn flush(&mut self, rows: usize, mut emit: impl FnMut(RecordBatch)) {
         let Self { windows, series, stored, .. } = self;
-        let known = stored.len();
-        stored.extend(series.keys().iter().skip(known).map(|key| key.encode()));
+        let encoded = stored.len();
+        stored.extend(series.keys().iter().skip(encoded).map(|key| key.encode()));
         let mut builder = RowsBuilder::default();
         windows.take_changed(|entry| {
             builder.append(&stored[entry.series.0 as usize], entry.window_start, &entry.summary);
@@ -172,59 +160,73 @@ impl Operator {
         }
     }
 
-    /// Puts back a row of the open epoch, which holds all readings below `through`.
-    pub fn restore(&mut self, series: SeriesKey, window_start: i64, summary: Summary, through: i64) {
-        let id = self.series.id(series);
-        let slot = self.windows.entry(id, window_start);
+    /// Puts back a row of the open epoch.
+    pub(super) fn restore(&mut self, row: StoredRow) {
+        let id = self.series.id(row.series);
+        let slot = self.windows.entry(id, row.window_start.0);
         let entry = self.windows.restore(slot);
-        entry.summary = summary;
-        entry.through = through;
+        entry.summary = row.summary;
+        entry.through = row.through.0;
     }
 
-    /// Starts an epoch: the windows of the last one, flushed before, are dropped.
-    pub fn start_epoch(&mut self) {
+    /// Starts an epoch: drops the windows of the last one, which must have been flushed.
+    pub(super) fn start_epoch(&mut self) {
         self.windows = WindowTable::default();
     }
 
     /// How many windows the open epoch has.
-    pub fn windows(&self) -> usize {
+    pub(super) fn windows(&self) -> usize {
         self.windows.len()
     }
 
     /// How many of them changed since the last flush.
-    pub fn changed(&self) -> usize {
+    pub(super) fn changed(&self) -> usize {
         self.windows.changed_len()
     }
 
     /// Whether summaries carry sketches, so that rows are large.
-    pub fn has_sketches(&self) -> bool {
+    pub(super) fn has_sketches(&self) -> bool {
         self.plans.plans().iter().any(|plan| plan.needs().any())
     }
 
-    /// What definitions could not compute since this was last asked.
-    pub fn take_failures(&mut self) -> Failures {
+    /// Readings that definitions could not compute since the last call.
+    pub(super) fn take_failures(&mut self) -> Failures {
         std::mem::take(&mut self.failures)
     }
 
     /// The fingerprint of the definitions that are computed.
-    pub fn definitions(&self) -> u64 {
+    pub(super) fn definitions(&self) -> u64 {
         self.plans.fingerprint()
     }
 
-    /// The newest event time seen, in µs; `i64::MIN` before the first reading.
-    pub fn newest_event_time(&self) -> i64 {
+    /// The newest event time; `None` before the first reading.
+    pub(super) fn newest_event_time(&self) -> Option<Micros> {
         self.newest_event_time
     }
 
-    /// How many identities are remembered for the detection of duplicates.
-    pub fn remembered(&self) -> usize {
+    /// How many identities are remembered to detect duplicates.
+    pub(super) fn remembered(&self) -> usize {
         self.duplicates.len()
     }
 
     /// The duplicate window.
-    pub fn duplicates(&mut self) -> &mut DuplicateWindow {
+    pub(super) fn duplicates(&mut self) -> &mut DuplicateWindow {
         &mut self.duplicates
     }
+}
+
+/// The hash of each word of a column, by its code.
+fn word_hashes(column: &TextColumn<'_>) -> Vec<u64> {
+    column.words().iter().map(|word| word_hash(word.unwrap_or_default())).collect()
+}
+
+/// The values of a column of placed readings.
+fn column<'a, T: ArrowPrimitiveType>(
+    batch: &'a RecordBatch,
+    name: &'static str,
+) -> Result<&'a [T::Native], DomainError> {
+    let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<T>());
+    column.map(|column| column.values().as_ref()).ok_or(DomainError::Shape { column: name })
 }
 
 fn external(error: DomainError) -> DataFusionError {
