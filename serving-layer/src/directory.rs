@@ -1,9 +1,9 @@
 //! Which series there are: one small number each, with everything about a series that does not change.
 //!
-//! Shared by both sides of the merge. Series are only ever added, so a number stays right for the life of the process.
-//! This file does not know any window or value.
+//! Shared by both sides of the merge. Series are only ever added, so a number is valid as long as the process runs. This
+//! file does not know any window or value.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use hashbrown::{HashMap, HashSet};
 use wye_domain::series::{SeriesId, SeriesKey};
@@ -29,15 +29,24 @@ pub struct SeriesInfo {
     pub definition: usize,
     /// The length of its windows.
     pub window: WindowSize,
-    /// What it should get; `None` where nothing says.
+    /// The readings that it should get; `None` where that is unknown.
     pub expectation: Option<Arc<Expectation>>,
 }
 
 impl SeriesInfo {
-    /// What the merge must know of it.
+    /// What the merge needs of it.
     pub fn facts(&self) -> SeriesFacts<'_> {
         SeriesFacts { window: self.window, expectation: self.expectation.as_deref() }
     }
+}
+
+/// A series without its number.
+struct Described {
+    key: SeriesKey,
+    metric_key: String,
+    definition: usize,
+    window: WindowSize,
+    expectation: Option<Arc<Expectation>>,
 }
 
 /// All series that were seen since the process started.
@@ -56,7 +65,7 @@ struct Inner {
     by_text: Map<Arc<str>, SeriesId>,
     infos: Vec<Arc<SeriesInfo>>,
     by_metric: Vec<Map<Arc<str>, Vec<SeriesId>>>,
-    /// Texts of series that no definition in force makes.
+    /// Stored texts that are not a series of a definition in force.
     foreign: HashSet<Box<str>>,
 }
 
@@ -64,14 +73,7 @@ impl Directory {
     /// An empty directory for the definitions in force.
     pub fn new(plans: Arc<MetricPlans>, expectations: Expectations) -> Self {
         let dimensions = plans.dimension_names();
-        let place = |definition: &Definition, name: &String| {
-            definition.dimensions.iter().position(|dimension| dimension.name == *name)
-        };
-        let places = plans
-            .plans()
-            .iter()
-            .map(|plan| dimensions.iter().map(|name| place(plan.definition(), name)).collect())
-            .collect();
+        let places = plans.plans().iter().map(|plan| places_of(plan.definition(), &dimensions)).collect();
         let inner = Inner { by_metric: vec![Map::default(); plans.plans().len()], ..Inner::default() };
         Self { plans, expectations, dimensions, places, inner: RwLock::new(inner) }
     }
@@ -97,13 +99,13 @@ impl Directory {
         info.key.group.get(place)?.as_deref()
     }
 
-    /// The numbers of series by their stored texts, new or known; `None` for a text that is no series of a definition
-    /// in force.
+    /// The numbers of series by their stored texts; new series get one. `None` for a text that is not a series of a
+    /// definition in force.
     pub fn resolve<'a>(&self, texts: impl Iterator<Item = &'a str>) -> Vec<Option<SeriesId>> {
         let mut unknown = Vec::new();
         let mut ids = Vec::new();
         {
-            let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+            let inner = self.read();
             for text in texts {
                 let id = inner.by_text.get(text).copied();
                 if id.is_none() && !inner.foreign.contains(text) {
@@ -126,7 +128,7 @@ impl Directory {
 
     /// The number of a series by its stored text.
     pub fn find(&self, text: &str) -> Option<SeriesId> {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner).by_text.get(text).copied()
+        self.read().by_text.get(text).copied()
     }
 
     /// What is known of a series.
@@ -134,12 +136,12 @@ impl Directory {
     /// # Panics
     /// When the number was not given by this directory.
     pub fn info(&self, id: SeriesId) -> Arc<SeriesInfo> {
-        Arc::clone(&self.inner.read().unwrap_or_else(PoisonError::into_inner).infos[id.0 as usize])
+        Arc::clone(&self.read().infos[id.0 as usize])
     }
 
     /// What is known of all series, by number.
     pub fn infos(&self) -> Vec<Arc<SeriesInfo>> {
-        self.inner.read().unwrap_or_else(PoisonError::into_inner).infos.clone()
+        self.read().infos.clone()
     }
 
     /// The series of a metric for which `keep` holds.
@@ -149,14 +151,14 @@ impl Directory {
         metric: &str,
         keep: impl Fn(&SeriesInfo) -> bool,
     ) -> Vec<Arc<SeriesInfo>> {
-        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.read();
         let ids = inner.by_metric[definition].get(metric).map(Vec::as_slice).unwrap_or_default();
         ids.iter().map(|id| &inner.infos[id.0 as usize]).filter(|info| keep(info)).cloned().collect()
     }
 
     /// The names of the metrics of a definition that have a series, sorted.
     pub fn metrics(&self, definition: usize) -> Vec<Arc<str>> {
-        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.read();
         let mut names: Vec<Arc<str>> = inner.by_metric[definition].keys().cloned().collect();
         names.sort();
         names
@@ -164,20 +166,23 @@ impl Directory {
 
     /// Whether a metric of a definition has a series.
     pub fn has_metric(&self, definition: usize, metric: &str) -> bool {
-        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        let inner = self.read();
         inner.by_metric[definition].contains_key(metric)
     }
 
+    fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Everything about a series but its number.
-    fn describe(&self, text: &str) -> Option<SeriesInfo> {
+    fn describe(&self, text: &str) -> Option<Described> {
         let key = SeriesKey::decode(text).ok()?;
         let place = self.plans.plans().iter().position(|plan| plan.definition().name == *key.definition)?;
         let definition = self.definition(place);
         if key.group.len() != definition.dimensions.len() {
             return None;
         }
-        Some(SeriesInfo {
-            id: SeriesId(0),
+        Some(Described {
             metric_key: key.metric_key(&definition.dimension_names()),
             definition: place,
             window: definition.window,
@@ -187,31 +192,39 @@ impl Directory {
     }
 }
 
+/// The places of named dimensions in the group of a definition.
+fn places_of(definition: &Definition, names: &[String]) -> Vec<Option<usize>> {
+    let own = definition.dimension_names();
+    names.iter().map(|name| own.iter().position(|own| own == name)).collect()
+}
+
 impl Inner {
-    fn add(&mut self, text: &str, info: Option<SeriesInfo>) -> Option<SeriesId> {
+    /// # Panics
+    /// At 2^32 series.
+    fn add(&mut self, text: &str, described: Option<Described>) -> Option<SeriesId> {
         if let Some(id) = self.by_text.get(text) {
             return Some(*id);
         }
-        let Some(mut info) = info else {
+        let Some(Described { key, metric_key, definition, window, expectation }) = described else {
             self.foreign.insert(text.into());
             return None;
         };
-        let id = SeriesId(u32::try_from(self.infos.len()).expect("fewer than 2^32 series fit in memory"));
-        info.id = id;
-        self.by_metric[info.definition].entry(Arc::clone(&info.key.metric)).or_default().push(id);
+        let number = u32::try_from(self.infos.len());
+        let id = SeriesId(number.expect("2^32 series of more than 100 bytes each do not fit in memory"));
+        self.by_metric[definition].entry(Arc::clone(&key.metric)).or_default().push(id);
         self.by_text.insert(text.into(), id);
-        self.infos.push(Arc::new(info));
+        self.infos.push(Arc::new(SeriesInfo { id, key, metric_key, definition, window, expectation }));
         Some(id)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::fixture;
+    use crate::testing;
 
     #[test]
     fn series_keep_their_numbers_and_foreign_ones_get_none() {
-        let directory = fixture::directory();
+        let directory = testing::directory();
         let texts = [r#"["*","t",["a"]]"#, r#"["other","t",["a"]]"#, "junk", r#"["*","t",["b"]]"#];
         let ids = directory.resolve(texts.iter().copied());
         assert_eq!(ids.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, false, true]);

@@ -1,5 +1,7 @@
 //! The error of this crate, by operation, and what a caller can do about it.
 
+use std::error::Error;
+
 use datafusion::error::DataFusionError;
 use wye_domain::{DomainError, ErrorKind};
 use wye_log::LogError;
@@ -8,14 +10,14 @@ use wye_tables::TablesError;
 /// What can go wrong in the serving layer.
 #[derive(Debug, thiserror::Error)]
 pub enum ServingError {
-    /// A thread cannot be had from the system.
-    #[error("cannot start a thread of the serving layer: {source}")]
+    /// The system gives no thread.
+    #[error("cannot start a thread of the serving layer")]
     Thread {
         /// Why.
         source: std::io::Error,
     },
-    /// The engine for queries cannot be set up, or the expectations of the registry cannot be worked out.
-    #[error("cannot set up the query engine: {source}")]
+    /// The engine for queries cannot be set up, or the expectations of the registry cannot be computed.
+    #[error("cannot set up the query engine")]
     Prepare {
         /// Why.
         source: Box<DataFusionError>,
@@ -26,8 +28,8 @@ pub enum ServingError {
     /// A table cannot be read.
     #[error(transparent)]
     Tables(#[from] TablesError),
-    /// A batch view holds something else than this program wrote.
-    #[error("cannot use the batch view: {source}")]
+    /// A batch view does not hold what a batch run writes.
+    #[error("cannot use the batch view")]
     View {
         /// What does not fit.
         #[from]
@@ -36,10 +38,10 @@ pub enum ServingError {
     /// A query is wrong, or is refused.
     #[error("{message}")]
     Query {
-        /// What is wrong, for the one who asked.
+        /// What is wrong, for the client.
         message: String,
     },
-    /// A query ran out of its memory or time.
+    /// A query needs more memory or time than it may have.
     #[error("{message}")]
     Limit {
         /// Which limit, and what to do.
@@ -48,32 +50,37 @@ pub enum ServingError {
     /// Too many queries run and wait already.
     #[error("too many queries run already; ask again in a moment")]
     Busy,
-    /// A query ended without saying why: something inside it panicked, which the log shows.
+    /// A task of a query ended without a result: it has panicked, and the server log shows where.
     #[error("a task of the query has failed")]
     Failed,
     /// The folder for what queries cannot keep in memory cannot be used.
-    #[error("cannot use {folder} for what queries cannot keep in memory: {source}; check its permissions")]
+    #[error("cannot use {folder} for what queries cannot keep in memory; check its permissions")]
     SpillFolder {
         /// Which folder.
         folder: std::path::PathBuf,
         /// Why.
         source: std::io::Error,
     },
-    /// A query that is right failed.
-    #[error("cannot run the query: {source}")]
+    /// A valid query failed.
+    #[error("cannot run the query")]
     Run {
         /// Why.
         source: Box<DataFusionError>,
     },
-    /// A task ended before it gave its answer: the process is stopping.
+    /// A task ended before its result, because the process is stopping.
     #[error("the serving layer is stopping")]
     Stopping,
 }
 
 impl ServingError {
-    /// Sorts what DataFusion says about a query into what the asker can mend and what not.
+    /// Sorts DataFusion's error about a query into what the client can correct and what not.
     pub(crate) fn of_query(error: DataFusionError) -> Self {
         crate::sql::translate(error)
+    }
+
+    /// A plan of this crate's own failed.
+    pub(crate) fn run(source: DataFusionError) -> Self {
+        Self::Run { source: Box::new(source) }
     }
 
     /// What the caller can do about it.
@@ -90,5 +97,37 @@ impl ServingError {
                 _ => ErrorKind::Internal,
             },
         }
+    }
+}
+
+/// An error with its causes, from the outermost to the first one. A cause whose text the error before it ends with
+/// already is not repeated.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_is_named_once() {
+        let root = std::io::Error::other("disk on fire");
+        let source = Box::new(DataFusionError::IoError(root));
+        assert_eq!(chain(&ServingError::Run { source }), "cannot run the query: IO error: disk on fire");
+        let source = DomainError::Shape { column: "count" };
+        assert_eq!(
+            chain(&ServingError::View { source }),
+            "cannot use the batch view: record batch has no usable column \"count\""
+        );
     }
 }

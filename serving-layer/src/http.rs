@@ -1,27 +1,26 @@
 //! HTTP over the merge: definitions, current values, series, coverage, SQL, health.
 //!
-//! `current` never runs SQL and copies no large map; whatever computes runs on the query threads. This file only says
-//! which path is answered by what.
+//! `current` never runs SQL and copies no large map; computation runs on the query threads. This file only has the paths
+//! with their handlers, and what these work with.
 
 mod answer;
 mod coverage;
 mod current;
 mod encode;
-pub mod error;
+mod error;
 mod health;
 mod metrics;
 mod params;
 mod range;
 mod runs;
 mod series;
-pub mod server;
+pub(crate) mod server;
 mod sql;
 #[cfg(test)]
 mod tests;
 mod wait;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use axum::Router;
@@ -30,37 +29,39 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use futures::future::BoxFuture;
 use wye_domain::ErrorKind;
-use wye_runtime::clock::now_micros;
+use wye_domain::time::Micros;
 use wye_runtime::telemetry::Telemetry;
 
 pub use encode::readable;
+pub(crate) use error::not_found;
 
-use crate::hub::Hub;
+use crate::clock::Clock;
+use crate::hub::{Hub, Input};
 use crate::sql::SqlEngine;
 use crate::telemetry::Instruments;
 use crate::units::Units;
 
-/// Does a batch run, for `POST /v1/batch-runs`; answers with what it did, as JSON.
+/// Does a batch run, for `POST /v1/batch-runs`; answers with its report, as JSON.
 pub type BatchTrigger =
     Arc<dyn Fn(BatchRequest) -> BoxFuture<'static, Result<serde_json::Value, BatchRefusal>> + Send + Sync>;
 
-/// Says what is wrong with a part of the process beside this layer; `None` while it is well. It is called for each
-/// `GET /readyz` and must not block.
+/// Says what is wrong with another part of the process; `None` where nothing is. It is called for each `GET /readyz` and
+/// must not block.
 pub type Probe = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 
-/// What a batch run is asked for.
+/// What a batch run should do.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BatchRequest {
-    /// Whether to recompute even where nothing is new.
+    /// Whether to recompute even if nothing is new.
     pub force: bool,
 }
 
 /// Why there was no batch run.
 #[derive(Clone, Debug)]
 pub struct BatchRefusal {
-    /// What the asker can do about it.
+    /// What the client can do about it.
     pub kind: ErrorKind,
-    /// What happened, for the asker.
+    /// What happened, for the client.
     pub message: String,
 }
 
@@ -71,19 +72,17 @@ pub(crate) struct Api {
     pub(crate) units: Arc<Units>,
     pub(crate) telemetry: Telemetry,
     pub(crate) instruments: Instruments,
-    /// Whether the batch views were looked at, and loaded if there were any.
-    pub(crate) looked: Arc<AtomicBool>,
     pub(crate) batch_trigger: Option<BatchTrigger>,
-    /// What else has to be well before `/readyz` says so.
+    /// The other parts of the process that `/readyz` asks.
     pub(crate) probes: Vec<Probe>,
-    /// How long a question may wait for a position.
+    /// The longest time that a question may wait for a position.
     pub(crate) max_wait: Duration,
-    /// When the process started (µs), so that entity tags of another process never match.
-    pub(crate) started: i64,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// When the layer started, so that entity tags of another process never match.
+    pub(crate) started: Micros,
 }
 
-/// All paths of the serving layer. It has no fallback, so that it can be merged with another router; see
-/// [`error::not_found`].
+/// All paths of the serving layer. It has no fallback, so that it can be merged with another router; see [`not_found`].
 pub(crate) fn router(api: Arc<Api>) -> Router {
     let instruments = api.instruments.clone();
     Router::new()
@@ -100,19 +99,22 @@ pub(crate) fn router(api: Arc<Api>) -> Router {
         .with_state(api)
 }
 
-/// The header in which an answer to a write says the position behind it.
+/// The header of an answer to a write, with the position after it.
 const POSITION: &str = "wye-position";
 
-/// Notes the positions that a router's answers carry in the header `Wye-Position`, so that answers that lack what was
-/// written say so from then on.
-pub(crate) fn watch_writes(router: Router, hub: Arc<Hub>) -> Router {
-    router.layer(axum::middleware::map_response_with_state(hub, note_written))
+/// Notes the positions in the header `Wye-Position` of a router's answers, so that answers that lack what was written say
+/// so from then on.
+pub(crate) fn watch_writes(router: Router, hub: Arc<Hub>, clock: Arc<dyn Clock>) -> Router {
+    router.layer(axum::middleware::map_response_with_state((hub, clock), note_written))
 }
 
-async fn note_written(State(hub): State<Arc<Hub>>, response: Response) -> Response {
+async fn note_written(
+    State((hub, clock)): State<(Arc<Hub>, Arc<dyn Clock>)>,
+    response: Response,
+) -> Response {
     let position = response.headers().get(POSITION).and_then(|position| position.to_str().ok()?.parse().ok());
     if let Some(position) = position {
-        hub.note_written(&position, now_micros());
+        hub.step(Input::Written { position: &position, at: clock.now() });
     }
     response
 }

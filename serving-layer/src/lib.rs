@@ -2,28 +2,34 @@
 //!
 //! Reading order: which series there are ([`directory`]); what the realtime-views topic adds up to ([`realtime`]) and
 //! how it is followed ([`tail`]); one batch view ([`snapshot`]) and how a new one takes over ([`watch`]); what an answer
-//! covers of the log ([`coverage`]); all of it side by side, captured in one step ([`hub`]); the merge itself is [`wye_metrics::merge`];
-//! SQL ([`sql`]) and HTTP ([`http`]) over it; the whole as one running part ([`serving`]).
+//! covers of the log ([`coverage`]); all of it as one state, from which answers are taken in one step ([`hub`]); windows
+//! over a range of time ([`windows`]; the merge itself is [`wye_metrics::merge`]); SQL ([`sql`]) and HTTP ([`http`]) over
+//! it; the whole as one running part ([`layer`]) with its [`settings`].
 //!
 //! This crate computes no summary from readings: it only merges what the other layers computed.
+
+pub mod settings;
+
+pub mod layer;
+
+pub mod clock;
 
 pub mod directory;
 
 pub mod realtime;
-pub mod tail;
+mod tail;
 
 mod log_ends;
 
 pub mod snapshot;
-pub mod watch;
+mod watch;
 
 pub mod coverage;
 pub mod hub;
+pub mod windows;
 
 pub mod http;
 pub mod sql;
-
-pub mod serving;
 
 mod error;
 mod suggest;
@@ -34,4 +40,6 @@ mod view_runs;
 pub use error::ServingError;
 
 #[cfg(test)]
-mod fixture;
+mod testing;
+#[cfg(test)]
+use testing as fixture;

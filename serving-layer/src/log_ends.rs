@@ -8,25 +8,28 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::ends::Ends;
 use wye_log::topics::READINGS;
-use wye_runtime::clock::now_micros;
 
 use crate::ServingError;
-use crate::hub::Hub;
+use crate::clock::Clock;
+use crate::error::chain;
+use crate::hub::{Hub, Input};
 use crate::telemetry::Instruments;
 
-/// How often the log is asked: what an answer says of the log's end is about so old at most.
+/// How often the log is asked, which is about how old the log's end in an answer is at most.
 const INTERVAL: Duration = Duration::from_millis(100);
-/// How long one question may take; what was known before is of no use any more then.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long one question may take; the answer before it may not be used for longer either.
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the thread works with.
 pub(crate) struct LogEnds {
     pub(crate) log: Log,
     pub(crate) hub: Arc<Hub>,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) instruments: Instruments,
     pub(crate) shutdown: CancellationToken,
 }
@@ -37,7 +40,7 @@ impl LogEnds {
     /// # Errors
     /// [`ServingError::Thread`] when the system gives no thread; [`ServingError::Log`] when the client cannot be set up.
     pub(crate) fn start(self) -> Result<JoinHandle<()>, ServingError> {
-        let ends = Ends::new(&self.log, READINGS, self.hub.kafka_partitions())?;
+        let ends = Ends::new(&self.log, READINGS, self.hub.read().kafka_partitions())?;
         let handle = Handle::current();
         std::thread::Builder::new()
             .name("wye-serving-log-ends".to_owned())
@@ -48,33 +51,35 @@ impl LogEnds {
     fn run(self, ends: &Ends, handle: &Handle) {
         let mut failing = false;
         while !self.shutdown.is_cancelled() {
-            match self.ask(ends) {
-                Ok(()) => failing = false,
-                Err(error) => {
-                    if !failing {
-                        warn!(%error, "cannot ask the log for its end; answers are marked incomplete until it answers");
-                    }
-                    failing = true;
-                }
+            let asked = self.ask(ends);
+            if let Err(error) = &asked
+                && !failing
+            {
+                warn!(
+                    error = chain(error),
+                    "cannot ask the log for its end; answers are marked incomplete until it answers"
+                );
             }
-            let coverage = self.hub.coverage(now_micros());
+            failing = asked.is_err();
+            let coverage = self.hub.read().coverage(self.clock.now());
             self.instruments.covered(&coverage);
-            let stopped = handle
-                .block_on(async { tokio::time::timeout(INTERVAL, self.shutdown.cancelled()).await })
-                .is_ok();
-            if stopped {
+            let shutdown =
+                handle.block_on(async { tokio::time::timeout(INTERVAL, self.shutdown.cancelled()).await });
+            if shutdown.is_ok() {
                 return;
             }
         }
     }
 
     fn ask(&self, ends: &Ends) -> Result<(), LogError> {
-        let asked_at = now_micros();
-        let ends = ends.ask(PATIENCE)?;
-        self.hub.note_log_ends(&ends, asked_at);
-        for kafka_partition in self.hub.without_start(now_micros()) {
-            let low = self.log.offsets_blocking(READINGS, kafka_partition)?.low;
-            self.hub.note_log_start(kafka_partition, low);
+        let asked_at = self.clock.now();
+        let ends = ends.ask(TIMEOUT)?;
+        let ends = ends.into_iter().map(|(partition, end)| (KafkaPartition(partition), Offset(end))).collect();
+        self.hub.step(Input::LogEnds { ends: &ends, asked_at });
+        let without_start = self.hub.read().without_start(self.clock.now());
+        for kafka_partition in without_start {
+            let oldest = Offset(self.log.offsets_blocking(READINGS, kafka_partition.0)?.low);
+            self.hub.step(Input::LogStart { kafka_partition, oldest });
         }
         Ok(())
     }

@@ -1,60 +1,80 @@
-//! One batch view as it is served: its files, its horizon, and the newest window of each series.
+//! One batch view as it is served: its rows, its horizon, and the oldest and the newest window of each series.
 //!
-//! The newest windows are read once, when the view is loaded: first where they are, from three columns, then these
-//! rows. This file does not know realtime views.
+//! The rows are in the files of a table, or in memory for simulations. The windows are found once, when the view is
+//! loaded: first where they are, from three columns, then the newest rows. This file does not know realtime views.
 
-use std::collections::BTreeMap;
+mod windows;
+
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
-use datafusion::common::ScalarValue;
+use datafusion::catalog::memory::MemorySourceConfig;
+use datafusion::common::{DFSchema, ScalarValue};
+use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
 use datafusion::logical_expr::{Expr, col, lit};
 use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::filter::FilterExec;
+use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
-use hashbrown::HashMap;
 use tracing::warn;
-use wye_domain::DomainError;
-use wye_domain::reading::TextColumn;
+use wye_domain::horizon::Horizon;
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::series::SeriesId;
+use wye_domain::time::Micros;
 use wye_metrics::confidence::LatenessHistogram;
 use wye_metrics::failures::Failures;
-use wye_tables::views::ViewSnapshot;
+use wye_metrics::merge::BatchRow;
+use wye_metrics::view_rows::reader::ROW_COLUMNS;
+use wye_tables::views::{RunRecord, ViewSnapshot};
 
 use crate::ServingError;
 use crate::directory::Directory;
-use crate::view_runs::runs;
-use wye_metrics::merge::BatchRow;
-use wye_metrics::view_rows::reader::{ROW_COLUMNS, ViewRows, count, window_start};
+use windows::{SeriesWindows, WindowBounds};
 
 /// What a batch run says of itself that the merge needs.
 #[derive(Clone, Debug, Default)]
 pub struct RunFacts {
-    /// The fingerprint of the definitions that its rows were made with; `None` where nobody says.
+    /// The fingerprint of the definitions that its rows were made with; `None` where the run is not known.
     pub definitions: Option<u64>,
-    /// Everything that was ingested before this time (µs) is in the view.
-    pub as_of: i64,
+    /// Everything that was ingested before this time is in the view; `None` where the run is not known.
+    pub as_of: Option<Micros>,
     /// How late readings came.
     pub lateness: Arc<LatenessHistogram>,
     /// The readings that definitions could not compute.
     pub failures: Arc<Failures>,
 }
 
-/// See the module.
+/// A batch view in memory.
+#[derive(Clone, Debug)]
+pub struct MemoryView {
+    /// Its version; each view has a higher one than the view before.
+    pub version: u64,
+    /// The offsets below which readings are in the view.
+    pub horizon: Horizon,
+    /// What its run says of itself.
+    pub facts: RunFacts,
+    /// Its rows, in the columns of [`wye_metrics::view_rows`], sorted by series and window.
+    pub rows: Vec<RecordBatch>,
+}
+
+/// A batch view with what is known of all its series.
 #[derive(Debug)]
 pub struct BatchSnapshot {
-    view: ViewSnapshot,
+    version: u64,
+    horizon: Horizon,
     facts: RunFacts,
     usable: bool,
     windows: SeriesWindows,
+    rows: ViewRows,
 }
 
-/// The first and the last window with readings of each series, by series number.
-#[derive(Debug, Default)]
-struct SeriesWindows {
-    /// Window starts in µs.
-    oldest: Vec<Option<i64>>,
-    newest: Vec<Option<Box<BatchRow>>>,
+/// Where the rows of a view are.
+#[derive(Debug)]
+enum ViewRows {
+    Files(ViewSnapshot),
+    Memory(Vec<RecordBatch>),
 }
 
 impl BatchSnapshot {
@@ -67,27 +87,79 @@ impl BatchSnapshot {
         directory: &Directory,
         context: &Arc<TaskContext>,
     ) -> Result<Self, ServingError> {
-        let facts = RunFacts::of(&view);
+        let horizon = view.horizon.iter();
+        let mut loaded = Self::without_windows(
+            view.version(),
+            horizon.map(|(partition, offset)| (KafkaPartition(*partition), Offset(*offset))).collect(),
+            view.run.as_ref().map(RunFacts::of).unwrap_or_default(),
+            ViewRows::Files(view),
+            directory,
+        );
+        let mut bounds = WindowBounds::default();
+        if let Some(plan) = loaded.scan(&WindowBounds::COLUMNS, &[])? {
+            let mut batches = Batches::of(plan, context);
+            while let Some(batch) = batches.next().await? {
+                bounds.add(&batch, directory)?;
+            }
+        }
+        let Some(first) = bounds.first_newest() else { return Ok(loaded) };
+        let mut windows = SeriesWindows::new(bounds);
+        if let Some(plan) = loaded.scan(&ROW_COLUMNS, &[col("window_start").gt_eq(time_literal(first.0))])? {
+            let mut batches = Batches::of(plan, context);
+            while let Some(batch) = batches.next().await? {
+                windows.add(&batch, directory)?;
+            }
+        }
+        loaded.windows = windows;
+        Ok(loaded)
+    }
+
+    /// A view whose rows are in memory.
+    ///
+    /// # Errors
+    /// [`ServingError::View`] when the rows do not have the columns of a batch view.
+    pub fn in_memory(view: MemoryView, directory: &Directory) -> Result<Self, ServingError> {
+        let MemoryView { version, horizon, facts, rows } = view;
+        let mut loaded = Self::without_windows(version, horizon, facts, ViewRows::Memory(rows), directory);
+        if let Some(rows) = loaded.rows_in_memory() {
+            let mut bounds = WindowBounds::default();
+            for batch in rows {
+                bounds.add(batch, directory)?;
+            }
+            let mut windows = SeriesWindows::new(bounds);
+            for batch in rows {
+                windows.add(batch, directory)?;
+            }
+            loaded.windows = windows;
+        }
+        Ok(loaded)
+    }
+
+    fn without_windows(
+        version: u64,
+        horizon: Horizon,
+        facts: RunFacts,
+        rows: ViewRows,
+        directory: &Directory,
+    ) -> Self {
         let usable = facts.definitions == Some(directory.plans().fingerprint());
-        let windows =
-            if usable { series_windows(&view, directory, context).await? } else { SeriesWindows::default() };
         if !usable {
             warn!(
-                version = view.version(),
+                version,
                 "the batch view was made with other metric definitions; its numbers are left out until the next run"
             );
         }
-        Ok(Self { view, facts, usable, windows })
+        Self { version, horizon, facts, usable, windows: SeriesWindows::default(), rows }
     }
 
     /// The version of the batch views table.
     pub fn version(&self) -> u64 {
-        self.view.version()
+        self.version
     }
 
-    /// Per Kafka partition the offset below which readings are in the view.
-    pub fn horizon(&self) -> &BTreeMap<i32, i64> {
-        &self.view.horizon
+    /// The offsets below which readings are in the view.
+    pub fn horizon(&self) -> &Horizon {
+        &self.horizon
     }
 
     /// What the run says of itself.
@@ -95,19 +167,27 @@ impl BatchSnapshot {
         &self.facts
     }
 
-    /// Whether its rows were made with the definitions in force.
+    /// Whether its rows were made with the definitions in force; otherwise they are left out.
     pub fn usable(&self) -> bool {
         self.usable
     }
 
     /// The newest row of a series that has readings.
     pub fn newest(&self, series: SeriesId) -> Option<&BatchRow> {
-        self.windows.newest.get(series.0 as usize)?.as_deref()
+        self.windows.newest(series)
     }
 
-    /// The start (µs) of the oldest window of a series that has readings.
-    pub fn oldest(&self, series: SeriesId) -> Option<i64> {
-        *self.windows.oldest.get(series.0 as usize)?
+    /// The start of the oldest window of a series that has readings.
+    pub fn oldest(&self, series: SeriesId) -> Option<Micros> {
+        self.windows.oldest(series)
+    }
+
+    /// Its rows, where they are in memory and may be used.
+    pub fn rows_in_memory(&self) -> Option<&[RecordBatch]> {
+        match &self.rows {
+            ViewRows::Memory(rows) if self.usable => Some(rows),
+            ViewRows::Memory(_) | ViewRows::Files(_) => None,
+        }
     }
 
     /// A plan over its rows, one plan partition a file; `None` where there is no row, or none that may be used.
@@ -119,23 +199,49 @@ impl BatchSnapshot {
         columns: &[&str],
         filters: &[Expr],
     ) -> Result<Option<Arc<dyn ExecutionPlan>>, ServingError> {
-        if !self.usable || self.view.rows() == 0 {
+        if !self.usable {
             return Ok(None);
         }
-        Ok(Some(self.view.scan(columns, filters)?))
+        match &self.rows {
+            ViewRows::Files(view) if view.rows() == 0 => Ok(None),
+            ViewRows::Files(view) => Ok(Some(view.scan(columns, filters)?)),
+            ViewRows::Memory(rows) => scan_memory(rows, columns, filters)
+                .map_err(|source| ServingError::Run { source: Box::new(source) }),
+        }
     }
 }
 
 impl RunFacts {
-    fn of(view: &ViewSnapshot) -> Self {
-        let Some(run) = &view.run else { return Self::default() };
+    /// The facts in the record of a run.
+    pub fn of(run: &RunRecord) -> Self {
         Self {
             definitions: run.definitions.parse().ok(),
-            as_of: run.as_of,
+            as_of: Some(Micros(run.as_of)),
             lateness: Arc::new(run.lateness.clone()),
             failures: Arc::new(run.failures.clone()),
         }
     }
+}
+
+/// A plan over batches with one schema; `None` without a batch.
+fn scan_memory(
+    rows: &[RecordBatch],
+    columns: &[&str],
+    filters: &[Expr],
+) -> Result<Option<Arc<dyn ExecutionPlan>>, DataFusionError> {
+    let Some(schema) = rows.first().map(RecordBatch::schema) else { return Ok(None) };
+    let mut plan: Arc<dyn ExecutionPlan> =
+        MemorySourceConfig::try_new_exec(&[rows.to_vec()], Arc::clone(&schema), None)?;
+    if let Some(filter) = filters.iter().cloned().reduce(Expr::and) {
+        let filter =
+            SessionContext::new().create_physical_expr(filter, &DFSchema::try_from(Arc::clone(&schema))?)?;
+        plan = Arc::new(FilterExec::try_new(filter, plan)?);
+    }
+    let mut wanted = Vec::with_capacity(columns.len());
+    for name in columns {
+        wanted.push((datafusion::physical_expr::expressions::col(name, &schema)?, (*name).to_owned()));
+    }
+    Ok(Some(Arc::new(ProjectionExec::try_new(wanted, plan)?)))
 }
 
 /// A time as the type of the view's time columns.
@@ -143,73 +249,33 @@ pub(crate) fn time_literal(micros: i64) -> Expr {
     lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())))
 }
 
-async fn series_windows(
-    view: &ViewSnapshot,
-    directory: &Directory,
-    context: &Arc<TaskContext>,
-) -> Result<SeriesWindows, ServingError> {
-    let mut found = SeriesWindows::default();
-    if view.rows() == 0 {
-        return Ok(found);
+/// The batches of a plan, plan partition by plan partition.
+struct Batches {
+    plan: Arc<dyn ExecutionPlan>,
+    context: Arc<TaskContext>,
+    /// The stream of a plan partition, and the number of the next one.
+    open: Option<datafusion::execution::SendableRecordBatchStream>,
+    next: usize,
+}
+
+impl Batches {
+    fn of(plan: Arc<dyn ExecutionPlan>, context: &Arc<TaskContext>) -> Self {
+        Self { plan, context: Arc::clone(context), open: None, next: 0 }
     }
-    let mut windows: HashMap<SeriesId, i64> = HashMap::new();
-    let plan = view.scan(&["series", "window_start", "count"], &[])?;
-    for_each_batch(&plan, context, |batch| {
-        let (series, starts) = (TextColumn::of(batch, "series")?, window_start(batch)?.values());
-        let counts = count(batch)?.values();
-        for (range, id) in runs(&series, batch.num_rows(), directory) {
-            let Some(id) = id else { continue };
-            let filled = range.filter(|row| counts[*row] > 0).map(|row| starts[row]);
-            let bounds = filled.fold(None, |bounds, start| match bounds {
-                None => Some((start, start)),
-                Some((oldest, newest)) => Some((start.min(oldest), start.max(newest))),
-            });
-            let Some((oldest, newest)) = bounds else { continue };
-            let known = windows.entry(id).or_insert(newest);
-            *known = newest.max(*known);
-            let known = place(&mut found.oldest, id).get_or_insert(oldest);
-            *known = oldest.min(*known);
-        }
-        Ok(())
-    })
-    .await?;
-    let Some(oldest) = windows.values().min().copied() else { return Ok(found) };
-    let plan = view.scan(&ROW_COLUMNS, &[col("window_start").gt_eq(time_literal(oldest))])?;
-    for_each_batch(&plan, context, |batch| {
-        let columns = ViewRows::of(batch)?;
-        for (range, id) in runs(&columns.series, batch.num_rows(), directory) {
-            let Some((id, newest)) = id.and_then(|id| Some((id, *windows.get(&id)?))) else { continue };
-            for row in range.filter(|row| columns.window_start.value(*row) == newest) {
-                *place(&mut found.newest, id) = Some(Box::new(columns.row(row)?));
+
+    async fn next(&mut self) -> Result<Option<RecordBatch>, ServingError> {
+        loop {
+            if let Some(stream) = &mut self.open
+                && let Some(batch) = stream.try_next().await.map_err(ServingError::run)?
+            {
+                return Ok(Some(batch));
             }
-        }
-        Ok(())
-    })
-    .await?;
-    Ok(found)
-}
-
-/// The place of a series in a list by series number, which grows as needed.
-fn place<T>(list: &mut Vec<Option<T>>, series: SeriesId) -> &mut Option<T> {
-    let at = series.0 as usize;
-    if at >= list.len() {
-        list.resize_with(at + 1, || None);
-    }
-    &mut list[at]
-}
-
-/// Runs a plan, plan partition by plan partition.
-async fn for_each_batch(
-    plan: &Arc<dyn ExecutionPlan>,
-    context: &Arc<TaskContext>,
-    mut on: impl FnMut(&RecordBatch) -> Result<(), DomainError>,
-) -> Result<(), ServingError> {
-    let failed = |source| ServingError::Run { source: Box::new(source) };
-    for plan_partition in 0..plan.properties().output_partitioning().partition_count() {
-        let mut stream = plan.execute(plan_partition, Arc::clone(context)).map_err(failed)?;
-        while let Some(batch) = stream.try_next().await.map_err(failed)? {
-            on(&batch)?;
+            if self.next == self.plan.properties().output_partitioning().partition_count() {
+                return Ok(None);
+            }
+            let stream = self.plan.execute(self.next, Arc::clone(&self.context));
+            self.open = Some(stream.map_err(ServingError::run)?);
+            self.next += 1;
         }
     }
-    Ok(())
 }

@@ -9,26 +9,25 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use wye_domain::realtime_row::{self, Rows};
-use wye_domain::series::SeriesId;
-use wye_domain::{DomainError, ErrorKind};
+use wye_domain::ErrorKind;
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::reader::{Message, Reader};
 use wye_log::topics::REALTIME_VIEWS;
 
 use crate::ServingError;
-use crate::directory::Directory;
-use crate::hub::Hub;
-use crate::realtime::{Applied, RealtimeRow};
+use crate::error::chain;
+use crate::hub::{Hub, Input};
+use crate::realtime::{Applied, Record};
 use crate::telemetry::Instruments;
 
-/// How many records are taken in before the stop signal is looked at.
+/// How many records are read before the shutdown is checked.
 const RECORDS_PER_TURN: usize = 256;
-/// How long the thread waits for a record before it looks at the stop signal.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// How long it rests after an error.
-const REST: Duration = Duration::from_millis(500);
+/// How long the thread waits for a record before it checks the shutdown.
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// The pause after an error.
+const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
 /// What the thread works with.
 pub(crate) struct Tail {
@@ -39,24 +38,27 @@ pub(crate) struct Tail {
     pub(crate) shutdown: CancellationToken,
 }
 
-/// The offsets up to which the topic has been applied, by Kafka partition; shared with whoever reports the lag.
+/// The next offsets of the topic, by Kafka partition.
+type Positions = BTreeMap<KafkaPartition, Offset>;
+
+/// The offsets up to which the topic has been applied, shared with the report of the lag.
 #[derive(Clone, Debug)]
 pub(crate) struct TailPositions(Arc<[AtomicI64]>);
 
 impl TailPositions {
     pub(crate) fn new(kafka_partitions: i32) -> Self {
-        Self((0..kafka_partitions).map(|_| AtomicI64::new(0)).collect())
+        Self(KafkaPartition::all(kafka_partitions).map(|_| AtomicI64::new(Offset::START.0)).collect())
     }
 
-    pub(crate) fn get(&self) -> impl Iterator<Item = (i32, i64)> {
-        (0..).zip(self.0.iter().map(|position| position.load(Ordering::Relaxed)))
+    pub(crate) fn get(&self) -> impl Iterator<Item = (KafkaPartition, Offset)> {
+        let offsets = self.0.iter().map(|position| Offset(position.load(Ordering::Relaxed)));
+        (0..).map(KafkaPartition).zip(offsets)
     }
 
-    fn set(&self, positions: &BTreeMap<i32, i64>) {
-        for (kafka_partition, position) in positions {
-            if let Some(place) = usize::try_from(*kafka_partition).ok().and_then(|index| self.0.get(index)) {
-                place.store(*position, Ordering::Relaxed);
-            }
+    /// Stores the positions of all Kafka partitions.
+    fn set(&self, positions: &Positions) {
+        for (shared, position) in self.0.iter().zip(positions.values()) {
+            shared.store(position.0, Ordering::Relaxed);
         }
     }
 }
@@ -74,27 +76,27 @@ impl Tail {
     }
 
     fn run(self) {
-        // After an error the topic is read on from where it was left, with a new client.
-        let mut positions = BTreeMap::new();
+        // After an error, reading resumes at the same positions with a new client.
+        let mut positions = Positions::new();
         while !self.shutdown.is_cancelled() {
             match self.follow(&mut positions) {
                 Ok(()) => return,
                 Err(problem) if problem.kind() == ErrorKind::Unavailable => {
-                    warn!(error = %problem, "cannot follow the realtime views; trying again");
+                    warn!(error = chain(&problem), "cannot read the realtime views; trying again");
                 }
-                Err(problem) => error!(error = %problem, "cannot follow the realtime views; trying again"),
+                Err(problem) => error!(error = chain(&problem), "cannot read the realtime views; trying again"),
             }
-            std::thread::sleep(REST);
+            std::thread::sleep(RETRY_PAUSE);
         }
     }
 
-    /// Follows until the stop signal; `positions` is kept right all the time.
-    fn follow(&self, positions: &mut BTreeMap<i32, i64>) -> Result<(), LogError> {
-        let mut targets = BTreeMap::new();
-        for kafka_partition in 0..self.log.config().kafka_partitions {
-            let range = self.log.offsets_blocking(REALTIME_VIEWS, kafka_partition)?;
-            positions.entry(kafka_partition).or_insert(range.low);
-            targets.insert(kafka_partition, range.high);
+    /// Follows until the shutdown; `positions` is right at any time.
+    fn follow(&self, positions: &mut Positions) -> Result<(), LogError> {
+        let mut targets = Positions::new();
+        for kafka_partition in KafkaPartition::all(self.log.config().kafka_partitions) {
+            let range = self.log.offsets_blocking(REALTIME_VIEWS, kafka_partition.0)?;
+            positions.entry(kafka_partition).or_insert(Offset(range.low));
+            targets.insert(kafka_partition, Offset(range.high));
         }
         let mut reader = Reader::new(&self.log, REALTIME_VIEWS)?;
         assign(&mut reader, positions)?;
@@ -106,31 +108,34 @@ impl Tail {
                 targets.retain(|kafka_partition, high| positions[kafka_partition] < *high);
                 if targets.is_empty() {
                     info!("the realtime views are read");
-                    self.hub.set_caught_up();
+                    self.hub.step(Input::CaughtUp);
                 }
             }
-            let polled = reader.poll_batch(RECORDS_PER_TURN, PATIENCE, &mut |message| self.take(&message));
+            let polled = reader.poll_batch(RECORDS_PER_TURN, POLL_TIMEOUT, &mut |message| self.take(&message));
             for (kafka_partition, position) in positions.iter_mut() {
-                *position = reader.position(*kafka_partition).unwrap_or(*position);
+                *position = reader.position(kafka_partition.0).map_or(*position, Offset);
             }
             self.positions.set(positions);
             match polled {
                 Ok(_) => {}
                 // Only epochs that a batch view has are deleted.
                 Err(LogError::OffsetGone { kafka_partition, low, .. }) => {
-                    positions.insert(kafka_partition, low);
+                    positions.insert(KafkaPartition(kafka_partition), Offset(low));
                     assign(&mut reader, positions)?;
                 }
                 Err(problem @ LogError::OffsetAhead { kafka_partition, .. }) => {
-                    warn!(error = %problem, kafka_partition, "reading the realtime views again from their start");
-                    self.hub.clear(kafka_partition);
+                    warn!(
+                        error = chain(&problem),
+                        kafka_partition, "the topic was replaced; reading the realtime views from its start"
+                    );
+                    self.hub.step(Input::TopicReplaced { kafka_partition: KafkaPartition(kafka_partition) });
                     let low = self.log.offsets_blocking(REALTIME_VIEWS, kafka_partition)?.low;
-                    positions.insert(kafka_partition, low);
+                    positions.insert(KafkaPartition(kafka_partition), Offset(low));
                     assign(&mut reader, positions)?;
                 }
                 Err(problem @ LogError::Unreadable { .. }) => {
                     self.instruments.skip("undecodable");
-                    warn!(error = %problem, "realtime records are skipped");
+                    warn!(error = chain(&problem), "realtime records are skipped");
                 }
                 Err(problem) => return Err(problem),
             }
@@ -138,51 +143,27 @@ impl Tail {
     }
 
     fn take(&self, message: &Message<'_>) {
-        let kafka_partition = message.kafka_partition;
-        match apply(&self.hub, kafka_partition, message.payload) {
-            Ok(Applied::Taken) => {}
-            Ok(Applied::Fenced) => self.instruments.skip("fenced"),
-            Ok(Applied::NoEpoch) => self.instruments.skip("no_epoch"),
-            Ok(Applied::OtherDefinitions) => self.instruments.skip("other_definitions"),
+        let kafka_partition = KafkaPartition(message.kafka_partition);
+        let applied = match Record::decode(message.payload, self.hub.directory()) {
+            Ok(Record { header, rows }) => self.hub.apply(kafka_partition, &header, &rows),
             Err(problem) => {
                 self.instruments.skip("undecodable");
-                self.hub.damage(kafka_partition);
-                warn!(error = %problem, kafka_partition, offset = message.offset, "cannot decode realtime record");
+                self.hub.step(Input::Undecodable { kafka_partition });
+                let offset = message.offset;
+                warn!(error = chain(&problem), %kafka_partition, offset, "cannot decode realtime record");
+                return;
             }
+        };
+        match applied {
+            Some(Applied::Taken) | None => {}
+            Some(Applied::Fenced) => self.instruments.skip("fenced"),
+            Some(Applied::NoEpoch) => self.instruments.skip("no_epoch"),
+            Some(Applied::OtherDefinitions) => self.instruments.skip("other_definitions"),
         }
     }
 }
 
-/// Decodes a record of the realtime-views topic and hands it to the hub.
-///
-/// # Errors
-/// [`DomainError`] when the bytes are no such record; nothing has changed then.
-pub fn apply(hub: &Hub, kafka_partition: i32, payload: &[u8]) -> Result<Applied, DomainError> {
-    let record = realtime_row::decode(payload)?;
-    let rows = match &record.rows {
-        Some(batch) => resolve(hub.directory(), &Rows::of(batch)?)?,
-        None => Vec::new(),
-    };
-    Ok(hub.apply(kafka_partition, &record.header, &rows))
-}
-
-fn resolve(directory: &Directory, rows: &Rows<'_>) -> Result<Vec<RealtimeRow>, DomainError> {
-    let ids: Vec<Option<SeriesId>> = directory.resolve(rows.series.words().iter().flatten());
-    let mut resolved = Vec::with_capacity(rows.window_start.len());
-    for (row, window_start) in rows.window_start.iter().enumerate() {
-        let Some(series) = rows.series.code(row).and_then(|code| ids.get(code).copied().flatten()) else {
-            continue;
-        };
-        resolved.push(RealtimeRow {
-            series,
-            window_start: *window_start,
-            summary: rows.summaries.summary(row)?,
-        });
-    }
-    Ok(resolved)
-}
-
-fn assign(reader: &mut Reader, positions: &BTreeMap<i32, i64>) -> Result<(), LogError> {
-    let starts: Vec<(i32, i64)> = positions.iter().map(|(partition, offset)| (*partition, *offset)).collect();
+fn assign(reader: &mut Reader, positions: &Positions) -> Result<(), LogError> {
+    let starts: Vec<(i32, i64)> = positions.iter().map(|(partition, offset)| (partition.0, offset.0)).collect();
     reader.assign(&starts)
 }

@@ -1,5 +1,6 @@
 //! All telemetry names of the serving layer.
 
+use wye_domain::place::KafkaPartition;
 use wye_runtime::telemetry::{
     KafkaPartitionLabel, PartitionGauge, PlainCounter, PlainGauge, RealGauge, ReasonCounter, ReasonLabel,
     Telemetry,
@@ -23,9 +24,9 @@ pub(crate) struct Instruments {
     pub(crate) as_of: PlainGauge,
     /// How long (s) the oldest record that is not in answers has been in the log.
     lacking_for: RealGauge,
-    /// 1 when answers hold everything that the log has, else 0.
+    /// 1 when answers hold everything that the log has, otherwise 0.
     complete: PlainGauge,
-    /// SQL queries that were begun.
+    /// SQL queries that were started.
     pub(crate) queries: PlainCounter,
     /// HTTP requests that were answered with an error.
     pub(crate) refused: PlainCounter,
@@ -33,8 +34,6 @@ pub(crate) struct Instruments {
 
 impl Instruments {
     pub(crate) fn new(telemetry: &Telemetry) -> Self {
-        let gauge = |name: &str, help: &str| telemetry.register(name, help, PlainGauge::default());
-        let counter = |name: &str, help: &str| telemetry.register(name, help, PlainCounter::default());
         Self {
             lag: telemetry.register(
                 "wye_serving_realtime_lag_records",
@@ -56,23 +55,27 @@ impl Instruments {
                 "Records of the realtime-views topic that do not count, by reason",
                 ReasonCounter::default(),
             ),
-            epochs: gauge("wye_serving_realtime_epochs", "Epochs held"),
-            windows: gauge("wye_serving_realtime_windows", "Windows held of all epochs"),
-            version: gauge("wye_serving_batch_version", "Served version of the batch views"),
-            as_of: gauge("wye_serving_batch_as_of_seconds", "Newest ingest time in the served batch view"),
-            complete: gauge("wye_serving_complete", "1 when answers are complete, else 0"),
-            queries: counter("wye_serving_sql_queries", "SQL queries"),
-            refused: counter("wye_serving_http_errors", "HTTP requests answered with an error"),
+            epochs: gauge(telemetry, "wye_serving_realtime_epochs", "Epochs held"),
+            windows: gauge(telemetry, "wye_serving_realtime_windows", "Windows held of all epochs"),
+            version: gauge(telemetry, "wye_serving_batch_version", "Served version of the batch views"),
+            as_of: gauge(
+                telemetry,
+                "wye_serving_batch_as_of_seconds",
+                "Newest ingest time in the served batch view",
+            ),
+            complete: gauge(telemetry, "wye_serving_complete", "1 when answers are complete, else 0"),
+            queries: counter(telemetry, "wye_serving_sql_queries", "SQL queries"),
+            refused: counter(telemetry, "wye_serving_http_errors", "HTTP requests answered with an error"),
         }
     }
 
-    pub(crate) fn set_lag(&self, kafka_partition: i32, records: i64) {
-        self.lag.get_or_create(&KafkaPartitionLabel { kafka_partition }).set(records);
+    pub(crate) fn set_lag(&self, kafka_partition: KafkaPartition, records: i64) {
+        self.lag.get_or_create(&KafkaPartitionLabel { kafka_partition: kafka_partition.0 }).set(records);
     }
 
     pub(crate) fn covered(&self, coverage: &Coverage) {
         self.complete.set(i64::from(coverage.complete()));
-        self.lacking_for.set(coverage.lacking_for() as f64 / 1e6);
+        self.lacking_for.set(coverage.lacking_for().0 as f64 / 1e6);
         for partition in &coverage.kafka_partitions {
             let label = KafkaPartitionLabel { kafka_partition: partition.kafka_partition };
             if let Some(lacking) = partition.lacking() {
@@ -84,4 +87,12 @@ impl Instruments {
     pub(crate) fn skip(&self, reason: &'static str) {
         self.skipped.get_or_create(&ReasonLabel { reason }).inc();
     }
+}
+
+fn gauge(telemetry: &Telemetry, name: &str, help: &str) -> PlainGauge {
+    telemetry.register(name, help, PlainGauge::default())
+}
+
+fn counter(telemetry: &Telemetry, name: &str, help: &str) -> PlainCounter {
+    telemetry.register(name, help, PlainCounter::default())
 }

@@ -1,8 +1,8 @@
-//! The units of metrics that a family makes of reading names. No definition gives them, so they are what the readings
-//! say: looked up in the master dataset, once a metric.
+//! The units of metrics that a family makes of reading names. No definition gives them, so they come from the readings:
+//! looked up in the master dataset, once for each metric.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use arrow::array::AsArray;
 use hashbrown::HashMap;
@@ -10,16 +10,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::ServingError;
+use crate::clock::Clock;
 use crate::directory::Directory;
+use crate::error::chain;
 use crate::sql::SqlEngine;
 
-/// How often new metrics are looked for.
+/// How often the directory is checked for new metrics.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How soon a metric whose archived readings carry no unit is looked at again; twice as long each time.
+/// How soon a metric whose archived readings carry no unit is looked up again; twice as long each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
-/// See the module.
+/// The units that were found, by metric.
 #[derive(Debug, Default)]
 pub(crate) struct Units {
     by_metric: RwLock<HashMap<Arc<str>, Looked>>,
@@ -29,15 +31,15 @@ pub(crate) struct Units {
 #[derive(Clone, Debug)]
 enum Looked {
     Found(String),
-    /// Nothing yet: when to look again, and how long to rest after that.
+    /// Nothing yet: when (on the monotonic clock) to look again, and how long to wait after that.
     None {
-        due: Instant,
+        due: Duration,
         pause: Duration,
     },
 }
 
 impl Units {
-    /// The unit of a metric of a family; `None` where no reading says one, or nobody has looked yet.
+    /// The unit of a metric of a family; `None` where no reading has one, or it was not looked up yet.
     pub(crate) fn of(&self, metric: &str) -> Option<String> {
         match self.by_metric.read().unwrap_or_else(PoisonError::into_inner).get(metric)? {
             Looked::Found(unit) => Some(unit.clone()),
@@ -50,16 +52,19 @@ impl Units {
         self: Arc<Self>,
         directory: Arc<Directory>,
         engine: SqlEngine,
+        clock: Arc<dyn Clock>,
         shutdown: CancellationToken,
     ) {
         let look = async {
             loop {
-                for metric in self.due(&directory, Instant::now()) {
+                for metric in self.due(&directory, clock.monotonic()) {
                     match look_up(&engine, &metric).await {
-                        Ok(found) => self.note(metric, found, Instant::now()),
-                        Err(error) => {
-                            debug!(metric = &*metric, %error, "cannot look up the unit of a metric; trying again");
-                        }
+                        Ok(found) => self.note(metric, found, clock.monotonic()),
+                        Err(error) => debug!(
+                            metric = &*metric,
+                            error = chain(&error),
+                            "cannot look up the unit of a metric; trying again"
+                        ),
                     }
                 }
                 tokio::time::sleep(INTERVAL).await;
@@ -71,22 +76,25 @@ impl Units {
         }
     }
 
-    /// The metrics of families without a unit of their own that are to be looked up now.
-    fn due(&self, directory: &Directory, now: Instant) -> Vec<Arc<str>> {
-        let plans = directory.plans().plans().iter().enumerate();
-        let families =
-            plans.filter(|(_, plan)| plan.definition().is_family() && plan.definition().unit.is_empty());
-        let names = families.flat_map(|(place, _)| directory.metrics(place));
+    /// The metrics of families without a unit of their own that are to be looked up at `now` (monotonic).
+    fn due(&self, directory: &Directory, now: Duration) -> Vec<Arc<str>> {
         let known = self.by_metric.read().unwrap_or_else(PoisonError::into_inner);
-        let due = |metric: &Arc<str>| match known.get(metric) {
-            Some(Looked::Found(_)) => false,
-            Some(Looked::None { due, .. }) => *due <= now,
-            None => true,
-        };
-        names.filter(due).collect()
+        let mut due = Vec::new();
+        for (place, plan) in directory.plans().plans().iter().enumerate() {
+            let definition = plan.definition();
+            if !definition.is_family() || !definition.unit.is_empty() {
+                continue;
+            }
+            due.extend(directory.metrics(place).into_iter().filter(|metric| match known.get(metric) {
+                Some(Looked::Found(_)) => false,
+                Some(Looked::None { due, .. }) => *due <= now,
+                None => true,
+            }));
+        }
+        due
     }
 
-    fn note(&self, metric: Arc<str>, found: Option<String>, now: Instant) {
+    fn note(&self, metric: Arc<str>, found: Option<String>, now: Duration) {
         let mut known = self.by_metric.write().unwrap_or_else(PoisonError::into_inner);
         let looked = match (found, known.get(&metric)) {
             (Some(unit), _) => Looked::Found(unit),
@@ -120,21 +128,24 @@ async fn look_up(engine: &SqlEngine, metric: &str) -> Result<Option<String>, Ser
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture;
+    use crate::testing;
 
     #[test]
     fn a_metric_is_looked_up_until_its_unit_is_found() {
-        let (units, directory, start) = (Units::default(), fixture::directory(), Instant::now());
-        let due = |after: Duration| units.due(&directory, start + after).len();
-        assert_eq!(due(Duration::ZERO), 0);
-        directory.resolve([fixture::family("t", "a"), fixture::line("L1")].iter().map(String::as_str));
+        let (units, directory) = (Units::default(), testing::directory());
+        assert_eq!(units.due(&directory, Duration::ZERO), []);
+        directory.resolve([testing::family("t", "a"), testing::line("L1")].iter().map(String::as_str));
         // The named metric has a unit of its own.
-        assert_eq!(units.due(&directory, start), vec![Arc::<str>::from("t")]);
-        units.note("t".into(), None, start);
-        assert_eq!((due(Duration::ZERO), due(FIRST_PAUSE)), (0, 1));
-        units.note("t".into(), None, start + FIRST_PAUSE);
-        assert_eq!((due(FIRST_PAUSE * 2), due(FIRST_PAUSE * 3)), (0, 1));
-        units.note("t".into(), Some("Cel".to_owned()), start);
-        assert_eq!((due(LONGEST_PAUSE), units.of("t").as_deref()), (0, Some("Cel")));
+        let t = vec![Arc::<str>::from("t")];
+        assert_eq!(units.due(&directory, Duration::ZERO), t);
+        units.note("t".into(), None, Duration::ZERO);
+        assert_eq!(units.due(&directory, Duration::ZERO), []);
+        assert_eq!(units.due(&directory, FIRST_PAUSE), t);
+        units.note("t".into(), None, FIRST_PAUSE);
+        assert_eq!(units.due(&directory, FIRST_PAUSE * 2), []);
+        assert_eq!(units.due(&directory, FIRST_PAUSE * 3), t);
+        units.note("t".into(), Some("Cel".to_owned()), Duration::ZERO);
+        assert_eq!(units.due(&directory, LONGEST_PAUSE), []);
+        assert_eq!(units.of("t").as_deref(), Some("Cel"));
     }
 }

@@ -2,10 +2,8 @@
 //! answers covered before.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use wye_log::client::Log;
@@ -13,25 +11,23 @@ use wye_log::topics::REALTIME_VIEWS;
 use wye_tables::views::{BatchViews, ViewSnapshot};
 
 use crate::ServingError;
-use crate::hub::Hub;
+use crate::clock::Clock;
+use crate::error::chain;
+use crate::hub::{Hub, Input};
 use crate::snapshot::BatchSnapshot;
 use crate::sql::QueryRuntime;
 use crate::tail::TailPositions;
 use crate::telemetry::Instruments;
 
-/// How often the epochs at a new horizon are looked for.
+/// How often the table is checked for a new batch view: part of the time until a run's result is in answers.
+const POLL: Duration = Duration::from_millis(500);
+/// How long a new batch view waits until answers from it cover no less than before. Owners need a moment to rebuild what
+/// a pinned start has cut off; a dead speed layer must not keep a view out.
+const COVERAGE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the epochs at a new horizon are checked meanwhile.
 const COVERAGE_POLL: Duration = Duration::from_millis(100);
 /// How often the lag is reported.
 const LAG_REPORT: Duration = Duration::from_secs(5);
-
-/// When to look and how long to wait.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Patience {
-    /// How often a new batch view is looked for.
-    pub(crate) poll: Duration,
-    /// How long a new batch view waits until answers from it cover no less than before.
-    pub(crate) coverage: Duration,
-}
 
 /// What the watcher works with.
 pub(crate) struct Watcher {
@@ -40,54 +36,46 @@ pub(crate) struct Watcher {
     pub(crate) views: BatchViews,
     pub(crate) runtime: QueryRuntime,
     pub(crate) positions: TailPositions,
+    pub(crate) clock: Arc<dyn Clock>,
     pub(crate) instruments: Instruments,
-    pub(crate) patience: Patience,
-    /// Set once the batch views were looked at, and loaded if there were any.
-    pub(crate) looked: Arc<AtomicBool>,
 }
 
 impl Watcher {
     /// Watches until `shutdown`.
     pub(crate) async fn run(self, shutdown: CancellationToken) {
-        let mut failing = false;
-        let mut reported: Option<Instant> = None;
-        loop {
-            let looked = tokio::select! {
-                () = shutdown.cancelled() => return,
-                looked = self.look() => looked,
-            };
-            match looked {
-                Ok(()) => {
-                    self.looked.store(true, Ordering::Release);
-                    failing = false;
+        let watch = async {
+            let mut failing = false;
+            let mut reported: Option<Duration> = None;
+            loop {
+                match self.look().await {
+                    Ok(()) => {
+                        self.hub.step(Input::ViewsChecked);
+                        failing = false;
+                    }
+                    Err(error) if !failing => {
+                        failing = true;
+                        warn!(error = chain(&error), "cannot read the batch views; trying again");
+                    }
+                    Err(_) => {}
                 }
-                Err(error) if !failing => {
-                    failing = true;
-                    warn!(
-                        error = &error as &dyn std::error::Error,
-                        "cannot look for new batch views; trying again"
-                    );
+                let now = self.clock.monotonic();
+                if reported.is_none_or(|at| now.saturating_sub(at) >= LAG_REPORT) {
+                    reported = Some(now);
+                    self.report().await;
                 }
-                Err(_) => {}
+                tokio::time::sleep(POLL).await;
             }
-            if reported.is_none_or(|at| at.elapsed() >= LAG_REPORT) {
-                reported = Some(Instant::now());
-                tokio::select! {
-                    () = shutdown.cancelled() => return,
-                    () = self.report() => {}
-                }
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(self.patience.poll) => {}
-            }
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = watch => {}
         }
     }
 
     async fn look(&self) -> Result<(), ServingError> {
         let version = self.views.latest_version().await?;
         if version.is_some()
-            && version != self.hub.version()
+            && version != self.hub.read().version()
             && let Some(view) = self.views.latest().await?
         {
             self.switch(view).await?;
@@ -99,39 +87,40 @@ impl Watcher {
         let (directory, context) = (Arc::clone(self.hub.directory()), self.runtime.task_context());
         let snapshot =
             self.runtime.run(async move { BatchSnapshot::load(view, &directory, &context).await }).await??;
-        let deadline = Instant::now() + self.patience.coverage;
-        loop {
-            let missing = self.hub.would_lose(snapshot.horizon());
-            if missing.is_empty() {
-                break;
-            }
-            if Instant::now() >= deadline {
-                warn!(
-                    version = snapshot.version(),
-                    kafka_partitions = ?missing,
-                    "the realtime views do not resume where the batch view ends; answers are incomplete until they do"
-                );
-                break;
-            }
-            tokio::time::sleep(COVERAGE_POLL).await;
+        let version = snapshot.version();
+        if tokio::time::timeout(COVERAGE_TIMEOUT, self.until_nothing_is_lost(&snapshot)).await.is_err() {
+            let losing = self.hub.read().would_lose(snapshot.horizon());
+            let kafka_partitions: Vec<i32> = losing.into_iter().map(|partition| partition.0).collect();
+            warn!(
+                version,
+                ?kafka_partitions,
+                "the realtime views do not resume where the batch view ends; answers are incomplete until they do"
+            );
         }
-        let (version, as_of) = (snapshot.version(), snapshot.facts().as_of);
-        self.hub.switch(Arc::new(snapshot));
+        let as_of = snapshot.facts().as_of;
+        self.hub.step(Input::BatchView(Arc::new(snapshot)));
         self.instruments.version.set(i64::try_from(version).unwrap_or(i64::MAX));
-        self.instruments.as_of.set(as_of / wye_domain::time::SECOND);
+        self.instruments.as_of.set(as_of.unwrap_or_default().seconds());
         info!(version, "serving a new batch view");
         Ok(())
     }
 
-    /// Says in telemetry how far behind the realtime side is, and how much it holds.
+    async fn until_nothing_is_lost(&self, snapshot: &BatchSnapshot) {
+        while !self.hub.read().would_lose(snapshot.horizon()).is_empty() {
+            tokio::time::sleep(COVERAGE_POLL).await;
+        }
+    }
+
+    /// Updates the instruments of the realtime side: how far behind it is, and how much it holds.
     async fn report(&self) {
         for (kafka_partition, position) in self.positions.get() {
-            // A broker that is away is reported by those who need it.
-            if let Ok(range) = self.log.offsets(REALTIME_VIEWS, kafka_partition).await {
-                self.instruments.set_lag(kafka_partition, (range.high - position.max(range.low)).max(0));
+            // Where the log does not answer, those who need it say so.
+            if let Ok(range) = self.log.offsets(REALTIME_VIEWS, kafka_partition.0).await {
+                let lag = (range.high - position.0.max(range.low)).max(0);
+                self.instruments.set_lag(kafka_partition, lag);
             }
         }
-        let (epochs, windows) = self.hub.size();
+        let (epochs, windows) = self.hub.read().size();
         self.instruments.epochs.set(i64::try_from(epochs).unwrap_or(i64::MAX));
         self.instruments.windows.set(i64::try_from(windows).unwrap_or(i64::MAX));
     }

@@ -1,26 +1,24 @@
-//! How an answer is written as JSON, and how a client's copy of it is recognised.
-
-use std::collections::BTreeMap;
-use std::sync::Arc;
+//! How an answer is written as JSON, and how a client's cached answer is recognised.
 
 use axum::Json;
 use axum::http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::ser::SerializeMap;
-use wye_domain::time::{SECOND, format_rfc3339};
+use wye_domain::horizon::Horizon;
+use wye_domain::time::{Micros, Span, format_rfc3339};
 use wye_metrics::definition::Aggregate;
+use wye_metrics::merge::Answer;
 
 use super::Api;
 use super::params::{Choice, Metric};
 use crate::coverage::{Coverage, Reason};
 use crate::directory::SeriesInfo;
 use crate::hub::Edition;
-use wye_metrics::merge::Answer;
 
-/// How long a confidence that changes with time alone may be taken for the same, in µs.
-const SCORES_LAST: i64 = 10 * SECOND;
+/// How long a confidence that changes with time alone counts as unchanged.
+const SCORES_LAST: Span = Span::from_secs(10);
 
 /// What every answer about a metric begins with.
 #[derive(Serialize)]
@@ -31,17 +29,17 @@ pub(super) struct Head<'a> {
     pub(super) window: String,
     /// Whether this holds every reading that is known to be in the log.
     pub(super) complete: bool,
-    /// Per Kafka partition the offset below which readings are from the batch view.
-    pub(super) horizon: Option<&'a BTreeMap<i32, i64>>,
+    /// The offsets below which readings are from the batch view.
+    pub(super) horizon: Option<&'a Horizon>,
     pub(super) coverage: Covered,
 }
 
-/// What an answer covers of the log, in short; `GET /v1/coverage` says it for each Kafka partition.
+/// What an answer covers of the log, in short; `GET /v1/coverage` shows each Kafka partition.
 #[derive(Serialize)]
 pub(super) struct Covered {
     /// Readings below are in the answer: `KAFKA_PARTITION:OFFSET,..`.
     covered: String,
-    /// How many records of the log are not; null where the log cannot be asked.
+    /// How many records of the log are not; null where the log does not answer.
     lacking: Option<i64>,
     /// How long the oldest of them has been in the log.
     lacking_seconds: f64,
@@ -61,9 +59,9 @@ impl Covered {
     }
 }
 
-/// Microseconds as seconds with three decimals.
-pub(super) fn seconds(micros: i64) -> f64 {
-    (micros as f64 / 1e3).round() / 1e3
+/// Seconds with three decimals.
+pub(super) fn seconds(span: Span) -> f64 {
+    (span.0 as f64 / 1e3).round() / 1e3
 }
 
 impl<'a> Head<'a> {
@@ -125,7 +123,7 @@ struct Trust {
     expected_source: &'static str,
 }
 
-/// A number as people expect it: counts are whole.
+/// A number as it is shown: counts are whole.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Number {
@@ -180,52 +178,50 @@ fn number(aggregate: Aggregate, answer: &Answer) -> Option<Number> {
 }
 
 /// Tells one state of the data from another, for the caches of clients.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Tag {
-    started: i64,
-    edition: Edition,
-    complete: bool,
-    lacking: Option<i64>,
-    now: i64,
+#[derive(Clone, Debug)]
+pub(super) struct Tag(HeaderValue);
+
+impl Api {
+    /// The tag of an answer at `now`.
+    pub(super) fn tag(&self, now: Micros) -> Tag {
+        let state = self.hub.read();
+        Tag::of(self, state.edition(), &state.coverage(now))
+    }
 }
 
 impl Tag {
     /// Of an answer with this coverage.
-    pub(super) fn of(api: &Arc<Api>, edition: Edition, coverage: &Coverage) -> Self {
-        Self {
-            started: api.started,
-            edition,
-            complete: coverage.complete(),
-            lacking: coverage.lacking(),
-            now: coverage.now,
-        }
-    }
-
-    fn header(&self) -> HeaderValue {
-        let Edition { version, changes } = self.edition;
+    pub(super) fn of(api: &Api, edition: Edition, coverage: &Coverage) -> Self {
         let text = format!(
-            "W/\"{:x}-{version}-{changes}-{}-{}-{}\"",
-            self.started,
-            u8::from(self.complete),
-            self.lacking.unwrap_or(-1),
-            self.now.div_euclid(SCORES_LAST)
+            "W/\"{:x}-{}-{}-{}-{}-{}\"",
+            api.started.0,
+            shown(edition.version),
+            edition.changes,
+            if coverage.complete() { "complete" } else { "incomplete" },
+            shown(coverage.lacking()),
+            coverage.now.div_euclid(SCORES_LAST.0)
         );
-        HeaderValue::from_str(&text).expect("hexadecimal and decimal digits are a header value")
+        Self(HeaderValue::from_str(&text).expect("letters, digits and signs are a header value"))
     }
 
-    /// Whether the client has this state already; then the answer is empty.
+    /// The answer without a body, where the client has this state already.
     pub(super) fn unchanged(&self, headers: &HeaderMap) -> Option<Response> {
         let given = headers.get(IF_NONE_MATCH)?.to_str().ok()?;
-        let mine = self.header();
-        let same = given.split(',').any(|tag| tag.trim().as_bytes() == mine.as_bytes());
-        same.then(|| (StatusCode::NOT_MODIFIED, [(ETAG, mine), (CACHE_CONTROL, NO_CACHE)]).into_response())
+        let same = given.split(',').any(|tag| tag.trim().as_bytes() == self.0.as_bytes());
+        same.then(|| (StatusCode::NOT_MODIFIED, self.headers()).into_response())
     }
 
     /// An answer with its tag.
     pub(super) fn answer(&self, body: impl Serialize) -> Response {
-        ([(ETAG, self.header()), (CACHE_CONTROL, NO_CACHE)], Json(body)).into_response()
+        (self.headers(), Json(body)).into_response()
+    }
+
+    fn headers(&self) -> [(HeaderName, HeaderValue); 2] {
+        // A client may keep the answer, but has to check it.
+        [(ETAG, self.0.clone()), (CACHE_CONTROL, HeaderValue::from_static("no-cache"))]
     }
 }
 
-/// A copy may be kept, but has to be checked.
-const NO_CACHE: HeaderValue = HeaderValue::from_static("no-cache");
+fn shown(number: Option<impl ToString>) -> String {
+    number.map_or_else(|| "none".to_owned(), |number| number.to_string())
+}

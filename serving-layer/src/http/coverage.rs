@@ -9,12 +9,12 @@ use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use wye_runtime::clock::now_micros;
+use wye_domain::time::Span;
 
 use super::Api;
 use super::answer::{Covered, seconds};
 use super::error::ApiError;
-use super::wait::Patience;
+use super::wait::Wait;
 use crate::coverage::{Coverage, PartitionCoverage, Reason};
 
 #[derive(Deserialize)]
@@ -56,7 +56,9 @@ impl Row {
             covered: partition.covered,
             log_end: partition.log_end,
             lacking: partition.lacking(),
-            lacking_seconds: partition.lacking_since.map_or(0.0, |since| seconds((now - since).max(0))),
+            lacking_seconds: partition
+                .lacking_since
+                .map_or(0.0, |since| seconds(Span(now.saturating_sub(since).max(0)))),
             generation: partition.generation,
             complete: partition.reason.is_none(),
             reason: partition.reason.map(Reason::name),
@@ -70,11 +72,11 @@ pub(super) async fn coverage(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let Query(asked) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
-    let patience = Patience::read((asked.after.as_deref(), asked.wait.as_deref()), &headers, api.max_wait)?;
+    let wait = Wait::read((asked.after.as_deref(), asked.wait.as_deref()), &headers, &api)?;
     let coverage = loop {
-        patience.hold(&api).await?;
-        let coverage = api.hub.coverage(now_micros());
-        if patience.is_met(&coverage) {
+        wait.until_covered(&api).await?;
+        let coverage = api.hub.read().coverage(api.clock.now());
+        if wait.is_covered_by(&coverage) {
             break coverage;
         }
     };

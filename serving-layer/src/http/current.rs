@@ -7,13 +7,12 @@ use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Serialize;
-use wye_runtime::clock::now_micros;
 
 use super::Api;
 use super::answer::{Group, Head, Point, Tag};
 use super::error::ApiError;
 use super::params::{Choice, Metric, Pairs};
-use super::wait::Patience;
+use super::wait::Wait;
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -37,22 +36,21 @@ pub(super) async fn current(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let Query(mut pairs) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
-    let patience = Patience::take(&mut pairs, &headers, api.max_wait)?;
-    patience.hold(&api).await?;
+    let wait = Wait::take(&mut pairs, &headers, &api)?;
+    wait.until_covered(&api).await?;
     let directory = api.hub.directory();
     let metric = Metric::find(&api, &name)?;
     let choice = Choice::read(&metric, &[], pairs)?;
     let taken = loop {
-        let now = now_micros();
-        let tag = Tag::of(&api, api.hub.edition(), &api.hub.coverage(now));
-        if let Some(unchanged) = tag.unchanged(&headers) {
+        let now = api.clock.now();
+        if let Some(unchanged) = api.tag(now).unchanged(&headers) {
             return Ok(unchanged);
         }
-        let taken = api.hub.current(&choice.series(directory, &metric), now);
-        if patience.is_met(&taken.coverage) {
+        let taken = api.hub.read().current(&choice.series(directory, &metric), now);
+        if wait.is_covered_by(&taken.coverage) {
             break taken;
         }
-        patience.hold(&api).await?;
+        wait.until_covered(&api).await?;
     };
     let rows = taken
         .answers

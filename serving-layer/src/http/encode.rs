@@ -32,7 +32,7 @@ impl Format {
         }
     }
 
-    /// The first format in an `Accept` header that is known; JSON where anything will do.
+    /// The first known format in an `Accept` header; JSON where any is accepted.
     pub(super) fn accepted(accept: Option<&str>) -> Option<Self> {
         let Some(accept) = accept else { return Some(Self::Json) };
         accept.split(',').find_map(|entry| {
@@ -65,7 +65,7 @@ impl Encoder {
             }
             Format::Csv => {
                 let mut writer = csv::WriterBuilder::new().with_header(true).build(pipe.clone());
-                // The header stands there even where no row follows.
+                // The header is written even where no row follows.
                 writer.write(&RecordBatch::new_empty(Arc::new(schema.clone())))?;
                 Writer::Csv(Box::new(writer))
             }
@@ -74,11 +74,11 @@ impl Encoder {
         Ok(Self { pipe, writer })
     }
 
-    /// The bytes of some rows, and of whatever comes before them.
+    /// The bytes of some rows, and of what comes before them.
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<Bytes, ArrowError> {
         match &mut self.writer {
-            Writer::Json(writer) => writer.write(&readable(batch))?,
-            Writer::Csv(writer) => writer.write(&readable(batch))?,
+            Writer::Json(writer) => writer.write(&readable(batch)?)?,
+            Writer::Csv(writer) => writer.write(&readable(batch)?)?,
             Writer::Arrow(writer) => writer.write(batch)?,
         }
         Ok(self.pipe.take())
@@ -96,24 +96,25 @@ impl Encoder {
     }
 }
 
-/// Rows as people read them: bytes as text where they are text, else as `\\x` and hexadecimal digits.
-pub fn readable(batch: &RecordBatch) -> RecordBatch {
+/// Rows for people to read: bytes as text where they are text, otherwise as `\\x` and hexadecimal digits.
+///
+/// # Errors
+/// When Arrow cannot cast the bytes.
+pub fn readable(batch: &RecordBatch) -> Result<RecordBatch, ArrowError> {
     let (mut fields, mut columns) = (Vec::new(), Vec::new());
     for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
-        let bytes =
-            is_bytes(column.data_type()).then(|| cast(column, &DataType::LargeBinary)).and_then(Result::ok);
-        let Some(bytes) = bytes else {
+        if !is_bytes(column.data_type()) {
             fields.push(Arc::clone(field));
             columns.push(Arc::clone(column));
             continue;
-        };
+        }
+        let bytes = cast(column, &DataType::LargeBinary)?;
         let texts = bytes.as_binary::<i64>().iter().map(|bytes| bytes.map(text_of));
         columns.push(Arc::new(texts.collect::<StringArray>()) as ArrayRef);
         fields.push(Arc::new(Field::new(field.name(), DataType::Utf8, field.is_nullable())));
     }
     let options = RecordBatchOptions::new().with_row_count(Some(batch.num_rows()));
     RecordBatch::try_new_with_options(Arc::new(Schema::new(fields)), columns, &options)
-        .expect("every column has its field's type and the length of the batch")
 }
 
 fn is_bytes(data_type: &DataType) -> bool {
@@ -123,11 +124,10 @@ fn is_bytes(data_type: &DataType) -> bool {
     )
 }
 
-/// Bytes as text; `\\x` and hexadecimal digits where they are none.
+/// Bytes as text; `\\x` and hexadecimal digits where they are not text.
 fn text_of(bytes: &[u8]) -> String {
-    let shown = |c: char| !c.is_control() || matches!(c, '\n' | '\r' | '\t');
     match std::str::from_utf8(bytes) {
-        Ok(text) if text.chars().all(shown) => text.to_owned(),
+        Ok(text) if text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t')) => text.to_owned(),
         _ => bytes.iter().fold("\\x".to_owned(), |text, byte| text + &format!("{byte:02x}")),
     }
 }
@@ -169,7 +169,7 @@ mod tests {
             Some("Grüße\n".as_bytes()),
         ]);
         let batch = RecordBatch::try_from_iter([("payload", Arc::new(payload) as ArrayRef)]).unwrap();
-        let shown = readable(&batch);
+        let shown = readable(&batch).unwrap();
         let shown: Vec<Option<&str>> = shown.column(0).as_string::<i32>().iter().collect();
         assert_eq!(
             shown,

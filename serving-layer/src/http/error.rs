@@ -1,8 +1,8 @@
 //! The one error body, and the only place that knows HTTP statuses of errors.
 //!
-//! `{"request_id", "error_code", "message"}`. What is wrong with a request is said; what is wrong inside goes to the log
-//! under the request's id. A handler of any layer answers an error with its status and a text; [`one_body`] makes the
-//! body of it.
+//! `{"request_id", "error_code", "message"}`. A handler of any layer answers an error with its status and a text, and
+//! [`one_body`] makes the body of it. The text of an internal error (500) goes to the server log alone, under the
+//! request's id.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::AssertUnwindSafe;
@@ -16,22 +16,21 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
-use serde::Serialize;
+use serde_json::json;
 use tracing::{error, info};
 use wye_domain::ErrorKind;
 
 use crate::ServingError;
+use crate::error::chain;
 
-/// When to ask again, where nothing says when it will be better.
+/// When to ask again, where it is not known when that will help.
 const RETRY_SECONDS: &str = "2";
 /// The longest message of an error in bytes.
 const LONGEST_MESSAGE: usize = 64 * 1024;
-/// What is said of a fault inside.
-const FAULT: &str = "a fault inside; the log says more under this request_id";
 
 /// Why a request is not answered.
 #[derive(Debug)]
-pub struct ApiError {
+pub(crate) struct ApiError {
     cause: Cause,
     message: String,
 }
@@ -44,13 +43,9 @@ enum Cause {
     NotCovered,
 }
 
-/// What is wrong inside, for the log alone.
-#[derive(Clone)]
-struct Fault(String);
-
 impl ApiError {
-    /// An error of a kind with a message for the asker.
-    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+    /// An error of a kind with a message for the client.
+    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { cause: Cause::Kind(kind), message: message.into() }
     }
 
@@ -67,13 +62,7 @@ impl ApiError {
 
 impl From<ServingError> for ApiError {
     fn from(error: ServingError) -> Self {
-        let mut message = error.to_string();
-        let mut source = std::error::Error::source(&error);
-        while let Some(cause) = source {
-            message = format!("{message}: {cause}");
-            source = cause.source();
-        }
-        Self { cause: Cause::Kind(error.kind()), message }
+        Self::new(error.kind(), chain(&error))
     }
 }
 
@@ -85,11 +74,7 @@ impl IntoResponse for ApiError {
             Cause::Kind(ErrorKind::NotFound) => StatusCode::NOT_FOUND,
             Cause::Kind(ErrorKind::Conflict) => StatusCode::CONFLICT,
             Cause::Kind(ErrorKind::Unavailable) => StatusCode::SERVICE_UNAVAILABLE,
-            Cause::Kind(ErrorKind::Corrupt | ErrorKind::Internal) => {
-                let mut response = (StatusCode::INTERNAL_SERVER_ERROR, FAULT).into_response();
-                response.extensions_mut().insert(Fault(self.message));
-                return response;
-            }
+            Cause::Kind(ErrorKind::Corrupt | ErrorKind::Internal) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         match status {
             StatusCode::SERVICE_UNAVAILABLE => {
@@ -100,13 +85,13 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// The answer to a path that there is not; for whoever puts the program's router together.
-pub async fn not_found() -> ApiError {
+/// The answer to an unknown path.
+pub(crate) async fn not_found() -> ApiError {
     ApiError::new(ErrorKind::NotFound, "there is no such path; GET /v1/metrics lists the metrics")
 }
 
-/// Gives every error the one body, and writes it to the log under the request's id. A panic is an error too.
-pub async fn one_body(request: Request, next: Next) -> Response {
+/// Gives every error the one body, and writes it to the server log under the request's id. A panic is an error too.
+pub(super) async fn one_body(request: Request, next: Next) -> Response {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
@@ -122,25 +107,23 @@ pub async fn one_body(request: Request, next: Next) -> Response {
     }
     let (mut head, text) = response.into_parts();
     let text = to_bytes(text, LONGEST_MESSAGE).await.unwrap_or_default();
-    let message = match String::from_utf8_lossy(&text) {
-        text if text.is_empty() => message_of(status, &method, &head.headers),
-        text => text.into_owned(),
-    };
+    let mut message = String::from_utf8_lossy(&text).into_owned();
+    if message.is_empty() {
+        message = message_of(status, &method, &head.headers);
+    }
     let request_id = request_id();
-    match head.extensions.remove::<Fault>() {
-        Some(Fault(fault)) => {
-            error!(request_id, %method, path, status = status.as_u16(), fault, "cannot answer a request");
-        }
-        None => {
-            info!(request_id, %method, path, status = status.as_u16(), detail = message, "refused a request");
-        }
+    if status == StatusCode::INTERNAL_SERVER_ERROR {
+        error!(request_id, %method, path, error = message, "cannot answer a request");
+        message = format!("internal error; see the server log for request_id {request_id}");
+    } else {
+        info!(request_id, %method, path, status = status.as_u16(), detail = message, "refused a request");
     }
     head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     head.headers.remove(CONTENT_LENGTH);
     Response::from_parts(head, body(&request_id, &code_of(status), &message).into())
 }
 
-/// The message of an error that says nothing but what is in its head.
+/// The message of an error that has no text, from its status and headers.
 fn message_of(status: StatusCode, method: &Method, headers: &HeaderMap) -> String {
     let [allowed, known] =
         [ALLOW, ACCEPT_ENCODING].map(|name| headers.get(name).and_then(|value| value.to_str().ok()));
@@ -149,7 +132,7 @@ fn message_of(status: StatusCode, method: &Method, headers: &HeaderMap) -> Strin
             format!("{method} is not allowed here; use {allowed}")
         }
         (StatusCode::UNSUPPORTED_MEDIA_TYPE, _, Some(known)) => {
-            format!("this Content-Encoding is not known; use one of {known}, or none")
+            format!("this Content-Encoding is not supported; use one of {known}, or none")
         }
         _ => status.canonical_reason().unwrap_or("the request failed").to_lowercase(),
     }
@@ -164,13 +147,12 @@ pub(super) fn request_id() -> String {
 
 /// The error body as JSON.
 pub(super) fn body(request_id: &str, error_code: &str, message: &str) -> String {
-    #[derive(Serialize)]
-    struct Body<'a> {
-        request_id: &'a str,
-        error_code: &'a str,
-        message: &'a str,
-    }
-    serde_json::to_string(&Body { request_id, error_code, message }).expect("texts are always JSON")
+    format!(
+        r#"{{"request_id":{},"error_code":{},"message":{}}}"#,
+        json!(request_id),
+        json!(error_code),
+        json!(message)
+    )
 }
 
 /// The name of an error, from a closed set: one for each status.

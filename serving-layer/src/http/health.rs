@@ -1,35 +1,26 @@
-//! Whether the process lives, whether its answers can be used, and what it says of itself.
+//! Whether the process runs, whether its answers can be used, and its telemetry.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
 use wye_domain::ErrorKind;
-use wye_runtime::clock::now_micros;
 
 use super::Api;
 use super::error::ApiError;
+use crate::hub::Starting;
 
 impl Api {
-    /// What is still missing before answers can be used.
-    pub(crate) fn waits_for(&self) -> Option<&'static str> {
-        if !self.hub.caught_up() {
-            return Some("the realtime views are being read");
-        }
-        (!self.looked.load(Ordering::Acquire)).then_some("the batch view is being loaded")
-    }
-
-    /// What is wrong with a process that has started, or nothing.
+    /// What is wrong with a process that has started; empty where nothing is.
     fn troubles(&self) -> Vec<String> {
         let mut troubles: Vec<String> = self.probes.iter().filter_map(|probe| probe()).collect();
-        let stalled = self.hub.stalled(now_micros());
+        let stalled = self.hub.read().stalled(self.clock.now());
         if !stalled.is_empty() {
             let list = stalled.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
             troubles.push(format!(
-                "readings of Kafka partition {list} do not reach answers: no speed layer owns it, or it is stuck; \
-                 GET /v1/coverage says more"
+                "readings of Kafka partition {list} do not reach answers: no speed layer owns it, or it makes no progress; \
+                 see GET /v1/coverage"
             ));
         }
         troubles
@@ -41,14 +32,13 @@ pub(super) async fn healthz() -> &'static str {
 }
 
 pub(super) async fn readyz(State(api): State<Arc<Api>>) -> Result<&'static str, ApiError> {
-    if let Some(reason) = api.waits_for() {
-        return Err(ApiError::new(ErrorKind::Unavailable, reason));
-    }
-    let troubles = api.troubles();
-    if troubles.is_empty() {
-        return Ok("ready\n");
-    }
-    Err(ApiError::new(ErrorKind::Unavailable, troubles.join("; ")))
+    let starting = api.hub.read().starting();
+    let problem = match starting {
+        Some(Starting::RealtimeViews) => "the realtime views are being read".to_owned(),
+        Some(Starting::BatchView) => "the batch view is being loaded".to_owned(),
+        None => api.troubles().join("; "),
+    };
+    if problem.is_empty() { Ok("ready\n") } else { Err(ApiError::new(ErrorKind::Unavailable, problem)) }
 }
 
 pub(super) async fn telemetry(State(api): State<Arc<Api>>) -> Response {

@@ -43,7 +43,7 @@ struct Entry {
 
 #[derive(Serialize)]
 struct Errors {
-    /// How many readings there are that the definition wants and its expressions fail on.
+    /// How many readings match the definition and make its expressions fail.
     readings: u64,
     /// One of them.
     example: Example,
@@ -71,14 +71,14 @@ impl Errors {
 
 pub(super) async fn list(State(api): State<Arc<Api>>) -> Json<Body> {
     let directory = api.hub.directory();
-    let failures = api.hub.failures();
+    let failures = api.hub.read().failures();
     let plans = directory.plans().plans().iter().enumerate();
     let metrics = plans
         .map(|(place, plan)| {
             let definition = plan.definition();
             let names = definition.is_family().then(|| directory.metrics(place));
-            let unnamed = names.iter().flatten().filter(|_| definition.unit.is_empty());
-            let units = unnamed.filter_map(|name| Some((Arc::clone(name), api.units.of(name)?))).collect();
+            let without_unit = names.iter().flatten().filter(|_| definition.unit.is_empty());
+            let units = without_unit.filter_map(|name| Some((Arc::clone(name), api.units.of(name)?))).collect();
             Entry {
                 name: definition.name.clone(),
                 help: definition.help.clone(),

@@ -1,12 +1,11 @@
-//! What stands in a request's path and query: a metric, a choice of its series, aggregates, times. Pure.
+//! What is in a request's path and query: a metric, a choice of its series, aggregates, times. Pure.
 
 use std::sync::Arc;
 
 use wye_domain::ErrorKind;
 use wye_domain::series::SeriesKey;
-use wye_domain::time::{WindowSize, parse_rfc3339};
+use wye_domain::time::{Micros, Span, WindowSize, parse_rfc3339};
 use wye_metrics::definition::{Aggregate, Definition};
-use wye_runtime::clock::now_micros;
 
 use super::Api;
 use super::error::ApiError;
@@ -27,43 +26,50 @@ pub(super) struct Metric<'a> {
     pub(super) definition: &'a Definition,
     /// The name as it is served.
     pub(super) name: String,
-    /// As defined; of a family what its readings say, empty where nobody does.
+    /// As defined; of a family what its readings carry, empty where none does.
     pub(super) unit: String,
 }
 
 impl<'a> Metric<'a> {
-    /// A definition of this name, else a reading name of a family.
+    /// A definition of this name, otherwise a reading name of a family.
     pub(super) fn find(api: &'a Api, name: &str) -> Result<Self, ApiError> {
         let directory = api.hub.directory();
-        let definitions =
-            || directory.plans().plans().iter().enumerate().map(|(place, plan)| (place, plan.definition()));
-        let named = definitions().find(|(_, definition)| !definition.is_family() && definition.name == name);
-        let of_family = || {
-            definitions()
-                .find(|(place, definition)| definition.is_family() && directory.has_metric(*place, name))
-        };
-        if let Some((place, definition)) = named.or_else(of_family) {
+        if let Some((place, definition)) = find_definition(directory, name) {
             let unit = match definition.unit.is_empty() && definition.is_family() {
                 true => api.units.of(name).unwrap_or_default(),
                 false => definition.unit.clone(),
             };
             return Ok(Self { place, definition, name: name.to_owned(), unit });
         }
-        let mut known: Vec<String> = Vec::new();
-        for (place, definition) in definitions() {
-            if definition.is_family() {
-                known.extend(directory.metrics(place).iter().map(ToString::to_string));
-            } else {
-                known.push(definition.name.clone());
-            }
-        }
-        let lacking = api.hub.coverage(now_micros()).lacking().unwrap_or(0);
+        let known = known_metrics(directory);
+        let lacking = api.hub.read().coverage(api.clock.now()).lacking().unwrap_or(0);
         Err(ApiError::new(ErrorKind::NotFound, no_such_metric(name, &known, lacking)))
     }
 }
 
-/// What is said where there is no metric of a name: which one may be meant, some that there are, and whether readings
-/// are still on their way.
+/// The definition of a metric, with its place: one of this name, otherwise a family that has the reading name.
+fn find_definition<'a>(directory: &'a Directory, name: &str) -> Option<(usize, &'a Definition)> {
+    let definitions = directory.plans().plans().iter().map(|plan| plan.definition()).enumerate();
+    let (families, named): (Vec<_>, Vec<_>) = definitions.partition(|(_, definition)| definition.is_family());
+    let named = named.into_iter().find(|(_, definition)| definition.name == name);
+    named.or_else(|| families.into_iter().find(|(place, _)| directory.has_metric(*place, name)))
+}
+
+/// The names of all metrics.
+fn known_metrics(directory: &Directory) -> Vec<String> {
+    let mut known = Vec::new();
+    for (place, plan) in directory.plans().plans().iter().enumerate() {
+        if plan.definition().is_family() {
+            known.extend(directory.metrics(place).iter().map(ToString::to_string));
+        } else {
+            known.push(plan.definition().name.clone());
+        }
+    }
+    known
+}
+
+/// The message where there is no metric of a name: which one may be meant, some that there are, and whether readings are
+/// not in answers yet.
 fn no_such_metric(name: &str, known: &[String], lacking: i64) -> String {
     let close = close_names(name, known);
     let mut message = format!("there is no metric {name:?}");
@@ -78,7 +84,7 @@ fn no_such_metric(name: &str, known: &[String], lacking: i64) -> String {
         ));
     }
     if known.is_empty() {
-        message.push_str("; no reading has come yet: send some by POST /v1/readings or wye load");
+        message.push_str("; no reading was received yet: send some with POST /v1/readings or wye load");
     } else if close.is_empty() {
         let some: Vec<String> = known.iter().take(LISTED).map(|name| format!("{name:?}")).collect();
         let more = if known.len() > LISTED { ", and more" } else { "" };
@@ -96,7 +102,7 @@ pub(super) struct Choice {
     pub(super) aggregates: Vec<Aggregate>,
     /// The aggregate that is the answer's `value`.
     pub(super) value: Aggregate,
-    /// Parameters of the path's own, by the place of their name.
+    /// The path's own parameters, in the order of their names.
     others: Vec<Option<String>>,
 }
 
@@ -137,7 +143,7 @@ impl Choice {
         Ok(Self { groups, aggregates, value, others })
     }
 
-    /// A parameter of the path's own, by the place of its name.
+    /// One of the path's own parameters, by the place of its name.
     pub(super) fn other(&self, place: usize) -> Option<&str> {
         self.others.get(place)?.as_deref()
     }
@@ -153,11 +159,11 @@ impl Choice {
     /// The one series that is wanted, where every dimension is given once. An empty text may mean null, so it is not
     /// exact.
     fn exact(&self, metric: &Metric<'_>) -> Option<SeriesKey> {
-        let only = |values: &Vec<String>| match values.as_slice() {
+        let only = self.groups.iter().map(|values| match values.as_slice() {
             [value] if !value.is_empty() => Some(Some(Arc::from(value.as_str()))),
             _ => None,
-        };
-        let group = self.groups.iter().map(only).collect::<Option<Box<[_]>>>()?;
+        });
+        let group = only.collect::<Option<Box<[_]>>>()?;
         let definition = metric.definition.name.as_str().into();
         Some(SeriesKey { definition, metric: metric.name.as_str().into(), group })
     }
@@ -171,37 +177,43 @@ impl Choice {
     }
 }
 
+/// Reads a list of aggregates, such as `avg,max`.
 fn aggregates(definition: &Definition, text: &str) -> Result<Vec<Aggregate>, ApiError> {
-    let listed =
-        |aggregate: &Aggregate| *aggregate == Aggregate::Count || definition.aggregates.contains(aggregate);
+    let offered: Vec<Aggregate> = Aggregate::ALL
+        .into_iter()
+        .filter(|aggregate| *aggregate == Aggregate::Count || definition.aggregates.contains(aggregate))
+        .collect();
     let each = text.split(',').map(str::trim).map(|name| {
-        Aggregate::parse(name).filter(listed).ok_or_else(|| {
-            let known = Aggregate::ALL.into_iter().filter(listed).map(Aggregate::name).collect::<Vec<_>>();
-            ApiError::invalid(format!("agg: {name:?} is not answered here; choose from {}", known.join(", ")))
+        Aggregate::parse(name).filter(|aggregate| offered.contains(aggregate)).ok_or_else(|| {
+            let offered: Vec<&str> = offered.iter().copied().map(Aggregate::name).collect();
+            let offered = offered.join(", ");
+            ApiError::invalid(format!("agg: this metric does not have {name:?}; choose from {offered}"))
         })
     });
     each.collect()
 }
 
-/// Reads a time (µs): RFC 3339, integer milliseconds, `now`, or an age such as `-1h`.
-pub(super) fn time(name: &str, text: &str, now: i64) -> Result<i64, ApiError> {
-    let refuse = || {
+/// Reads a time: RFC 3339, integer milliseconds, `now`, or an age such as `-1h`.
+pub(super) fn time(name: &str, text: &str, now: Micros) -> Result<Micros, ApiError> {
+    read_time(text, now).ok_or_else(|| {
         ApiError::invalid(format!(
             "{name}: {text:?} is not a time; write 2026-01-31T12:00:00Z, milliseconds since 1970, or an age such as -1h"
         ))
-    };
+    })
+}
+
+fn read_time(text: &str, now: Micros) -> Option<Micros> {
     if text == "now" {
-        return Ok(now);
+        return Some(now);
     }
     if let Ok(millis) = text.parse::<i64>() {
-        return millis.checked_mul(1_000).ok_or_else(refuse);
+        return millis.checked_mul(1_000).map(Micros);
     }
     if let Some(age) = text.strip_prefix('-') {
-        let age = WindowSize::parse(age).map_err(|_| refuse())?;
-        return Ok(now.saturating_sub(age.micros()));
+        return Some(now - Span(WindowSize::parse(age).ok()?.micros()));
     }
     // A plus sign in a URL that was not escaped arrives as a space.
-    parse_rfc3339(&text.replace(' ', "+")).map_err(|_| refuse())
+    parse_rfc3339(&text.replace(' ', "+")).ok().map(Micros)
 }
 
 #[cfg(test)]
@@ -210,12 +222,16 @@ mod tests {
 
     #[test]
     fn times_are_read_in_four_ways() {
-        let now = 1_700_000_000_000_000;
-        assert_eq!(time("from", "now", now).unwrap(), now);
-        assert_eq!(time("from", "-1h", now).unwrap(), now - 3_600_000_000);
-        assert_eq!(time("from", "1500", now).unwrap(), 1_500_000);
-        assert_eq!(time("from", "1970-01-01T00:00:01Z", now).unwrap(), 1_000_000);
-        assert_eq!(time("from", "1970-01-01T01:00:01 01:00", now).unwrap(), 1_000_000);
+        let now = Micros(1_700_000_000_000_000);
+        for (text, micros) in [
+            ("now", now.0),
+            ("-1h", now.0 - 3_600_000_000),
+            ("1500", 1_500_000),
+            ("1970-01-01T00:00:01Z", 1_000_000),
+            ("1970-01-01T01:00:01 01:00", 1_000_000),
+        ] {
+            assert_eq!(time("from", text, now).unwrap(), Micros(micros), "{text}");
+        }
         assert!(time("from", "yesterday", now).is_err());
     }
 }

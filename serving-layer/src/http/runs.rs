@@ -1,4 +1,4 @@
-//! `POST /v1/batch-runs`: a batch run by hand, done by whoever runs beside this layer; answered once its result is in
+//! `POST /v1/batch-runs`: a batch run on request, done by the batch layer of the process; answered once its result is in
 //! the answers, or after a wait.
 
 use std::sync::Arc;
@@ -8,7 +8,6 @@ use axum::body::Bytes;
 use axum::extract::State;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::time::Instant;
 use wye_domain::ErrorKind;
 
 use super::error::ApiError;
@@ -18,7 +17,7 @@ use super::{Api, BatchRequest};
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Body {
-    /// Whether to run even where nothing is new.
+    /// Whether to run even if nothing is new.
     force: bool,
     /// How long to wait until the result is in the answers, such as `10s`; by default as long as is allowed.
     wait: Option<String>,
@@ -46,7 +45,7 @@ pub(super) async fn run(State(api): State<Arc<Api>>, body: Bytes) -> Result<Json
         .map_err(|refusal| ApiError::new(refusal.kind, refusal.message))?;
     let version = report.get("version").and_then(Value::as_u64);
     if let (Some(version), Some(fields)) = (version, report.as_object_mut()) {
-        let served = api.hub.until_version(version, Instant::now() + wait).await;
+        let served = api.hub.until_version(version, wait).await;
         fields.insert("served".to_owned(), Value::Bool(served));
     }
     Ok(Json(report))

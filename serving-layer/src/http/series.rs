@@ -8,18 +8,21 @@ use axum::extract::{Path, Query, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use serde::Serialize;
-use wye_domain::time::{WindowSize, format_rfc3339};
-use wye_runtime::clock::now_micros;
+use wye_domain::time::{Micros, Span, WindowSize, format_rfc3339};
 
 use super::Api;
 use super::answer::{Group, Head, Point, Tag};
 use super::error::ApiError;
 use super::params::{Choice, Metric, Pairs, time};
-use super::range::Question;
-use super::wait::Patience;
+use super::range;
+use super::wait::Wait;
+use crate::windows::Question;
 
-/// How many steps of the newest data are answered where nothing says from when on.
+/// How many steps of the newest data are answered where `from` is not given.
 const NEWEST: i64 = 60;
+
+/// The parameters of this path, in the order of [`Choice::other`].
+const OWN: [&str; 3] = ["from", "to", "step"];
 
 #[derive(Serialize)]
 struct Body<'a> {
@@ -33,7 +36,7 @@ struct Body<'a> {
     series: Vec<Series<'a>>,
 }
 
-/// From the oldest to the end of the newest window.
+/// From the start of the oldest to the end of the newest window.
 #[derive(Serialize)]
 struct Available {
     from: String,
@@ -54,33 +57,31 @@ pub(super) async fn series(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let Query(mut pairs) = query.map_err(|error| ApiError::invalid(error.body_text()))?;
-    let patience = Patience::take(&mut pairs, &headers, api.max_wait)?;
-    patience.hold(&api).await?;
+    let wait = Wait::take(&mut pairs, &headers, &api)?;
+    wait.until_covered(&api).await?;
     let directory = Arc::clone(api.hub.directory());
     let metric = Metric::find(&api, &name)?;
-    let choice = Choice::read(&metric, &["from", "to", "step"], pairs)?;
-    let step = read_step(&metric, choice.other(2))?;
+    let choice = Choice::read(&metric, &OWN, pairs)?;
+    let [from, to, step] = [0, 1, 2].map(|place| choice.other(place));
+    let step = read_step(&metric, step)?;
     let infos = choice.series(&directory, &metric);
     let (capture, available, windows) = loop {
-        let now = now_micros();
-        let available = api.hub.available(&infos);
-        let windows = windows((choice.other(0), choice.other(1)), available, step, now)?;
-        let tag = Tag::of(&api, api.hub.edition(), &api.hub.coverage(now));
-        if let Some(unchanged) = tag.unchanged(&headers) {
+        let now = api.clock.now();
+        let available = api.hub.read().available(&infos);
+        let windows = windows((from, to), available.as_ref(), step, now)?;
+        if let Some(unchanged) = api.tag(now).unchanged(&headers) {
             return Ok(unchanged);
         }
-        let capture = api.hub.capture(now);
-        if patience.is_met(&capture.coverage) {
+        let capture = api.hub.capture(now.0);
+        if wait.is_covered_by(&capture.coverage) {
             break (capture, available, windows);
         }
-        patience.hold(&api).await?;
+        wait.until_covered(&api).await?;
     };
-    let context = api.engine.runtime().task_context();
     let (coverage, edition) = (Arc::clone(&capture.coverage), capture.edition);
-    let question = Question { infos, windows: windows.clone(), step, now: coverage.now };
-    let shared = Arc::clone(&directory);
-    let asked = async move { question.answer(&capture, &shared, &context).await };
-    let answers = api.engine.runtime().run(asked).await??;
+    let question = Question { infos, windows: windows.clone(), step };
+    let runtime = api.engine.runtime();
+    let answers = runtime.run(range::answer(question, capture, directory, runtime.task_context())).await??;
     let series = answers
         .iter()
         .map(|(info, answers)| Series {
@@ -92,47 +93,48 @@ pub(super) async fn series(
     Ok(Tag::of(&api, edition, &coverage).answer(Body {
         head: Head::new(&metric, &coverage),
         step: step.to_string(),
-        from: format_rfc3339(windows.start),
-        to: format_rfc3339(windows.end),
-        available: available
-            .map(|(from, to)| Available { from: format_rfc3339(from), to: format_rfc3339(to) }),
+        from: format_rfc3339(windows.start.0),
+        to: format_rfc3339(windows.end.0),
+        available: available.map(|available| Available {
+            from: format_rfc3339(available.start.0),
+            to: format_rfc3339(available.end.0),
+        }),
         series,
     }))
 }
 
-/// The starts of the windows (µs) that are asked for, all whole: the one that holds `from` is the first, the one that
+/// The starts of the windows that are asked for, all whole: the one that holds `from` is the first, the one that
 /// holds the last moment before `to` the last. Without `from` they are the newest that have data, [`NEWEST`] steps.
 fn windows(
     (from, to): (Option<&str>, Option<&str>),
-    available: Option<(i64, i64)>,
+    available: Option<&Range<Micros>>,
     step: WindowSize,
-    now: i64,
-) -> Result<Range<i64>, ApiError> {
-    let newest = available.map(|(_, newest)| newest);
+    now: Micros,
+) -> Result<Range<Micros>, ApiError> {
+    let newest = available.map(|available| available.end);
     let to = match (to, from) {
         (Some(to), _) => time("to", to, now)?,
         // Clocks of devices may be ahead.
         (None, Some(_)) => now.max(newest.unwrap_or(now)),
         (None, None) => newest.unwrap_or(now),
     };
-    let end = step.start_of(to.saturating_sub(1)).saturating_add(step.micros());
+    let end = Micros(step.start_of((to - Span(1)).0)) + Span(step.micros());
     let Some(from) = from else {
-        return Ok(end.saturating_sub(step.micros().saturating_mul(NEWEST))..end);
+        return Ok(end - Span(step.micros().saturating_mul(NEWEST))..end);
     };
     let from = time("from", from, now)?;
     if from >= to {
-        return Err(ApiError::invalid("from must lie before to"));
+        return Err(ApiError::invalid("from must be before to"));
     }
-    Ok(step.start_of(from)..end)
+    Ok(Micros(step.start_of(from.0))..end)
 }
 
 fn read_step(metric: &Metric<'_>, text: Option<&str>) -> Result<WindowSize, ApiError> {
     let window = metric.definition.window;
     let Some(text) = text else { return Ok(window) };
-    let refuse = || {
+    WindowSize::parse(text).ok().filter(|step| step.is_multiple_of(window)).ok_or_else(|| {
         ApiError::invalid(format!(
             "step: {text:?} is not a multiple of the window of {window}, such as {window}"
         ))
-    };
-    WindowSize::parse(text).ok().filter(|step| step.is_multiple_of(window)).ok_or_else(refuse)
+    })
 }

@@ -1,26 +1,30 @@
-//! `POST /v1/sql`: a query, answered as JSON, CSV or an Arrow stream while it runs. The query ends when its client does.
+//! `POST /v1/sql`: a query, answered as JSON, CSV or an Arrow stream while it runs. The query ends when its client
+//! disconnects.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
-use datafusion::error::DataFusionError;
 use futures::{StreamExt, stream};
 use serde::Deserialize;
 use tracing::warn;
+use url::form_urlencoded;
 
 use super::Api;
 use super::answer::seconds;
 use super::encode::{Encoder, Format};
 use super::error::ApiError;
-use super::wait::Patience;
+use super::wait::Wait;
 use crate::ServingError;
 use crate::coverage::Coverage;
+use crate::error::chain;
 use crate::sql::answer::{Answer, Items, Sink};
 
 /// Bytes of rows that are encoded at a time.
@@ -56,19 +60,18 @@ pub(super) async fn sql(
     let content_type = headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or("?"));
     let request = read(content_type, &body)?;
     api.instruments.queries.inc();
-    let patience =
-        Patience::read((request.after.as_deref(), request.wait.as_deref()), &headers, api.max_wait)?;
+    let wait = Wait::read((request.after.as_deref(), request.wait.as_deref()), &headers, &api)?;
     let rows = loop {
-        patience.hold(&api).await?;
+        wait.until_covered(&api).await?;
         let rows = api.engine.query(&request.sql).await?;
-        if patience.is_met(&rows.coverage) {
+        if wait.is_covered_by(&rows.coverage) {
             break rows;
         }
     };
     let covered = coverage_headers(&rows.coverage);
     let most = request.limit.unwrap_or(usize::MAX);
     let mut pieces = rows.map(move |schema, rows, sink| encode((format, most), schema, rows, sink));
-    // A query that fails before its first row is an error of its own and no broken answer.
+    // A query that fails before its first row gets an error instead of an answer that is cut off.
     let first = match pieces.next().await {
         None => Bytes::new(),
         Some(Err(error)) => return Err(error.into()),
@@ -79,7 +82,7 @@ pub(super) async fn sql(
     Ok(([(CONTENT_TYPE, format.media_type())], covered, Body::from_stream(all)).into_response())
 }
 
-/// What an answer covers of the log, where its body is rows alone.
+/// What an answer covers of the log, where its body has only rows.
 fn coverage_headers(coverage: &Coverage) -> [(&'static str, String); 5] {
     [
         ("wye-complete", coverage.complete().to_string()),
@@ -100,7 +103,7 @@ async fn next(pieces: Option<Answer<Bytes>>) -> Option<(Result<Bytes, ServingErr
         Ok(piece) => Some((Ok(piece), Some(pieces))),
         Err(error) => {
             warn!(
-                error = &error as &dyn std::error::Error,
+                error = chain(&error),
                 "a query failed after its first rows were sent; the answer is cut off"
             );
             Some((Err(error), None))
@@ -108,23 +111,16 @@ async fn next(pieces: Option<Answer<Bytes>>) -> Option<(Result<Bytes, ServingErr
     }
 }
 
-/// The question of a body: JSON, a form, or text as it is.
+/// Reads a body: JSON, a form, or text that is the statement itself.
 fn read(content_type: Option<&str>, body: &[u8]) -> Result<Request, ApiError> {
     let text = std::str::from_utf8(body).map_err(|_| ApiError::invalid("the body must be UTF-8"))?;
     let media_type = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    let json = || {
-        serde_json::from_str::<Request>(text).map_err(|error| {
-            ApiError::invalid(format!("the body must be like {{\"sql\": \"SELECT 1\"}}: {error}"))
-        })
-    };
+    let looks_like_json = text.trim_start().starts_with('{');
     let request = match media_type.to_ascii_lowercase().as_str() {
-        "application/json" => json()?,
-        // What curl says of every body that it is given by -d.
-        "application/x-www-form-urlencoded" => match text.trim_start().starts_with('{') {
-            true => json()?,
-            false => form(text),
-        },
-        "" if text.trim_start().starts_with('{') => json()?,
+        "application/json" => from_json(text)?,
+        // What curl sends with every body that it is given by -d.
+        "" | "application/x-www-form-urlencoded" if looks_like_json => from_json(text)?,
+        "application/x-www-form-urlencoded" => from_form(text),
         "" | "text/plain" | "application/sql" => Request::of(text.to_owned()),
         other => {
             return Err(ApiError::invalid(format!(
@@ -139,42 +135,26 @@ fn read(content_type: Option<&str>, body: &[u8]) -> Result<Request, ApiError> {
     Ok(request)
 }
 
+fn from_json(text: &str) -> Result<Request, ApiError> {
+    serde_json::from_str(text).map_err(|error| {
+        ApiError::invalid(format!("the body must be like {{\"sql\": \"SELECT 1\"}}: {error}"))
+    })
+}
+
 /// The fields `query` or `sql`, `after` and `wait` of a form; a body that has no statement is one itself.
-fn form(text: &str) -> Request {
-    let field = |wanted: &str| {
-        let mut pairs = text.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.find(|(name, _)| *name == wanted).map(|(_, value)| decode(value))
-    };
-    match field("query").or_else(|| field("sql")) {
-        Some(sql) => Request { after: field("after"), wait: field("wait"), ..Request::of(sql) },
+fn from_form(text: &str) -> Request {
+    let fields: Vec<_> = form_urlencoded::parse(text.as_bytes()).collect();
+    match field(&fields, "query").or_else(|| field(&fields, "sql")) {
+        Some(sql) => {
+            Request { after: field(&fields, "after"), wait: field(&fields, "wait"), ..Request::of(sql) }
+        }
         None => Request::of(text.to_owned()),
     }
 }
 
-/// The text of a form's value: `+` is a space, `%41` a byte.
-fn decode(value: &str) -> String {
-    let mut bytes = Vec::with_capacity(value.len());
-    let mut rest = value.as_bytes();
-    while let [first, after @ ..] = rest {
-        rest = after;
-        let escaped = match (first, after) {
-            (b'%', [high, low, ..]) => {
-                let digit =
-                    |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
-                digit(high).zip(digit(low)).map(|(high, low)| high << 4 | low)
-            }
-            _ => None,
-        };
-        bytes.push(match (escaped, first) {
-            (Some(byte), _) => {
-                rest = &after[2..];
-                byte
-            }
-            (None, b'+') => b' ',
-            (None, byte) => *byte,
-        });
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+/// The first field of a name.
+fn field(fields: &[(Cow<'_, str>, Cow<'_, str>)], wanted: &str) -> Option<String> {
+    fields.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone().into_owned())
 }
 
 /// Writes rows until there are no more, or enough.
@@ -184,11 +164,10 @@ async fn encode(
     mut rows: Items<RecordBatch>,
     sink: Sink<Bytes>,
 ) {
-    let failed = |source| ServingError::Run { source: Box::new(DataFusionError::from(source)) };
     let mut encoder = match Encoder::new(format, &schema) {
         Ok(encoder) => encoder,
         Err(error) => {
-            // Nobody is left to be told when this fails.
+            // Where this fails, the client has disconnected.
             sink.send(Err(failed(error))).await;
             return;
         }
@@ -222,4 +201,8 @@ async fn encode(
     if sink.send(encoder.finish().map_err(failed)).await {
         sink.finish();
     }
+}
+
+fn failed(error: ArrowError) -> ServingError {
+    ServingError::run(error.into())
 }

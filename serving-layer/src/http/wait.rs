@@ -1,11 +1,11 @@
 //! `after` and `wait`: a question that names a position is answered once its answer covers it (read your writes).
 //!
-//! They come as parameters of the query or as the headers `Wye-After` and `Wye-Wait`.
+//! They are parameters of the query, or the headers `Wye-After` and `Wye-Wait`.
 
 use std::time::Duration;
 
 use axum::http::HeaderMap;
-use tokio::time::Instant;
+use wye_domain::place::KafkaPartition;
 use wye_domain::position::Position;
 use wye_domain::time::WindowSize;
 
@@ -24,70 +24,73 @@ const DEFAULT_WAIT: Duration = Duration::from_secs(10);
 /// The parameters.
 pub(super) const PARAMETERS: [&str; 2] = ["after", "wait"];
 
-/// What a question waits for.
+/// The position that a question waits for.
 #[derive(Clone, Debug)]
-pub(super) struct Patience {
+pub(super) struct Wait {
     after: Position,
-    wait: Duration,
-    deadline: Instant,
+    longest: Duration,
+    /// When it ends, on the monotonic clock.
+    deadline: Duration,
 }
 
-impl Patience {
-    /// Takes `after` and `wait` out of the parameters.
-    pub(super) fn take(pairs: &mut Pairs, headers: &HeaderMap, longest: Duration) -> Result<Self, ApiError> {
+impl Wait {
+    /// Removes `after` and `wait` from the parameters and reads them.
+    pub(super) fn take(pairs: &mut Pairs, headers: &HeaderMap, api: &Api) -> Result<Self, ApiError> {
         let [after, wait] = PARAMETERS.map(|own| take_last(pairs, own));
-        Self::read((after.as_deref(), wait.as_deref()), headers, longest)
+        Self::read((after.as_deref(), wait.as_deref()), headers, api)
     }
 
     /// Reads the parameters, or the headers where they are not given.
     pub(super) fn read(
         (after, wait): (Option<&str>, Option<&str>),
         headers: &HeaderMap,
-        longest: Duration,
+        api: &Api,
     ) -> Result<Self, ApiError> {
-        let header = |name: &str| headers.get(name).map(|value| value.to_str().unwrap_or("?"));
-        let after = match after.or_else(|| header(AFTER)) {
+        let after = match after.or_else(|| header(headers, AFTER)) {
             None => Position::default(),
             Some(text) => text.parse().map_err(|error| ApiError::invalid(format!("after: {error}")))?,
         };
-        let wait = bounded(wait.or_else(|| header(WAIT)), DEFAULT_WAIT.min(longest), longest)?;
-        Ok(Self { after, wait, deadline: Instant::now() + wait })
-    }
-
-    /// Waits until answers cover the position.
-    pub(super) async fn hold(&self, api: &Api) -> Result<(), ApiError> {
-        let count = api.hub.kafka_partitions();
-        if let Some((unknown, _)) = self.after.iter().find(|(kafka_partition, _)| *kafka_partition >= count) {
+        let count = api.hub.read().kafka_partitions();
+        if let Some((unknown, _)) = after.iter().find(|(kafka_partition, _)| *kafka_partition >= count) {
             return Err(ApiError::invalid(format!(
                 "after: there is no Kafka partition {unknown}; the readings have 0 to {}",
                 count - 1
             )));
         }
-        if self.after.is_empty() || api.hub.until_covered(&self.after, self.deadline).await {
+        let default = DEFAULT_WAIT.min(api.max_wait);
+        let longest = bounded(wait.or_else(|| header(headers, WAIT)), default, api.max_wait)?;
+        Ok(Self { after, longest, deadline: api.clock.monotonic() + longest })
+    }
+
+    /// Waits until answers cover the position.
+    pub(super) async fn until_covered(&self, api: &Api) -> Result<(), ApiError> {
+        let left = self.deadline.saturating_sub(api.clock.monotonic());
+        if self.after.is_empty() || api.hub.until_covered(&self.after, left).await {
             return Ok(());
         }
-        let coverage = api.hub.coverage(wye_runtime::clock::now_micros());
+        let coverage = api.hub.read().coverage(api.clock.now());
         Err(ApiError::not_covered(self.lacks(&coverage)))
     }
 
     /// Whether an answer covers the position. A rebuild between the wait and the answer can take it away again.
-    pub(super) fn is_met(&self, coverage: &Coverage) -> bool {
-        self.after.is_covered_by(|kafka_partition| coverage.covered_of(kafka_partition))
+    pub(super) fn is_covered_by(&self, coverage: &Coverage) -> bool {
+        coverage.covers(&self.after)
     }
 
-    /// What is said of an answer that does not cover the position.
+    /// The message about an answer that does not cover the position.
     fn lacks(&self, coverage: &Coverage) -> String {
-        let each =
-            self.after.iter().map(|(partition, next)| (partition, next - coverage.covered_of(partition)));
-        let lacking: Vec<String> = each
-            .filter(|(_, records)| *records > 0)
-            .map(|(partition, records)| format!("{records} records of Kafka partition {partition}"))
-            .collect();
+        let mut lacking = Vec::new();
+        for (kafka_partition, next) in self.after.iter() {
+            let covered = coverage.of(KafkaPartition(kafka_partition)).map_or(0, |partition| partition.covered);
+            if next > covered {
+                lacking.push(format!("{} records of Kafka partition {kafka_partition}", next - covered));
+            }
+        }
         let reason = coverage.reason().map_or(String::new(), |reason| format!(" ({})", reason.name()));
         format!(
-            "after {} s answers cover {} and not {}: they lack {}{reason}; ask again, or wait longer by wait=30s; \
-             GET /v1/coverage says more",
-            self.wait.as_secs_f64(),
+            "after {} s answers cover {} and not {}: they lack {}{reason}; ask again, or wait longer with wait=30s; \
+             GET /v1/coverage shows each Kafka partition",
+            self.longest.as_secs_f64(),
             coverage.covered(),
             self.after,
             lacking.join(", ")
@@ -95,7 +98,12 @@ impl Patience {
     }
 }
 
-/// Takes all parameters of a name out; the last one counts.
+fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    // A text that is not ASCII is no position and no duration either, which the message then says.
+    headers.get(name).map(|value| value.to_str().unwrap_or("?"))
+}
+
+/// Removes all parameters of a name; the last one counts.
 fn take_last(pairs: &mut Pairs, own: &str) -> Option<String> {
     let (taken, others): (Pairs, Pairs) =
         std::mem::take(pairs).into_iter().partition(|(name, _)| name == own);
@@ -125,10 +133,9 @@ fn duration(text: &str) -> Result<Duration, ApiError> {
     if matches!(text, "0" | "0s") {
         return Ok(Duration::ZERO);
     }
-    let micros = WindowSize::parse(text)
-        .map_err(|_| {
-            ApiError::invalid(format!("wait: {text:?} is no length of time; write for example 10s"))
-        })?
-        .micros();
-    Ok(Duration::from_micros(u64::try_from(micros).unwrap_or(0)))
+    let size = WindowSize::parse(text).map_err(|_| {
+        ApiError::invalid(format!("wait: {text:?} is not a duration; write for example 10s"))
+    })?;
+    // A window is longer than nothing.
+    Ok(Duration::from_micros(size.micros().unsigned_abs()))
 }

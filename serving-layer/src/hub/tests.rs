@@ -2,98 +2,112 @@
 
 use std::time::Duration;
 
-use wye_domain::time::SECOND;
+use wye_domain::place::Offset;
+use wye_domain::time::{Span, WindowSize};
+use wye_metrics::merge::Source;
 
 use super::*;
-use crate::fixture::{self, Row, Site, begin, family, flush_through, summary};
+use crate::coverage::Reason;
+use crate::snapshot::{MemoryView, RunFacts};
+use crate::testing::{
+    self, MINUTE, PARTITION, Row, Site, begin, family, flush_through, horizon, log_ends, summary, view_rows,
+};
+use crate::windows::Question;
+
+fn at(seconds: i64) -> Micros {
+    Micros::EPOCH + Span::from_secs(seconds)
+}
 
 fn reset(hub: &Hub, generation: i64, epoch: i64) {
     let definitions = hub.directory().plans().fingerprint();
-    hub.apply(0, &Header::Begin { generation, epoch, definitions, reset: true }, &[]);
+    hub.apply(PARTITION, &Header::Begin { generation, epoch, definitions, reset: true }, &[]);
 }
 
 fn flushed(hub: &Hub, generation: i64, epoch: i64, through: i64) {
     let header = Header::Rows { generation, epoch, through, complete: true, newest_event_time: 0 };
-    hub.apply(0, &header, &[]);
+    hub.apply(PARTITION, &header, &[]);
 }
 
 /// A hub with an owner that has brought nine records into answers.
 fn served() -> Hub {
-    let hub = fixture::hub();
-    hub.set_caught_up();
+    let hub = testing::hub();
+    hub.step(Input::CaughtUp);
     begin(&hub, 0);
     flushed(&hub, 1, 0, 9);
-    hub.note_log_ends(&BTreeMap::from([(0, 9)]), SECOND);
+    log_ends(&hub, 9, at(1));
     hub
 }
 
-fn reason(hub: &Hub, now: i64) -> Option<&'static str> {
-    hub.coverage(now).reason().map(Reason::name)
+fn coverage(hub: &Hub, seconds: i64) -> Coverage {
+    hub.read().coverage(at(seconds))
+}
+
+fn reason(hub: &Hub, seconds: i64) -> Option<&'static str> {
+    coverage(hub, seconds).reason().map(Reason::name)
 }
 
 #[test]
 fn an_answer_is_complete_when_nothing_of_the_log_is_missing() {
     let hub = served();
-    let coverage = hub.coverage(SECOND);
+    let coverage = coverage(&hub, 1);
     assert!(coverage.complete());
     assert_eq!((coverage.covered().to_string(), coverage.lacking()), ("0:9".to_owned(), Some(0)));
-    // What was known of the log a while ago says nothing of now.
-    assert_eq!(reason(&hub, 3 * SECOND), Some("log_end_unknown"));
+    // An old answer of the log says nothing about its end now.
+    assert_eq!(reason(&hub, 3), Some("log_end_unknown"));
 }
 
 #[test]
 fn an_answer_is_incomplete_while_a_rebuild_refills() {
     let hub = served();
     reset(&hub, 4, 0);
-    assert_eq!(reason(&hub, SECOND), Some("rebuilding"));
+    assert_eq!(reason(&hub, 1), Some("rebuilding"));
     flushed(&hub, 4, 0, 5);
-    assert_eq!(reason(&hub, SECOND), Some("rebuilding"));
-    assert_eq!(hub.coverage(SECOND).lacking(), Some(4));
+    assert_eq!(reason(&hub, 1), Some("rebuilding"));
+    assert_eq!(coverage(&hub, 1).lacking(), Some(4));
     flushed(&hub, 4, 0, 9);
-    assert_eq!(reason(&hub, SECOND), None);
+    assert_eq!(reason(&hub, 1), None);
 }
 
 #[test]
 fn an_answer_is_incomplete_while_the_speed_layer_is_dead() {
     let hub = served();
     for second in 2..14 {
-        hub.note_log_ends(&BTreeMap::from([(0, 10 + second)]), second * SECOND);
+        log_ends(&hub, 10 + second, at(second));
     }
-    let now = 13 * SECOND;
-    let coverage = hub.coverage(now);
+    let coverage = coverage(&hub, 13);
     assert_eq!((coverage.reason(), coverage.lacking()), (Some(Reason::Behind), Some(14)));
-    assert_eq!(coverage.lacking_for(), 11 * SECOND);
-    assert_eq!(hub.stalled(now), [0]);
+    assert_eq!(coverage.lacking_for(), Span::from_secs(11));
+    assert_eq!(hub.read().stalled(at(13)), [PARTITION]);
     flushed(&hub, 1, 0, 12);
-    assert!(hub.stalled(now).is_empty());
+    assert!(hub.read().stalled(at(13)).is_empty());
 }
 
 #[test]
 fn an_answer_is_incomplete_right_after_a_load() {
-    let hub = fixture::hub();
-    hub.set_caught_up();
-    hub.note_log_ends(&BTreeMap::from([(0, 0)]), SECOND);
-    assert!(hub.coverage(SECOND).complete());
-    hub.note_written(&"0:7".parse().unwrap(), SECOND);
-    let coverage = hub.coverage(SECOND);
+    let hub = testing::hub();
+    hub.step(Input::CaughtUp);
+    log_ends(&hub, 0, at(1));
+    assert!(coverage(&hub, 1).complete());
+    hub.step(Input::Written { position: &"0:7".parse().unwrap(), at: at(1) });
+    let coverage = coverage(&hub, 1);
     assert_eq!((coverage.reason(), coverage.lacking()), (Some(Reason::Behind), Some(7)));
 }
 
 #[test]
 fn a_damaged_epoch_makes_answers_incomplete() {
     let hub = served();
-    hub.damage(0);
-    assert_eq!(reason(&hub, SECOND), Some("damaged"));
+    hub.step(Input::Undecodable { kafka_partition: PARTITION });
+    assert_eq!(reason(&hub, 1), Some("damaged"));
     reset(&hub, 4, 0);
     flushed(&hub, 4, 0, 9);
-    assert_eq!(reason(&hub, SECOND), None);
+    assert_eq!(reason(&hub, 1), None);
 }
 
 #[test]
 fn a_record_is_covered_with_its_last_rows_only() {
     let row = RealtimeRow {
         series: wye_domain::series::SeriesId(0),
-        window_start: 0,
+        window_start: Micros(0),
         summary: wye_domain::summary::Summary::EMPTY,
     };
     for (rows, pieces) in
@@ -109,13 +123,67 @@ fn a_record_is_covered_with_its_last_rows_only() {
     assert!(matches!(incomplete(&header), Header::Rows { complete: false, .. }));
 }
 
+#[test]
+fn a_state_is_driven_and_asked_without_a_runtime() {
+    let directory = testing::directory();
+    let plans = Arc::clone(directory.plans());
+    let mut state = HubState::new(&directory, 1);
+    assert_eq!(state.starting(), Some(Starting::RealtimeViews));
+    for input in [Input::CaughtUp, Input::ViewsChecked] {
+        assert!(state.step(input.clone()).wake);
+        assert!(!state.step(input).wake, "nothing has changed");
+    }
+    assert_eq!(state.starting(), None);
+    let before = state.edition();
+    // The batch view has two readings of a window, and realtime rows a third one.
+    let batch = [(family("t", "a"), 0, summary(&[(1.0, 1), (2.0, 2)]))];
+    let view = MemoryView {
+        version: 0,
+        horizon: horizon(2),
+        facts: RunFacts::of(&testing::run(&plans)),
+        rows: vec![view_rows(&plans, &batch)],
+    };
+    let snapshot = BatchSnapshot::in_memory(view, &directory).unwrap();
+    assert!(state.would_lose(snapshot.horizon()).is_empty());
+    assert!(state.step(Input::BatchView(Arc::new(snapshot))).wake);
+    assert_ne!(state.edition(), before, "the first version is not the same as none");
+    let series = directory.resolve([family("t", "a")].iter().map(String::as_str))[0].unwrap();
+    let header = Header::Begin { generation: 1, epoch: 2, definitions: plans.fingerprint(), reset: false };
+    let begin = Input::Record { kafka_partition: PARTITION, header: &header, rows: &[] };
+    assert_eq!(state.step(begin).applied, Some(Applied::Taken));
+    let header = Header::Rows { generation: 1, epoch: 2, through: 3, complete: true, newest_event_time: 0 };
+    let rows = [RealtimeRow { series, window_start: Micros(0), summary: summary(&[(9.0, 3)]) }];
+    let _ = state.step(Input::Record { kafka_partition: PARTITION, header: &header, rows: &rows });
+    let ends = [(PARTITION, Offset(3))].into();
+    let _ = state.step(Input::LogEnds { ends: &ends, asked_at: at(9) });
+
+    let capture = state.capture(at(9));
+    assert!(capture.coverage.complete());
+    assert_eq!(capture.coverage.covered().to_string(), "0:3");
+    let question = Question {
+        infos: directory.infos(),
+        windows: Micros(-MINUTE)..Micros(MINUTE),
+        step: WindowSize::parse("1m").unwrap(),
+    };
+    let merged = capture.merged(question, &directory).unwrap();
+    let [(info, answers)] = merged.as_slice() else { panic!("{merged:?}") };
+    let [answer] = answers.as_slice() else { panic!("{answers:?}") };
+    assert_eq!((info.id, answer.window_start, answer.source), (series, 0, Source::Merged));
+    assert_eq!(answer.summary, {
+        let mut all = summary(&[(9.0, 3)]);
+        all.merge(&summary(&[(1.0, 1), (2.0, 2)]));
+        all
+    });
+    let current = state.current(&directory.infos(), at(9));
+    assert_eq!(current.answers[0].1, *answer);
+    assert_eq!(state.available(&directory.infos()), Some(Micros(0)..Micros(MINUTE)));
+}
+
 #[tokio::test]
 async fn a_question_waits_until_its_position_is_covered() {
     let hub = Arc::new(served());
     let position: Position = "0:12".parse().unwrap();
-    let soon = Instant::now() + Duration::from_millis(20);
-    assert!(!hub.until_covered(&position, soon).await);
-    let late = Instant::now() + Duration::from_secs(60);
+    assert!(!hub.until_covered(&position, Duration::from_millis(20)).await);
     let (asked, writer) = (Arc::clone(&hub), Arc::clone(&hub));
     let write = async {
         tokio::task::yield_now().await;
@@ -123,9 +191,9 @@ async fn a_question_waits_until_its_position_is_covered() {
         tokio::task::yield_now().await;
         flushed(&writer, 1, 0, 12);
     };
-    let (covered, ()) = tokio::join!(asked.until_covered(&position, late), write);
+    let (covered, ()) = tokio::join!(asked.until_covered(&position, Duration::from_secs(60)), write);
     assert!(covered);
-    assert!(!hub.until_covered(&"1:1".parse().unwrap(), Instant::now()).await);
+    assert!(!hub.until_covered(&"1:1".parse().unwrap(), Duration::ZERO).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -134,12 +202,12 @@ async fn a_new_batch_view_waits_for_the_epochs_that_it_would_lose() {
     let row: Vec<Row> = vec![(family("t", "a"), 0, summary(&[(1.0, 1)]))];
     begin(&site.hub, 0);
     flush_through(&site.hub, 0, 9, &row);
-    // An epoch starts inside of what the rows hold: its owner has to bring the rest again.
-    let horizon = BTreeMap::from([(0, 6)]);
-    assert_eq!(site.hub.would_lose(&horizon), [0]);
-    assert!(site.hub.would_lose(&BTreeMap::from([(0, 9)])).is_empty());
+    // An epoch starts inside of what the rows hold: its owner has to compute the rest again.
+    let lost = |offset: i64| site.hub.read().would_lose(&horizon(offset));
+    assert_eq!(lost(6), [PARTITION]);
+    assert!(lost(9).is_empty());
     begin(&site.hub, 6);
-    assert_eq!(site.hub.would_lose(&horizon), [0]);
+    assert_eq!(lost(6), [PARTITION]);
     flush_through(&site.hub, 6, 9, &row);
-    assert!(site.hub.would_lose(&horizon).is_empty());
+    assert!(lost(6).is_empty());
 }

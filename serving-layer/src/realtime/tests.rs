@@ -8,6 +8,20 @@ use wye_domain::summary::Summary;
 use super::*;
 
 const DEFINITIONS: u64 = 7;
+const PARTITION: KafkaPartition = KafkaPartition(0);
+
+fn horizon(offset: i64) -> Horizon {
+    Horizon::from_iter([(PARTITION, Offset(offset))])
+}
+
+/// From a horizon on.
+fn from(offset: i64) -> Start {
+    Start::Horizon(Offset(offset))
+}
+
+fn reach(covered: i64, flaw: Option<Flaw>) -> Reach {
+    Reach { covered: Offset(covered), flaw }
+}
 
 fn begin(generation: i64, epoch: i64, reset: bool) -> Header {
     Header::Begin { generation, epoch, definitions: DEFINITIONS, reset }
@@ -22,7 +36,7 @@ fn row(series: u32, window_start: i64, values: &[i64]) -> RealtimeRow {
     for value in values {
         summary.add(*value as f64, window_start + value);
     }
-    RealtimeRow { series: SeriesId(series), window_start, summary }
+    RealtimeRow { series: SeriesId(series), window_start: Micros(window_start), summary }
 }
 
 fn store() -> RealtimeStore {
@@ -30,7 +44,7 @@ fn store() -> RealtimeStore {
 }
 
 fn apply(store: &mut RealtimeStore, header: &Header, rows: &[RealtimeRow]) -> Applied {
-    store.apply(0, header, rows, &mut Vec::new())
+    store.apply(PARTITION, header, rows).0
 }
 
 #[test]
@@ -40,21 +54,21 @@ fn records_of_a_replaced_owner_are_ignored() {
     assert_eq!(apply(&mut store, &Header::Claim { generation: 4 }, &[]), Applied::Taken);
     assert_eq!(apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]), Applied::Fenced);
     assert_eq!(apply(&mut store, &rows(4, 0), &[row(0, 0, &[2])]), Applied::Taken);
-    assert_eq!(store.newest_summary(SeriesId(0), 0).unwrap().last.value, 2.0);
+    assert_eq!(store.newest_summary(SeriesId(0), Micros(0)).unwrap().last.value, 2.0);
     assert_eq!(apply(&mut store, &rows(4, 9), &[row(0, 0, &[3])]), Applied::NoEpoch);
 }
 
 #[test]
-fn a_reset_forgets_this_and_later_epochs() {
+fn a_reset_removes_this_and_later_epochs() {
     let mut store = store();
     for epoch in [0, 10, 20] {
         apply(&mut store, &begin(1, epoch, false), &[]);
         apply(&mut store, &rows(1, epoch), &[row(0, epoch, &[1])]);
     }
-    assert_eq!(store.newest_window(SeriesId(0)), Some(20));
+    assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(20)));
     apply(&mut store, &begin(2, 10, true), &[]);
-    assert_eq!(store.capture().iter().map(|view| view.start()).collect::<Vec<_>>(), [0, 10]);
-    assert_eq!(store.newest_window(SeriesId(0)), Some(0));
+    assert_eq!(store.capture().iter().map(|view| view.start()).collect::<Vec<_>>(), [Offset(0), Offset(10)]);
+    assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(0)));
     assert_eq!(store.size(), (2, 1));
 }
 
@@ -64,7 +78,7 @@ fn a_resumed_epoch_keeps_its_rows() {
     apply(&mut store, &begin(1, 0, false), &[]);
     apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]);
     apply(&mut store, &begin(2, 0, false), &[]);
-    assert_eq!(store.newest_window(SeriesId(0)), Some(0));
+    assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(0)));
 }
 
 #[test]
@@ -95,7 +109,7 @@ fn a_capture_stays_as_it_is() {
 fn epochs_below_the_horizon_do_not_come_back() {
     let mut store = store();
     apply(&mut store, &begin(1, 0, false), &[]);
-    store.trim(&BTreeMap::from([(0, 10)]));
+    store.trim(&horizon(10));
     assert_eq!(apply(&mut store, &begin(1, 5, false), &[]), Applied::NoEpoch);
     assert_eq!(apply(&mut store, &begin(1, 10, false), &[]), Applied::Taken);
 }
@@ -104,8 +118,8 @@ fn epochs_below_the_horizon_do_not_come_back() {
 fn a_cleared_kafka_partition_keeps_its_horizon() {
     let mut store = store();
     apply(&mut store, &begin(7, 0, false), &[]);
-    store.trim(&BTreeMap::from([(0, 10)]));
-    store.clear(0);
+    store.trim(&horizon(10));
+    store.clear(PARTITION);
     // The topic was replaced, so generations begin again; what the batch view holds must not come back.
     assert_eq!(apply(&mut store, &begin(1, 5, false), &[]), Applied::NoEpoch);
     assert_eq!(apply(&mut store, &begin(1, 10, false), &[]), Applied::Taken);
@@ -122,37 +136,43 @@ fn partly(generation: i64, epoch: i64, through: i64) -> Header {
 #[test]
 fn epochs_reach_to_their_last_complete_flush() {
     let mut store = store();
-    let horizon = Start::Horizon(0);
-    assert_eq!(store.reach(0, horizon), Reach { covered: 0, flaw: None });
+    let start = from(0);
+    assert_eq!(store.reach(PARTITION, start), reach(0, None));
     apply(&mut store, &begin(1, 0, false), &[]);
     apply(&mut store, &partly(1, 0, 6), &[row(0, 0, &[1])]);
-    assert_eq!(store.reach(0, horizon).covered, 0);
+    assert_eq!(store.reach(PARTITION, start).covered, Offset(0));
     apply(&mut store, &flushed(1, 0, 6), &[]);
-    assert_eq!(store.reach(0, horizon).covered, 6);
+    assert_eq!(store.reach(PARTITION, start).covered, Offset(6));
     apply(&mut store, &begin(1, 6, false), &[]);
     apply(&mut store, &flushed(1, 6, 9), &[]);
-    assert_eq!(store.reach(0, horizon), Reach { covered: 9, flaw: None });
-    assert_eq!(store.reach(0, Start::Horizon(6)), Reach { covered: 9, flaw: None });
+    assert_eq!(store.reach(PARTITION, start), reach(9, None));
+    assert_eq!(store.reach(PARTITION, from(6)), reach(9, None));
     // Nothing says what lies between this horizon and the next epoch.
-    assert_eq!(store.reach(0, Start::Horizon(4)), Reach { covered: 4, flaw: Some(Flaw::Gap) });
-    assert_eq!(store.generation(0), Some(1));
+    assert_eq!(store.reach(PARTITION, from(4)), reach(4, Some(Flaw::Gap)));
+    assert_eq!(store.generation(PARTITION), Some(Generation(Offset(1))));
 }
 
 #[test]
 fn a_rebuild_is_a_flaw_until_it_is_done() {
     let mut store = store();
-    let horizon = Start::Horizon(0);
+    let start = from(0);
     apply(&mut store, &begin(1, 0, false), &[]);
     apply(&mut store, &flushed(1, 0, 9), &[]);
     apply(&mut store, &begin(4, 0, true), &[]);
-    assert_eq!(store.reach(0, horizon), Reach { covered: 0, flaw: Some(Flaw::Rebuilding) });
+    assert_eq!(store.reach(PARTITION, start), reach(0, Some(Flaw::Rebuilding)));
     apply(&mut store, &flushed(4, 0, 5), &[]);
-    assert_eq!(store.reach(0, horizon), Reach { covered: 5, flaw: Some(Flaw::Rebuilding) });
+    assert_eq!(store.reach(PARTITION, start), reach(5, Some(Flaw::Rebuilding)));
     // A fenced owner does not finish it.
     apply(&mut store, &flushed(1, 0, 12), &[]);
-    assert_eq!(store.reach(0, horizon).covered, 5);
+    assert_eq!(store.reach(PARTITION, start).covered, Offset(5));
     apply(&mut store, &flushed(4, 0, 9), &[]);
-    assert_eq!(store.reach(0, horizon), Reach { covered: 9, flaw: None });
+    assert_eq!(store.reach(PARTITION, start), reach(9, None));
+}
+
+/// How many readings count.
+fn count(store: &RealtimeStore) -> u64 {
+    let rows = CapturedRows::collect(&store.capture(), &Selection::all());
+    (0..rows.len()).map(|group| rows.summary(group).count).sum()
 }
 
 #[test]
@@ -160,62 +180,58 @@ fn rows_of_an_epoch_that_was_rebuilt_at_a_newer_horizon_wait_for_it() {
     let mut store = store();
     apply(&mut store, &begin(1, 0, false), &[]);
     apply(&mut store, &flushed(1, 0, 9), &[row(0, 0, &[1, 2]), row(1, 0, &[1])]);
-    // A batch run has pinned 6; the next owner begins there, and brings the readings from 6 to 9 once more.
+    // A batch run has pinned 6; the next owner begins there, and writes the readings from 6 to 9 again.
     apply(&mut store, &begin(4, 6, true), &[]);
     apply(&mut store, &flushed(4, 6, 12), &[row(0, 0, &[2]), row(0, 60, &[3])]);
-    let count = |store: &RealtimeStore| {
-        let rows = CapturedRows::collect(&store.capture(), &Selection::all());
-        (0..rows.len()).map(|group| rows.summary(group).count).sum::<u64>()
-    };
     assert_eq!(count(&store), 3);
-    assert_eq!(store.newest_window(SeriesId(0)), Some(0));
-    assert_eq!(store.newest_summary(SeriesId(0), 0).unwrap().count, 2);
-    assert_eq!(store.reach(0, Start::Horizon(0)), Reach { covered: 9, flaw: Some(Flaw::Rebuilding) });
-    assert_eq!(store.reach(0, Start::Horizon(6)).covered, 12);
-    store.trim(&BTreeMap::from([(0, 6)]));
-    assert_eq!((count(&store), store.newest_window(SeriesId(0))), (2, Some(60)));
-    assert_eq!(store.reach(0, Start::Horizon(6)), Reach { covered: 12, flaw: None });
+    assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(0)));
+    assert_eq!(store.newest_summary(SeriesId(0), Micros(0)).unwrap().count, 2);
+    assert_eq!(store.reach(PARTITION, from(0)), reach(9, Some(Flaw::Rebuilding)));
+    assert_eq!(store.reach(PARTITION, from(6)).covered, Offset(12));
+    store.trim(&horizon(6));
+    assert_eq!((count(&store), store.newest_window(SeriesId(0))), (2, Some(Micros(60))));
+    assert_eq!(store.reach(PARTITION, from(6)), reach(12, None));
 }
 
 #[test]
-fn a_record_that_cannot_be_read_is_a_flaw_until_its_epoch_goes() {
+fn a_record_that_does_not_decode_is_a_flaw_until_its_epoch_is_removed() {
     let mut store = store();
     for epoch in [0, 10] {
         apply(&mut store, &begin(1, epoch, false), &[]);
         apply(&mut store, &flushed(1, epoch, epoch + 10), &[]);
     }
-    store.damage(0);
-    assert_eq!(store.reach(0, Start::Horizon(0)).flaw, Some(Flaw::Damaged));
-    store.trim(&BTreeMap::from([(0, 20)]));
-    assert_eq!(store.reach(0, Start::Horizon(20)), Reach { covered: 20, flaw: None });
+    store.damage(PARTITION);
+    assert_eq!(store.reach(PARTITION, from(0)).flaw, Some(Flaw::Damaged));
+    store.trim(&horizon(20));
+    assert_eq!(store.reach(PARTITION, from(20)), reach(20, None));
 }
 
 #[test]
-fn an_epoch_whose_reset_could_not_be_read_is_a_flaw_beyond_its_horizon_too() {
+fn an_epoch_whose_reset_did_not_decode_is_a_flaw_beyond_its_horizon_too() {
     let mut store = store();
     for epoch in [0, 10] {
         apply(&mut store, &begin(1, epoch, false), &[]);
         apply(&mut store, &flushed(1, epoch, epoch + 10), &[]);
     }
     // A reset of the first epoch is lost, and its owner cuts at 5, which was pinned.
-    store.damage(0);
+    store.damage(PARTITION);
     apply(&mut store, &flushed(4, 0, 5), &[]);
     apply(&mut store, &begin(4, 5, false), &[]);
     apply(&mut store, &flushed(4, 5, 20), &[]);
-    assert_eq!(store.reach(0, Start::Horizon(0)).flaw, Some(Flaw::Damaged));
-    store.trim(&BTreeMap::from([(0, 5)]));
-    assert_eq!(store.reach(0, Start::Horizon(5)).flaw, Some(Flaw::Damaged));
-    store.trim(&BTreeMap::from([(0, 20)]));
-    assert_eq!(store.reach(0, Start::Horizon(20)), Reach { covered: 20, flaw: None });
+    assert_eq!(store.reach(PARTITION, from(0)).flaw, Some(Flaw::Damaged));
+    store.trim(&horizon(5));
+    assert_eq!(store.reach(PARTITION, from(5)).flaw, Some(Flaw::Damaged));
+    store.trim(&horizon(20));
+    assert_eq!(store.reach(PARTITION, from(20)), reach(20, None));
 }
 
 #[test]
-fn the_oldest_window_stays_known() {
+fn the_oldest_window_is_remembered() {
     let mut store = store();
     apply(&mut store, &begin(1, 0, false), &[]);
     apply(&mut store, &rows(1, 0), &[row(0, 60, &[1]), row(0, 0, &[1]), row(0, 120, &[1])]);
-    store.trim(&BTreeMap::from([(0, 10)]));
-    assert_eq!((store.oldest_window(SeriesId(0)), store.newest_window(SeriesId(0))), (Some(0), None));
+    store.trim(&horizon(10));
+    assert_eq!((store.oldest_window(SeriesId(0)), store.newest_window(SeriesId(0))), (Some(Micros(0)), None));
 }
 
 #[test]
@@ -225,12 +241,12 @@ fn conflicts_without_readings_lower_the_window_they_belong_to() {
         apply(&mut store, &begin(1, epoch, false), &[]);
     }
     let conflict = Summary { conflicts: 1, ..Summary::EMPTY };
-    let ahead = RealtimeRow { series: SeriesId(0), window_start: 60, summary: conflict };
+    let ahead = RealtimeRow { series: SeriesId(0), window_start: Micros(60), summary: conflict };
     apply(&mut store, &rows(1, 0), &[row(0, 0, &[1]), ahead]);
-    assert_eq!(store.newest_window(SeriesId(0)), Some(0));
-    assert_eq!(store.newest_summary(SeriesId(0), 60).unwrap().conflicts, 1);
+    assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(0)));
+    assert_eq!(store.newest_summary(SeriesId(0), Micros(60)).unwrap().conflicts, 1);
     apply(&mut store, &rows(1, 10), &[row(0, 60, &[2, 3])]);
-    let newest = store.newest_summary(SeriesId(0), 60).unwrap();
+    let newest = store.newest_summary(SeriesId(0), Micros(60)).unwrap();
     assert_eq!((newest.count, newest.conflicts), (2, 1));
 }
 
@@ -288,13 +304,13 @@ proptest! {
                             next[kafka_partition as usize]
                         }
                     };
-                    store.apply(kafka_partition, &begin(generation, epoch, reset), &[], &mut Vec::new());
+                    store.apply(KafkaPartition(kafka_partition), &begin(generation, epoch, reset), &[]);
                     model.insert((kafka_partition, epoch), BTreeMap::new());
                 }
                 Step::Resume => {
                     generation += 1;
                     for kafka_partition in 0..2 {
-                        store.apply(kafka_partition, &Header::Claim { generation }, &[], &mut Vec::new());
+                        store.apply(KafkaPartition(kafka_partition), &Header::Claim { generation }, &[]);
                     }
                 }
                 Step::Upsert { kafka_partition, back, series, window, values } => {
@@ -307,12 +323,12 @@ proptest! {
                     row.summary.merge(known);
                     row.summary.conflicts += u64::from(values.is_empty());
                     *known = row.summary.clone();
-                    store.apply(kafka_partition, &rows(generation, *epoch), &[row], &mut Vec::new());
+                    store.apply(KafkaPartition(kafka_partition), &rows(generation, *epoch), &[row]);
                 }
                 Step::Trim { kafka_partition, back } => {
                     let own = starts(&model, kafka_partition);
                     let Some(horizon) = own.iter().rev().nth(back).copied() else { continue };
-                    store.trim(&BTreeMap::from([(kafka_partition, horizon)]));
+                    store.trim(&Horizon::from_iter([(KafkaPartition(kafka_partition), Offset(horizon))]));
                     model.retain(|key, _| key.0 != kafka_partition || key.1 >= horizon);
                 }
             }
@@ -328,9 +344,9 @@ proptest! {
             }
             for series in (0..3).map(SeriesId) {
                 let newest = expected.iter().rfind(|(key, summary)| key.0 == series && summary.count > 0);
-                prop_assert_eq!(store.newest_window(series), newest.map(|(key, _)| key.1));
+                prop_assert_eq!(store.newest_window(series), newest.map(|(key, _)| Micros(key.1)));
                 if let Some((key, summary)) = newest {
-                    let found = store.newest_summary(series, key.1).unwrap();
+                    let found = store.newest_summary(series, Micros(key.1)).unwrap();
                     prop_assert_eq!((found.count, found.conflicts, found.last), (summary.count, summary.conflicts, summary.last));
                 }
             }

@@ -1,5 +1,5 @@
-//! Taking in the bodies of requests: each up to a size, all of them together within a budget of bytes, and none slower
-//! than a modem. What a client says of the size is believed only where it is too much.
+//! Reading the bodies of requests: each up to a size, all of them together within a budget of bytes, and none slower than
+//! a modem. The size that a client announces only counts where it is too large.
 //!
 //! A body holds its share of the budget until the last of its bytes is dropped, also by work that outlives the request.
 
@@ -14,24 +14,25 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
 
 use super::ServerLimits;
+use crate::clock::Clock;
 
-/// The budget is given out in pieces of so many bytes.
+/// The budget is reserved in pieces of so many bytes.
 const PIECE: usize = 1024;
 /// The slowest body in bytes a second, past the first `stall_timeout`: below what any link for readings carries.
 const SLOWEST: usize = 1024;
 
-/// See the module.
+/// The limits of bodies, with the budget of all of them.
 #[derive(Clone)]
 pub(super) struct Bodies {
     most: usize,
     stall_timeout: Duration,
     budget: Arc<Semaphore>,
+    clock: Arc<dyn Clock>,
 }
 
-/// Why a body was not taken in.
+/// Why a body was not read.
 enum Refusal {
     TooLarge { most: usize },
     TooSlow,
@@ -45,39 +46,35 @@ struct Held {
     share: Option<OwnedSemaphorePermit>,
 }
 
-/// Hands a request on with its body taken in.
-pub(super) async fn take_in(State(bodies): State<Bodies>, request: Request, next: Next) -> Response {
+/// Passes a request on once its whole body was read.
+pub(super) async fn read_body(State(bodies): State<Bodies>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
-    match bodies.take_in(body).await {
+    match bodies.read(body).await {
         Ok(bytes) => next.run(Request::from_parts(head, Body::from(bytes))).await,
         Err(refusal) => refusal.into_response(),
     }
 }
 
 impl Bodies {
-    pub(super) fn new(limits: ServerLimits) -> Self {
-        Self {
-            most: limits.max_body,
-            stall_timeout: limits.stall_timeout,
-            budget: Arc::new(Semaphore::new(limits.max_bodies / PIECE)),
-        }
+    pub(super) fn new(limits: ServerLimits, clock: Arc<dyn Clock>) -> Self {
+        let budget = Arc::new(Semaphore::new(limits.max_bodies / PIECE));
+        Self { most: limits.max_body, stall_timeout: limits.stall_timeout, budget, clock }
     }
 
-    async fn take_in(&self, body: Body) -> Result<Bytes, Refusal> {
+    async fn read(&self, body: Body) -> Result<Bytes, Refusal> {
         if body.is_end_stream() {
             return Ok(Bytes::new());
         }
         if body.size_hint().lower() > self.most as u64 {
             return Err(Refusal::TooLarge { most: self.most });
         }
-        let begun = Instant::now();
+        let begin = self.clock.monotonic();
         let mut pieces = body.into_data_stream();
         let mut held = Held { bytes: Vec::new(), share: None };
         loop {
-            let slowest =
-                begun + self.stall_timeout + Duration::from_secs((held.bytes.len() / SLOWEST) as u64);
-            let deadline = slowest.min(Instant::now() + self.stall_timeout);
-            let piece = match tokio::time::timeout_at(deadline, pieces.next()).await {
+            let allowed = self.stall_timeout + Duration::from_secs((held.bytes.len() / SLOWEST) as u64);
+            let left = (begin + allowed).saturating_sub(self.clock.monotonic()).min(self.stall_timeout);
+            let piece = match tokio::time::timeout(left, pieces.next()).await {
                 Err(_) => return Err(Refusal::TooSlow),
                 Ok(None) => break,
                 Ok(Some(Err(error))) => return Err(Refusal::Broken(root_of(&error))),
@@ -114,7 +111,7 @@ impl AsRef<[u8]> for Held {
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        // What is left of the body is not read, so the connection is of no more use.
+        // The rest of the body is not read, so the connection cannot be used again.
         let close = [(CONNECTION, "close")];
         match self {
             Self::TooLarge { most } => {
@@ -122,11 +119,11 @@ impl IntoResponse for Refusal {
                 (StatusCode::PAYLOAD_TOO_LARGE, close, message).into_response()
             }
             Self::TooSlow => {
-                (StatusCode::REQUEST_TIMEOUT, close, "the body does not come, or too slowly; send it again")
+                (StatusCode::REQUEST_TIMEOUT, close, "the body arrives too slowly; send it again")
                     .into_response()
             }
             Self::NoRoom => {
-                let message = "too many bodies of requests are under way; send the request again";
+                let message = "too many bodies of requests are in progress; send the request again";
                 let headers = [(CONNECTION, "close"), (RETRY_AFTER, "1")];
                 (StatusCode::SERVICE_UNAVAILABLE, headers, message).into_response()
             }

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
 
 use axum::body::{Body, Bytes, HttpBody};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) struct Connections {
     most: usize,
     open: Mutex<Open>,
+    turns: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -21,7 +22,7 @@ struct Open {
     next: u64,
 }
 
-/// One connection; it gives up its place when it is dropped.
+/// One connection; its place is free again when this is dropped.
 pub(super) struct Connection {
     number: u64,
     all: Arc<Connections>,
@@ -29,23 +30,25 @@ pub(super) struct Connection {
 }
 
 struct State {
-    /// Since when there is no request under way; `None` while there is one.
-    idle_since: Mutex<Option<Instant>>,
+    /// The turn in which it became idle; `None` while a request is in progress.
+    idle_since: Mutex<Option<u64>>,
+    /// The next turn, shared by all connections: of two idle ones, the one with the lower turn has been idle longer.
+    turns: Arc<AtomicU64>,
     leave: CancellationToken,
 }
 
-/// A request is under way as long as this is not dropped.
+/// A request is in progress until this is dropped.
 pub(super) struct Busy(Arc<State>);
 
 impl Connections {
     pub(super) fn new(most: usize) -> Self {
-        Self { most, open: Mutex::default() }
+        Self { most, open: Mutex::default(), turns: Arc::default() }
     }
 
-    /// A place for a new connection, if need be that of the connection that has been idle longest, which is asked to
+    /// A place for a new connection, if necessary that of the connection that has been idle longest, which is asked to
     /// leave. `None` when all places are taken and none is idle.
     pub(super) fn admit(self: &Arc<Self>) -> Option<Connection> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open();
         if open.by_number.len() >= self.most {
             let idle =
                 open.by_number.iter().filter_map(|(number, state)| Some((state.idle_since()?, *number)));
@@ -56,17 +59,25 @@ impl Connections {
         }
         let number = open.next;
         open.next += 1;
-        let state = State { idle_since: Mutex::new(Some(Instant::now())), leave: CancellationToken::new() };
-        let state = Arc::new(state);
+        let state = Arc::new(State {
+            idle_since: Mutex::default(),
+            turns: Arc::clone(&self.turns),
+            leave: CancellationToken::new(),
+        });
+        state.becomes_idle();
         open.by_number.insert(number, Arc::clone(&state));
         Some(Connection { number, all: Arc::clone(self), state })
+    }
+
+    fn open(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Connection {
-    /// Takes note of a request, until what is returned is dropped.
+    /// Notes that a request is in progress, until what is returned is dropped.
     pub(super) fn begin_request(&self) -> Busy {
-        *self.state.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.state.lock() = None;
         Busy(Arc::clone(&self.state))
     }
 
@@ -74,29 +85,37 @@ impl Connection {
         self.state.idle_since().is_some()
     }
 
-    /// Waits until the place is given to somebody else, or the whole server stops.
-    pub(super) async fn must_leave(&self, stop: &CancellationToken) {
+    /// Waits until another connection gets the place, or the whole server stops.
+    pub(super) async fn must_leave(&self, shutdown: &CancellationToken) {
         tokio::select! {
             () = self.state.leave.cancelled() => {}
-            () = stop.cancelled() => {}
+            () = shutdown.cancelled() => {}
         }
     }
 }
 
 impl State {
-    fn idle_since(&self) -> Option<Instant> {
-        *self.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
+    fn idle_since(&self) -> Option<u64> {
+        *self.lock()
+    }
+
+    fn becomes_idle(&self) {
+        *self.lock() = Some(self.turns.fetch_add(1, Ordering::Relaxed));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<u64>> {
+        self.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.all.open.lock().unwrap_or_else(PoisonError::into_inner).by_number.remove(&self.number);
+        self.all.open().by_number.remove(&self.number);
     }
 }
 
 impl Busy {
-    /// The body of the answer, during which the request is under way.
+    /// The body of the answer; the request is in progress until it was sent.
     pub(super) fn during(self, body: Body) -> impl HttpBody<Data = Bytes, Error = axum::Error> {
         BusyBody { body, _busy: self }
     }
@@ -104,7 +123,7 @@ impl Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        *self.0.idle_since.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        self.0.becomes_idle();
     }
 }
 
@@ -151,6 +170,6 @@ mod tests {
         assert!(all.admit().is_some());
         assert!(a.state.leave.is_cancelled());
         drop((a, b));
-        assert!(all.admit().is_some(), "the place of the one before was given up");
+        assert!(all.admit().is_some(), "the place of the connection before is free");
     }
 }

@@ -1,4 +1,4 @@
-//! Hostile and patient clients on real sockets.
+//! Hostile and slow clients on real sockets.
 
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -11,6 +11,7 @@ use axum::routing::{get, post};
 use serde_json::Value;
 
 use super::*;
+use crate::clock::SystemClock;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const LIMITS: ServerLimits = ServerLimits {
@@ -27,16 +28,16 @@ struct Door {
     open: Semaphore,
 }
 
-struct Server {
+struct Running {
     address: SocketAddr,
     door: Arc<Door>,
     tasks: JoinSet<()>,
-    stop: CancellationToken,
+    shutdown: CancellationToken,
 }
 
-async fn server(limits: ServerLimits) -> Server {
+async fn server(limits: ServerLimits) -> Running {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let (address, shutdown) = (listener.local_addr().unwrap(), CancellationToken::new());
     let door = Arc::new(Door { waiting: AtomicUsize::new(0), open: Semaphore::new(0) });
     let router = Router::new()
         .route("/ok", get(|| async { "ok" }))
@@ -47,8 +48,9 @@ async fn server(limits: ServerLimits) -> Server {
         .fallback(error::not_found)
         .with_state(Arc::clone(&door));
     let mut tasks = JoinSet::new();
-    tasks.spawn(serve(listener, router, limits, stop.clone()));
-    Server { address, door, tasks, stop }
+    let server = Server { listener, router, limits, clock: Arc::new(SystemClock::default()) };
+    tasks.spawn(serve(server, shutdown.clone()));
+    Running { address, door, tasks, shutdown }
 }
 
 async fn wait(State(door): State<Arc<Door>>) -> &'static str {
@@ -69,9 +71,9 @@ impl Door {
 
     /// Waits until so many requests wait at the door.
     async fn has(&self, requests: usize) {
-        let begun = Instant::now();
+        let begin = Instant::now();
         while self.waiting.load(Ordering::SeqCst) < requests {
-            assert!(begun.elapsed() < PATIENCE);
+            assert!(begin.elapsed() < PATIENCE);
             tokio::task::yield_now().await;
         }
     }
@@ -81,7 +83,7 @@ async fn panics() -> &'static str {
     panic!("on purpose")
 }
 
-impl Server {
+impl Running {
     async fn connect(&self, bytes: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(bytes).await.unwrap();
@@ -107,7 +109,7 @@ impl Server {
     }
 
     async fn end(mut self) {
-        self.stop.cancel();
+        self.shutdown.cancel();
         tokio::time::timeout(PATIENCE, self.tasks.join_next()).await.unwrap();
     }
 }
@@ -119,7 +121,7 @@ fn get_of(path: &str) -> Vec<u8> {
 /// Reads until the server closes the connection.
 async fn rest(mut stream: TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // A reset after the last byte is an end, too.
+    // A reset after the last byte counts as the end.
     let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await.expect("not closed");
     bytes
 }
@@ -137,19 +139,19 @@ async fn idle_connections_do_not_block_the_others() {
     let server = server(LIMITS).await;
     let mut idle = Vec::new();
     for number in 0..1_030 {
-        // Some say nothing, some send half a head.
+        // Some send nothing, some send half a head.
         idle.push(server.connect(if number % 2 == 0 { b"" } else { b"GET /ok HTTP/1.1\r\nx-slow: " }).await);
         if number % 100 == 0 {
             server.is_fine().await;
         }
     }
     server.is_fine().await;
-    assert_eq!(rest(idle.swap_remove(0)).await, b"", "the first of them had to leave");
+    assert_eq!(rest(idle.swap_remove(0)).await, b"", "the first of them was closed");
     server.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_house_says_so_and_loses_no_request() {
+async fn a_full_server_refuses_new_connections_and_loses_no_request() {
     let server = server(ServerLimits { max_connections: 8, ..LIMITS }).await;
     let mut busy = Vec::new();
     for _ in 0..8 {
@@ -169,7 +171,7 @@ async fn a_full_house_says_so_and_loses_no_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_clients_are_cut_off() {
+async fn slow_clients_are_disconnected() {
     let short = Duration::from_millis(300);
     let server = server(ServerLimits { idle_timeout: short, stall_timeout: short, ..LIMITS }).await;
     // A head that never ends, and a connection that was used once.
@@ -177,17 +179,17 @@ async fn slow_clients_are_cut_off() {
     assert_eq!(rest(head).await, b"");
     let used = server.connect(b"GET /ok HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(String::from_utf8_lossy(&rest(used).await).ends_with("ok"));
-    // A body that stops, and one that comes byte by byte.
+    // A body that stops, and one that arrives byte by byte.
     let stopped = server.connect(b"POST /length HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\nabc").await;
     let (status, _, body) = answer(stopped).await;
     assert_eq!(status, 408, "{body}");
     let mut slow = server.connect(b"POST /length HTTP/1.1\r\nhost: x\r\ncontent-length: 9999\r\n\r\n").await;
-    let begun = Instant::now();
+    let begin = Instant::now();
     while slow.write_all(b"x").await.is_ok() {
-        assert!(begun.elapsed() < PATIENCE, "a trickle is taken for ever");
+        assert!(begin.elapsed() < PATIENCE, "a body is read however slow it is");
         tokio::time::sleep(short / 10).await;
     }
-    // An answer that is not taken.
+    // An answer that is not read.
     let not_read = server.connect(&get_of("/large")).await;
     tokio::time::sleep(short * 4).await;
     assert!(rest(not_read).await.len() < 64 << 20);
@@ -227,7 +229,7 @@ async fn bodies_are_bounded_one_by_one_and_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn compressed_bodies_are_taken_and_bombs_are_not() {
+async fn compressed_bodies_are_read_and_bombs_are_refused() {
     let server = server(LIMITS).await;
     let text = b"readings ".repeat(1_000);
     for (encoding, bomb, packed) in

@@ -1,34 +1,38 @@
-//! What the tests of this crate share: plans, a directory, realtime rows, and batch views in a temporary folder.
+//! What the tests of this crate share: plans, a directory, realtime rows, and batch views in memory and in a temporary
+//! folder.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, RecordBatch, TimestampMicrosecondArray};
-use arrow::datatypes::{DataType, Field, Schema};
-use wye_domain::reading::{TextBuilder, text_type, time_type};
+use arrow::array::RecordBatch;
+use wye_domain::horizon::Horizon;
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::realtime_row::Header;
 use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
-use wye_domain::series::SeriesKey;
+use wye_domain::series::{SeriesKey, SeriesTable};
 use wye_domain::sketches::Sketches;
 use wye_domain::summary::Summary;
-use wye_domain::summary_columns::{SummaryColumnsBuilder, schema_fields};
-use wye_domain::time::SECOND;
-use wye_metrics::confidence::{ExpectedSource, State, score};
+use wye_domain::time::{Micros, SECOND};
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::failures::Failures;
 use wye_metrics::plan::{Expectations, MetricPlans};
+use wye_metrics::view_rows::{AsOf, RowMaker};
+use wye_metrics::window_table::WindowTable;
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
 
-use crate::directory::{Directory, SeriesInfo};
-use crate::hub::Hub;
+use crate::clock::{Clock, SystemClock};
+use crate::directory::Directory;
+use crate::hub::{Hub, Input};
 use crate::realtime::RealtimeRow;
 use crate::snapshot::BatchSnapshot;
 use crate::sql::{Limits, Sources, SqlEngine, UnknownHost};
 
 pub(crate) const MINUTE: i64 = 60 * SECOND;
+/// The only Kafka partition.
+pub(crate) const PARTITION: KafkaPartition = KafkaPartition(0);
 
 /// The family, and a named definition by line with all aggregates; device `a` reports every second.
 pub(crate) fn plans() -> Arc<MetricPlans> {
@@ -106,10 +110,10 @@ pub(crate) type Row = (String, i64, Summary);
 
 pub(crate) fn begin(hub: &Hub, epoch: i64) {
     let definitions = hub.directory().plans().fingerprint();
-    hub.apply(0, &Header::Begin { generation: 1, epoch, definitions, reset: false }, &[]);
+    hub.apply(PARTITION, &Header::Begin { generation: 1, epoch, definitions, reset: false }, &[]);
 }
 
-/// Writes rows of an epoch that holds no reading more than its start.
+/// Writes rows of an epoch without moving its end.
 pub(crate) fn flush(hub: &Hub, epoch: i64, rows: &[Row]) {
     flush_through(hub, epoch, epoch, rows);
 }
@@ -120,12 +124,21 @@ pub(crate) fn flush_through(hub: &Hub, epoch: i64, through: i64, rows: &[Row]) {
         .iter()
         .map(|(text, window_start, summary)| RealtimeRow {
             series: hub.directory().resolve(std::iter::once(text.as_str()))[0].unwrap(),
-            window_start: *window_start,
+            window_start: Micros(*window_start),
             summary: summary.clone(),
         })
         .collect();
     let header = Header::Rows { generation: 1, epoch, through, complete: true, newest_event_time: 0 };
-    hub.apply(0, &header, &rows);
+    hub.apply(PARTITION, &header, &rows);
+}
+
+/// The log answers a question asked at a time.
+pub(crate) fn log_ends(hub: &Hub, end: i64, asked_at: Micros) {
+    hub.step(Input::LogEnds { ends: &BTreeMap::from([(PARTITION, Offset(end))]), asked_at });
+}
+
+pub(crate) fn horizon(offset: i64) -> Horizon {
+    Horizon::from_iter([(PARTITION, Offset(offset))])
 }
 
 /// Tables in a temporary folder with everything over them.
@@ -152,7 +165,7 @@ impl Site {
             views: views.clone(),
         };
         let hub = Arc::new(hub());
-        hub.set_caught_up();
+        hub.step(Input::CaughtUp);
         let limits = Limits {
             memory: 256 << 20,
             threads: 2,
@@ -163,9 +176,9 @@ impl Site {
         Self { hub, engine, views, _folder: folder }
     }
 
-    /// Says that the log ends here now.
+    /// The log answers that it ends here now.
     pub(crate) fn log_ends_at(&self, end: i64) {
-        self.hub.note_log_ends(&BTreeMap::from([(0, end)]), wye_runtime::clock::now_micros());
+        log_ends(&self.hub, end, SystemClock::default().now());
     }
 
     /// Commits a batch view, a file for each list of rows, and serves it.
@@ -174,10 +187,10 @@ impl Site {
         let view = self.views.latest().await.unwrap().unwrap();
         let context = self.engine.runtime().task_context();
         let snapshot = BatchSnapshot::load(view, self.hub.directory(), &context).await.unwrap();
-        self.hub.switch(Arc::new(snapshot));
+        self.hub.step(Input::BatchView(Arc::new(snapshot)));
     }
 
-    /// Why a query is not answered.
+    /// The error that a query gets.
     pub(crate) async fn refused(&self, sql: &str) -> crate::ServingError {
         match self.engine.query(sql).await {
             Err(error) => error,
@@ -204,91 +217,48 @@ impl Site {
     }
 }
 
-/// Commits a batch view of Kafka partition 0, a file for each list of rows.
+/// Commits a batch view, a file for each list of rows.
 pub(crate) async fn commit(views: &BatchViews, directory: &Directory, horizon: i64, files: &[Vec<Row>]) {
-    let schema = view_schema(directory);
+    let schema = wye_metrics::view_rows::schema(directory.plans());
     let mut written = Vec::new();
     for rows in files {
         let mut writer = views.writer(&schema).unwrap();
-        writer.write(&view_rows(directory, &schema, rows)).unwrap();
+        writer.write(&view_rows(directory.plans(), rows)).unwrap();
         written.extend(writer.finish().await.unwrap());
     }
-    let run = RunRecord {
-        run_id: "r".to_owned(),
-        definitions: directory.plans().fingerprint().to_string(),
-        as_of: 1_000 * SECOND,
-        failures: failures(),
-        ..RunRecord::default()
-    };
+    let run = run(directory.plans());
     let expected_version = views.latest_version().await.unwrap();
-    let horizon = BTreeMap::from([(0, horizon)]);
+    let horizon = BTreeMap::from([(PARTITION.0, horizon)]);
     views.commit(ViewCommit { schema, files: written, horizon, run, expected_version }).await.unwrap();
 }
 
-/// What `line_heat` could not compute.
+/// The record of a batch run.
+pub(crate) fn run(plans: &MetricPlans) -> RunRecord {
+    RunRecord {
+        run_id: "r".to_owned(),
+        definitions: plans.fingerprint().to_string(),
+        as_of: 1_000 * SECOND,
+        failures: failures(),
+        ..RunRecord::default()
+    }
+}
+
+/// The readings that `line_heat` could not compute.
 fn failures() -> Failures {
     let example = r#"{"message":"no number","device_id":"x","metric":"t","value":1.5,"event_time":0,"tags":"{\"line\":\"L9\"}"}"#;
     serde_json::from_str(&format!(r#"{{"line_heat":{{"readings":3,"example":{example}}}}}"#)).unwrap()
 }
 
-fn view_schema(directory: &Directory) -> Arc<Schema> {
-    let text = |name: &str, null| Field::new(name, text_type(), null);
-    let number = |name: &str, null| Field::new(name, DataType::Float64, null);
-    let mut fields = vec![text("metric_key", false), text("definition", false), text("metric", false)];
-    fields.extend(directory.dimensions().iter().map(|name| text(name, true)));
-    fields.push(text("series", false));
-    fields.extend(["window_start", "window_end"].map(|name| Field::new(name, time_type(), false)));
-    fields.extend(schema_fields());
-    fields.extend([number("expected", true), text("expected_source", false)]);
-    fields.extend(
-        ["completeness", "validity", "precision", "confidence_score"].map(|name| number(name, false)),
-    );
-    fields.push(text("state", false));
-    Arc::new(Schema::new(fields))
-}
-
-fn view_rows(directory: &Directory, schema: &Arc<Schema>, rows: &[Row]) -> RecordBatch {
+/// Rows of a batch view, all settled.
+pub(crate) fn view_rows(plans: &MetricPlans, rows: &[Row]) -> RecordBatch {
     let mut rows = rows.to_vec();
     rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-    let infos: Vec<Arc<SeriesInfo>> = directory
-        .resolve(rows.iter().map(|row| row.0.as_str()))
-        .into_iter()
-        .map(|id| directory.info(id.unwrap()))
-        .collect();
-    let texts = |value: &dyn Fn(usize) -> Option<String>| -> ArrayRef {
-        let mut builder = TextBuilder::default();
-        (0..rows.len()).for_each(|row| builder.append(value(row).as_deref()));
-        builder.finish()
-    };
-    let times = |value: &dyn Fn(usize) -> i64| -> ArrayRef {
-        Arc::new(TimestampMicrosecondArray::from_iter_values((0..rows.len()).map(value)).with_timezone("UTC"))
-    };
-    let scores: Vec<_> = rows
-        .iter()
-        .zip(&infos)
-        .map(|(row, info)| score(&row.2, info.expectation.as_deref(), MINUTE, 1.0))
-        .collect();
-    let mut columns: Vec<ArrayRef> = vec![
-        texts(&|row| Some(infos[row].metric_key.clone())),
-        texts(&|row| Some(infos[row].key.definition.to_string())),
-        texts(&|row| Some(infos[row].key.metric.to_string())),
-    ];
-    for place in 0..directory.dimensions().len() {
-        columns.push(texts(&|row| directory.dimension(&infos[row], place).map(str::to_owned)));
+    let (mut series, mut windows) = (SeriesTable::default(), WindowTable::default());
+    for (text, window_start, summary) in rows {
+        let slot = windows.entry(series.id(SeriesKey::decode(&text).unwrap()), window_start);
+        windows.restore(slot).summary = summary;
     }
-    columns.push(texts(&|row| Some(rows[row].0.clone())));
-    columns.push(times(&|row| rows[row].1));
-    columns.push(times(&|row| rows[row].1 + MINUTE));
-    let mut summaries = SummaryColumnsBuilder::default();
-    rows.iter().for_each(|row| summaries.append(&row.2));
-    columns.extend(summaries.finish());
-    columns.push(Arc::new(scores.iter().map(|score| score.expected).collect::<Float64Array>()));
-    let source = |expected: bool| if expected { ExpectedSource::Registry } else { ExpectedSource::Unknown };
-    columns.push(texts(&|row| Some(source(scores[row].expected.is_some()).name().to_owned())));
-    columns.push(Arc::new(Float64Array::from_iter_values(scores.iter().map(|score| score.completeness))));
-    columns.push(Arc::new(Float64Array::from_iter_values(scores.iter().map(|score| score.validity))));
-    columns.push(Arc::new(Float64Array::from_iter_values(scores.iter().map(|score| score.precision))));
-    columns.push(Arc::new(Float64Array::from_iter_values(scores.iter().map(|score| score.score))));
-    columns.push(texts(&|_| Some(State::Settled.name().to_owned())));
-    RecordBatch::try_new(Arc::clone(schema), columns).unwrap()
+    let as_of = AsOf { time: i64::MAX, lateness: Arc::default() };
+    let maker = RowMaker::new(plans, &Expectations::new(plans).unwrap(), &series, &as_of);
+    maker.rows(windows.entries().iter())
 }

@@ -1,0 +1,391 @@
+//! What answers are made of: one batch view and exactly the realtime epochs that belong to it (**HOR-3**), as a state
+//! machine without I/O.
+//!
+//! Inputs come in by [`HubState::step`], which says what follows from each; answers are read from the state. Locks,
+//! waiting and clocks are in the shell around it ([`super::Hub`]); a simulation drives the same state without them.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use wye_domain::horizon::Horizon;
+use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::position::Position;
+use wye_domain::realtime_row::Header;
+use wye_domain::time::{Micros, Span};
+use wye_metrics::confidence::LatenessHistogram;
+use wye_metrics::failures::Failures;
+use wye_metrics::merge::{Answer, Judge, Sides, Source, merge};
+
+use super::{Capture, Current, Edition, Taken};
+use crate::coverage::{Asked, Coverage, LogEnd, PartitionCoverage, Reason};
+use crate::directory::{Directory, SeriesInfo};
+use crate::realtime::{Applied, Dropped, Flaw, RealtimeRow, RealtimeStore, Start};
+use crate::snapshot::BatchSnapshot;
+
+/// Everything that changes answers.
+#[derive(Clone, Debug)]
+pub enum Input<'a> {
+    /// The next record of a Kafka partition of the realtime-views topic. Its rows may be given in several parts, each
+    /// with the record's header; all but the last are not complete.
+    Record {
+        /// Where it was.
+        kafka_partition: KafkaPartition,
+        /// What it is about.
+        header: &'a Header,
+        /// Its rows.
+        rows: &'a [RealtimeRow],
+    },
+    /// A record of a Kafka partition of the realtime-views topic does not decode.
+    Undecodable {
+        /// Where it was.
+        kafka_partition: KafkaPartition,
+    },
+    /// A Kafka partition of the realtime-views topic is another one now, so that its rows are void.
+    TopicReplaced {
+        /// Which one.
+        kafka_partition: KafkaPartition,
+    },
+    /// The realtime-views topic was read to the end that it had at the start.
+    CaughtUp,
+    /// A new batch view, to be served from now on.
+    BatchView(Arc<BatchSnapshot>),
+    /// The batch view that there was at the start is served, or there was none.
+    ViewsChecked,
+    /// The ends of `readings`, as the log answered a question.
+    LogEnds {
+        /// By Kafka partition the offset that the next record gets.
+        ends: &'a BTreeMap<KafkaPartition, Offset>,
+        /// When the question was asked.
+        asked_at: Micros,
+    },
+    /// The oldest offset of a Kafka partition of `readings`.
+    LogStart {
+        /// Which one.
+        kafka_partition: KafkaPartition,
+        /// Its oldest offset.
+        oldest: Offset,
+    },
+    /// The log has acknowledged everything below a position. Answers that lack it say so from now on, without waiting
+    /// until the log is asked again.
+    Written {
+        /// The position.
+        position: &'a Position,
+        /// When it was acknowledged.
+        at: Micros,
+    },
+}
+
+/// What follows from an input.
+#[derive(Debug, Default)]
+#[must_use]
+pub struct Outcome {
+    /// What became of a record; `None` for other inputs.
+    pub applied: Option<Applied>,
+    /// Whether answers may cover more than before, so that those who wait should look again.
+    pub wake: bool,
+    /// What the state no longer holds. Freeing it takes time, for which readers need not wait.
+    pub dropped: (Dropped, Option<Arc<BatchSnapshot>>),
+}
+
+/// What is still missing after the start before answers can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Starting {
+    /// The realtime-views topic is being read to the end that it had at the start.
+    RealtimeViews,
+    /// The batch view is being loaded.
+    BatchView,
+}
+
+/// The state of the data.
+#[derive(Debug)]
+pub struct HubState {
+    kafka_partitions: i32,
+    store: RealtimeStore,
+    snapshot: Option<Arc<BatchSnapshot>>,
+    /// The ends of the Kafka partitions of `readings`.
+    ends: BTreeMap<KafkaPartition, LogEnd>,
+    /// Their oldest offsets, where no batch view says from where on epochs are needed.
+    log_starts: BTreeMap<KafkaPartition, Offset>,
+    caught_up: bool,
+    views_checked: bool,
+}
+
+impl HubState {
+    /// Nothing yet, for the definitions of a directory and a log with so many Kafka partitions of readings.
+    pub fn new(directory: &Directory, kafka_partitions: i32) -> Self {
+        Self {
+            kafka_partitions,
+            store: RealtimeStore::new(directory.plans().fingerprint()),
+            snapshot: None,
+            ends: BTreeMap::new(),
+            log_starts: BTreeMap::new(),
+            caught_up: false,
+            views_checked: false,
+        }
+    }
+
+    /// Takes one input in.
+    pub fn step(&mut self, input: Input<'_>) -> Outcome {
+        let mut outcome = Outcome::default();
+        match input {
+            Input::Record { kafka_partition, header, rows } => {
+                let (applied, dropped) = self.store.apply(kafka_partition, header, rows);
+                outcome = Outcome { applied: Some(applied), wake: true, dropped: (dropped, None) };
+            }
+            Input::Undecodable { kafka_partition } => self.store.damage(kafka_partition),
+            Input::TopicReplaced { kafka_partition } => outcome.dropped.0 = self.store.clear(kafka_partition),
+            Input::CaughtUp => outcome.wake = !std::mem::replace(&mut self.caught_up, true),
+            Input::BatchView(snapshot) => {
+                let below = self.store.trim(snapshot.horizon());
+                outcome.dropped = (below, self.snapshot.replace(snapshot));
+                outcome.wake = true;
+            }
+            Input::ViewsChecked => outcome.wake = !std::mem::replace(&mut self.views_checked, true),
+            Input::LogEnds { ends, asked_at } => {
+                for (kafka_partition, end) in ends {
+                    let asked = Asked { end: *end, covered: self.covered(*kafka_partition) };
+                    self.ends.entry(*kafka_partition).or_default().asked(asked, asked_at);
+                }
+            }
+            Input::LogStart { kafka_partition, oldest } => {
+                self.log_starts.insert(kafka_partition, oldest);
+            }
+            Input::Written { position, at } => {
+                for (kafka_partition, next) in position.iter() {
+                    let end = self.ends.entry(KafkaPartition(kafka_partition)).or_default();
+                    end.written(Offset(next), at);
+                }
+            }
+        }
+        outcome
+    }
+
+    /// What is still missing after the start; `None` once answers can be used.
+    pub fn starting(&self) -> Option<Starting> {
+        match (self.caught_up, self.views_checked) {
+            (false, _) => Some(Starting::RealtimeViews),
+            (true, false) => Some(Starting::BatchView),
+            (true, true) => None,
+        }
+    }
+
+    /// How many Kafka partitions the readings have.
+    pub fn kafka_partitions(&self) -> i32 {
+        self.kafka_partitions
+    }
+
+    /// The Kafka partitions without a batch view of which it depends on the oldest offset of the log whether something
+    /// is missing at `now`.
+    pub fn without_start(&self, now: Micros) -> Vec<KafkaPartition> {
+        let mut found = Vec::new();
+        for kafka_partition in KafkaPartition::all(self.kafka_partitions) {
+            let partition = self.partition(kafka_partition, now);
+            let unclear = partition.covered <= self.log_start(kafka_partition).0 && partition.lacking() != Some(0);
+            if partition.horizon.is_none() && unclear {
+                found.push(kafka_partition);
+            }
+        }
+        found
+    }
+
+    /// The Kafka partitions of which answers with this horizon would cover less than they do now.
+    pub fn would_lose(&self, horizon: &Horizon) -> Vec<KafkaPartition> {
+        let mut losing = Vec::new();
+        for kafka_partition in KafkaPartition::all(self.kafka_partitions) {
+            let start = self.start_at(kafka_partition, Some(horizon));
+            if self.store.reach(kafka_partition, start).covered < self.covered(kafka_partition) {
+                losing.push(kafka_partition);
+            }
+        }
+        losing
+    }
+
+    /// The readings that definitions could not compute, as the last batch run has found.
+    pub fn failures(&self) -> Arc<Failures> {
+        self.snapshot.as_ref().map(|snapshot| Arc::clone(&snapshot.facts().failures)).unwrap_or_default()
+    }
+
+    /// The version of the batch view that is served; `None` without one.
+    pub fn version(&self) -> Option<u64> {
+        self.snapshot.as_ref().map(|snapshot| snapshot.version())
+    }
+
+    /// The Kafka partitions of which readings have been missing for long, without any progress, at `now`.
+    pub fn stalled(&self, now: Micros) -> Vec<KafkaPartition> {
+        let ends = self.ends.iter();
+        let stalled = ends.filter(|(kafka_partition, end)| end.stalled(self.covered(**kafka_partition), now));
+        stalled.map(|(kafka_partition, _)| *kafka_partition).collect()
+    }
+
+    /// Whether answers hold everything below a position.
+    pub fn covers(&self, position: &Position) -> bool {
+        position.is_covered_by(|kafka_partition| self.covered(KafkaPartition(kafka_partition)).0)
+    }
+
+    /// How many epochs and how many windows of them are held.
+    pub fn size(&self) -> (usize, usize) {
+        self.store.size()
+    }
+
+    /// What answers cover of the log at `now`.
+    pub fn coverage(&self, now: Micros) -> Coverage {
+        let partitions = KafkaPartition::all(self.kafka_partitions);
+        Coverage {
+            version: self.version(),
+            horizon: self.snapshot.as_ref().map(|snapshot| snapshot.horizon().clone()),
+            kafka_partitions: partitions.map(|partition| self.partition(partition, now)).collect(),
+            now: now.0,
+        }
+    }
+
+    /// The state of the data, for caches.
+    pub fn edition(&self) -> Edition {
+        Edition { version: self.version(), changes: self.store.changes() }
+    }
+
+    /// What an answer is made of, as it is at `now`.
+    pub fn capture(&self, now: Micros) -> Capture {
+        Capture {
+            snapshot: self.snapshot.clone(),
+            epochs: self.store.capture(),
+            coverage: Arc::new(self.coverage(now)),
+            edition: self.edition(),
+        }
+    }
+
+    /// The newest windows of some series at `now`, and what a textbook merge would make of them.
+    pub fn current_of_both(&self, infos: &[Arc<SeriesInfo>], now: Micros) -> Vec<Current> {
+        let facts = Facts::of(self.snapshot.as_deref());
+        let judge = facts.judge(now.0);
+        infos.iter().filter_map(|info| self.newest_of_both(info, judge)).collect()
+    }
+
+    /// The newest windows of some series at `now`.
+    pub fn current(&self, infos: &[Arc<SeriesInfo>], now: Micros) -> Taken<Vec<(Arc<SeriesInfo>, Answer)>> {
+        let facts = Facts::of(self.snapshot.as_deref());
+        let judge = facts.judge(now.0);
+        let newest = infos.iter().filter_map(|info| Some((Arc::clone(info), self.newest(info, judge)?)));
+        Taken { answers: newest.collect(), coverage: self.coverage(now), edition: self.edition() }
+    }
+
+    /// From the start of the oldest to the end of the newest window that there is of some series; `None` where there is
+    /// none.
+    pub fn available(&self, infos: &[Arc<SeriesInfo>]) -> Option<Range<Micros>> {
+        let windows = infos.iter().filter_map(|info| self.windows_of(info));
+        windows.reduce(|all, own| all.start.min(own.start)..all.end.max(own.end))
+    }
+
+    /// Where the epochs of an answer with a horizon begin.
+    fn start_at(&self, kafka_partition: KafkaPartition, horizon: Option<&Horizon>) -> Start {
+        match horizon.and_then(|horizon| horizon.get(kafka_partition)) {
+            Some(offset) => Start::Horizon(offset),
+            // No batch view has anything of this Kafka partition: all that the log has must be in epochs.
+            None => Start::LogStart(self.log_start(kafka_partition)),
+        }
+    }
+
+    fn log_start(&self, kafka_partition: KafkaPartition) -> Offset {
+        self.log_starts.get(&kafka_partition).copied().unwrap_or(Offset::START)
+    }
+
+    fn start(&self, kafka_partition: KafkaPartition) -> Start {
+        self.start_at(kafka_partition, self.snapshot.as_ref().map(|snapshot| snapshot.horizon()))
+    }
+
+    /// The offset below which answers hold every reading.
+    fn covered(&self, kafka_partition: KafkaPartition) -> Offset {
+        self.store.reach(kafka_partition, self.start(kafka_partition)).covered
+    }
+
+    fn partition(&self, kafka_partition: KafkaPartition, now: Micros) -> PartitionCoverage {
+        let start = self.start(kafka_partition);
+        let reach = self.store.reach(kafka_partition, start);
+        let end = self.ends.get(&kafka_partition);
+        let log_end = end.and_then(|end| end.end(now));
+        let usable = self.snapshot.as_ref().is_none_or(|snapshot| snapshot.usable());
+        let reason = if !self.caught_up {
+            Some(Reason::Starting)
+        } else if !usable || self.store.has_other_definitions() {
+            Some(Reason::OtherDefinitions)
+        } else if let Some(flaw @ (Flaw::Damaged | Flaw::Gap)) = reach.flaw {
+            Some(Reason::Flawed(flaw))
+        } else {
+            match log_end {
+                None => Some(Reason::LogEndUnknown),
+                Some(end) if end > reach.covered => Some(reach.flaw.map_or(Reason::Behind, Reason::Flawed)),
+                Some(_) => None,
+            }
+        };
+        let horizon = match start {
+            Start::Horizon(offset) => Some(offset.0),
+            Start::LogStart(_) => None,
+        };
+        PartitionCoverage {
+            kafka_partition: kafka_partition.0,
+            horizon,
+            covered: reach.covered.0,
+            log_end: log_end.map(|end| end.0),
+            lacking_since: end.and_then(|end| end.lacking_since(reach.covered)).map(|since| since.0),
+            generation: self.store.generation(kafka_partition).map(|generation| generation.claim().0),
+            reason,
+        }
+    }
+
+    fn windows_of(&self, info: &SeriesInfo) -> Option<Range<Micros>> {
+        let snapshot = self.snapshot.as_ref();
+        let batch = snapshot.and_then(|snapshot| snapshot.newest(info.id)).map(|row| Micros(row.window_start));
+        let newest = batch.max(self.store.newest_window(info.id))?;
+        let oldest_batch = snapshot.and_then(|snapshot| snapshot.oldest(info.id));
+        let oldest = [oldest_batch, self.store.oldest_window(info.id)].into_iter().flatten().min();
+        Some(oldest.unwrap_or(newest)..newest + Span(info.window.micros()))
+    }
+
+    /// The newest window of the exact merge.
+    fn newest(&self, info: &SeriesInfo, judge: Judge<'_>) -> Option<Answer> {
+        let batch = self.snapshot.as_ref().and_then(|snapshot| snapshot.newest(info.id));
+        let realtime = self.store.newest_window(info.id);
+        let window = realtime.max(batch.map(|row| Micros(row.window_start)))?;
+        let sides = Sides {
+            batch: batch.filter(|row| row.window_start == window.0),
+            realtime: self.store.newest_summary(info.id, window),
+        };
+        merge(info.facts(), window.0, sides, judge)
+    }
+
+    fn newest_of_both(&self, info: &Arc<SeriesInfo>, judge: Judge<'_>) -> Option<Current> {
+        let answer = self.newest(info, judge)?;
+        let batch = self.snapshot.as_ref().and_then(|snapshot| snapshot.newest(info.id));
+        let batch = batch.and_then(|row| {
+            merge(info.facts(), row.window_start, Sides { batch: Some(row), realtime: None }, judge)
+        });
+        let window = self.store.newest_window(info.id);
+        let realtime = window.and_then(|window| {
+            let realtime = self.store.newest_summary(info.id, window);
+            merge(info.facts(), window.0, Sides { batch: None, realtime }, judge)
+        });
+        debug_assert!(answer.source != Source::Batch || batch.is_some());
+        Some(Current { info: Arc::clone(info), answer, batch, realtime })
+    }
+}
+
+/// What confidence is judged by, of one snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    lateness: Arc<LatenessHistogram>,
+    as_of: Option<Micros>,
+}
+
+impl Facts {
+    /// Those of a snapshot; none without one.
+    pub fn of(snapshot: Option<&BatchSnapshot>) -> Self {
+        let Some(facts) = snapshot.map(BatchSnapshot::facts) else { return Self::default() };
+        Self { lateness: Arc::clone(&facts.lateness), as_of: facts.as_of }
+    }
+
+    /// The judge at `now` (µs).
+    pub fn judge(&self, now: i64) -> Judge<'_> {
+        // Only rows of a batch view are judged as of its run.
+        Judge { lateness: &self.lateness, now, as_of: self.as_of.unwrap_or_default().0 }
+    }
+}
