@@ -107,9 +107,9 @@ impl Coverage {
 
     /// Whether the answer holds everything below a position.
     pub fn covers(&self, position: &Position) -> bool {
-        position
-            .iter()
-            .all(|(kafka_partition, next)| self.of(KafkaPartition(kafka_partition)).is_some_and(|own| own.covered >= next))
+        position.iter().all(|(kafka_partition, next)| {
+            self.of(KafkaPartition(kafka_partition)).is_some_and(|own| own.covered >= next)
+        })
     }
 
     /// The horizon as a position; empty without a batch view.

@@ -74,7 +74,8 @@ impl LogEnds {
     fn ask(&self, ends: &Ends) -> Result<(), LogError> {
         let asked_at = self.clock.now();
         let ends = ends.ask(TIMEOUT)?;
-        let ends = ends.into_iter().map(|(partition, end)| (KafkaPartition(partition), Offset(end))).collect();
+        let ends =
+            ends.into_iter().map(|(partition, end)| (KafkaPartition(partition), Offset(end))).collect();
         self.hub.step(Input::LogEnds { ends: &ends, asked_at });
         let without_start = self.hub.read().without_start(self.clock.now());
         for kafka_partition in without_start {

@@ -141,9 +141,9 @@ impl HttpSettings {
         if !is_address(text) {
             return Err(listen(format!("is {text:?}, which is not HOST:PORT")));
         }
-        let found = text
-            .to_socket_addrs()
-            .map_err(|error| listen(format!("is {text:?}, which is not an address to listen on ({error})")))?;
+        let found = text.to_socket_addrs().map_err(|error| {
+            listen(format!("is {text:?}, which is not an address to listen on ({error})"))
+        })?;
         let address = found
             .min_by_key(SocketAddr::is_ipv6)
             .ok_or_else(|| listen(format!("is {text:?}, and that name has no address")))?;
@@ -170,7 +170,8 @@ fn listen(problem: String) -> Unworkable {
 }
 
 fn at_least(name: Name, value: Duration, least: Duration, example: &'static str) -> Option<Unworkable> {
-    (value < least).then(|| unworkable(name, format!("is {value:?}, and must be {least:?} at least"), example))
+    (value < least)
+        .then(|| unworkable(name, format!("is {value:?}, and must be {least:?} at least"), example))
 }
 
 fn at_most(name: Name, value: Duration, most: Duration, example: &'static str) -> Option<Unworkable> {
@@ -270,7 +271,9 @@ mod tests {
     #[test]
     fn other_machines_reach_the_api_only_where_that_is_allowed() {
         let mut http = defaults().http;
-        for (text, word) in [("nowhere", "HOST:PORT"), ("0.0.0.0:0", "allow_remote"), ("[::]:0", "allow_remote")] {
+        for (text, word) in
+            [("nowhere", "HOST:PORT"), ("0.0.0.0:0", "allow_remote"), ("[::]:0", "allow_remote")]
+        {
             http.listen = text.to_owned();
             let refused = http.address().unwrap_err();
             assert!(refused.problem.contains(word), "{refused:?}");

@@ -84,7 +84,9 @@ impl Tail {
                 Err(problem) if problem.kind() == ErrorKind::Unavailable => {
                     warn!(error = chain(&problem), "cannot read the realtime views; trying again");
                 }
-                Err(problem) => error!(error = chain(&problem), "cannot read the realtime views; trying again"),
+                Err(problem) => {
+                    error!(error = chain(&problem), "cannot read the realtime views; trying again")
+                }
             }
             std::thread::sleep(RETRY_PAUSE);
         }
@@ -111,7 +113,8 @@ impl Tail {
                     self.hub.step(Input::CaughtUp);
                 }
             }
-            let polled = reader.poll_batch(RECORDS_PER_TURN, POLL_TIMEOUT, &mut |message| self.take(&message));
+            let polled =
+                reader.poll_batch(RECORDS_PER_TURN, POLL_TIMEOUT, &mut |message| self.take(&message));
             for (kafka_partition, position) in positions.iter_mut() {
                 *position = reader.position(kafka_partition.0).map_or(*position, Offset);
             }
@@ -164,6 +167,7 @@ impl Tail {
 }
 
 fn assign(reader: &mut Reader, positions: &Positions) -> Result<(), LogError> {
-    let starts: Vec<(i32, i64)> = positions.iter().map(|(partition, offset)| (partition.0, offset.0)).collect();
+    let starts: Vec<(i32, i64)> =
+        positions.iter().map(|(partition, offset)| (partition.0, offset.0)).collect();
     reader.assign(&starts)
 }

@@ -121,7 +121,11 @@ impl Capture {
     ///
     /// # Errors
     /// [`ServingError::View`] when the rows do not have the columns of a batch view.
-    pub fn merged(&self, question: Question, directory: &Directory) -> Result<Vec<SeriesAnswers>, ServingError> {
+    pub fn merged(
+        &self,
+        question: Question,
+        directory: &Directory,
+    ) -> Result<Vec<SeriesAnswers>, ServingError> {
         let mut merge = WindowMerge::new(question);
         for batch in self.snapshot.as_ref().and_then(|view| view.rows_in_memory()).unwrap_or_default() {
             merge.add_view(batch, directory)?;

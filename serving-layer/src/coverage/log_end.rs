@@ -115,7 +115,9 @@ impl LogEnd {
 
     /// Whether records have been missing for long, without any progress.
     pub fn stalled(&self, covered: Offset, now: Micros) -> bool {
-        let (Some(since), Some(progress)) = (self.lacking_since(covered), self.progress) else { return false };
+        let (Some(since), Some(progress)) = (self.lacking_since(covered), self.progress) else {
+            return false;
+        };
         progress.covered == covered && now - since.max(progress.since) > STALLED_AFTER
     }
 }

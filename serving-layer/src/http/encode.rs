@@ -127,7 +127,9 @@ fn is_bytes(data_type: &DataType) -> bool {
 /// Bytes as text; `\\x` and hexadecimal digits where they are not text.
 fn text_of(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
-        Ok(text) if text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t')) => text.to_owned(),
+        Ok(text) if text.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r' | '\t')) => {
+            text.to_owned()
+        }
         _ => bytes.iter().fold("\\x".to_owned(), |text, byte| text + &format!("{byte:02x}")),
     }
 }

@@ -78,7 +78,8 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Json<Body> {
             let definition = plan.definition();
             let names = definition.is_family().then(|| directory.metrics(place));
             let without_unit = names.iter().flatten().filter(|_| definition.unit.is_empty());
-            let units = without_unit.filter_map(|name| Some((Arc::clone(name), api.units.of(name)?))).collect();
+            let units =
+                without_unit.filter_map(|name| Some((Arc::clone(name), api.units.of(name)?))).collect();
             Entry {
                 name: definition.name.clone(),
                 help: definition.help.clone(),

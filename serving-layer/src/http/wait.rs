@@ -81,7 +81,8 @@ impl Wait {
     fn lacks(&self, coverage: &Coverage) -> String {
         let mut lacking = Vec::new();
         for (kafka_partition, next) in self.after.iter() {
-            let covered = coverage.of(KafkaPartition(kafka_partition)).map_or(0, |partition| partition.covered);
+            let covered =
+                coverage.of(KafkaPartition(kafka_partition)).map_or(0, |partition| partition.covered);
             if next > covered {
                 lacking.push(format!("{} records of Kafka partition {kafka_partition}", next - covered));
             }
@@ -133,9 +134,8 @@ fn duration(text: &str) -> Result<Duration, ApiError> {
     if matches!(text, "0" | "0s") {
         return Ok(Duration::ZERO);
     }
-    let size = WindowSize::parse(text).map_err(|_| {
-        ApiError::invalid(format!("wait: {text:?} is not a duration; write for example 10s"))
-    })?;
+    let size = WindowSize::parse(text)
+        .map_err(|_| ApiError::invalid(format!("wait: {text:?} is not a duration; write for example 10s")))?;
     // A window is longer than nothing.
     Ok(Duration::from_micros(size.micros().unsigned_abs()))
 }

@@ -181,7 +181,8 @@ impl HubState {
         let mut found = Vec::new();
         for kafka_partition in KafkaPartition::all(self.kafka_partitions) {
             let partition = self.partition(kafka_partition, now);
-            let unclear = partition.covered <= self.log_start(kafka_partition).0 && partition.lacking() != Some(0);
+            let unclear =
+                partition.covered <= self.log_start(kafka_partition).0 && partition.lacking() != Some(0);
             if partition.horizon.is_none() && unclear {
                 found.push(kafka_partition);
             }
@@ -334,7 +335,8 @@ impl HubState {
 
     fn windows_of(&self, info: &SeriesInfo) -> Option<Range<Micros>> {
         let snapshot = self.snapshot.as_ref();
-        let batch = snapshot.and_then(|snapshot| snapshot.newest(info.id)).map(|row| Micros(row.window_start));
+        let batch =
+            snapshot.and_then(|snapshot| snapshot.newest(info.id)).map(|row| Micros(row.window_start));
         let newest = batch.max(self.store.newest_window(info.id))?;
         let oldest_batch = snapshot.and_then(|snapshot| snapshot.oldest(info.id));
         let oldest = [oldest_batch, self.store.oldest_window(info.id)].into_iter().flatten().min();

@@ -32,7 +32,9 @@ impl Selection {
 
     /// Whether an epoch may have wanted rows.
     fn touches(&self, epoch: &EpochView) -> bool {
-        epoch.windows().is_some_and(|(first, last)| first.0 < self.windows.end && last.0 >= self.windows.start)
+        epoch
+            .windows()
+            .is_some_and(|(first, last)| first.0 < self.windows.end && last.0 >= self.windows.start)
     }
 
     /// Whether a row is wanted.
@@ -141,9 +143,8 @@ impl CapturedRows {
     /// The group of a window (its start in µs) among the groups of a series.
     pub fn find(&self, groups: Range<usize>, window_start: i64) -> Option<usize> {
         let starts = &self.starts[groups.clone()];
-        let found = starts.binary_search_by_key(&Micros(window_start), |start| {
-            self.refs[*start as usize].key(self.step).1
-        });
+        let found = starts
+            .binary_search_by_key(&Micros(window_start), |start| self.refs[*start as usize].key(self.step).1);
         Some(groups.start + found.ok()?)
     }
 

@@ -11,15 +11,16 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
-use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use rdkafka::{ClientConfig, TopicPartitionList};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use wye_domain::ErrorKind;
+use wye_domain::place::{KafkaPartition, Offset};
 
-use crate::doorman;
+use crate::access;
 use crate::error::{LogError, kind_of_code};
-use crate::kafka_logs::{Seldom, TracingContext};
+use crate::kafka_logs::{RateLimit, TracingContext};
 use crate::properties::{self, configure};
 use crate::topics::{self, TopicSpec};
 
@@ -95,9 +96,9 @@ impl LogConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OffsetRange {
     /// The first offset that is still there (or, with nothing there, the next one to come).
-    pub low: i64,
+    pub low: Offset,
     /// The offset that the next record will get.
-    pub high: i64,
+    pub high: Offset,
 }
 
 impl OffsetRange {
@@ -144,11 +145,11 @@ impl Log {
     /// `Refused` when a broker is there but refuses the connection (certificate, password); `Cancelled` when `cancel`
     /// fires first.
     pub async fn wait_ready(&self, cancel: &CancellationToken) -> Result<(), LogError> {
-        let mut notice = Seldom::new(WAITING_NOTICE);
+        let mut notice = RateLimit::new(WAITING_NOTICE);
         let mut refusals = 0;
         loop {
             let config = self.inner.config.clone();
-            let answer = blocking(move || doorman::ask(&config, Duration::from_secs(2)));
+            let answer = blocking(move || access::check(&config, Duration::from_secs(2)));
             let answered = tokio::select! {
                 () = cancel.cancelled() => return Err(LogError::Cancelled),
                 answer = answer => answer,
@@ -159,7 +160,7 @@ impl Log {
             if refusals == REFUSALS {
                 return Err(error);
             }
-            if notice.now() {
+            if notice.allows() {
                 let bootstrap_servers = &self.inner.config.bootstrap_servers;
                 warn!(%error, "cannot reach Kafka at {bootstrap_servers}; waiting");
             }
@@ -210,7 +211,11 @@ impl Log {
     ///
     /// # Errors
     /// `Ask` when the broker cannot be reached or does not know the partition.
-    pub async fn offsets(&self, topic: &str, kafka_partition: i32) -> Result<OffsetRange, LogError> {
+    pub async fn offsets(
+        &self,
+        topic: &str,
+        kafka_partition: KafkaPartition,
+    ) -> Result<OffsetRange, LogError> {
         let log = self.clone();
         let topic = topic.to_owned();
         blocking(move || log.offsets_blocking(&topic, kafka_partition)).await
@@ -220,7 +225,11 @@ impl Log {
     ///
     /// # Errors
     /// As [`Self::offsets`].
-    pub fn offsets_blocking(&self, topic: &str, kafka_partition: i32) -> Result<OffsetRange, LogError> {
+    pub fn offsets_blocking(
+        &self,
+        topic: &str,
+        kafka_partition: KafkaPartition,
+    ) -> Result<OffsetRange, LogError> {
         self.offsets_within(topic, kafka_partition, ASK_TIMEOUT)
     }
 
@@ -228,13 +237,13 @@ impl Log {
     pub(crate) fn offsets_within(
         &self,
         topic: &str,
-        kafka_partition: i32,
+        kafka_partition: KafkaPartition,
         timeout: Duration,
     ) -> Result<OffsetRange, LogError> {
-        let found = self.inner.admin.inner().fetch_watermarks(topic, kafka_partition, timeout);
+        let found = self.inner.admin.inner().fetch_watermarks(topic, kafka_partition.0, timeout);
         let what = || format!("the offsets of {topic:?} partition {kafka_partition}");
         let (low, high) = found.map_err(|source| self.ask_error(what(), source))?;
-        Ok(OffsetRange { low, high })
+        Ok(OffsetRange { low: Offset(low), high: Offset(high) })
     }
 
     /// Deletes the head of a Kafka partition: every record below offset `before`. Below the low watermark there is
@@ -246,15 +255,16 @@ impl Log {
     pub async fn delete_records(
         &self,
         topic: &str,
-        kafka_partition: i32,
-        before: i64,
+        kafka_partition: KafkaPartition,
+        before: Offset,
     ) -> Result<(), LogError> {
         if before <= self.offsets(topic, kafka_partition).await?.low {
             return Ok(());
         }
         let what = || format!("delete the records of {topic:?} partition {kafka_partition} below {before}");
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(topic, kafka_partition, Offset::Offset(before)).map_err(configure)?;
+        list.add_partition_offset(topic, kafka_partition.0, rdkafka::Offset::Offset(before.0))
+            .map_err(configure)?;
         let options =
             AdminOptions::new().request_timeout(Some(ASK_TIMEOUT)).operation_timeout(Some(ASK_TIMEOUT));
         let deleted = self.inner.admin.delete_records(&list, &options).await;

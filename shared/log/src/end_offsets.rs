@@ -40,8 +40,9 @@ impl EndOffsets {
     /// # Errors
     /// `Ask` when a broker cannot be reached, or does not have the topic.
     pub fn fetch(&self, timeout: Duration) -> Result<BTreeMap<KafkaPartition, Offset>, LogError> {
-        self.fetch_raw(timeout)
-            .map_err(|source| self.log.ask_error(format!("the end offsets of topic {:?}", self.topic), source))
+        self.fetch_raw(timeout).map_err(|source| {
+            self.log.ask_error(format!("the end offsets of topic {:?}", self.topic), source)
+        })
     }
 
     fn fetch_raw(&self, timeout: Duration) -> KafkaResult<BTreeMap<KafkaPartition, Offset>> {

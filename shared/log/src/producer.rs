@@ -189,9 +189,10 @@ impl Future for Delivery {
                 let destination = format!("{:?} partition {}", message.topic(), message.partition());
                 Err(LogError::Write { destination, source: source.into() })
             }
-            Err(_) => {
-                Err(LogError::Write { destination: "the log".to_owned(), source: KafkaError::Canceled.into() })
-            }
+            Err(_) => Err(LogError::Write {
+                destination: "the log".to_owned(),
+                source: KafkaError::Canceled.into(),
+            }),
         })
     }
 }
@@ -220,7 +221,13 @@ mod tests {
         let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
         log.ensure_topics().await.unwrap();
         let producer = Producer::new(&log, Duration::from_millis(1)).unwrap();
-        let message = Outgoing { topic: LEDGER, kafka_partition: KafkaPartition(0), key: None, payload: b"x", headers: &[] };
+        let message = Outgoing {
+            topic: LEDGER,
+            kafka_partition: KafkaPartition(0),
+            key: None,
+            payload: b"x",
+            headers: &[],
+        };
         assert_eq!(producer.send(message).await.unwrap(), Offset(0));
         fail_permanently(&producer);
         // The first call gets the error; clones share the new client.

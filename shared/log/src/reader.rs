@@ -14,12 +14,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
-use rdkafka::{Offset, Timestamp, TopicPartitionList};
+use rdkafka::{Timestamp, TopicPartitionList};
 use tracing::{debug, error, warn};
+use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::time::Micros;
 
 use crate::client::{ASK_TIMEOUT, Log};
 use crate::error::LogError;
-use crate::kafka_logs::{Seldom, TracingContext};
+use crate::kafka_logs::{RateLimit, TracingContext};
 use crate::properties::configure;
 use crate::reader::unreadable::{Finding, is_undecodable};
 
@@ -43,12 +45,12 @@ const SEARCH: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy)]
 pub struct Message<'a> {
     /// Which Kafka partition it is from.
-    pub kafka_partition: i32,
+    pub kafka_partition: KafkaPartition,
     /// Its offset there.
-    pub offset: i64,
-    /// When the log took it: milliseconds since 1970, 0 where nobody says. For a record of a log that does not stamp
-    /// what it takes (one written before its topic was set right), what the producer says, but never in the future.
-    pub timestamp_ms: i64,
+    pub offset: Offset,
+    /// When the log received it; 1970 where the record has no timestamp. For a record of a topic without LogAppendTime
+    /// (written before the topic was set up), the producer's time, but never in the future.
+    pub ingest_time: Micros,
     /// The key, if any.
     pub key: Option<&'a [u8]>,
     /// The payload; empty where it is null.
@@ -65,9 +67,9 @@ impl<'a> Message<'a> {
 
     fn of(inner: &'a BorrowedMessage<'a>) -> Self {
         Self {
-            kafka_partition: inner.partition(),
-            offset: inner.offset(),
-            timestamp_ms: ingest_time(inner.timestamp()),
+            kafka_partition: KafkaPartition(inner.partition()),
+            offset: Offset(inner.offset()),
+            ingest_time: ingest_time(inner.timestamp()),
             key: inner.key(),
             payload: inner.payload().unwrap_or_default(),
             inner,
@@ -75,15 +77,15 @@ impl<'a> Message<'a> {
     }
 }
 
-fn ingest_time(timestamp: Timestamp) -> i64 {
-    match timestamp {
+fn ingest_time(timestamp: Timestamp) -> Micros {
+    Micros::from_millis(match timestamp {
         Timestamp::NotAvailable => 0,
         Timestamp::LogAppendTime(millis) => millis.max(0),
         Timestamp::CreateTime(millis) => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
             millis.clamp(0, i64::try_from(now).unwrap_or(i64::MAX))
         }
-    }
+    })
 }
 
 /// Reads records of one topic in offset order per Kafka partition. Blocks; give it a thread.
@@ -93,27 +95,27 @@ pub struct Reader {
     consumer: BaseConsumer<TracingContext>,
     /// By Kafka partition: what is read next, and whether the end was seen; `None` where not assigned.
     places: Vec<Option<Place>>,
-    away: Seldom,
+    away: RateLimit,
 }
 
 #[derive(Clone, Copy)]
 struct Place {
-    next: i64,
+    next: Offset,
     /// Whether the client has come to the end.
     at_end: bool,
     /// Whether it was looked for offsets before that end that hold no records.
     end_is_known: bool,
     /// The end of the log as far as it was asked for.
-    high: i64,
+    high: Offset,
     /// `next` when progress was last looked for, and since when it has been that.
-    stood_at: i64,
+    stood_at: Offset,
     since: Instant,
     /// How long it may stand still before the next look.
     patience: Duration,
 }
 
 impl Place {
-    fn at(next: i64) -> Self {
+    fn at(next: Offset) -> Self {
         Self {
             next,
             at_end: false,
@@ -166,21 +168,22 @@ impl Reader {
         ]);
         let consumer = config.create_with_context(TracingContext).map_err(configure)?;
         let (log, topic) = (log.clone(), topic.to_owned());
-        Ok(Self { log, topic, consumer, places: Vec::new(), away: Seldom::new(AWAY_NOTICE) })
+        Ok(Self { log, topic, consumer, places: Vec::new(), away: RateLimit::new(AWAY_NOTICE) })
     }
 
     /// Reads from now on exactly these: Kafka partition and first offset of each. What was fetched before is dropped.
     ///
     /// # Errors
     /// `Read` when librdkafka refuses.
-    pub fn assign(&mut self, starts: &[(i32, i64)]) -> Result<(), LogError> {
+    pub fn assign(&mut self, starts: &[(KafkaPartition, Offset)]) -> Result<(), LogError> {
         let topic_name = self.topic.clone();
         let refuse = |source: KafkaError| LogError::Read { topic: topic_name.clone(), source: source.into() };
         let mut list = TopicPartitionList::with_capacity(starts.len());
         let mut places = Vec::new();
         for &(kafka_partition, next) in starts {
-            list.add_partition_offset(&self.topic, kafka_partition, Offset::Offset(next)).map_err(refuse)?;
-            let index = kafka_partition.max(0) as usize;
+            list.add_partition_offset(&self.topic, kafka_partition.0, rdkafka::Offset::Offset(next.0))
+                .map_err(refuse)?;
+            let Ok(index) = usize::try_from(kafka_partition.0) else { continue };
             if places.len() <= index {
                 places.resize(index + 1, None);
             }
@@ -195,16 +198,15 @@ impl Reader {
     ///
     /// # Errors
     /// `Read` when librdkafka refuses.
-    pub fn seek(&mut self, kafka_partition: i32, next: i64) -> Result<(), LogError> {
-        let places = (0_i32..).zip(&self.places);
-        let others = places.filter(|(other, _)| *other != kafka_partition);
-        let others = others.filter_map(|(other, place)| place.map(|place| (other, place.next)));
+    pub fn seek(&mut self, kafka_partition: KafkaPartition, next: Offset) -> Result<(), LogError> {
+        let others = self.assigned().filter(|(other, _)| *other != kafka_partition);
+        let others = others.map(|(other, place)| (other, place.next));
         let starts: Vec<_> = others.chain([(kafka_partition, next)]).collect();
         self.assign(&starts)
     }
 
     /// The offset that is read next in a Kafka partition, if it is assigned.
-    pub fn position(&self, kafka_partition: i32) -> Option<i64> {
+    pub fn position(&self, kafka_partition: KafkaPartition) -> Option<Offset> {
         self.place(kafka_partition).map(|place| place.next)
     }
 
@@ -232,8 +234,7 @@ impl Reader {
             match polled {
                 Ok(message) => {
                     let message = Message::of(&message);
-                    let index = message.kafka_partition as usize;
-                    let Some(place) = self.places.get_mut(index).and_then(Option::as_mut) else { continue };
+                    let Some(place) = place_mut(&mut self.places, message.kafka_partition) else { continue };
                     // What was in flight when `assign` was called may still turn up.
                     if message.offset < place.next {
                         continue;
@@ -248,15 +249,13 @@ impl Reader {
                             break;
                         }
                     }
-                    place.next = message.offset + 1;
+                    place.next = message.offset.next();
                     place.at_end = false;
                     on(message);
                     count += 1;
                 }
                 Err(KafkaError::PartitionEOF(kafka_partition)) => {
-                    if let Some(place) =
-                        self.places.get_mut(kafka_partition as usize).and_then(Option::as_mut)
-                    {
+                    if let Some(place) = place_mut(&mut self.places, KafkaPartition(kafka_partition)) {
                         place.at_end = true;
                         place.end_is_known = false;
                     }
@@ -282,8 +281,7 @@ impl Reader {
     /// Finds out which Kafka partition stands outside of its log. The client does not say.
     fn out_of_range(&mut self) -> Result<(), LogError> {
         let mut starts = Vec::new();
-        for (kafka_partition, place) in (0_i32..).zip(&self.places) {
-            let Some(Place { next: wanted, .. }) = *place else { continue };
+        for (kafka_partition, Place { next: wanted, .. }) in self.assigned() {
             starts.push((kafka_partition, wanted));
             let topic = self.topic.clone();
             let range = match self.log.offsets_blocking(&topic, kafka_partition) {
@@ -307,25 +305,24 @@ impl Reader {
     /// Looks at the Kafka partitions that have stood still for too long.
     fn look_at_suspects(&mut self) -> Result<(), LogError> {
         let now = Instant::now();
-        let suspects = (0_i32..).zip(&mut self.places).filter_map(|(kafka_partition, place)| {
+        let places = (0..).map(KafkaPartition).zip(&mut self.places);
+        let suspects = places.filter_map(|(kafka_partition, place)| {
             place.as_mut().is_some_and(|place| place.is_suspect(now)).then_some(kafka_partition)
         });
-        let suspects: Vec<i32> = suspects.collect();
+        let suspects: Vec<KafkaPartition> = suspects.collect();
         suspects.into_iter().try_for_each(|kafka_partition| self.look_at(kafka_partition))
     }
 
     /// Looks at every Kafka partition that is not read to its end: the client does not say which one it cannot decode.
     fn look_at_all(&mut self) -> Result<(), LogError> {
-        let places = (0_i32..).zip(&self.places);
-        let open = places.filter(|(_, place)| place.is_some_and(|place| !place.at_end));
-        let open: Vec<i32> = open.map(|(kafka_partition, _)| kafka_partition).collect();
+        let open = self.assigned().filter(|(_, place)| !place.at_end);
+        let open: Vec<KafkaPartition> = open.map(|(kafka_partition, _)| kafka_partition).collect();
         open.into_iter().try_for_each(|kafka_partition| self.look_at(kafka_partition))
     }
 
     /// Finds out whether what comes next in a Kafka partition can be decoded, and goes past it if not.
-    fn look_at(&mut self, kafka_partition: i32) -> Result<(), LogError> {
-        let place = self.places.get_mut(kafka_partition as usize).and_then(Option::as_mut);
-        let Some(place) = place else { return Ok(()) };
+    fn look_at(&mut self, kafka_partition: KafkaPartition) -> Result<(), LogError> {
+        let Some(place) = place_mut(&mut self.places, kafka_partition) else { return Ok(()) };
         let from = place.next;
         (place.since, place.patience) =
             (Instant::now(), (place.patience * 2).clamp(FIRST_LOOK, LAZIEST_LOOK));
@@ -351,8 +348,8 @@ impl Reader {
                 place.patience = NO_ANSWER;
                 error!(
                     topic = self.topic,
-                    kafka_partition,
-                    offset = from,
+                    %kafka_partition,
+                    offset = %from,
                     "Kafka answers, but no client gets a record at this offset; if it stays so, the record batch there \
                      is damaged in a way that stops the client: delete the records up to it with kafka-delete-records.sh"
                 );
@@ -361,44 +358,56 @@ impl Reader {
         };
         self.seek(kafka_partition, found.next)?;
         // More of them may follow: look again at once.
-        if let Some(place) = self.places.get_mut(kafka_partition as usize).and_then(Option::as_mut) {
+        if let Some(place) = place_mut(&mut self.places, kafka_partition) {
             place.patience = Duration::ZERO;
         }
-        let (topic, next, reason) = (self.topic.clone(), found.next, found.reason);
-        Err(LogError::Unreadable { topic, kafka_partition, from, next, reason })
+        let (topic, offsets, reason) = (self.topic.clone(), from..found.next, found.reason);
+        Err(LogError::Unreadable { topic, kafka_partition, offsets, reason })
     }
 
     fn report(&mut self, code: RDKafkaErrorCode) {
-        if self.away.now() {
+        if self.away.allows() {
             let bootstrap_servers = &self.log.config().bootstrap_servers;
             warn!(topic = self.topic, error = %code, "cannot read from Kafka at {bootstrap_servers}; waiting");
         }
     }
 
-    fn place(&self, kafka_partition: i32) -> Option<Place> {
-        self.places.get(usize::try_from(kafka_partition).ok()?).copied().flatten()
+    fn place(&self, kafka_partition: KafkaPartition) -> Option<Place> {
+        self.places.get(usize::try_from(kafka_partition.0).ok()?).copied().flatten()
+    }
+
+    /// The Kafka partitions that are assigned.
+    fn assigned(&self) -> impl Iterator<Item = (KafkaPartition, Place)> + '_ {
+        let places = (0..).map(KafkaPartition).zip(&self.places);
+        places.filter_map(|(kafka_partition, place)| Some((kafka_partition, (*place)?)))
     }
 }
 
-/// The first offset of a record that came at `since` (ms since 1970) or later, `None` where all are older. A broker may
+/// Where a Kafka partition is read, if it is assigned.
+fn place_mut(places: &mut [Option<Place>], kafka_partition: KafkaPartition) -> Option<&mut Place> {
+    places.get_mut(usize::try_from(kafka_partition.0).ok()?)?.as_mut()
+}
+
+/// The first offset of a record that the log received at `since` or later (to the millisecond), `None` where all are older. A broker may
 /// name the beginning of the batch that holds the record. Blocks; give it a thread.
 ///
 /// # Errors
 /// `Ask` when the broker cannot be reached.
 pub fn first_offset_since(
     log: &Log,
-    (topic, kafka_partition): (&str, i32),
-    since: i64,
-) -> Result<Option<i64>, LogError> {
+    (topic, kafka_partition): (&str, KafkaPartition),
+    since: Micros,
+) -> Result<Option<Offset>, LogError> {
     let what = || format!("the offset of {topic:?} partition {kafka_partition} at a time");
     let asked = |source: KafkaError| log.ask_error(what(), source);
     let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, kafka_partition, Offset::Offset(since)).map_err(asked)?;
+    list.add_partition_offset(topic, kafka_partition.0, rdkafka::Offset::Offset(since.millis()))
+        .map_err(asked)?;
     let found = Reader::new(log, topic)?.consumer.offsets_for_times(list, ASK_TIMEOUT).map_err(asked)?;
-    let Some(element) = found.find_partition(topic, kafka_partition) else { return Ok(None) };
+    let Some(element) = found.find_partition(topic, kafka_partition.0) else { return Ok(None) };
     element.error().map_err(asked)?;
     Ok(match element.offset() {
-        Offset::Offset(offset) => Some(offset),
+        rdkafka::Offset::Offset(offset) => Some(Offset(offset)),
         _ => None,
     })
 }
@@ -413,10 +422,10 @@ pub fn first_offset_since(
 /// cannot go on.
 pub fn read_all(
     log: &Log,
-    (topic, kafka_partition): (&str, i32),
-    from: Option<i64>,
+    (topic, kafka_partition): (&str, KafkaPartition),
+    from: Option<Offset>,
     mut on: impl FnMut(Message<'_>),
-) -> Result<i64, LogError> {
+) -> Result<Offset, LogError> {
     let range = log.offsets_blocking(topic, kafka_partition)?;
     let mut start = from.map_or(range.low, |from| from.max(range.low));
     if start >= range.high {

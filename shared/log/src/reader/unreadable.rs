@@ -23,7 +23,8 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
-use rdkafka::{ClientContext, Offset, Statistics, TopicPartitionList};
+use rdkafka::{ClientContext, Statistics, TopicPartitionList};
+use wye_domain::place::{KafkaPartition, Offset};
 
 use crate::client::{Log, OffsetRange};
 use crate::error::LogError;
@@ -44,14 +45,14 @@ const AT_ONCE: usize = 16;
 pub(super) struct Place<'a> {
     pub(super) log: &'a Log,
     pub(super) topic: &'a str,
-    pub(super) kafka_partition: i32,
+    pub(super) kafka_partition: KafkaPartition,
 }
 
 /// Records that do not decode: from the offset that was asked about to `next`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unreadable {
     /// The first offset after them that is not known to be unreadable.
-    pub(super) next: i64,
+    pub(super) next: Offset,
     /// What is wrong, in the client's words.
     pub(super) reason: String,
 }
@@ -64,7 +65,7 @@ enum Found {
     /// The end of the log, and no record before it.
     End,
     /// Something that does not decode, with the first offset of its batch where the client names it.
-    Unreadable { batch: Option<i64>, reason: String },
+    Unreadable { batch: Option<Offset>, reason: String },
     /// No answer in time.
     Unknown,
 }
@@ -95,7 +96,7 @@ pub(super) enum Finding {
 /// `Configure` and `Read` when a client cannot be had.
 pub(super) fn find(
     place: Place<'_>,
-    from: i64,
+    from: Offset,
     range: OffsetRange,
     budget: Duration,
 ) -> Result<Finding, LogError> {
@@ -110,12 +111,12 @@ pub(super) fn find(
         Some(batch) => place.end_of(batch, from, range)?,
         // Which batch it is cannot be known, and a sound one may be near: no offset is passed that was not asked about.
         None => {
-            let mut next = from + 1;
+            let mut next = from.next();
             while next < range.high && started.elapsed() < budget {
-                let offsets: Vec<i64> = (next..range.high).take(AT_ONCE).collect();
+                let offsets: Vec<Offset> = (next.0..range.high.0).take(AT_ONCE).map(Offset).collect();
                 let found = place.ask(&offsets, range)?;
                 let bad = found.iter().take_while(|found| matches!(found, Found::Unreadable { .. })).count();
-                next += bad as i64;
+                next = Offset(next.0 + bad as i64);
                 if bad < offsets.len() {
                     break;
                 }
@@ -129,18 +130,18 @@ pub(super) fn find(
 impl Place<'_> {
     /// The offset after the batch that starts at `batch` and holds `from`: that offset is named by every question
     /// within it, and by none outside.
-    fn end_of(self, batch: i64, from: i64, range: OffsetRange) -> Result<i64, LogError> {
+    fn end_of(self, batch: Offset, from: Offset, range: OffsetRange) -> Result<Offset, LogError> {
         let (mut inside, mut step) = (from, 1);
         let mut outside = loop {
-            let offset = (inside + step).min(range.high);
+            let offset = Offset(inside.0 + step).min(range.high);
             if offset >= range.high || !self.is_in(batch, offset, range)? {
                 break offset;
             }
             inside = offset;
             step *= 2;
         };
-        while inside + 1 < outside {
-            let middle = inside + (outside - inside) / 2;
+        while inside.next() < outside {
+            let middle = Offset(inside.0.midpoint(outside.0));
             if self.is_in(batch, middle, range)? {
                 inside = middle;
             } else {
@@ -150,7 +151,7 @@ impl Place<'_> {
         Ok(outside)
     }
 
-    fn is_in(self, batch: i64, offset: i64, range: OffsetRange) -> Result<bool, LogError> {
+    fn is_in(self, batch: Offset, offset: Offset, range: OffsetRange) -> Result<bool, LogError> {
         let found = self.ask(&[offset], range)?;
         Ok(found
             .iter()
@@ -158,7 +159,7 @@ impl Place<'_> {
     }
 
     /// Asks about several offsets, each with a client of its own.
-    fn ask(self, offsets: &[i64], range: OffsetRange) -> Result<Vec<Found>, LogError> {
+    fn ask(self, offsets: &[Offset], range: OffsetRange) -> Result<Vec<Found>, LogError> {
         let questions: Result<Vec<Question>, LogError> =
             offsets.iter().map(|offset| Question::start(self, *offset, range)).collect();
         let (questions, deadline) = (questions?, Instant::now() + PATIENCE);
@@ -179,12 +180,12 @@ impl Place<'_> {
 /// A client that reads at one offset.
 struct Question {
     consumer: BaseConsumer<Evidence>,
-    offset: i64,
+    offset: Offset,
     range: OffsetRange,
 }
 
 impl Question {
-    fn start(place: Place<'_>, offset: i64, range: OffsetRange) -> Result<Self, LogError> {
+    fn start(place: Place<'_>, offset: Offset, range: OffsetRange) -> Result<Self, LogError> {
         let mut config = place.log.config().client(&[]);
         let own = [
             ("group.id", "wye-reader"),
@@ -209,7 +210,7 @@ impl Question {
         let refuse =
             |source: KafkaError| LogError::Read { topic: place.topic.to_owned(), source: source.into() };
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(place.topic, place.kafka_partition, Offset::Offset(offset))
+        list.add_partition_offset(place.topic, place.kafka_partition.0, rdkafka::Offset::Offset(offset.0))
             .map_err(refuse)?;
         consumer.assign(&list).map_err(refuse)?;
         Ok(Self { consumer, offset, range })
@@ -222,7 +223,7 @@ impl Question {
                 return Found::Unknown;
             }
             match self.consumer.poll(left.min(Duration::from_millis(10))) {
-                Some(Ok(message)) if (self.offset..self.range.high).contains(&message.offset()) => {
+                Some(Ok(message)) if (self.offset..self.range.high).contains(&Offset(message.offset())) => {
                     return Found::Readable;
                 }
                 Some(Ok(message)) => {
@@ -250,8 +251,8 @@ impl Question {
 }
 
 /// The first offset of the batch that an error of librdkafka is about: "... of message at 42 of 117 bytes failed ...".
-fn batch_in(said: &str) -> Option<i64> {
-    said.split_once(" of message at ")?.1.split_once(' ')?.0.parse().ok()
+fn batch_in(said: &str) -> Option<Offset> {
+    said.split_once(" of message at ")?.1.split_once(' ')?.0.parse().ok().map(Offset)
 }
 
 /// What the client says beside records.
@@ -295,12 +296,14 @@ impl ConsumerContext for Evidence {}
 
 #[cfg(test)]
 mod tests {
+    use wye_domain::place::Offset;
+
     use super::batch_in;
 
     #[test]
     fn the_batch_is_taken_from_the_words_of_the_client() {
         let said = "Decompression (codec 0x7) of message at 42 of 117 bytes failed: Local: Not implemented";
-        assert_eq!(batch_in(said), Some(42));
+        assert_eq!(batch_in(said), Some(Offset(42)));
         assert_eq!(batch_in("Local: Bad message format"), None);
     }
 }
