@@ -10,18 +10,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use arrow::array::{ArrayRef, Float64Array, RecordBatch, TimestampMicrosecondArray};
-use arrow::datatypes::{DataType, Field, Schema};
-use wye_domain::reading::{TextBuilder, text_type, time_type};
+use arrow::array::RecordBatch;
+use wye_domain::place::KafkaPartition;
 use wye_domain::realtime_row::Header;
 use wye_domain::registry::Registry;
-use wye_domain::series::SeriesKey;
+use wye_domain::series::{SeriesKey, SeriesTable};
 use wye_domain::summary::Summary;
-use wye_domain::summary_columns::{SummaryColumnsBuilder, schema_fields};
-use wye_domain::time::SECOND;
+use wye_domain::time::{Micros, SECOND};
 use wye_metrics::plan::{Expectations, MetricPlans};
+use wye_metrics::view_rows::{self, AsOf, RowMaker};
+use wye_metrics::window_table::WindowTable;
 use wye_serving::directory::{Directory, SeriesInfo};
-use wye_serving::hub::Hub;
+use wye_serving::hub::{Hub, Input};
 use wye_serving::realtime::RealtimeRow;
 use wye_serving::snapshot::BatchSnapshot;
 use wye_serving::sql::{Limits, Sources, SqlEngine, UnknownHost};
@@ -34,6 +34,7 @@ const SERIES: usize = 120;
 const WINDOWS: i64 = 32_000;
 const EPOCH_ROWS: i64 = 500_000;
 const HOUR: i64 = 3_600 * SECOND;
+const PARTITION: KafkaPartition = KafkaPartition(0);
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -67,12 +68,12 @@ async fn main() -> Result<()> {
     ask(&engine, "all in epochs").await?;
     latency(&hub, &infos);
 
-    let schema = Arc::new(view_schema());
+    let schema = view_rows::schema(directory.plans());
     let mut files = Vec::new();
     for part in infos.chunks(SERIES / 4) {
         let mut writer = views.writer(&schema)?;
         for info in part {
-            writer.write(&view_rows(&schema, info)?)?;
+            writer.write(&rows_of(&directory, info)?)?;
         }
         files.extend(writer.finish().await?);
     }
@@ -85,7 +86,7 @@ async fn main() -> Result<()> {
     let context = engine.runtime().task_context();
     let snapshot = BatchSnapshot::load(view, &directory, &context).await?;
     println!("load: {:.2} s", started.elapsed().as_secs_f64());
-    hub.switch(Arc::new(snapshot));
+    hub.step(Input::BatchView(Arc::new(snapshot)));
     println!("held: {} MB more", resident() - before);
     ask(&engine, "all in the view").await?;
     fill(&hub, &infos, WINDOWS - 1..WINDOWS + 10, SERIES as i64 * WINDOWS);
@@ -112,19 +113,23 @@ fn fill(hub: &Hub, infos: &[Arc<SeriesInfo>], windows: std::ops::Range<i64>, fir
     for window in windows {
         if epoch.is_none_or(|start| offset - start >= EPOCH_ROWS) {
             epoch = Some(offset);
-            hub.apply(0, &Header::Begin { generation: 1, epoch: offset, definitions, reset: false }, &[]);
+            hub.apply(
+                PARTITION,
+                &Header::Begin { generation: 1, epoch: offset, definitions, reset: false },
+                &[],
+            );
         }
         let rows: Vec<RealtimeRow> = infos
             .iter()
             .map(|info| RealtimeRow {
                 series: info.id,
-                window_start: window * HOUR,
+                window_start: Micros(window * HOUR),
                 summary: reading(window),
             })
             .collect();
         let epoch = epoch.unwrap_or_default();
         let header = Header::Rows { generation: 1, epoch, through: 0, complete: true, newest_event_time: 0 };
-        hub.apply(0, &header, &rows);
+        hub.apply(PARTITION, &header, &rows);
         offset += rows.len() as i64;
     }
 }
@@ -165,7 +170,7 @@ fn latency(hub: &Hub, infos: &[Arc<SeriesInfo>]) {
     let mut times: Vec<Duration> = (0..100_000)
         .map(|n| {
             let started = Instant::now();
-            let taken = hub.current(&infos[n % SERIES..=n % SERIES], 0);
+            let taken = hub.read().current(&infos[n % SERIES..=n % SERIES], Micros::EPOCH);
             assert_eq!(taken.answers.len(), 1);
             started.elapsed()
         })
@@ -185,38 +190,15 @@ fn resident() -> i64 {
     line.trim().trim_end_matches(" kB").parse::<i64>().unwrap_or_default() / 1_024
 }
 
-fn view_schema() -> Schema {
-    let text = |name: &str| Field::new(name, text_type(), true);
-    let number = |name: &str| Field::new(name, DataType::Float64, true);
-    let mut fields: Vec<Field> =
-        ["metric_key", "definition", "metric", "device_id", "series"].map(text).to_vec();
-    fields.extend(["window_start", "window_end"].map(|name| Field::new(name, time_type(), false)));
-    fields.extend(schema_fields());
-    fields.extend([number("expected"), text("expected_source")]);
-    fields.extend(["completeness", "validity", "precision", "confidence_score"].map(number));
-    fields.push(text("state"));
-    Schema::new(fields)
-}
-
-fn view_rows(schema: &Arc<Schema>, info: &SeriesInfo) -> Result<RecordBatch> {
-    let rows = usize::try_from(WINDOWS)?;
-    let word = |word: &str| -> ArrayRef {
-        let mut builder = TextBuilder::default();
-        (0..rows).for_each(|_| builder.append(Some(word)));
-        builder.finish()
-    };
-    let times = |after: i64| -> ArrayRef {
-        let starts = (0..WINDOWS).map(|window| window * HOUR + after);
-        Arc::new(TimestampMicrosecondArray::from_iter_values(starts).with_timezone("UTC"))
-    };
-    let number = |value: Option<f64>| -> ArrayRef { Arc::new(Float64Array::from(vec![value; rows])) };
-    let device = info.key.group[0].as_deref().unwrap_or_default();
-    let mut columns = vec![word(&info.metric_key), word("*"), word(&info.key.metric), word(device)];
-    columns.extend([word(&info.key.encode()), times(0), times(info.window.micros())]);
-    let mut summaries = SummaryColumnsBuilder::default();
-    (0..WINDOWS).for_each(|window| summaries.append(&reading(window)));
-    columns.extend(summaries.finish());
-    columns.extend([number(None), word("unknown"), number(Some(1.0)), number(Some(1.0)), number(Some(1.0))]);
-    columns.extend([number(Some(0.9)), word("SETTLED")]);
-    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
+/// All windows of a series as rows of a batch view.
+fn rows_of(directory: &Directory, info: &SeriesInfo) -> Result<RecordBatch> {
+    let (mut series, mut windows) = (SeriesTable::default(), WindowTable::default());
+    let id = series.id(info.key.clone());
+    for window in 0..WINDOWS {
+        let slot = windows.entry(id, window * HOUR);
+        windows.restore(slot).summary = reading(window);
+    }
+    let as_of = AsOf { time: i64::MAX, lateness: Arc::default() };
+    let maker = RowMaker::new(directory.plans(), &Expectations::new(directory.plans())?, &series, &as_of);
+    Ok(maker.rows(windows.entries().iter()))
 }

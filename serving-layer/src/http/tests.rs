@@ -1,6 +1,5 @@
-//! HTTP as a caller sees it, over a router of its own.
+//! HTTP as a client sees it, over a router of its own.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -10,16 +9,21 @@ use axum::http::{Request, Response};
 use futures::FutureExt;
 use serde_json::{Value, json};
 use wye_domain::ErrorKind;
+use wye_domain::time::{Micros, Span};
 use wye_runtime::telemetry::Telemetry;
 
 use super::{Api, BatchRefusal, BatchTrigger, router};
-use crate::fixture::{MINUTE, Site, begin, family, flush, flush_through, line, sketched, summary};
+use crate::clock::{Clock, SystemClock};
+use crate::hub::Input;
 use crate::telemetry::Instruments;
+use crate::testing::{
+    MINUTE, Row, Site, begin, family, flush, flush_through, line, log_ends, sketched, summary,
+};
 
 struct Client {
     router: axum::Router,
     site: Site,
-    looked: Arc<AtomicBool>,
+    clock: Arc<dyn Clock>,
     trouble: Arc<Mutex<Option<String>>>,
 }
 
@@ -27,7 +31,7 @@ impl Client {
     async fn new() -> Self {
         let site = Site::new().await;
         let telemetry = Telemetry::default();
-        let looked = Arc::new(AtomicBool::new(false));
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::default());
         let trigger: BatchTrigger = Arc::new(|request| {
             let outcome = match request.force {
                 true => Ok(json!({"outcome": "committed", "version": 0})),
@@ -46,14 +50,14 @@ impl Client {
             units: Arc::default(),
             instruments: Instruments::new(&telemetry),
             telemetry,
-            looked: Arc::clone(&looked),
             batch_trigger: Some(trigger),
             probes: vec![Arc::new(move || probe.lock().unwrap().clone())],
             max_wait: Duration::from_secs(60),
-            started: 1,
+            clock: Arc::clone(&clock),
+            started: Micros(1),
         };
         let router = router(Arc::new(api)).layer(axum::middleware::from_fn(super::error::one_body));
-        Self { router, site, looked, trouble }
+        Self { router, site, clock, trouble }
     }
 
     async fn send(&self, request: Request<Body>) -> Response<Body> {
@@ -85,8 +89,6 @@ impl Client {
 
     /// A minute of `t` of two devices, half of it in a batch view, and a named metric.
     async fn fill(&self) {
-        let row =
-            |device: &str, value: f64, second: i64| (family("t", device), 0, summary(&[(value, second)]));
         self.site.batch(10, &[vec![row("a", 1.0, 1), row("b", 5.0, 2)]]).await;
         self.site.log_ends_at(10);
         begin(&self.site.hub, 10);
@@ -94,6 +96,11 @@ impl Client {
         let named = (line("L1"), 0, sketched(&[(2.0, 1), (4.0, 2)], "a"));
         flush(&self.site.hub, 10, &[row("a", 3.0, 3), late, named]);
     }
+}
+
+/// A reading of `t` in the first minute.
+fn row(device_id: &str, value: f64, second: i64) -> Row {
+    (family("t", device_id), 0, summary(&[(value, second)]))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -141,7 +148,7 @@ async fn series_come_in_steps() {
     let series = body["series"].as_array().unwrap();
     assert_eq!((series.len(), &body["step"]), (2, &json!("2h")));
     assert_eq!(series[0]["points"][0]["values"], json!({"sum": 11.0, "count": 3}));
-    // Without a range the newest data come, however old they are, and where there is any is said.
+    // Without a range the newest data are answered, however old, with the range that has data.
     let (_, body) = client.get("/v1/metrics/t/series?device_id=a&agg=sum").await;
     assert_eq!(
         (&body["from"], &body["to"]),
@@ -168,7 +175,7 @@ async fn series_come_in_steps() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_wrong_is_said() {
+async fn errors_say_what_is_wrong() {
     let client = Client::new().await;
     client.fill().await;
     let (status, body) = client.get("/v1/metrics/lineheat/current").await;
@@ -221,7 +228,7 @@ async fn sql_is_answered_in_three_formats() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn copies_are_recognised_until_something_changes() {
+async fn cached_answers_are_valid_until_something_changes() {
     let client = Client::new().await;
     client.fill().await;
     let ask = |tag: Option<String>| {
@@ -250,7 +257,7 @@ async fn health_definitions_and_batch_runs() {
     assert_eq!(client.get("/healthz").await.0, 200);
     let (status, body) = client.get("/readyz").await;
     assert_eq!((status, &body["message"]), (503, &json!("the batch view is being loaded")));
-    client.looked.store(true, Ordering::Release);
+    client.site.hub.step(Input::ViewsChecked);
     assert_eq!(client.get("/readyz").await.0, 200);
     *client.trouble.lock().unwrap() = Some("Kafka partition 0 has no owner".to_owned());
     let (status, body) = client.get("/readyz").await;
@@ -279,9 +286,8 @@ async fn health_definitions_and_batch_runs() {
 #[tokio::test(flavor = "multi_thread")]
 async fn readings_that_do_not_reach_answers_make_it_unready() {
     let client = Client::new().await;
-    client.looked.store(true, Ordering::Release);
-    let now = wye_runtime::clock::now_micros();
-    client.site.hub.note_log_ends(&[(0, 5)].into(), now - 60_000_000);
+    client.site.hub.step(Input::ViewsChecked);
+    log_ends(&client.site.hub, 5, client.clock.now() - Span::from_secs(60));
     let (status, body) = client.get("/readyz").await;
     assert_eq!(status, 503);
     assert!(body["message"].as_str().unwrap().contains("Kafka partition 0"), "{body}");
@@ -375,12 +381,12 @@ async fn a_query_ends_with_the_rows_that_are_enough() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_written_is_missing_at_once() {
+async fn a_write_is_missing_in_answers_at_once() {
     use tower::ServiceExt;
     let client = Client::new().await;
     client.site.log_ends_at(0);
     let router = axum::Router::new().route("/write", axum::routing::post(async || [("Wye-Position", "0:3")]));
-    let router = super::watch_writes(router, Arc::clone(&client.site.hub));
+    let router = super::watch_writes(router, Arc::clone(&client.site.hub), Arc::clone(&client.clock));
     router.oneshot(Request::post("/write").body(Body::empty()).unwrap()).await.unwrap();
     let (_, body) = client.get("/v1/coverage").await;
     assert_eq!((&body["complete"], &body["lacking"]), (&json!(false), &json!(3)));

@@ -1,13 +1,16 @@
-//! The whole layer over a real log and real tables: what is written to the topic shows up, a batch view takes over.
+//! The whole layer over a real log and real tables: rows that are written to the topic are served, and a batch view takes
+//! over.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use axum::body::{Body, to_bytes};
-use axum::http::Request;
+use axum::Router;
+use axum::routing::post;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 use wye_broker::{Broker, BrokerConfig};
 use wye_domain::realtime_row::{Header, RowsBuilder, encode};
 use wye_log::client::{Log, LogConfig};
@@ -17,8 +20,11 @@ use wye_runtime::telemetry::Telemetry;
 use wye_tables::store::TableRoot;
 use wye_tables::views::BatchViews;
 
-use super::{Serving, ServingConfig, ServingParts};
-use crate::fixture::{self, Row, family, summary};
+use super::{Parts, start};
+use crate::clock::SystemClock;
+use crate::settings::{DEFAULTS, Settings};
+use crate::sql::UnknownHost;
+use crate::testing::{self, Row, family, summary};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -40,40 +46,52 @@ impl Writer {
 
     async fn flush(&self, epoch: i64, through: i64, rows: &[Row]) {
         let mut builder = RowsBuilder::default();
-        rows.iter().for_each(|(series, window, summary)| builder.append(series, *window, summary));
+        for (series, window_start, summary) in rows {
+            builder.append(series, *window_start, summary);
+        }
         let header = Header::Rows { generation: 1, epoch, through, complete: true, newest_event_time: 0 };
         self.write(REALTIME_VIEWS, &encode(&header, Some(&builder.finish()))).await;
     }
 }
 
-async fn current(serving: &Serving) -> Value {
-    let request = Request::get("/v1/metrics/t/current?device_id=a").body(Body::empty()).unwrap();
-    let response = serving.router().oneshot(request).await.unwrap();
-    serde_json::from_slice(&to_bytes(response.into_body(), usize::MAX).await.unwrap()).unwrap()
+/// Sends a request without a body on a connection of its own; the body of the answer.
+async fn ask(address: SocketAddr, method: &str, path: &str) -> Value {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap_or(Value::Null)
 }
 
-/// Waits until the current value is this one, and returns how long it took.
-async fn until(serving: &Serving, what: impl Fn(&Value) -> bool) -> Duration {
-    let started = Instant::now();
+async fn current(address: SocketAddr) -> Value {
+    ask(address, "GET", "/v1/metrics/t/current?device_id=a").await
+}
+
+/// Waits until the current value is this one.
+async fn until(address: SocketAddr, what: impl Fn(&Value) -> bool) {
+    let start = Instant::now();
     loop {
-        let body = current(serving).await;
+        let body = current(address).await;
         if what(&body) {
-            return started.elapsed();
+            return;
         }
-        assert!(started.elapsed() < PATIENCE, "{body}");
+        assert!(start.elapsed() < PATIENCE, "{body}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_written_shows_up_and_a_batch_view_takes_over() {
+async fn written_rows_are_served_and_a_batch_view_takes_over() {
     let folder = tempfile::tempdir().unwrap();
     let broker = Broker::start(BrokerConfig::new(folder.path().join("log"))).await.unwrap();
     let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
     let shutdown = CancellationToken::new();
     log.wait_ready(&shutdown).await.unwrap();
     log.ensure_topics().await.unwrap();
-    let plans = fixture::plans();
+    let plans = testing::plans();
     let producer = Producer::new(&log, Duration::ZERO).unwrap();
     let writer = Writer { producer, definitions: plans.fingerprint() };
     for _ in 0..2 {
@@ -82,48 +100,58 @@ async fn what_is_written_shows_up_and_a_batch_view_takes_over() {
     writer.begin(0).await;
     writer.flush(0, 1, &[(family("t", "a"), 0, summary(&[(1.0, 1)]))]).await;
 
-    let tables = TableRoot::directory(&folder.path().join("tables")).unwrap();
-    let views = BatchViews::open(&tables).unwrap();
-    let config = ServingConfig { poll_interval: Duration::from_millis(20), ..ServingConfig::default() };
+    let root = TableRoot::directory(&folder.path().join("tables")).unwrap();
+    let views = BatchViews::open(&root).unwrap();
     let telemetry = Telemetry::default();
-    let parts = ServingParts {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let parts = Parts {
         log: log.clone(),
-        tables,
-        plans,
+        root,
+        plans: Arc::clone(&plans),
         telemetry: telemetry.clone(),
+        clock: Arc::new(SystemClock::default()),
+        host: Arc::new(UnknownHost),
+        spill_folder: None,
+        open_files: None,
+        listener,
+        other_paths: Router::new().route("/write", post(async || [("Wye-Position", "0:9")])),
+        max_body: 1 << 20,
         batch_trigger: None,
         probes: Vec::new(),
-        host: Arc::new(crate::sql::UnknownHost),
     };
-    let serving = Serving::start(config, parts, shutdown.clone()).await.unwrap();
+    let settings: Settings = toml::from_str(DEFAULTS).unwrap();
+    let serving = start(settings, parts, shutdown.clone()).await.unwrap();
     serving.until_ready().await;
-    until(&serving, |body| body["rows"][0]["value"] == 1.0 && body["coverage"]["lacking"] == 1).await;
+    until(address, |body| body["rows"][0]["value"] == 1.0 && body["coverage"]["lacking"] == 1).await;
     writer.flush(0, 2, &[]).await;
-    until(&serving, |body| body["complete"] == true).await;
+    until(address, |body| body["complete"] == true).await;
 
     writer.write(REALTIME_VIEWS, b"junk").await;
-    until(&serving, |body| body["coverage"]["reason"] == "damaged").await;
+    until(address, |body| body["coverage"]["reason"] == "damaged").await;
     writer.flush(0, 2, &[(family("t", "a"), 0, summary(&[(1.0, 1), (2.0, 2)]))]).await;
-    until(&serving, |body| body["rows"][0]["value"] == 2.0).await;
+    until(address, |body| body["rows"][0]["value"] == 2.0).await;
 
     // The view waits for the epoch at its horizon.
     let batch: Vec<Row> = vec![(family("t", "a"), 0, summary(&[(1.0, 1), (2.0, 2)]))];
-    let directory = Arc::clone(serving.api.hub.directory());
-    fixture::commit(&views, &directory, 2, &[batch]).await;
+    testing::commit(&views, serving.hub.directory(), 2, &[batch]).await;
     for _ in 0..2 {
         writer.write(READINGS, b"[]").await;
     }
     writer.begin(2).await;
     writer.flush(2, 4, &[(family("t", "a"), 0, summary(&[(3.0, 3)]))]).await;
-    until(&serving, |body| body["horizon"] == json!({"0": 2}) && body["rows"][0]["data_points"] == 3).await;
-    until(&serving, |body| body["complete"] == true).await;
-    assert_eq!(current(&serving).await["rows"][0]["source"], "merged");
-    assert_eq!(serving.api.hub.size(), (1, 1));
+    until(address, |body| body["horizon"] == json!({"0": 2}) && body["rows"][0]["data_points"] == 3).await;
+    until(address, |body| body["complete"] == true).await;
+    assert_eq!(current(address).await["rows"][0]["source"], "merged");
+    assert_eq!(serving.hub.read().size(), (1, 1));
     assert!(
         telemetry.render().contains("wye_serving_realtime_skipped_records_total{reason=\"undecodable\"} 1")
     );
+    assert_eq!(ask(address, "GET", "/nowhere").await["error_code"], "not_found");
+    ask(address, "POST", "/write").await;
 
     shutdown.cancel();
     serving.join().await;
+    assert!(TcpStream::connect(address).await.is_err(), "the API is closed");
     broker.stop().await;
 }
