@@ -13,4 +13,5 @@ mod equivalence;
 mod foreign;
 mod intake;
 mod mistakes;
+mod simulation;
 mod structure;

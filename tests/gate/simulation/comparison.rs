@@ -1,0 +1,259 @@
+//! Compares answers of a serving process with the oracle.
+//!
+//! An answer that says that it is complete is compared whenever it is given. One that is not is compared with what it says
+//! that it covers, unless its reason is that rows are missing or left out.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, ensure};
+
+use super::confidence;
+use super::exact::{self, ExactSum};
+use super::layers::Answered;
+use super::oracle::{self, Expected, Judged, RunFacts, Scope, Series};
+use super::serving::Server;
+use super::versions::{Metric, SECOND, VERSIONS, Version};
+use super::world::World;
+
+/// For so long (µs) an answer may rely on what the log said of its end.
+const LOG_END_LASTS: i64 = SECOND;
+/// How many of a metric's windows make a longer one.
+const ROLLUP: i64 = 5;
+
+/// What comparing has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Compared {
+    /// The answer is complete and right.
+    Complete,
+    /// It is right for what it covers.
+    Covered(Vec<Option<&'static str>>),
+    /// It says that it lacks rows.
+    Lacking(Vec<Option<&'static str>>),
+}
+
+/// Compares everything that a serving process answers now.
+pub(crate) fn compare(world: &World, server: &Server) -> Result<Compared> {
+    let now = world.now;
+    let covered = server.serving.covered(now);
+    let reasons: Vec<_> = covered.iter().map(|covered| covered.reason).collect();
+    let is_complete = reasons.iter().all(Option::is_none);
+    if is_complete {
+        check_complete(world, server, &covered.iter().map(|covered| covered.offset).collect::<Vec<_>>())?;
+    }
+    let is_exact =
+        |reason: &Option<&str>| matches!(reason, None | Some("behind" | "rebuilding" | "log_end_unknown"));
+    let horizon = server.view.as_ref().map(|view| view.horizon.clone());
+    let horizon = horizon.unwrap_or_else(|| vec![0; world.log.len()]);
+    let is_flushing = server.flushes.iter().zip(&horizon).any(|(flushes, horizon)| flushes.is_open(*horizon));
+    if !reasons.iter().all(is_exact) || (is_flushing && !is_complete) {
+        return Ok(Compared::Lacking(reasons));
+    }
+    let newest = world.tables.views.last();
+    let scope = Scope {
+        log: &world.log,
+        horizon,
+        covered: covered.iter().map(|covered| covered.offset).collect(),
+        newest_horizon: newest.map_or_else(|| vec![0; world.log.len()], |view| view.horizon.clone()),
+        duplicate_window: world.setup.duplicate_window,
+    };
+    let compared = if is_flushing {
+        compare_least(world, server, &scope)
+    } else {
+        compare_exactly(world, server, &scope)
+    };
+    compared.with_context(|| {
+        let (horizon, covered) = (&scope.horizon, &scope.covered);
+        format!("horizon {horizon:?}, covered {covered:?}, reasons {reasons:?}, version {}", server.version)
+    })?;
+    Ok(if is_complete { Compared::Complete } else { Compared::Covered(reasons) })
+}
+
+/// HOR-3: an answer is complete if it holds everything that is known to be in the log.
+fn check_complete(world: &World, server: &Server, covered: &[i64]) -> Result<()> {
+    let asked_at = server.asked_at.context("HOR-3: complete, and the log was never asked for its end")?;
+    ensure!(world.now - asked_at <= LOG_END_LASTS, "HOR-3: complete, and the log was asked at {asked_at}");
+    for (p, (covered, end)) in covered.iter().zip(&server.ends).enumerate() {
+        ensure!(
+            covered >= end,
+            "HOR-3: complete, and covers {covered} of {end} known offsets of Kafka partition {p}"
+        );
+        ensure!(
+            *covered <= world.log[p].readings.end(),
+            "an answer covers {covered}, past the end of the log"
+        );
+    }
+    if let Some(view) = &server.view {
+        ensure!(
+            view.version == server.version,
+            "HOR-3: complete, with a batch view of version {} and a server of {}",
+            view.version,
+            server.version
+        );
+    }
+    Ok(())
+}
+
+/// Compares all windows of all metrics.
+fn compare_exactly(world: &World, server: &Server, scope: &Scope<'_>) -> Result<()> {
+    let judged = oracle::judge(scope);
+    let facts = match &server.view {
+        Some(view) => RunFacts::new(&judged, view.as_of_start),
+        None => RunFacts::default(),
+    };
+    let version = &VERSIONS[server.version];
+    let context = Judgement { version, facts: &facts, now: world.now };
+    let mut newest: BTreeMap<(usize, Series), i64> = BTreeMap::new();
+    for (place, metric) in version.metrics.iter().enumerate() {
+        for length in [metric.length, metric.length * ROLLUP] {
+            let answers = server.serving.answers(place, length, world.now)?;
+            if length == metric.length {
+                for answer in &answers {
+                    let series = (answer.metric.clone(), answer.group.clone());
+                    let known = newest.entry((place, series)).or_insert(answer.window_start);
+                    *known = answer.window_start.max(*known);
+                }
+            }
+            compare_metric(&judged, &context, metric, length, answers)?;
+        }
+    }
+    for (place, answer) in server.serving.current(world.now)? {
+        let series = (answer.metric.clone(), answer.group.clone());
+        let expected = newest.remove(&(place, series));
+        ensure!(
+            expected == Some(answer.window_start),
+            "EQ-1: the newest window of a series starts at {expected:?}; answered {answer:?}"
+        );
+        let metric = &version.metrics[place];
+        let windows = oracle::windows(&judged, version, metric, metric.length);
+        check_window(&windows, &context, metric, &answer)?;
+    }
+    ensure!(newest.is_empty(), "EQ-1: these series have no newest window: {newest:?}");
+    Ok(())
+}
+
+/// How windows are judged.
+pub(crate) struct Judgement<'a> {
+    pub(crate) version: &'a Version,
+    pub(crate) facts: &'a RunFacts,
+    /// In µs.
+    pub(crate) now: i64,
+}
+
+fn compare_metric(
+    judged: &[Judged<'_>],
+    context: &Judgement<'_>,
+    metric: &Metric,
+    length: i64,
+    answers: Vec<Answered>,
+) -> Result<()> {
+    let windows = oracle::windows(judged, context.version, metric, length);
+    let mut answered = BTreeSet::new();
+    for answer in &answers {
+        check_window(&windows, context, metric, answer)?;
+        let key = ((answer.metric.clone(), answer.group.clone()), answer.window_start);
+        ensure!(answered.insert(key), "a window is answered twice: {answer:?}");
+    }
+    let missing = windows.iter().find(|(key, window)| !window.values.is_empty() && !answered.contains(*key));
+    ensure!(missing.is_none(), "EQ-1: {} has no answer for {missing:?}", metric.name);
+    Ok(())
+}
+
+fn check_window(
+    windows: &oracle::Windows,
+    context: &Judgement<'_>,
+    metric: &Metric,
+    answer: &Answered,
+) -> Result<()> {
+    let key = ((answer.metric.clone(), answer.group.clone()), answer.window_start);
+    let expected = windows.get(&key);
+    let checked = match expected {
+        None => Err(anyhow::anyhow!("there must be no such window")),
+        Some(expected) if expected.doubtful > 0 => {
+            let least = expected.values.len() as u64;
+            let range = least..=least + expected.doubtful;
+            if range.contains(&answer.count) {
+                Ok(())
+            } else {
+                Err(anyhow::anyhow!("the count is not in {range:?}"))
+            }
+        }
+        Some(expected) => check_numbers(expected, metric, answer)
+            .and_then(|()| confidence::check(context, metric, expected, answer)),
+    };
+    checked.with_context(|| format!("EQ-1: {}: answered {answer:?}, expected {expected:?}", metric.name))
+}
+
+fn check_numbers(expected: &Expected, metric: &Metric, answer: &Answered) -> Result<()> {
+    let values = &expected.values;
+    let count = values.len() as f64;
+    ensure!(!values.is_empty(), "a window without readings is answered");
+    ensure!(answer.count == values.len() as u64, "the count is wrong");
+    ensure!(answer.invalid == expected.invalid, "the number of invalid readings is wrong");
+    ensure!(answer.conflicts == expected.conflicts, "the number of conflicts is wrong");
+    let sum = ExactSum::of(values);
+    let absolute: f64 = values.iter().map(|value| value.abs()).sum();
+    // One unit in the last place, and the second-order term that `Summary` states.
+    let bound = absolute * f64::EPSILON + count * count * absolute * 2f64.powi(-105);
+    let largest = values.iter().fold(0f64, |largest, value| largest.max(value.abs()));
+    for (name, answered) in &answer.aggregates {
+        let is_right = match *name {
+            "count" => *answered == Some(count),
+            "sum" => answered.is_some_and(|answered| sum.distance(answered) <= bound),
+            "avg" => answered.is_some_and(|answered| {
+                (answered - sum.value() / count).abs() <= (bound + absolute * f64::EPSILON) / count
+            }),
+            "min" => *answered == values.iter().copied().reduce(f64::min),
+            "max" => *answered == values.iter().copied().reduce(f64::max),
+            "first" => *answered == expected.first.map(|(_, value)| value),
+            "last" => *answered == expected.last.map(|(_, value)| value),
+            "stddev" => match (*answered, exact::stddev(values)) {
+                (Some(answered), Some(exact)) => {
+                    (answered - exact).abs() <= 4.0 * count * f64::EPSILON * largest
+                }
+                (answered, exact) => answered == exact,
+            },
+            "distinct_devices" if metric.has_distinct() => *answered == Some(expected.devices.len() as f64),
+            "p50" | "p95" | "p99" if metric.has_quantiles() => {
+                let exact = exact::quantile(values, name[1..].parse()?);
+                answered.is_some_and(|answered| (answered - exact).abs() <= exact.abs() * 0.010_000_1)
+            }
+            "p50" | "p95" | "p99" | "distinct_devices" => answered.is_none(),
+            other => anyhow::bail!("the oracle does not know the aggregate {other}"),
+        };
+        ensure!(is_right, "{name} is wrong");
+    }
+    Ok(())
+}
+
+/// The answer may hold some readings past what it covers, since the log's end was asked for before they came. It holds
+/// no less than what it covers, and no more than there is.
+fn compare_least(world: &World, server: &Server, scope: &Scope<'_>) -> Result<()> {
+    let version = &VERSIONS[server.version];
+    let all = Scope {
+        horizon: scope.horizon.clone(),
+        covered: world.log.iter().map(|log| log.readings.end()).collect(),
+        newest_horizon: scope.newest_horizon.clone(),
+        ..*scope
+    };
+    let (least, most) = (oracle::judge(scope), oracle::judge(&all));
+    for (place, metric) in version.metrics.iter().enumerate() {
+        let least = oracle::windows(&least, version, metric, metric.length);
+        let most = oracle::windows(&most, version, metric, metric.length);
+        let answers = server.serving.answers(place, metric.length, world.now)?;
+        let counts: BTreeMap<_, _> = answers
+            .into_iter()
+            .map(|answer| (((answer.metric, answer.group), answer.window_start), answer.count))
+            .collect();
+        for (key, window) in &most {
+            let count = counts.get(key).copied().unwrap_or(0);
+            let least = least.get(key).map_or(0, |window| window.values.len() as u64);
+            let most = window.values.len() as u64 + window.doubtful;
+            ensure!(
+                (least..=most).contains(&count),
+                "EQ-1: {key:?} has {count} readings, not {least} to {most}"
+            );
+        }
+        ensure!(counts.keys().all(|key| most.contains_key(key)), "EQ-1: a window that must not be there");
+    }
+    Ok(())
+}

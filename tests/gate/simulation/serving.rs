@@ -1,0 +1,111 @@
+//! Processes of the serving layer: each follows the realtime views, switches to new batch views, and asks the log for its
+//! ends, all of it late.
+
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::batch::{Committed, Tables};
+use super::layers::{Plans, Serving};
+use super::log::KafkaPartition;
+use super::open_flush::OpenFlushes;
+
+/// A process of the serving layer.
+pub(crate) struct Server {
+    pub(crate) version: usize,
+    pub(crate) serving: Serving,
+    /// The batch view that it serves.
+    pub(crate) view: Option<Arc<Committed>>,
+    /// A batch view that it has loaded and not switched to yet.
+    loaded: Option<Arc<Committed>>,
+    /// By Kafka partition: the next record of the realtime views.
+    next: Vec<i64>,
+    /// By Kafka partition: the end of the realtime views when it started.
+    targets: Vec<i64>,
+    /// By Kafka partition: the flushes that are not complete, as far as it has read.
+    pub(crate) flushes: Vec<OpenFlushes>,
+    /// By Kafka partition: what it has been told of the end of the readings.
+    pub(crate) ends: Vec<i64>,
+    /// When (µs) it last asked.
+    pub(crate) asked_at: Option<i64>,
+    /// Whether it has served the batch view that there was when it started. It gives no answers before.
+    pub(crate) has_looked: bool,
+}
+
+impl Server {
+    pub(crate) fn start(version: usize, plans: &Plans, log: &[KafkaPartition]) -> Result<Self> {
+        Ok(Self {
+            version,
+            serving: Serving::new(plans, log.len())?,
+            view: None,
+            loaded: None,
+            next: log.iter().map(|log| log.views.low()).collect(),
+            targets: log.iter().map(|log| log.views.end()).collect(),
+            flushes: log.iter().map(|_| OpenFlushes::default()).collect(),
+            ends: vec![0; log.len()],
+            asked_at: None,
+            has_looked: false,
+        })
+    }
+
+    /// Reads up to so many records of the realtime views of each Kafka partition.
+    pub(crate) fn tail(&mut self, log: &[KafkaPartition], most: usize) -> Result<()> {
+        for (p, log) in log.iter().enumerate() {
+            for _ in 0..most {
+                // Where records were deleted, it resumes at the oldest that is there.
+                self.next[p] = self.next[p].max(log.views.low());
+                let Some(record) = log.views.get(self.next[p]) else { break };
+                self.serving.record(p, &record.payload)?;
+                if let Some(about) = record.about {
+                    self.flushes[p].apply(about);
+                }
+                self.next[p] += 1;
+            }
+        }
+        if self.next.iter().zip(&self.targets).all(|(next, target)| next >= target) {
+            self.serving.caught_up();
+        }
+        Ok(())
+    }
+
+    pub(crate) fn ask_ends(&mut self, log: &[KafkaPartition], now: i64) {
+        self.ends = log.iter().map(|log| log.readings.end()).collect();
+        self.asked_at = Some(now);
+        self.serving.log_ends(&self.ends, now);
+        for p in self.serving.without_start(now) {
+            self.serving.log_start(p, log[p].readings.low());
+        }
+    }
+
+    /// The log has acknowledged a message that was sent by way of this process.
+    pub(crate) fn written(&mut self, kafka_partition: usize, next: i64, now: i64) {
+        if self.asked_at.is_some() {
+            self.ends[kafka_partition] = self.ends[kafka_partition].max(next);
+        }
+        self.serving.written(kafka_partition, next, now);
+    }
+
+    /// Looks for a new batch view, and switches to the one that it has loaded, unless answers would cover less.
+    pub(crate) fn look_for_view(&mut self, tables: &Tables, is_patience_over: bool) -> Result<()> {
+        if self.loaded.is_none() {
+            let newest = tables.views.last();
+            self.loaded = newest.filter(|newest| self.number() != Some(newest.number)).cloned();
+        }
+        let Some(loaded) = self.loaded.take() else {
+            self.has_looked = true;
+            return Ok(());
+        };
+        if !is_patience_over && self.serving.would_lose(&loaded.view) {
+            self.loaded = Some(loaded);
+            return Ok(());
+        }
+        self.serving.serve(loaded.number, &loaded.view)?;
+        self.view = Some(loaded);
+        self.has_looked = true;
+        Ok(())
+    }
+
+    fn number(&self) -> Option<u64> {
+        self.view.as_ref().map(|view| view.number)
+    }
+}

@@ -1,0 +1,247 @@
+//! The generator: a seed makes a setup and a list of steps, without looking at the world. Each step carries a seed of its
+//! own for its details, so that a history can be run again with some of its steps left out.
+
+use std::fmt;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+use super::versions::{DAY, SECOND, VERSIONS};
+
+/// What holds for all of a history.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    pub(crate) kafka_partitions: usize,
+    /// How far back duplicates are detected, in µs of ingest time.
+    pub(crate) duplicate_window: i64,
+    /// Whether readings before 1990 are accepted.
+    pub(crate) accepts_early: bool,
+    /// Whether some producer sends devices to any Kafka partition.
+    pub(crate) is_spread: bool,
+    /// Whether records are damaged on their way into the log.
+    pub(crate) is_damaged: bool,
+    /// The version that the processes start with.
+    pub(crate) version: usize,
+}
+
+/// One step of a history.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Step {
+    /// Which Kafka partition, where it is about one.
+    pub(crate) kafka_partition: usize,
+    pub(crate) action: Action,
+    /// For the details.
+    pub(crate) seed: u64,
+}
+
+/// What happens.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Action {
+    /// So many messages are sent.
+    Send(usize),
+    /// An offset that holds nothing, or nothing readable.
+    Hole,
+    /// So many seconds pass.
+    Wait(i64),
+    /// A process takes the Kafka partition over, or goes on with it.
+    TakeOver(Slot, Extent),
+    /// A process that owns the Kafka partition, or owned it, works.
+    Work(Who, Task, Extent),
+    /// A process of the speed layer crashes.
+    Crash(Slot),
+    /// Processes that start from now on have this configuration.
+    Deploy(usize),
+    /// The archiver archives.
+    Archive,
+    /// A batch run starts, or goes on.
+    Batch(Slot, Extent),
+    /// A batch run crashes.
+    CrashBatch(Slot),
+    /// A serving process follows the realtime views.
+    Tail(Slot, Extent),
+    /// A serving process asks the log for its ends.
+    AskEnds(Slot),
+    /// A serving process looks for a new batch view.
+    LookForView(Slot),
+    /// A serving process starts again.
+    RestartServing(Slot),
+    /// The answers of a serving process are compared.
+    Compare(Slot),
+    /// The next record of the realtime views is damaged.
+    Damage,
+    /// Somebody with a later version writes a control record.
+    LaterControlRecord,
+}
+
+/// Which of two processes of a kind.
+pub(crate) type Slot = usize;
+
+/// Which process of the speed layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Who {
+    /// The newest owner.
+    Owner,
+    /// One that was replaced and does not know it.
+    Replaced,
+}
+
+/// What an owner does.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Task {
+    /// Reads up to so many offsets.
+    Read(usize),
+    Flush,
+    Epoch,
+    /// Reads the control topic.
+    Listen,
+}
+
+/// How far a process gets in a step.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Extent {
+    All,
+    /// It stops after so many effects and goes on later.
+    Paused(usize),
+    /// It crashes after so many effects.
+    Crashed(usize),
+}
+
+/// The history of a seed.
+pub(crate) fn history(seed: u64) -> (Setup, Vec<Step>) {
+    let mut random = StdRng::seed_from_u64(seed);
+    let setup = Setup {
+        kafka_partitions: random.random_range(1..=3),
+        duplicate_window: if random.random_bool(0.6) {
+            30 * DAY
+        } else {
+            random.random_range(0..90) * SECOND
+        },
+        accepts_early: random.random_bool(0.5),
+        is_spread: random.random_bool(0.1),
+        is_damaged: random.random_bool(0.25),
+        version: random.random_range(0..VERSIONS.len()),
+    };
+    // Some histories have no crashes and no pauses, so that long undisturbed ones are among them too.
+    let disturbance = *[0.0, 0.1, 0.3].get(random.random_range(0..3)).unwrap_or(&0.0);
+    let deploys = random.random_bool(0.5);
+    let count = random.random_range(20..160);
+    let mut steps = Vec::with_capacity(count);
+    while steps.len() < count {
+        let kafka_partition = random.random_range(0..setup.kafka_partitions);
+        let Some(action) = action(&mut random, disturbance) else { continue };
+        let is_possible = match action {
+            Action::Deploy(_) => deploys,
+            Action::Damage | Action::LaterControlRecord => setup.is_damaged,
+            _ => true,
+        };
+        if is_possible {
+            steps.push(Step { kafka_partition, action, seed: random.random() });
+        }
+    }
+    (setup, steps)
+}
+
+fn action(random: &mut StdRng, disturbance: f64) -> Option<Action> {
+    let slot = random.random_range(0..2);
+    let extent = extent(random, disturbance);
+    let who = if random.random_bool(0.75) { Who::Owner } else { Who::Replaced };
+    Some(match random.random_range(0..1_000) {
+        0..180 => Action::Send(random.random_range(1..4)),
+        180..190 => Action::Hole,
+        190..210 => Action::Wait(random.random_range(1..60)),
+        210..215 => Action::Wait(random.random_range(60..4_000)),
+        215..330 => Action::Work(who, Task::Read(random.random_range(1..8)), extent),
+        330..400 => Action::Work(who, Task::Flush, extent),
+        400..435 => Action::Work(who, Task::Epoch, extent),
+        435..510 => Action::Work(who, Task::Listen, extent),
+        510..550 => Action::TakeOver(slot, extent),
+        550..558 if disturbance > 0.0 => Action::Crash(slot),
+        558..568 => Action::Deploy(random.random_range(0..VERSIONS.len())),
+        568..630 => Action::Archive,
+        630..720 => Action::Batch(slot, extent),
+        720..726 if disturbance > 0.0 => Action::CrashBatch(slot),
+        726..820 => Action::Tail(slot, extent),
+        820..860 => Action::AskEnds(slot),
+        860..900 => Action::LookForView(slot),
+        900..906 => Action::RestartServing(slot),
+        906..980 => Action::Compare(slot),
+        980..985 => Action::Damage,
+        985..987 => Action::LaterControlRecord,
+        _ => return None,
+    })
+}
+
+fn extent(random: &mut StdRng, disturbance: f64) -> Extent {
+    if !random.random_bool(disturbance) {
+        return Extent::All;
+    }
+    let effects = random.random_range(0..6);
+    if random.random_bool(0.6) { Extent::Paused(effects) } else { Extent::Crashed(effects) }
+}
+
+impl Extent {
+    /// How many effects are carried out.
+    pub(crate) fn effects(self) -> usize {
+        match self {
+            Self::All => usize::MAX,
+            Self::Paused(effects) | Self::Crashed(effects) => effects,
+        }
+    }
+
+    pub(crate) fn is_crash(self) -> bool {
+        matches!(self, Self::Crashed(_))
+    }
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let p = self.kafka_partition;
+        match self.action {
+            Action::Send(count) => write!(f, "{count} messages are sent to Kafka partition {p}"),
+            Action::Hole => write!(f, "an offset of Kafka partition {p} holds no message"),
+            Action::Wait(seconds) => write!(f, "{seconds} s pass"),
+            Action::TakeOver(slot, extent) => {
+                write!(f, "speed process {slot} takes Kafka partition {p} over{extent}")
+            }
+            Action::Work(who, task, extent) => {
+                let who = if who == Who::Owner { "the owner" } else { "a replaced owner" };
+                write!(f, "{who} of Kafka partition {p} {task}{extent}")
+            }
+            Action::Crash(slot) => write!(f, "speed process {slot} of Kafka partition {p} crashes"),
+            Action::Deploy(version) => write!(f, "processes that start from now on have version {version}"),
+            Action::Archive => write!(f, "the archiver archives some of Kafka partition {p}"),
+            Action::Batch(slot, extent) => write!(f, "batch run {slot} works{extent}"),
+            Action::CrashBatch(slot) => write!(f, "batch run {slot} crashes"),
+            Action::Tail(slot, extent) => {
+                write!(f, "serving process {slot} follows the realtime views{extent}")
+            }
+            Action::AskEnds(slot) => write!(f, "serving process {slot} asks the log for its ends"),
+            Action::LookForView(slot) => write!(f, "serving process {slot} looks for a new batch view"),
+            Action::RestartServing(slot) => write!(f, "serving process {slot} starts again"),
+            Action::Compare(slot) => write!(f, "the answers of serving process {slot} are compared"),
+            Action::Damage => write!(f, "the next record of realtime-views {p} is damaged"),
+            Action::LaterControlRecord => write!(f, "a later version writes a record to control {p}"),
+        }
+    }
+}
+
+impl fmt::Display for Task {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Read(count) => write!(f, "reads up to {count} offsets"),
+            Self::Flush => f.write_str("flushes"),
+            Self::Epoch => f.write_str("starts an epoch if it may"),
+            Self::Listen => f.write_str("reads the control topic"),
+        }
+    }
+}
+
+impl fmt::Display for Extent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => Ok(()),
+            Self::Paused(effects) => write!(f, ", paused after {effects} effects"),
+            Self::Crashed(effects) => write!(f, ", crashing after {effects} effects"),
+        }
+    }
+}
