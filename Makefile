@@ -20,7 +20,7 @@ build: ## install what is missing and build the program
 test: ## install what is missing and run everything that CI runs
 	scripts/gate.sh
 
-check: ## the part of the tests that runs no program: format, spelling, dependencies, lints, docs
+check: ## the part of the tests that runs no program: format, spelling, dependencies, lints
 	scripts/gate.sh check
 
 bench: ## measure this machine: memory, load, batch run (beside DuckDB), requests, freshness, speed layer

@@ -2,18 +2,17 @@
 # The gate: everything that must hold before a change goes in. `make test` and the CI run exactly this.
 #
 #   scripts/gate.sh          all of it
-#   scripts/gate.sh check    only what needs no running program: format, spelling, dependencies, lints, docs
+#   scripts/gate.sh check    only what needs no running program: format, spelling, dependencies, lints
 #
-# Two build directories, both shared with everyday work and never for the same thing: `check` (development profile) for
-# lints and documentation, `target` (release profile) for the program and its tests. Every cargo command selects the whole
-# workspace, so that features unify alike in all of them and no dependency is built a second time.
+# Dependencies are built once, in the release profile, for lints, documentation, unit tests, the program and its tests. Every
+# cargo command selects the whole workspace, so that features unify alike in all of them. Our own crates are built twice:
+# by clippy with little optimisation, for lints and unit tests, and as the program is built for users, for the tests of it.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 cd "$wye_root"
 
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$wye_cache/target}"
-check_dir="${WYE_CHECK_DIR:-$wye_cache/check}"
 kafka_dir=
 summary=()
 current=
@@ -49,7 +48,12 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-in_check_dir() { CARGO_TARGET_DIR="$check_dir" "$@"; }
+# by_clippy SUBCOMMAND ARGUMENTS...: cargo with clippy as the compiler of our own crates. `cargo clippy` itself would build
+# every dependency a second time.
+by_clippy() {
+    RUSTC_WORKSPACE_WRAPPER="$(rustup which clippy-driver)" CLIPPY_ARGS="-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__" \
+        cargo --config "$wye_root/scripts/unit-tests.toml" "$@"
+}
 
 prepare() {
     scripts/install-deps.sh test
@@ -57,7 +61,7 @@ prepare() {
     tools="$(scripts/tools.sh)"
 }
 
-documentation() { RUSTDOCFLAGS="-D warnings" in_check_dir cargo doc --locked --workspace --no-deps; }
+documentation() { RUSTDOC="$wye_root/scripts/rustdoc.sh" cargo test --locked --release --workspace --doc; }
 
 start_kafka() {
     kafka_dir="$(mktemp -d "${TMPDIR:-/tmp}/wye-kafka.XXXXXX")"
@@ -70,20 +74,20 @@ static_checks() {
     step "spelling" "$(dirname "$python")/typos"
     step "dependencies: versions, licences, sources" "$tools/cargo-deny" --locked check bans licenses sources
     step "dependencies: unused" "$tools/cargo-machete" --skip-target-dir
-    step "lints" in_check_dir cargo clippy --locked --workspace --all-targets -- -D warnings
-    step "documentation" documentation
+    step "lints" by_clippy build --locked --release --workspace --all-targets
 }
 
 tests() {
-    step "build" cargo build --locked --release --workspace --bins --tests
+    step "build of the program" cargo build --locked --release --workspace --bins --test gate
+    step "documentation and its tests" documentation
     step "start Apache Kafka" start_kafka
     WYE_TEST_KAFKA="$(cat "$kafka_dir/bootstrap")"
     # Its listener with TLS and a password: what a client needs for it.
     WYE_TEST_KAFKA_TLS="$kafka_dir/tls"
     export WYE_TEST_KAFKA WYE_TEST_KAFKA_TLS
     export WYE_TEST_PYTHON="$python"
-    step "tests" cargo test --locked --release --workspace --tests
-    step "documentation tests" cargo test --locked --release --workspace --doc
+    step "unit tests" by_clippy test --locked --release --workspace --lib --bins --test seeds
+    step "tests of the program" cargo test --locked --release --workspace --test gate
 }
 
 case "${1:-all}" in

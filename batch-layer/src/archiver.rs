@@ -26,12 +26,12 @@ use crate::archiver::destination::Destination;
 use crate::archiver::intake::{Filled, Intake, Start};
 use crate::archiver::letters::LettersTable;
 use crate::archiver::readings::ReadingsTable;
-use crate::clock::Clock;
 use crate::compute::joined;
 use crate::error::{BatchError, chain};
 use crate::layer::Parts;
 use crate::settings::ArchiveSettings;
 use crate::telemetry::BatchTelemetry;
+use wye_runtime::clock::Clock;
 
 mod destination;
 mod intake;

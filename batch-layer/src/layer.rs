@@ -12,13 +12,13 @@ use wye_metrics::plan::MetricPlans;
 use wye_tables::store::TableRoot;
 
 use crate::archiver::Archiver;
-use crate::clock::Clock;
 use crate::compute::Compute;
 use crate::error::BatchError;
 use crate::runner::BatchRunner;
 use crate::schedule::{BatchHandle, Schedule};
 use crate::settings::Settings;
 use crate::telemetry::BatchTelemetry;
+use wye_runtime::clock::Clock;
 
 /// What the batch layer works with. Clones share the components.
 #[derive(Clone)]

@@ -24,7 +24,6 @@ pub mod recompute;
 pub mod dedup;
 pub mod fold;
 
-pub mod clock;
 pub mod compute;
 pub mod telemetry;
 

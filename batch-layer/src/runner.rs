@@ -18,7 +18,6 @@ use wye_tables::TablesError;
 use wye_tables::readings::{Readings, ReadingsSnapshot};
 use wye_tables::views::{BatchViews, RunRecord, ViewCommit, ViewSnapshot};
 
-use crate::clock::Clock;
 use crate::control_log::ControlLog;
 use crate::error::{BatchError, chain};
 use crate::layer::Parts;
@@ -28,6 +27,7 @@ use crate::report::{Outcome, RunReport};
 use crate::run::{
     Effect, Facts, Input, LeftOut, Patience, Previous, Rules, Run, Task, missing_announcements,
 };
+use wye_runtime::clock::Clock;
 
 #[cfg(test)]
 mod tests;

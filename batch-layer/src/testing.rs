@@ -31,12 +31,12 @@ use wye_tables::store::TableRoot;
 use wye_tables::views::BatchViews;
 
 use crate::archiver::Archiver;
-use crate::clock::{Clock, SystemClock};
 use crate::compute::Compute;
 use crate::layer::Parts;
 use crate::runner::BatchRunner;
 use crate::settings::ArchiveSettings;
 use crate::telemetry::BatchTelemetry;
+use wye_runtime::clock::{Clock, SystemClock};
 
 const DEADLINE: Duration = Duration::from_secs(30);
 /// How long runs wait for others.

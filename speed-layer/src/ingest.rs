@@ -21,11 +21,11 @@ use wye_domain::wire::Rejected;
 use wye_log::LogError;
 use wye_log::client::Log;
 
-use crate::clock::Clock;
 use crate::settings::IngestSettings;
 use telemetry::IngestTelemetry;
 use turns::Turns;
 use worker::Worker;
+use wye_runtime::clock::Clock;
 
 pub mod http;
 mod in_flight;

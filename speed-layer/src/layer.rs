@@ -22,12 +22,12 @@ use wye_log::producer::Producer;
 use wye_metrics::plan::MetricPlans;
 
 use crate::SpeedError;
-use crate::clock::Clock;
 use crate::error::panic_message;
 use crate::owner::Rules;
 use crate::settings::SpeedSettings;
 use crate::telemetry::SpeedTelemetry;
 use worker::Worker;
+use wye_runtime::clock::Clock;
 
 mod acquire;
 mod claim;

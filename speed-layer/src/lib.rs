@@ -18,7 +18,6 @@ pub mod layer;
 pub mod owner;
 pub mod takeover;
 
-pub mod clock;
 pub mod telemetry;
 
 mod error;

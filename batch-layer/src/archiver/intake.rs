@@ -17,7 +17,7 @@ use wye_log::reader::{Message, Reader};
 use wye_runtime::telemetry::{KafkaPartitionLabel, PartitionGauge};
 use wye_tables::append::OffsetRange;
 
-use crate::clock::Clock;
+use wye_runtime::clock::Clock;
 
 /// Messages between two checks of what is collected: few, since a bulk message holds many thousand readings.
 const MESSAGES: usize = 32;

@@ -28,10 +28,10 @@ use wye_tables::dead_letters::{DeadLetters, LetterBatch};
 use crate::archiver::destination::Destination;
 use crate::archiver::intake::{Collect, Filled, Taken};
 use crate::archiver::maintenance::Maintenance;
-use crate::clock::Clock;
 use crate::error::BatchError;
 use crate::layer::Parts;
 use crate::telemetry::BatchTelemetry;
+use wye_runtime::clock::Clock;
 
 /// The head of the dead-letter topic is deleted at most this often.
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);

@@ -12,11 +12,11 @@ use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 use wye_tables::{Cleaned, Compacted, CompactionPolicy, TablesError};
 
-use crate::clock::Clock;
 use crate::compute::Compute;
 use crate::error::chain;
 use crate::layer::Parts;
 use crate::telemetry::BatchTelemetry;
+use wye_runtime::clock::Clock;
 
 /// Small files are looked for after so many appends.
 const APPENDS: u32 = 8;

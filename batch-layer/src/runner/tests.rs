@@ -21,11 +21,11 @@ use wye_metrics::plan::MetricPlans;
 use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
 
 use super::{BatchRunner, RunOptions};
-use crate::clock::Clock;
 use crate::report::Outcome;
 use crate::schedule::Schedule;
 use crate::settings::BatchSettings;
 use crate::testing::{PATIENCE, Site, horizon, soon, until};
+use wye_runtime::clock::Clock;
 
 /// A run that computes until it is released.
 struct Held {

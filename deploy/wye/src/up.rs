@@ -17,18 +17,21 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-use wye_batch::archiver::{ArchiveSettings, Archiver};
 use wye_batch::compute::Compute;
-use wye_batch::run::{BatchParts, BatchRunner, RunOptions};
-use wye_batch::schedule::{self, BatchHandle, Schedule};
+use wye_batch::layer::BatchLayer;
+use wye_batch::runner::RunOptions;
+use wye_batch::schedule::BatchHandle;
+use wye_batch::settings::{ArchiveSettings, BatchSettings};
 use wye_batch::telemetry::BatchTelemetry;
 use wye_broker::{Broker, BrokerConfig, BrokerError, Limits, Port};
 use wye_domain::ErrorKind;
 use wye_domain::registry::Registry;
+use wye_domain::time::Micros;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
 use wye_metrics::definition::Definition;
 use wye_metrics::plan::MetricPlans;
+use wye_runtime::clock::SystemClock;
 use wye_runtime::config::{Config, ConfigError, DEFAULTS, EmbeddedPort, SqlSection, definition_error};
 use wye_runtime::memory::machine_memory;
 use wye_runtime::telemetry::Telemetry;
@@ -36,10 +39,10 @@ use wye_serving::http::server::{self, ServerLimits};
 use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger, Probe};
 use wye_serving::serving::{Serving, ServingConfig, ServingParts};
 use wye_serving::sql::Limits as QueryLimits;
-use wye_speed::execute::Shared;
-use wye_speed::ingest::{self, Ingest, IngestSettings};
-use wye_speed::layer::{Ownership, Ownerships, Rhythm, SpeedLayer};
-use wye_speed::owner::Rules;
+use wye_speed::ingest::telemetry::IngestTelemetry;
+use wye_speed::ingest::{self, Ingest, Tables};
+use wye_speed::layer::{Ownership, Ownerships, SpeedLayer};
+use wye_speed::settings::{IngestSettings, SpeedSettings};
 use wye_speed::telemetry::SpeedTelemetry;
 use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
@@ -58,8 +61,6 @@ const HTTP_PATIENCE: Duration = Duration::from_secs(10);
 const INGEST_PATIENCE: Duration = Duration::from_secs(5);
 /// Where Kafka clients look for a broker.
 const KAFKA_PORT: u16 = 9092;
-/// The batching delay (linger) of the producer of realtime views.
-const VIEWS_LINGER: Duration = Duration::from_millis(2);
 
 /// A running Wye.
 pub(crate) struct Running {
@@ -71,11 +72,12 @@ pub(crate) struct Running {
     http: JoinSet<()>,
     http_stop: CancellationToken,
     ingest: Ingest,
-    layers: JoinSet<()>,
-    layers_stop: CancellationToken,
+    ingest_shutdown: CancellationToken,
+    batch: BatchLayer,
     speed: SpeedLayer,
+    layers_shutdown: CancellationToken,
     serving: Serving,
-    serving_stop: CancellationToken,
+    serving_shutdown: CancellationToken,
     // Held until the end: one process a data directory.
     _lock: File,
 }
@@ -139,23 +141,24 @@ pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<
         location => TableRoot::parse(location)?,
     };
     let telemetry = Telemetry::default();
-    let layers_stop = CancellationToken::new();
-    let mut layers = JoinSet::new();
-    let serving_stop = CancellationToken::new();
-    let speed_telemetry = SpeedTelemetry::register(&telemetry);
-    let ingest = start_ingest(&setup, data_dir, &log, &speed_telemetry).await?;
+    let ingest_shutdown = CancellationToken::new();
+    let layers_shutdown = CancellationToken::new();
+    let serving_shutdown = CancellationToken::new();
+    let name = server_name(data_dir)?;
+    let ingest = start_ingest(&setup, &log, name.clone(), &telemetry, &ingest_shutdown).await?;
     claim_tables(&ingest, &root).await?;
-    let batch = start_batch(&setup, &log, &root, &telemetry, &mut layers, &layers_stop).await?;
-    let speed = start_speed(&setup, &log, speed_telemetry.clone(), &layers_stop)?;
+    let batch = start_batch(&setup, &log, &root, &telemetry, &layers_shutdown).await?;
+    let speed = start_speed(&setup, &log, name, &telemetry, &layers_shutdown).await?;
     let mut probes: Vec<Probe> = broker.iter().map(log_probe).collect();
     probes.push(owner_probe(speed.ownerships()));
     let serving =
-        start_serving(&setup, data_dir, &log, &root, &telemetry, (batch, probes), &serving_stop).await?;
+        start_serving(&setup, data_dir, &log, &root, &telemetry, (batch.handle(), probes), &serving_shutdown)
+            .await?;
 
     let limits = server_limits(&setup.config);
     let router = serving
         .router()
-        .merge(serving.watch_writes(ingest::http::router(ingest.clone(), limits.max_body)))
+        .merge(serving.watch_writes(ingest::http::router(ingest.clone())))
         .fallback(wye_serving::http::error::not_found);
     let http_stop = CancellationToken::new();
     let mut http = JoinSet::new();
@@ -167,11 +170,12 @@ pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<
         http,
         http_stop,
         ingest,
-        layers,
-        layers_stop,
+        ingest_shutdown,
+        batch,
         speed,
+        layers_shutdown,
         serving,
-        serving_stop,
+        serving_shutdown,
         _lock: lock,
     };
     tokio::select! {
@@ -366,33 +370,32 @@ async fn start_batch(
     log: &Log,
     root: &TableRoot,
     telemetry: &Telemetry,
-    layers: &mut JoinSet<()>,
-    stop: &CancellationToken,
-) -> Result<BatchHandle> {
-    let parts = BatchParts {
+    shutdown: &CancellationToken,
+) -> Result<BatchLayer> {
+    let parts = wye_batch::layer::Parts {
         log: log.clone(),
         root: root.clone(),
         plans: Arc::clone(&setup.plans),
+        acceptance: setup.acceptance,
         compute: Arc::new(Compute::new()?),
         telemetry: BatchTelemetry::register(telemetry),
-        patience: setup.config.batch.patience,
+        clock: Arc::new(SystemClock::default()),
+        process_id: std::process::id(),
     };
-    let archive = &setup.config.archive;
-    let settings = ArchiveSettings {
-        acceptance: setup.acceptance,
-        interval: archive.interval,
-        max_rows: archive.max_rows,
-        keep_dead_letters: archive.keep_dead_letters,
+    let (archive, batch) = (&setup.config.archive, &setup.config.batch);
+    let settings = wye_batch::settings::Settings {
+        archive: ArchiveSettings {
+            interval: archive.interval,
+            max_rows: archive.max_rows,
+            keep_dead_letters: archive.keep_dead_letters,
+        },
+        batch: BatchSettings {
+            interval: batch.interval,
+            keep_versions: batch.keep_versions,
+            patience: batch.patience,
+        },
     };
-    let archiver = Archiver::open(parts.clone(), settings).await?;
-    let runner = Arc::new(BatchRunner::open(parts).await?);
-    let batch = &setup.config.batch;
-    let rhythm = schedule::Rhythm { interval: batch.interval, keep_versions: batch.keep_versions };
-    let (schedule, handle) = Schedule::new(runner, rhythm);
-    let (archiver_stop, schedule_stop) = (stop.clone(), stop.clone());
-    layers.spawn(async move { archiver.run(archiver_stop).await });
-    layers.spawn(async move { schedule.run(schedule_stop).await });
-    Ok(handle)
+    Ok(wye_batch::layer::start(settings, parts, shutdown.clone()).await?)
 }
 
 async fn start_serving(
@@ -450,28 +453,35 @@ fn query_limits(settings: &SqlSection, data_dir: &Path) -> QueryLimits {
 
 async fn start_ingest(
     setup: &Setup,
-    data_dir: &Path,
     log: &Log,
-    telemetry: &SpeedTelemetry,
+    server: String,
+    telemetry: &Telemetry,
+    shutdown: &CancellationToken,
 ) -> Result<Ingest> {
     let config = &setup.config.ingest;
     let settings = IngestSettings {
-        acceptance: setup.acceptance,
-        linger: config.linger,
+        max_body: config.max_body,
         ack_timeout: config.ack_timeout,
+        linger: config.linger,
+        earliest_event_time: Micros(config.earliest_event_time),
+        max_future: config.max_future,
     };
-    let server = server_name(data_dir)?;
-    Ok(Ingest::start(log, settings, server, telemetry.clone()).await?)
+    let telemetry = IngestTelemetry::register(telemetry);
+    let clock = Arc::new(SystemClock::default());
+    let parts = ingest::Parts { log: log.clone(), server, telemetry, clock };
+    Ok(ingest::start(settings, parts, shutdown.clone()).await?)
 }
 
 /// Refuses tables that are not those of the log.
 async fn claim_tables(ingest: &Ingest, root: &TableRoot) -> Result<()> {
     let readings = Readings::open(root).await?.snapshot().await?;
-    if let Some(other) = ingest.claim_tables(readings.table_id(), &root.to_string()).await? {
+    let tables = Tables { id: readings.table_id().to_owned(), root: root.to_string() };
+    if let Some(other) = ingest.claim_tables(tables).await? {
         bail!(
-            "the tables at {root} are not those of this log: its readings are archived in tables at {other}. Set [tables] \
+            "the tables at {root} are not those of this log: its readings are archived in tables at {}. Set [tables] \
              root to those, or restore them; to begin with empty tables, delete Wye's topics too (or, of the embedded \
-             broker, the folder `log` in the data directory)"
+             broker, the folder `log` in the data directory)",
+            other.root
         );
     }
     Ok(())
@@ -511,33 +521,30 @@ fn server_limits(config: &Config) -> ServerLimits {
     }
 }
 
-fn start_speed(
+async fn start_speed(
     setup: &Setup,
     log: &Log,
-    telemetry: SpeedTelemetry,
-    stop: &CancellationToken,
+    name: String,
+    telemetry: &Telemetry,
+    shutdown: &CancellationToken,
 ) -> Result<SpeedLayer> {
     let config = &setup.config.speed;
-    let kafka_partitions: Vec<i32> = (0..log.config().kafka_partitions).collect();
-    let shared = Shared {
-        log: log.clone(),
-        linger: VIEWS_LINGER,
-        handle: tokio::runtime::Handle::current(),
-        rules: Rules {
-            plans: Arc::clone(&setup.plans),
-            acceptance: setup.acceptance,
-            duplicate_window: micros(config.duplicate_window),
-            duplicate_entries: (config.duplicate_entries / kafka_partitions.len().max(1)).max(1),
-        },
-        telemetry,
-    };
-    let rhythm = Rhythm {
+    let settings = SpeedSettings {
         flush_interval: config.flush_interval,
         epoch_interval: config.epoch_interval,
+        duplicate_window: config.duplicate_window,
+        duplicate_entries: config.duplicate_entries,
         answer_patience: config.answer_patience,
     };
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    Ok(SpeedLayer::start(&shared, rhythm, &kafka_partitions, threads, stop)?)
+    let parts = wye_speed::layer::Parts {
+        log: log.clone(),
+        plans: Arc::clone(&setup.plans),
+        acceptance: setup.acceptance,
+        telemetry: SpeedTelemetry::register(telemetry),
+        clock: Arc::new(SystemClock::default()),
+        name,
+    };
+    Ok(wye_speed::layer::start(settings, parts, shutdown.clone()).await?)
 }
 
 fn micros(duration: Duration) -> i64 {
@@ -573,18 +580,16 @@ impl Running {
             warn!("some requests were under way for {} s and are cut off", HTTP_PATIENCE.as_secs());
             self.http.shutdown().await;
         }
-        if tokio::time::timeout(INGEST_PATIENCE, self.ingest.drained()).await.is_err() {
+        self.ingest_shutdown.cancel();
+        if tokio::time::timeout(INGEST_PATIENCE, self.ingest.join()).await.is_err() {
             warn!(
-                "the log does not acknowledge some readings; whoever sent them was told that they may be lost"
+                "the log has not acknowledged some readings; their senders were told that they may be lost"
             );
         }
-        self.layers_stop.cancel();
-        let speed = self.speed;
-        tokio::task::spawn_blocking(move || speed.join())
-            .await
-            .context("a thread of the speed layer has failed")?;
-        while self.layers.join_next().await.is_some() {}
-        self.serving_stop.cancel();
+        self.layers_shutdown.cancel();
+        self.speed.join().await;
+        self.batch.join().await;
+        self.serving_shutdown.cancel();
         self.serving.join().await;
         if let Some(broker) = self.broker {
             broker.stop().await;
@@ -611,6 +616,17 @@ mod tests {
         let outcome = check(&up);
         std::fs::remove_file(file).unwrap();
         outcome.map(|_| ()).unwrap_err().to_string()
+    }
+
+    /// The sections of a layer's reference are in the reference of the program, with the same keys and defaults.
+    #[test]
+    fn the_layers_and_the_program_have_the_same_defaults() {
+        let program: toml::Table = toml::from_str(DEFAULTS).unwrap();
+        for layer in [wye_speed::settings::DEFAULTS, wye_batch::settings::DEFAULTS] {
+            for (section, settings) in toml::from_str::<toml::Table>(layer).unwrap() {
+                assert_eq!(program[&section], settings, "[{section}]");
+            }
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use wye_domain::place::KafkaPartition;
 
-use crate::clock::Clock;
+use wye_runtime::clock::Clock;
 
 /// Messages to the same queue wait for each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,7 +76,7 @@ mod tests {
     use wye_domain::time::Micros;
 
     use super::*;
-    use crate::clock::ManualClock;
+    use wye_runtime::clock::ManualClock;
 
     #[test]
     fn only_the_oldest_message_to_the_queue_counts() {

@@ -27,10 +27,10 @@ use wye_log::reader::{Message, read_all};
 use wye_log::topics::{LEDGER, READINGS};
 
 use super::{KEY_HEADER, PART_HEADER};
-use crate::clock::Clock;
 use applied::AppliedRecords;
 pub use state::Tables;
 use state::{Ends, KeyState, LedgerState, Record};
+use wye_runtime::clock::Clock;
 
 mod applied;
 mod state;

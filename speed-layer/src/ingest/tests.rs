@@ -11,7 +11,7 @@ use wye_log::reader::read_all;
 use wye_log::topics::READINGS;
 
 use super::*;
-use crate::clock::SystemClock;
+use wye_runtime::clock::SystemClock;
 
 /// After the event time of [`request`].
 const NOW: i64 = 1_800_000_000_000_000;

@@ -24,8 +24,8 @@ use super::parse::{Format, Parsed, parse};
 use super::route::{self, Part};
 use super::telemetry::IngestTelemetry;
 use super::{IngestError, KEY_HEADER, PART_HEADER, Parts, Receipt, Request};
-use crate::clock::Clock;
 use crate::settings::IngestSettings;
+use wye_runtime::clock::Clock;
 
 /// The wait before a message is handed again to a producer whose queue was full.
 const QUEUE_FULL_REST: Duration = Duration::from_millis(2);

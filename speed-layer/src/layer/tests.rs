@@ -24,8 +24,8 @@ use wye_metrics::plan::MetricPlans;
 use wye_runtime::telemetry::ReasonLabel;
 
 use super::*;
-use crate::clock::SystemClock;
 use crate::telemetry::{SpeedTelemetry, label};
+use wye_runtime::clock::SystemClock;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const SHORT_EPOCHS: Duration = Duration::from_millis(200);

@@ -5,7 +5,7 @@ use wye_broker::{Broker, BrokerConfig};
 use wye_log::client::LogConfig;
 
 use super::*;
-use crate::clock::SystemClock;
+use wye_runtime::clock::SystemClock;
 
 async fn log() -> (Log, Broker, TempDir) {
     let directory = tempfile::tempdir().unwrap();

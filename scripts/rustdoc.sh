@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Takes the place of rustdoc in `cargo test --doc`: first checks the crate's documentation, every warning an error, then runs
+# its documentation tests. So the documentation needs no dependencies of its own built.
+set -euo pipefail
+
+rustdoc="$(rustup which rustdoc 2>/dev/null || command -v rustdoc)"
+documented=()
+is_test=false
+skip=false
+for argument in "$@"; do
+    if $skip; then
+        skip=false
+        continue
+    fi
+    case "$argument" in
+        --test) is_test=true ;;
+        --test-run-directory | --test-args | --test-runtool | --test-runtool-arg) skip=true ;;
+        --test-run-directory=* | --test-args=*) ;;
+        *) documented+=("$argument") ;;
+    esac
+done
+if $is_test; then
+    output="$(mktemp -d "${TMPDIR:-/tmp}/wye-doc.XXXXXX")"
+    trap 'rm -rf "$output"' EXIT
+    "$rustdoc" "${documented[@]}" -D warnings --out-dir "$output"
+fi
+"$rustdoc" "$@"
