@@ -120,10 +120,9 @@ pub fn resolve(control: &ControlView, found: &Found) -> Recovery {
     if let Some(from) = straddled.into_iter().chain(found.damaged_from).min() {
         return Recovery::Rebuild { from: from.max(floor) };
     }
-    match control.next_start_after(open) {
-        Some(start) if start == position => Recovery::Resume { position, epoch: start },
-        _ => Recovery::Resume { position, epoch: open },
-    }
+    // At an announced start the open epoch has ended.
+    let ended = position > open && control.starts.contains_key(&position);
+    Recovery::Resume { position, epoch: if ended { position } else { open } }
 }
 
 /// An announced start that lies inside of what an epoch's rows hold.
