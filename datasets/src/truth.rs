@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use wye_domain::time::{SECOND, WindowSize};
+use wye_domain::time::{Micros, Span, WindowSize};
 
 /// One series in one minute.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,8 +12,8 @@ pub struct TruthRow<'a> {
     pub device_id: &'a str,
     /// What was measured.
     pub metric: &'a str,
-    /// Start of the minute, UTC microseconds.
-    pub window_start: i64,
+    /// Start of the minute.
+    pub window_start: Micros,
     /// The readings of this minute, each counted once.
     pub summary: TruthSummary,
 }
@@ -35,7 +35,7 @@ pub struct TruthSummary {
 #[derive(Debug)]
 pub(crate) struct Truth {
     series: usize,
-    windows: BTreeMap<i64, Vec<Option<TruthSummary>>>,
+    windows: BTreeMap<Micros, Vec<Option<TruthSummary>>>,
 }
 
 impl Truth {
@@ -43,7 +43,7 @@ impl Truth {
         Self { series, windows: BTreeMap::new() }
     }
 
-    pub(crate) fn add(&mut self, series: usize, event_time: i64, value: f64) {
+    pub(crate) fn add(&mut self, series: usize, event_time: Micros, value: f64) {
         let window =
             self.windows.entry(minute().start_of(event_time)).or_insert_with(|| vec![None; self.series]);
         match &mut window[series] {
@@ -58,18 +58,18 @@ impl Truth {
     }
 
     /// Window start, series and summary, in this order of sorting.
-    pub(crate) fn rows(&self) -> impl Iterator<Item = (i64, usize, TruthSummary)> {
+    pub(crate) fn rows(&self) -> impl Iterator<Item = (Micros, usize, TruthSummary)> {
         self.windows.iter().flat_map(|(&start, window)| {
             let known = window.iter().enumerate();
             known.filter_map(move |(series, summary)| summary.map(|summary| (start, series, summary)))
         })
     }
 
-    pub(crate) fn forget_before(&mut self, window_start: i64) {
+    pub(crate) fn forget_before(&mut self, window_start: Micros) {
         self.windows = self.windows.split_off(&window_start);
     }
 }
 
 fn minute() -> WindowSize {
-    WindowSize::from_micros(60 * SECOND).expect("a minute is longer than nothing")
+    WindowSize::new(Span::from_mins(1)).expect("a minute is longer than nothing")
 }

@@ -1,16 +1,19 @@
-//! What Wye expects of a log, tried on the embedded broker always, and on a real Kafka too where `WYE_TEST_KAFKA` holds
-//! its `host:port`. Nothing may rest on what only one of them does.
+//! What Wye expects of a log: tested on the embedded broker, and on a real Kafka too where `WYE_TEST_KAFKA` is its
+//! `host:port`. Wye must not depend on what only one of them does.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 use wye_domain::ErrorKind;
+use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::time::{Micros, Span};
 
 use crate::LogError;
 use crate::client::{Log, LogConfig, OffsetRange};
-use crate::ends::Ends;
+use crate::end_offsets::EndOffsets;
 use crate::producer::{Outgoing, Producer};
 use crate::reader::{Reader, first_offset_since, read_all};
 use crate::topics::{self, MAX_MESSAGE_BYTES, TopicSpec};
@@ -19,14 +22,16 @@ use wye_broker::{Broker, BrokerConfig};
 mod embedded_only;
 mod secured;
 mod settings;
-mod stamps;
+mod timestamps;
 mod transactions;
 mod unreadable;
 
-/// Longer than anything may take on a busy machine.
+/// Longer than any step may take on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// The only Kafka partition of most test topics.
+const FIRST: KafkaPartition = KafkaPartition(0);
 
-/// A log to test, with what keeps it alive.
+/// A log to test, with the broker that it needs.
 struct Target {
     log: Log,
     _embedded: Option<(Broker, TempDir)>,
@@ -56,11 +61,28 @@ async fn new_topic(log: &Log, kafka_partitions: i32) -> &'static str {
     name
 }
 
+/// A message for the first Kafka partition, without key and headers.
 fn plain<'a>(topic: &'a str, payload: &'a [u8]) -> Outgoing<'a> {
-    Outgoing { topic, kafka_partition: 0, key: None, payload, headers: &[] }
+    Outgoing { topic, kafka_partition: FIRST, key: None, payload, headers: &[] }
 }
 
-/// Writes `count` messages "0", "1", .. into partition 0, as few batches as it goes. They are numbered from `first`.
+/// The time of this machine's clock.
+fn now() -> Micros {
+    Micros::from_millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64)
+}
+
+/// The offsets that a log has.
+fn range(low: i64, high: i64) -> OffsetRange {
+    OffsetRange { low: Offset(low), high: Offset(high) }
+}
+
+/// Consecutive offsets.
+fn offsets(range: Range<i64>) -> Vec<Offset> {
+    range.map(Offset).collect()
+}
+
+/// Writes the numbers `first`, `first + 1`, .. as messages into the first Kafka partition, in as few batches as
+/// possible. Each must get the offset that it says.
 async fn write_numbers(log: &Log, topic: &str, first: i64, count: i64) {
     let producer = Producer::new(log, Duration::from_millis(100)).unwrap();
     let mut deliveries = Vec::new();
@@ -68,16 +90,16 @@ async fn write_numbers(log: &Log, topic: &str, first: i64, count: i64) {
         deliveries.push(producer.enqueue(plain(topic, number.to_string().as_bytes())).unwrap());
     }
     for (number, delivery) in (first..).zip(deliveries) {
-        assert_eq!(delivery.await.unwrap(), number, "offsets follow the order of writing");
+        assert_eq!(delivery.await.unwrap(), Offset(number), "offsets follow the order of writing");
     }
 }
 
-/// Reads partition 0 from `start` until the message `last`; the payloads are numbers that equal their offsets.
-fn read_numbers(log: &Log, topic: &str, start: i64, last: i64) -> Result<Vec<i64>, LogError> {
+/// Reads the first Kafka partition from `start` up to the message before `end`; each payload is its offset.
+fn read_numbers(log: &Log, topic: &str, start: i64, end: i64) -> Result<Vec<Offset>, LogError> {
     let mut reader = Reader::new(log, topic)?;
-    reader.assign(&[(0, start)])?;
+    reader.assign(&[(FIRST, Offset(start))])?;
     let (mut offsets, since) = (Vec::new(), Instant::now());
-    while offsets.last() != Some(&last) {
+    while offsets.last().map(|last: &Offset| last.next()) != Some(Offset(end)) {
         assert!(since.elapsed() < DEADLINE, "read only {} records from {start}", offsets.len());
         reader.poll_batch(1000, Duration::from_millis(100), &mut |message| {
             assert_eq!(message.payload, message.offset.to_string().as_bytes());
@@ -87,7 +109,7 @@ fn read_numbers(log: &Log, topic: &str, start: i64, last: i64) -> Result<Vec<i64
     Ok(offsets)
 }
 
-/// Runs blocking checks beside the async threads.
+/// Runs a blocking check outside of the async threads.
 async fn beside<T: Send + 'static>(check: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(check).await.unwrap()
 }
@@ -99,10 +121,11 @@ async fn topics_are_created_once_and_their_partitions_are_checked() {
         log.ensure_topics().await.unwrap();
         log.ensure_topics().await.unwrap();
         for spec in topics::specs(3, 1) {
-            for kafka_partition in 0..spec.kafka_partitions {
+            for kafka_partition in KafkaPartition::all(spec.kafka_partitions) {
                 log.offsets(spec.name, kafka_partition).await.unwrap();
             }
-            assert!(log.offsets(spec.name, spec.kafka_partitions).await.is_err());
+            let missing = KafkaPartition(spec.kafka_partitions);
+            assert!(log.offsets(spec.name, missing).await.is_err());
         }
         let other = Log::new(LogConfig { kafka_partitions: 4, ..log.config().clone() }).unwrap();
         let error = other.ensure_topics().await.unwrap_err();
@@ -115,25 +138,26 @@ async fn records_come_back_as_they_were_written() {
     for Target { log, _embedded } in targets().await {
         let topic = new_topic(&log, 3).await;
         let producer = Producer::new(&log, Duration::from_millis(1)).unwrap();
-        let before = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
-        for kafka_partition in 0..3 {
+        let before = now();
+        for kafka_partition in KafkaPartition::all(3) {
             let headers: [(&str, &[u8]); 2] = [("source", b"test"), ("empty", b"")];
             let full =
                 Outgoing { topic, kafka_partition, key: Some(b"k"), payload: b"full", headers: &headers };
-            assert_eq!(producer.send(full).await.unwrap(), 0);
+            assert_eq!(producer.send(full).await.unwrap(), Offset(0));
             let bare = Outgoing { topic, kafka_partition, key: None, payload: b"", headers: &[] };
-            assert_eq!(producer.send(bare).await.unwrap(), 1);
+            assert_eq!(producer.send(bare).await.unwrap(), Offset(1));
         }
         beside(move || {
             let mut reader = Reader::new(&log, topic).unwrap();
-            reader.assign(&[(0, 0), (1, 0), (2, 1)]).unwrap();
+            let place = |kafka_partition, offset| (KafkaPartition(kafka_partition), Offset(offset));
+            reader.assign(&[place(0, 0), place(1, 0), place(2, 1)]).unwrap();
             let (mut seen, since) = (Vec::new(), Instant::now());
             while seen.len() < 5 {
                 assert!(since.elapsed() < DEADLINE);
                 let mut on = |message: crate::reader::Message<'_>| {
                     seen.push((message.kafka_partition, message.offset));
-                    assert!(message.timestamp_ms >= before, "the create time is kept");
-                    if message.offset == 0 {
+                    assert!(message.ingest_time >= before, "the log sets the ingest time");
+                    if message.offset == Offset(0) {
                         assert_eq!((message.key, message.payload), (Some(&b"k"[..]), &b"full"[..]));
                         assert_eq!(message.header("source"), Some(&b"test"[..]));
                         assert_eq!(message.header("empty"), Some(&b""[..]));
@@ -146,11 +170,9 @@ async fn records_come_back_as_they_were_written() {
                 reader.poll_batch(100, Duration::from_millis(100), &mut on).unwrap();
             }
             seen.sort_unstable();
-            assert_eq!(seen, [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1)]);
-            assert_eq!(
-                (reader.position(0), reader.position(2), reader.position(3)),
-                (Some(2), Some(2), None)
-            );
+            assert_eq!(seen, [place(0, 0), place(0, 1), place(1, 0), place(1, 1), place(2, 1)]);
+            let positions = [0, 2, 3].map(|number| reader.position(KafkaPartition(number)));
+            assert_eq!(positions, [Some(Offset(2)), Some(Offset(2)), None]);
         })
         .await;
     }
@@ -163,7 +185,7 @@ async fn a_batch_is_no_larger_than_asked_for() {
         write_numbers(&log, topic, 0, 50).await;
         beside(move || {
             let mut reader = Reader::new(&log, topic).unwrap();
-            reader.assign(&[(0, 0)]).unwrap();
+            reader.assign(&[(FIRST, Offset(0))]).unwrap();
             let (mut total, since) = (0, Instant::now());
             while total < 50 {
                 assert!(since.elapsed() < DEADLINE);
@@ -177,14 +199,13 @@ async fn a_batch_is_no_larger_than_asked_for() {
 }
 
 #[tokio::test]
-async fn reading_may_start_within_what_was_written_together() {
+async fn reading_may_start_inside_of_a_batch() {
     for Target { log, _embedded } in targets().await {
         let topic = new_topic(&log, 1).await;
         write_numbers(&log, topic, 0, 1000).await;
         beside(move || {
             for start in [0, 1, 499, 998, 999] {
-                let offsets = read_numbers(&log, topic, start, 999).unwrap();
-                assert_eq!(offsets, (start..1000).collect::<Vec<_>>());
+                assert_eq!(read_numbers(&log, topic, start, 1000).unwrap(), offsets(start..1000));
             }
         })
         .await;
@@ -192,11 +213,11 @@ async fn reading_may_start_within_what_was_written_together() {
 }
 
 #[tokio::test]
-async fn large_messages_pass_and_too_large_ones_are_refused() {
+async fn large_messages_are_accepted_and_too_large_ones_are_rejected() {
     for Target { log, _embedded } in targets().await {
         let topic = new_topic(&log, 1).await;
         let producer = Producer::new(&log, Duration::ZERO).unwrap();
-        // Noise, so that compression does not make it small.
+        // Random bytes, which cannot be compressed.
         let mut noise = 1_u64;
         let large: Vec<u8> = std::iter::repeat_with(|| {
             noise = noise.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -207,15 +228,15 @@ async fn large_messages_pass_and_too_large_ones_are_refused() {
         for payload in [&large[..], b"small", &large[..6 << 20], &large] {
             producer.send(plain(topic, payload)).await.unwrap();
         }
-        let refused = producer.send(plain(topic, &vec![0; MAX_MESSAGE_BYTES + 1])).await.unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::Invalid, "{refused}");
+        let rejected = producer.send(plain(topic, &vec![0; MAX_MESSAGE_BYTES + 1])).await.unwrap_err();
+        assert_eq!(rejected.kind(), ErrorKind::Invalid, "{rejected}");
         beside(move || {
             let mut sizes = Vec::new();
-            let end = read_all(&log, (topic, 0), None, |message| {
+            let end = read_all(&log, (topic, FIRST), None, |message| {
                 assert!(message.payload == b"small" || large.starts_with(message.payload));
                 sizes.push(message.payload.len());
             });
-            assert_eq!(end.unwrap(), 4);
+            assert_eq!(end.unwrap(), Offset(4));
             assert_eq!(sizes, [large.len(), 5, 6 << 20, large.len()]);
         })
         .await;
@@ -223,43 +244,45 @@ async fn large_messages_pass_and_too_large_ones_are_refused() {
 }
 
 #[tokio::test]
-async fn deleted_records_are_gone_to_the_very_offset() {
+async fn records_are_deleted_up_to_the_exact_offset() {
     for Target { log, _embedded } in targets().await {
         let topic = new_topic(&log, 1).await;
         write_numbers(&log, topic, 0, 1000).await;
-        log.delete_records(topic, 0, 0).await.unwrap();
-        // Within what was written together.
-        log.delete_records(topic, 0, 555).await.unwrap();
-        log.delete_records(topic, 0, 300).await.unwrap();
-        assert_eq!(log.offsets(topic, 0).await.unwrap(), OffsetRange { low: 555, high: 1000 });
-        let refused = log.delete_records(topic, 0, 1001).await.unwrap_err();
-        assert!(matches!(refused, LogError::Administer { .. }), "{refused}");
-        let deleted = log.clone();
+        log.delete_records(topic, FIRST, Offset(0)).await.unwrap();
+        // Inside of a batch.
+        log.delete_records(topic, FIRST, Offset(555)).await.unwrap();
+        log.delete_records(topic, FIRST, Offset(300)).await.unwrap();
+        assert_eq!(log.offsets(topic, FIRST).await.unwrap(), range(555, 1000));
+        let rejected = log.delete_records(topic, FIRST, Offset(1001)).await.unwrap_err();
+        assert!(matches!(rejected, LogError::Administer { .. }), "{rejected}");
+        let writing = log.clone();
         beside(move || {
-            assert_eq!(read_numbers(&log, topic, 555, 999).unwrap(), (555..1000).collect::<Vec<_>>());
+            assert_eq!(read_numbers(&log, topic, 555, 1000).unwrap(), offsets(555..1000));
             for start in [0, 554] {
-                let error = read_numbers(&log, topic, start, 999).unwrap_err();
+                let error = read_numbers(&log, topic, start, 1000).unwrap_err();
                 assert!(
-                    matches!(error, LogError::OffsetGone { wanted, low: 555, .. } if wanted == start),
+                    matches!(error, LogError::OffsetGone { wanted, low: Offset(555), .. } if wanted.0 == start),
                     "{error}"
                 );
             }
             for (from, first) in [(None, 555), (Some(3), 555), (Some(700), 700)] {
-                let mut offsets = Vec::new();
-                let end = read_all(&log, (topic, 0), from, |message| offsets.push(message.offset));
-                assert_eq!(end.unwrap(), 1000);
-                assert_eq!(offsets, (first..1000).collect::<Vec<_>>());
+                let mut read = Vec::new();
+                let end = read_all(&log, (topic, FIRST), from.map(Offset), |message| read.push(message.offset));
+                assert_eq!(end.unwrap(), Offset(1000));
+                assert_eq!(read, offsets(first..1000));
             }
         })
         .await;
 
-        deleted.delete_records(topic, 0, 1000).await.unwrap();
-        let range = deleted.offsets(topic, 0).await.unwrap();
-        assert_eq!(range, OffsetRange { low: 1000, high: 1000 });
-        assert!(range.is_empty());
-        write_numbers(&deleted, topic, 1000, 3).await;
-        beside(move || assert_eq!(read_numbers(&deleted, topic, 1000, 1002).unwrap(), [1000, 1001, 1002]))
-            .await;
+        writing.delete_records(topic, FIRST, Offset(1000)).await.unwrap();
+        let empty = writing.offsets(topic, FIRST).await.unwrap();
+        assert_eq!(empty, range(1000, 1000));
+        assert!(empty.is_empty());
+        write_numbers(&writing, topic, 1000, 3).await;
+        beside(move || {
+            assert_eq!(read_numbers(&writing, topic, 1000, 1003).unwrap(), offsets(1000..1003));
+        })
+        .await;
     }
 }
 
@@ -267,62 +290,68 @@ async fn deleted_records_are_gone_to_the_very_offset() {
 async fn offsets_are_found_by_time() {
     for Target { log, _embedded } in targets().await {
         let topic = new_topic(&log, 1).await;
-        let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64;
+        let millisecond = Span::from_millis(1);
         let before = now();
         write_numbers(&log, topic, 0, 10).await;
-        let between = now() + 1;
+        let between = now() + millisecond;
         tokio::time::sleep(Duration::from_millis(2)).await;
         write_numbers(&log, topic, 10, 10).await;
-        let after = now() + 1;
-        log.delete_records(topic, 0, 3).await.unwrap();
+        let after = now() + millisecond;
+        log.delete_records(topic, FIRST, Offset(3)).await.unwrap();
         beside(move || {
-            let first = |since| first_offset_since(&log, (topic, 0), since).unwrap();
-            assert_eq!((first(before), first(between), first(after)), (Some(3), Some(10), None));
+            let found = [before, between, after]
+                .map(|since| first_offset_since(&log, (topic, FIRST), since).unwrap());
+            assert_eq!(found, [Some(Offset(3)), Some(Offset(10)), None]);
         })
         .await;
     }
 }
 
 #[tokio::test]
-async fn a_head_that_is_deleted_under_a_reader_is_noticed() {
+async fn a_reader_notices_that_its_next_record_was_deleted() {
     for Target { log, _embedded } in targets().await {
         let topic = new_topic(&log, 2).await;
         write_numbers(&log, topic, 0, 10).await;
         let mut reader = Reader::new(&log, topic).unwrap();
-        reader.assign(&[(0, 3), (1, 0)]).unwrap();
-        log.delete_records(topic, 0, 5).await.unwrap();
+        let other = KafkaPartition(1);
+        reader.assign(&[(FIRST, Offset(3)), (other, Offset(0))]).unwrap();
+        log.delete_records(topic, FIRST, Offset(5)).await.unwrap();
         beside(move || {
-            let (mut offsets, since) = (Vec::new(), Instant::now());
+            let (mut read, since) = (Vec::new(), Instant::now());
             loop {
                 assert!(since.elapsed() < DEADLINE);
-                let mut on = |message: crate::reader::Message<'_>| offsets.push(message.offset);
+                let mut on = |message: crate::reader::Message<'_>| read.push(message.offset);
                 match reader.poll_batch(100, Duration::from_millis(100), &mut on) {
-                    // It was faster than the deletion.
-                    Ok(_) if offsets.last() == Some(&9) => break,
+                    // The reader was faster than the deletion.
+                    Ok(_) if read.last() == Some(&Offset(9)) => break,
                     Ok(_) => {}
-                    Err(LogError::OffsetGone { kafka_partition: 0, wanted: 3, low: 5, .. }) => {
-                        reader.seek(0, 5).unwrap();
-                        assert_eq!(reader.position(1), Some(0));
+                    Err(LogError::OffsetGone { kafka_partition: FIRST, wanted: Offset(3), low, .. }) => {
+                        assert_eq!(low, Offset(5));
+                        reader.seek(FIRST, low).unwrap();
+                        assert_eq!(reader.position(other), Some(Offset(0)));
                     }
                     Err(error) => panic!("{error}"),
                 }
             }
-            let first = offsets[0];
+            let first = read[0].0;
             assert!(first == 3 || first == 5);
-            assert_eq!(offsets, (first..10).collect::<Vec<_>>());
+            assert_eq!(read, offsets(first..10));
         })
         .await;
     }
 }
 
 #[tokio::test]
-async fn an_offset_past_the_end_is_no_place_to_wait() {
+async fn an_offset_past_the_end_is_an_error() {
     for Target { log, _embedded } in targets().await {
         let topic = new_topic(&log, 1).await;
         write_numbers(&log, topic, 0, 10).await;
         beside(move || {
-            let error = read_numbers(&log, topic, 11, 20).unwrap_err();
-            assert!(matches!(error, LogError::OffsetAhead { wanted: 11, high: 10, .. }), "{error}");
+            let error = read_numbers(&log, topic, 11, 21).unwrap_err();
+            assert!(
+                matches!(error, LogError::OffsetAhead { wanted: Offset(11), high: Offset(10), .. }),
+                "{error}"
+            );
             assert_eq!(error.kind(), ErrorKind::Corrupt);
         })
         .await;
@@ -330,22 +359,23 @@ async fn an_offset_past_the_end_is_no_place_to_wait() {
 }
 
 #[tokio::test]
-async fn an_empty_partition_reads_as_empty() {
+async fn an_empty_kafka_partition_has_no_records() {
     for Target { log, _embedded } in targets().await {
         let topic = new_topic(&log, 1).await;
-        assert_eq!(log.offsets(topic, 0).await.unwrap(), OffsetRange { low: 0, high: 0 });
-        log.delete_records(topic, 0, 0).await.unwrap();
+        assert_eq!(log.offsets(topic, FIRST).await.unwrap(), range(0, 0));
+        log.delete_records(topic, FIRST, Offset(0)).await.unwrap();
         beside(move || {
-            let end = read_all(&log, (topic, 0), None, |_| panic!("there is nothing"));
-            assert_eq!(end.unwrap(), 0);
-            assert_eq!(read_all(&log, (topic, 0), Some(7), |_| panic!("there is nothing")).unwrap(), 0);
+            for from in [None, Some(Offset(7))] {
+                let end = read_all(&log, (topic, FIRST), from, |_| panic!("there are no records"));
+                assert_eq!(end.unwrap(), Offset(0));
+            }
         })
         .await;
     }
 }
 
 #[tokio::test]
-async fn a_waiting_reader_gets_a_new_record_soon() {
+async fn a_waiting_reader_soon_gets_a_new_record() {
     for Target { log, _embedded } in targets().await {
         let topic = new_topic(&log, 1).await;
         write_numbers(&log, topic, 0, 1).await;
@@ -354,11 +384,11 @@ async fn a_waiting_reader_gets_a_new_record_soon() {
         let tail = log.clone();
         let reading = tokio::task::spawn_blocking(move || {
             let mut reader = Reader::new(&tail, topic).unwrap();
-            reader.assign(&[(0, 0)]).unwrap();
-            let mut next = 0;
-            while next < 11 {
+            reader.assign(&[(FIRST, Offset(0))]).unwrap();
+            let mut next = Offset(0);
+            while next < Offset(11) {
                 let on = &mut |message: crate::reader::Message<'_>| {
-                    next = message.offset + 1;
+                    next = message.offset.next();
                     sender.send(Instant::now()).unwrap();
                 };
                 reader.poll_batch(100, Duration::from_millis(100), on).unwrap();
@@ -383,19 +413,17 @@ async fn a_waiting_reader_gets_a_new_record_soon() {
             slowest = slowest.max(arrived.saturating_duration_since(acknowledged));
         }
         reading.await.unwrap();
-        assert!(slowest < Duration::from_secs(2), "a record took {slowest:?} to a reader that waited for it");
+        assert!(slowest < Duration::from_secs(2), "a waiting reader got a record after {slowest:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_ends_of_all_kafka_partitions_come_in_one_answer() {
+async fn end_offsets_of_all_kafka_partitions_are_fetched_together() {
     for target in targets().await {
         let topic = new_topic(&target.log, 3).await;
         write_numbers(&target.log, topic, 0, 7).await;
         let log = target.log.clone();
-        let ends =
-            tokio::task::spawn_blocking(move || Ends::new(&log, topic, 3).unwrap().ask(DEADLINE).unwrap());
-        let ends: Vec<(i32, i64)> = ends.await.unwrap().into_iter().collect();
-        assert_eq!(ends, [(0, 7), (1, 0), (2, 0)]);
+        let ends = beside(move || EndOffsets::new(&log, topic, 3).unwrap().fetch(DEADLINE).unwrap()).await;
+        assert_eq!(ends, KafkaPartition::all(3).zip([Offset(7), Offset(0), Offset(0)]).collect());
     }
 }

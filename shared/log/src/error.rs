@@ -1,18 +1,21 @@
 //! The error of this crate, by operation, and what a caller can do about it.
 
+use std::ops::Range;
+
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use wye_domain::ErrorKind;
+use wye_domain::place::{KafkaPartition, Offset};
 
 /// What can go wrong between Wye and its log.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    /// The Kafka client does not accept its settings.
+    /// The Kafka client rejects its settings.
     #[error("cannot set up the Kafka client: {source}")]
     Configure {
-        /// What librdkafka says.
+        /// The error of librdkafka.
         source: Box<KafkaError>,
     },
-    /// A property of the Kafka client is not known, has a value that cannot be used, or may not be set.
+    /// A property of the Kafka client is unknown, has an invalid value, or may not be set.
     #[error("{property:?} in [log] client: {problem}")]
     Setting {
         /// The property.
@@ -20,40 +23,40 @@ pub enum LogError {
         /// What is wrong. Never the value, which may be a secret.
         problem: String,
     },
-    /// Kafka and this client do not agree on encryption or on who the client is.
-    #[error("Kafka at {bootstrap_servers} refuses the connection: {reason}; check {check} in [log] client")]
+    /// Kafka rejects the connection: encryption or authentication is not set up as Kafka expects.
+    #[error("Kafka at {bootstrap_servers} rejects the connection: {reason}; check {check} in [log] client")]
     Refused {
-        /// Where Kafka was looked for.
+        /// The address of Kafka.
         bootstrap_servers: String,
-        /// What librdkafka says.
+        /// The error of librdkafka.
         reason: String,
-        /// The properties that it may be due to.
+        /// The properties that may be the cause.
         check: &'static str,
     },
-    /// Metadata or offsets cannot be had from the broker.
+    /// The broker does not answer a request for metadata or offsets, or answers with an error.
     #[error("cannot ask Kafka at {bootstrap_servers} for {what}: {source}")]
     Ask {
-        /// Where Kafka was looked for.
+        /// The address of Kafka.
         bootstrap_servers: String,
         /// What was asked for.
         what: String,
-        /// What librdkafka says.
+        /// The error of librdkafka.
         source: Box<KafkaError>,
     },
-    /// A topic is not there and cannot be created, or records cannot be deleted.
+    /// A topic cannot be created or changed, or records cannot be deleted.
     #[error("cannot {what}: {reason}")]
     Administer {
         /// The operation with its topic.
         what: String,
-        /// What the broker says.
+        /// The broker's answer.
         reason: String,
         /// What the caller can do about it.
         kind: ErrorKind,
     },
     /// A topic exists with another number of Kafka partitions than configured.
     #[error(
-        "topic {topic:?} has {found} Kafka partitions, but the configuration wants {expected}; set the configured \
-         number to {found}, or delete the topic if nothing in it is needed"
+        "topic {topic:?} has {found} Kafka partitions, but the configuration says {expected}; set the configured \
+         number to {found}, or delete the topic if its records are not needed"
     )]
     PartitionCount {
         /// Which topic.
@@ -63,47 +66,48 @@ pub enum LogError {
         /// How many were configured.
         expected: i32,
     },
-    /// A topic that is there already has settings that lose readings or mislead.
+    /// An existing topic has settings with which readings are lost or times are wrong.
     #[error("topic {topic:?} cannot be used: {problems}; change it with: {command}")]
     TopicSettings {
         /// Which topic.
         topic: String,
-        /// Each setting with what it is, what it must be, and why.
+        /// Each setting with its value, the required value, and why.
         problems: String,
-        /// The command of Apache Kafka that changes them.
+        /// The Apache Kafka command that changes them.
         command: String,
     },
-    /// The producer's queue is full: await deliveries, then try again.
+    /// The producer's queue is full: await deliveries, then retry.
     #[error("the producer queue is full")]
     QueueFull,
     /// A message was not acknowledged.
-    #[error("cannot write to {place}: {source}")]
+    #[error("cannot write to {destination}: {source}")]
     Write {
-        /// Topic and Kafka partition, as far as known.
-        place: String,
-        /// What librdkafka says.
+        /// Topic and Kafka partition, as far as they are known.
+        destination: String,
+        /// The error of librdkafka.
         source: Box<KafkaError>,
     },
-    /// Records cannot be read, and trying again would not help.
+    /// Records cannot be read, and a retry would not help.
     #[error("cannot read topic {topic:?}: {source}")]
     Read {
         /// Which topic.
         topic: String,
-        /// What librdkafka says.
+        /// The error of librdkafka.
         source: Box<KafkaError>,
     },
-    /// A small topic was not read to its end in time: the broker is away, or too slow.
+    /// A small topic was not read to its end in time: the broker is unreachable, or too slow.
     #[error(
-        "no records from {topic:?} partition {kafka_partition} for {seconds} s; is Kafka at {bootstrap_servers} up?"
+        "no records from {topic:?} partition {kafka_partition} for {seconds} s; check that Kafka at \
+         {bootstrap_servers} is running"
     )]
     Stalled {
         /// Which topic.
         topic: String,
         /// Which Kafka partition.
-        kafka_partition: i32,
-        /// How long nothing came.
+        kafka_partition: KafkaPartition,
+        /// How long no record arrived.
         seconds: u64,
-        /// Where Kafka was looked for.
+        /// The address of Kafka.
         bootstrap_servers: String,
     },
     /// The wanted offset has been deleted. The log now starts at `low`.
@@ -114,49 +118,50 @@ pub enum LogError {
         /// Which topic.
         topic: String,
         /// Which Kafka partition.
-        kafka_partition: i32,
+        kafka_partition: KafkaPartition,
         /// The offset that was to be read.
-        wanted: i64,
+        wanted: Offset,
         /// The first offset that can still be read.
-        low: i64,
+        low: Offset,
     },
-    /// The wanted offset lies past the end: the log is not the one that the offset was taken from.
+    /// The wanted offset is past the end of the log: it was taken from another log.
     #[error(
-        "offset {wanted} of {topic:?} partition {kafka_partition} lies past the end of the log at {high}; \
+        "offset {wanted} of {topic:?} partition {kafka_partition} is past the end of the log at {high}; \
          was the log deleted or replaced?"
     )]
     OffsetAhead {
         /// Which topic.
         topic: String,
         /// Which Kafka partition.
-        kafka_partition: i32,
+        kafka_partition: KafkaPartition,
         /// The offset that was to be read.
-        wanted: i64,
+        wanted: Offset,
         /// The end of the log.
-        high: i64,
+        high: Offset,
     },
-    /// Records that no client can decode, though the broker has them. The reader has gone past them: what comes from
-    /// `next` on is read by the next call.
-    #[error("the records of {topic:?} partition {kafka_partition} from offset {from} to {} cannot be decoded: {reason}", next - 1)]
+    /// The broker has records that no client can decode. The reader skips them: the next call reads from the end of
+    /// `offsets` on.
+    #[error(
+        "the records of {topic:?} partition {kafka_partition} from offset {} to {} cannot be decoded: {reason}",
+        offsets.start, offsets.end.0.saturating_sub(1)
+    )]
     Unreadable {
         /// Which topic.
         topic: String,
         /// Which Kafka partition.
-        kafka_partition: i32,
-        /// The first offset of them.
-        from: i64,
-        /// The first offset after them.
-        next: i64,
-        /// What is wrong, in the client's words.
+        kafka_partition: KafkaPartition,
+        /// Their offsets; never empty.
+        offsets: Range<Offset>,
+        /// What is wrong, as the client reports it.
         reason: String,
     },
-    /// The wait for the broker was called off.
-    #[error("stopped while waiting for Kafka")]
+    /// A wait for the broker was cancelled.
+    #[error("cancelled while waiting for Kafka")]
     Cancelled,
 }
 
 impl LogError {
-    /// What the caller can do about it. Only `Unavailable` is worth a retry as it stands.
+    /// What the caller can do about it. Only `Unavailable` is worth a retry.
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Configure { .. } | Self::Setting { .. } | Self::Refused { .. } => ErrorKind::Invalid,
@@ -172,6 +177,7 @@ impl LogError {
     }
 }
 
+/// The kind of an error of librdkafka.
 fn kind_of(error: &KafkaError) -> ErrorKind {
     match error.rdkafka_error_code() {
         Some(code) => kind_of_code(code),
@@ -179,7 +185,7 @@ fn kind_of(error: &KafkaError) -> ErrorKind {
     }
 }
 
-/// Sorts a Kafka error code. What may pass by itself is `Unavailable`.
+/// The kind of a Kafka error code. `Unavailable` where the cause may go away without any change.
 pub(crate) fn kind_of_code(code: RDKafkaErrorCode) -> ErrorKind {
     use RDKafkaErrorCode as Code;
     match code {
@@ -214,20 +220,20 @@ mod tests {
     use super::LogError;
 
     #[test]
-    fn a_full_queue_and_a_broker_that_is_away_are_worth_a_retry() {
+    fn a_full_queue_and_an_unreachable_broker_are_worth_a_retry() {
         assert_eq!(LogError::QueueFull.kind(), ErrorKind::Unavailable);
-        let away = KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut);
+        let timed_out = KafkaError::MessageProduction(RDKafkaErrorCode::MessageTimedOut);
         assert_eq!(
-            LogError::Write { place: "readings".to_owned(), source: away.into() }.kind(),
+            LogError::Write { destination: "readings".to_owned(), source: timed_out.into() }.kind(),
             ErrorKind::Unavailable
         );
     }
 
     #[test]
-    fn a_message_that_is_too_large_stays_so() {
+    fn a_message_that_is_too_large_is_invalid() {
         let large = KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge);
         assert_eq!(
-            LogError::Write { place: "readings".to_owned(), source: large.into() }.kind(),
+            LogError::Write { destination: "readings".to_owned(), source: large.into() }.kind(),
             ErrorKind::Invalid
         );
     }

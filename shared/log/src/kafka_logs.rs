@@ -1,7 +1,7 @@
-//! What librdkafka says about itself, on its way into `tracing`.
+//! Log lines and error events of librdkafka, passed on to `tracing`.
 //!
-//! librdkafka reports every lost connection several times, at error level. To Wye a broker that is away is a thing to
-//! wait for, and whoever waits says so once in a while ([`Seldom`]); so connection noise is demoted to debug here.
+//! librdkafka reports every lost connection several times, at error level. Wye waits for a broker that is away, and
+//! the code that waits reports it from time to time ([`RateLimit`]); so connection events are logged at debug level.
 
 use std::time::{Duration, Instant};
 
@@ -15,14 +15,14 @@ use tracing::{debug, error, warn};
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct TracingContext;
 
-/// The `fac` words of librdkafka's log lines that tell of connections coming and going.
-const CONNECTION_NOISE: [&str; 8] =
+/// The `fac` words of librdkafka's log lines about connections that are opened and lost.
+const CONNECTION_EVENTS: [&str; 8] =
     ["FAIL", "ERROR", "REQTMOUT", "BROKERFAIL", "CONNECT", "GETPID", "FINDCOORD", "COORDQUERY"];
 
 impl ClientContext for TracingContext {
     fn log(&self, level: RDKafkaLogLevel, fac: &str, message: &str) {
         match level {
-            _ if CONNECTION_NOISE.contains(&fac) => debug!(target: "librdkafka", fac, "{message}"),
+            _ if CONNECTION_EVENTS.contains(&fac) => debug!(target: "librdkafka", fac, "{message}"),
             RDKafkaLogLevel::Emerg
             | RDKafkaLogLevel::Alert
             | RDKafkaLogLevel::Critical
@@ -37,7 +37,7 @@ impl ClientContext for TracingContext {
     fn error(&self, error: KafkaError, reason: &str) {
         match error.rdkafka_error_code() {
             Some(code) if is_connection_loss(code) => debug!(target: "librdkafka", ?code, "{reason}"),
-            // Not faults: the reader tells its caller of both.
+            // The reader returns both to its caller.
             Some(RDKafkaErrorCode::PartitionEOF | RDKafkaErrorCode::AutoOffsetReset) => {}
             Some(code) => warn!(target: "librdkafka", ?code, "{reason}"),
             None => warn!(target: "librdkafka", "{error}: {reason}"),
@@ -66,22 +66,22 @@ pub(crate) fn is_connection_loss(code: RDKafkaErrorCode) -> bool {
     )
 }
 
-/// Lets one through every so often: for a message that would else repeat without end.
+/// Limits how often a repeated message is logged.
 #[derive(Debug)]
-pub(crate) struct Seldom {
-    every: Duration,
+pub(crate) struct RateLimit {
+    interval: Duration,
     last: Option<Instant>,
 }
 
-impl Seldom {
-    /// One at once, then at most one in `every`.
-    pub(crate) fn new(every: Duration) -> Self {
-        Self { every, last: None }
+impl RateLimit {
+    /// Lets the first message through, then at most one per `interval`.
+    pub(crate) fn new(interval: Duration) -> Self {
+        Self { interval, last: None }
     }
 
-    /// Whether it is time again.
-    pub(crate) fn now(&mut self) -> bool {
-        let due = self.last.is_none_or(|last| last.elapsed() >= self.every);
+    /// Whether a message may be logged now.
+    pub(crate) fn allows(&mut self) -> bool {
+        let due = self.last.is_none_or(|last| last.elapsed() >= self.interval);
         if due {
             self.last = Some(Instant::now());
         }

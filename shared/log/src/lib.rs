@@ -1,11 +1,11 @@
-//! The log: the only crate of Wye that knows Kafka.
+//! The log: the only crate of Wye that uses a Kafka client.
 //!
-//! Reading order: what topics there are ([`topics`], `topic_settings`), the connection ([`client`], `properties`,
-//! `doorman`), writing ([`producer`], [`partitioner`]), reading ([`reader`]), how far there is something to read
-//! ([`ends`]). The broker for machines without Kafka is a crate of its own, `wye-broker`; the same client talks to it
-//! over loopback, so that there is one code path.
+//! Reading order: the topics ([`topics`], `topic_settings`), the connection ([`client`], `properties`, `access`),
+//! writing ([`producer`], [`partitioner`]), reading ([`reader`]), the ends of a topic ([`end_offsets`]). The embedded
+//! broker, for machines without Kafka, is a crate of its own, `wye-broker`. The same client connects to it over
+//! loopback, so that there is one code path.
 //!
-//! This crate carries bytes: what a payload means is for others to know.
+//! This crate carries bytes: it must not know what a payload means.
 
 pub mod client;
 pub mod topics;
@@ -13,10 +13,10 @@ pub mod topics;
 pub mod partitioner;
 pub mod producer;
 
-pub mod ends;
+pub mod end_offsets;
 pub mod reader;
 
-mod doorman;
+mod access;
 mod error;
 mod kafka_logs;
 mod properties;

@@ -1,12 +1,14 @@
-//! Which Kafka partition a key belongs to: the rule of Kafka's own Java client, so that a foreign producer with
-//! key = device identity lands where Wye's producers land.
+//! Which Kafka partition a key belongs to. It is the rule of Kafka's own Java client, so that any other producer with
+//! key = device identity writes to the same Kafka partition as Wye's producers.
 //!
 //! Source: `org.apache.kafka.common.utils.Utils.murmur2` and `BuiltInPartitioner.partitionForKey` (Kafka 4.1).
-//! This file knows bytes and numbers only.
+//! This file must not know what a key means.
 
-/// The Kafka partition of `key` in a topic with `kafka_partitions` partitions (at least 1): positive murmur2, modulo.
-pub fn partition_of(key: &[u8], kafka_partitions: i32) -> i32 {
-    (murmur2(key) & 0x7fff_ffff) % kafka_partitions.max(1)
+use wye_domain::place::KafkaPartition;
+
+/// The Kafka partition of `key` in a topic with `kafka_partitions` Kafka partitions (at least 1): positive murmur2, modulo.
+pub fn partition_of(key: &[u8], kafka_partitions: i32) -> KafkaPartition {
+    KafkaPartition((murmur2(key) & 0x7fff_ffff) % kafka_partitions.max(1))
 }
 
 /// 32-bit murmur2 with Kafka's seed; Java's `int` arithmetic, so the result is signed.
@@ -23,8 +25,8 @@ fn murmur2(data: &[u8]) -> i32 {
         hash = hash.wrapping_mul(M) ^ k.wrapping_mul(M);
     }
     if !rest.is_empty() {
-        for (place, byte) in rest.iter().enumerate() {
-            hash ^= u32::from(*byte) << (8 * place);
+        for (index, byte) in rest.iter().enumerate() {
+            hash ^= u32::from(*byte) << (8 * index);
         }
         hash = hash.wrapping_mul(M);
     }
@@ -58,7 +60,8 @@ mod tests {
     fn is_never_negative_and_always_in_range() {
         for key in ["", "a", "foobar", "device-17"] {
             for kafka_partitions in 1..20 {
-                assert!((0..kafka_partitions).contains(&partition_of(key.as_bytes(), kafka_partitions)));
+                let kafka_partition = partition_of(key.as_bytes(), kafka_partitions);
+                assert!((0..kafka_partitions).contains(&kafka_partition.0));
             }
         }
     }

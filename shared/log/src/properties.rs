@@ -1,11 +1,11 @@
-//! Which librdkafka properties a user may set, and why not the others. Must not know what a client does with them.
+//! Which librdkafka properties a user may not set, and why. Must not know what a client does with them.
 
 use rdkafka::error::KafkaError;
 
 use crate::error::LogError;
 
-/// Properties that Wye's invariants rest on, in all their spellings, each with the reason.
-const REFUSED: [(&[&str], &str); 14] = [
+/// Properties that Wye's invariants depend on, in all their spellings, each with the reason.
+const FIXED: [(&[&str], &str); 14] = [
     (&["bootstrap.servers", "metadata.broker.list"], "write bootstrap_servers in [log] instead"),
     (
         &["acks", "request.required.acks"],
@@ -29,7 +29,7 @@ const REFUSED: [(&[&str], &str); 14] = [
     ),
     (
         &["auto.offset.reset"],
-        "a place that is not in the log must be noticed; else readings would be left out or counted twice",
+        "an offset outside of the log must end in an error; else readings would be left out or counted twice",
     ),
     (
         &[
@@ -39,7 +39,7 @@ const REFUSED: [(&[&str], &str); 14] = [
             "group.remote.assignor",
             "partition.assignment.strategy",
         ],
-        "Wye's readers belong to no consumer group: their places are stored with what they made of the records",
+        "Wye's readers belong to no consumer group: their offsets are stored with their results",
     ),
     (
         &[
@@ -49,28 +49,24 @@ const REFUSED: [(&[&str], &str); 14] = [
             "offset.store.method",
             "auto.commit.interval.ms",
         ],
-        "Wye commits no offsets: its places are stored with what it made of the records",
+        "Wye commits no offsets to Kafka: it stores them with its results",
     ),
-    (&["enable.partition.eof"], "Wye has to know when it has read to the end"),
+    (&["enable.partition.eof"], "Wye must notice the end of the log"),
     (&["isolation.level"], "records of an aborted transaction would be counted"),
-    (
-        &["allow.auto.create.topics"],
-        "topics must have the settings that Wye needs, so Wye creates them itself",
-    ),
-    (&["partitioner"], "a device belongs to the Kafka partition that murmur2 gives, on every producer"),
+    (&["allow.auto.create.topics"], "topics need certain settings, so Wye creates them itself"),
+    (&["partitioner"], "every producer must choose the Kafka partition of a device by murmur2"),
     (
         &["test.mock.num.brokers", "enabled_events", "log.queue", "statistics.interval.ms"],
-        "Wye uses it for its own purposes",
+        "Wye uses it internally",
     ),
 ];
 
-/// Checks one property as it was written.
+/// Checks the name of one property.
 ///
 /// # Errors
 /// `Setting` with the reason when it may not be set.
 pub(crate) fn check(property: &str) -> Result<(), LogError> {
-    let refused = REFUSED.iter().find(|(names, _)| names.contains(&property));
-    match refused {
+    match FIXED.iter().find(|(names, _)| names.contains(&property)) {
         Some((_, why)) => {
             Err(LogError::Setting { property: property.to_owned(), problem: format!("cannot be set: {why}") })
         }
@@ -78,7 +74,7 @@ pub(crate) fn check(property: &str) -> Result<(), LogError> {
     }
 }
 
-/// The error of a client that cannot be made. The value of a property stays out of it: it may be a secret.
+/// The error of a client that cannot be created. It leaves out the value of a property, which may be a secret.
 pub(crate) fn configure(source: KafkaError) -> LogError {
     match source {
         KafkaError::ClientConfig(_, problem, property, value) => {
@@ -97,8 +93,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn properties_that_invariants_rest_on_are_refused_with_the_reason() {
-        for (names, why) in REFUSED {
+    fn fixed_properties_are_rejected_with_the_reason() {
+        for (names, why) in FIXED {
             for property in names {
                 let error = check(property).unwrap_err().to_string();
                 assert!(error.contains(property) && error.contains(why), "{error}");
@@ -110,13 +106,13 @@ mod tests {
     }
 
     #[test]
-    fn a_value_does_not_get_into_an_error() {
+    fn an_error_does_not_show_the_value() {
         for property in ["sasl.passwrd", "security.protocol", "compression.type"] {
-            let made: Result<BaseProducer, _> = ClientConfig::new().set(property, "s3cret").create();
-            let error = configure(made.err().unwrap());
+            let created: Result<BaseProducer, _> = ClientConfig::new().set(property, "s3cret").create();
+            let error = configure(created.err().unwrap());
             assert!(matches!(error, LogError::Setting { .. }));
-            let words = format!("{error} {error:?}");
-            assert!(words.contains(property) && !words.contains("s3cret"), "{words}");
+            let text = format!("{error} {error:?}");
+            assert!(text.contains(property) && !text.contains("s3cret"), "{text}");
         }
     }
 }

@@ -1,54 +1,61 @@
-//! Reading the log: one topic, chosen Kafka partitions, from given offsets on, from a thread of one's own.
+//! Reading the log: one topic, chosen Kafka partitions, from given offsets on.
 //!
-//! There is no consumer group here and nothing is committed: who reads knows where it stands, because its position
-//! is stored with what it made of the records. This file does not know what a payload means.
+//! There is no consumer group, and no offsets are committed: the caller stores its position with its results. This file
+//! must not know what a payload means.
 //!
-//! A record batch that no client can decode stops librdkafka for good, mostly without a word. Here a Kafka partition
-//! that stands still before its end is looked at more closely (`unreadable`), and the reader goes past what does not
-//! decode: its caller gets [`LogError::Unreadable`] with the offsets.
+//! A record batch that no client can decode stops librdkafka permanently, mostly without an error. So a Kafka partition
+//! that makes no progress before its end is checked (`unreadable`), and the reader skips what cannot be decoded: its
+//! caller gets [`LogError::Unreadable`] with the offsets.
 
 mod unreadable;
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Headers, Message as _};
-use rdkafka::{Offset, Timestamp, TopicPartitionList};
+use rdkafka::{Timestamp, TopicPartitionList};
 use tracing::{debug, error, warn};
+use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::time::Micros;
 
-use crate::client::{ASK_TIMEOUT, Log};
+use crate::client::{Log, REQUEST_TIMEOUT};
 use crate::error::LogError;
-use crate::kafka_logs::{Seldom, TracingContext};
+use crate::kafka_logs::{RateLimit, TracingContext};
 use crate::properties::configure;
-use crate::reader::unreadable::{Finding, is_undecodable};
+use crate::reader::unreadable::{Finding, Target, is_undecodable};
 
-/// How often a broker that is away is reported.
-const AWAY_NOTICE: Duration = Duration::from_secs(5);
-/// How long [`read_all`] waits for the next record before it gives up.
-const STALL: Duration = Duration::from_secs(30);
-/// How long a Kafka partition may stand still before its end until it is looked at, at first; each look that finds
-/// nothing doubles it, up to [`LAZIEST_LOOK`].
-const FIRST_LOOK: Duration = Duration::from_secs(1);
-/// See [`FIRST_LOOK`].
-const LAZIEST_LOOK: Duration = Duration::from_secs(60);
-/// When to look again where a look got no answer: a client that does not answer may not even be closed.
-const NO_ANSWER: Duration = Duration::from_secs(3600);
-/// How long a look may ask the broker for the end of the log.
-const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
-/// About how long one call searches for the end of what cannot be decoded; the next call goes on.
-const SEARCH: Duration = Duration::from_secs(2);
+/// How often a broker that cannot be reached is logged.
+const NOTICE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long [`read_all`] waits for the next record before it returns an error.
+const READ_ALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// After how long without progress before its end a Kafka partition is checked for the first time. Each check that finds
+/// nothing doubles the delay, up to [`MAX_CHECK_DELAY`].
+const MIN_CHECK_DELAY: Duration = Duration::from_secs(1);
+/// The longest delay between two checks of a Kafka partition.
+const MAX_CHECK_DELAY: Duration = Duration::from_secs(60);
+/// The delay after a check that got no answer. It is long, since the client of such a check may never be closed.
+const NO_ANSWER_DELAY: Duration = Duration::from_secs(3600);
+/// How long a check may wait for the offsets of the log.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(1);
+/// About how long one call searches for the end of the unreadable records; the next call continues.
+const SEARCH_TIME: Duration = Duration::from_secs(2);
+/// How many records [`read_all`] takes per call.
+const READ_ALL_MESSAGES: usize = 10_000;
+/// How long each call of [`read_all`] waits for a record.
+const READ_ALL_POLL: Duration = Duration::from_millis(100);
 
 /// One record, borrowed from the client's buffers.
 #[derive(Clone, Copy)]
 pub struct Message<'a> {
-    /// Which Kafka partition it is from.
-    pub kafka_partition: i32,
+    /// Its Kafka partition.
+    pub kafka_partition: KafkaPartition,
     /// Its offset there.
-    pub offset: i64,
-    /// When the log took it: milliseconds since 1970, 0 where nobody says. For a record of a log that does not stamp
-    /// what it takes (one written before its topic was set right), what the producer says, but never in the future.
-    pub timestamp_ms: i64,
+    pub offset: Offset,
+    /// When the log received it; 1970 where the record has no timestamp. For a record of a topic without LogAppendTime
+    /// (written before the topic was set up), the producer's time, but never in the future.
+    pub ingest_time: Micros,
     /// The key, if any.
     pub key: Option<&'a [u8]>,
     /// The payload; empty where it is null.
@@ -65,9 +72,9 @@ impl<'a> Message<'a> {
 
     fn of(inner: &'a BorrowedMessage<'a>) -> Self {
         Self {
-            kafka_partition: inner.partition(),
-            offset: inner.offset(),
-            timestamp_ms: ingest_time(inner.timestamp()),
+            kafka_partition: KafkaPartition(inner.partition()),
+            offset: Offset(inner.offset()),
+            ingest_time: ingest_time(inner.timestamp()),
             key: inner.key(),
             payload: inner.payload().unwrap_or_default(),
             inner,
@@ -75,148 +82,151 @@ impl<'a> Message<'a> {
     }
 }
 
-fn ingest_time(timestamp: Timestamp) -> i64 {
-    match timestamp {
+/// When the log received a record, by its timestamp.
+fn ingest_time(timestamp: Timestamp) -> Micros {
+    Micros::from_millis(match timestamp {
         Timestamp::NotAvailable => 0,
         Timestamp::LogAppendTime(millis) => millis.max(0),
         Timestamp::CreateTime(millis) => {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
             millis.clamp(0, i64::try_from(now).unwrap_or(i64::MAX))
         }
-    }
+    })
 }
 
-/// Reads records of one topic in offset order per Kafka partition. Blocks; give it a thread.
+/// Reads records of one topic in offset order per Kafka partition. Blocks; run it on a thread of its own.
 pub struct Reader {
     log: Log,
     topic: String,
     consumer: BaseConsumer<TracingContext>,
-    /// By Kafka partition: what is read next, and whether the end was seen; `None` where not assigned.
-    places: Vec<Option<Place>>,
-    away: Seldom,
+    assigned: BTreeMap<KafkaPartition, Progress>,
+    notice: RateLimit,
 }
 
-#[derive(Clone, Copy)]
-struct Place {
-    next: i64,
-    /// Whether the client has come to the end.
+/// How far an assigned Kafka partition is read.
+struct Progress {
+    /// The offset that is read next.
+    next: Offset,
+    /// Whether the client has reported the end.
     at_end: bool,
-    /// Whether it was looked for offsets before that end that hold no records.
-    end_is_known: bool,
-    /// The end of the log as far as it was asked for.
-    high: i64,
-    /// `next` when progress was last looked for, and since when it has been that.
-    stood_at: i64,
-    since: Instant,
-    /// How long it may stand still before the next look.
-    patience: Duration,
+    /// Whether that end has been checked for offsets without records before it.
+    end_is_checked: bool,
+    /// The end of the log when it was last asked for.
+    high: Offset,
+    /// `next` at the last progress, and when that was.
+    last_next: Offset,
+    last_progress: Instant,
+    /// After how long without progress it is checked.
+    check_delay: Duration,
 }
 
-impl Place {
-    fn at(next: i64) -> Self {
+impl Progress {
+    fn from(next: Offset) -> Self {
         Self {
             next,
             at_end: false,
-            end_is_known: false,
+            end_is_checked: false,
             high: next,
-            stood_at: next,
-            since: Instant::now(),
-            patience: FIRST_LOOK,
+            last_next: next,
+            last_progress: Instant::now(),
+            check_delay: MIN_CHECK_DELAY,
         }
     }
 
-    /// Whether it has stood still for so long that it must be looked at.
-    fn is_suspect(&mut self, now: Instant) -> bool {
-        if self.next != self.stood_at || (self.at_end && self.end_is_known) {
-            (self.stood_at, self.since, self.patience) = (self.next, now, FIRST_LOOK);
+    /// Whether it is time for a check: no progress for too long.
+    fn is_stalled(&mut self, now: Instant) -> bool {
+        if self.next != self.last_next || (self.at_end && self.end_is_checked) {
+            (self.last_next, self.last_progress, self.check_delay) = (self.next, now, MIN_CHECK_DELAY);
         }
-        now.duration_since(self.since) >= self.patience
+        now.duration_since(self.last_progress) >= self.check_delay
     }
 }
 
 impl Reader {
-    /// Prepares a reader of `topic` with nothing assigned: see [`Self::assign`].
+    /// Prepares a reader of `topic` without Kafka partitions: see [`Self::assign`].
     ///
     /// # Errors
-    /// `Configure` when librdkafka refuses a property.
+    /// `Configure` when librdkafka rejects a property.
     pub fn new(log: &Log, topic: &str) -> Result<Self, LogError> {
         let config = log.config().client(&[
-            // librdkafka assigns nothing without a group; nothing is ever committed under this name.
+            // librdkafka does not assign without a group; no offset is ever committed under this name.
             ("group.id", "wye-reader"),
             ("enable.auto.commit", "false"),
             ("enable.auto.offset.store", "false"),
             ("auto.offset.reset", "error"),
             ("enable.partition.eof", "true"),
-            // TCP has its own checksums, and the broker checks the batch when it takes it.
+            // TCP has its own checksums, and the broker checks each batch when it receives it.
             ("check.crcs", "false"),
-            // The bounds of what is fetched ahead, in records and in bytes of records. A record costs the client some
-            // hundred bytes beside its own, so ten times as many small ones took 90 MB more and were no faster.
+            // The limits of the prefetch, in records and in bytes of records. Each record costs the client some hundred
+            // bytes besides its own: ten times as many small records took 90 MB more and were no faster.
             ("queued.min.messages", "100000"),
             ("queued.max.messages.kbytes", "32768"),
-            // When a bound is reached, look again soon: the default of a second leaves the reader dry.
+            // When a limit is reached, fetch again soon: with the default of a second the reader waits for records.
             ("fetch.queue.backoff.ms", "5"),
-            // Per Kafka partition, compressed: small enough that unpacking one answer does not keep the next waiting.
+            // Per Kafka partition, compressed: so small that decompressing one response does not delay the next.
             ("fetch.message.max.bytes", "1048576"),
             ("fetch.max.bytes", "16777216"),
-            // A batch larger than the bounds above is still sent whole.
+            // A batch that exceeds these limits is still sent whole.
             ("receive.message.max.bytes", "33554432"),
-            // Both brokers answer as soon as there is anything; this only bounds the wait where there is nothing.
+            // Brokers answer as soon as there are records; this limits the wait only where there are none.
             ("fetch.wait.max.ms", "100"),
             ("fetch.error.backoff.ms", "100"),
         ]);
         let consumer = config.create_with_context(TracingContext).map_err(configure)?;
         let (log, topic) = (log.clone(), topic.to_owned());
-        Ok(Self { log, topic, consumer, places: Vec::new(), away: Seldom::new(AWAY_NOTICE) })
+        let notice = RateLimit::new(NOTICE_INTERVAL);
+        Ok(Self { log, topic, consumer, assigned: BTreeMap::new(), notice })
     }
 
-    /// Reads from now on exactly these: Kafka partition and first offset of each. What was fetched before is dropped.
+    /// Replaces the assignment: Kafka partition and first offset of each. Prefetched records are dropped.
     ///
     /// # Errors
-    /// `Read` when librdkafka refuses.
-    pub fn assign(&mut self, starts: &[(i32, i64)]) -> Result<(), LogError> {
-        let topic_name = self.topic.clone();
-        let refuse = |source: KafkaError| LogError::Read { topic: topic_name.clone(), source: source.into() };
-        let mut list = TopicPartitionList::with_capacity(starts.len());
-        let mut places = Vec::new();
-        for &(kafka_partition, next) in starts {
-            list.add_partition_offset(&self.topic, kafka_partition, Offset::Offset(next)).map_err(refuse)?;
-            let index = kafka_partition.max(0) as usize;
-            if places.len() <= index {
-                places.resize(index + 1, None);
-            }
-            places[index] = Some(Place::at(next));
-        }
-        self.consumer.assign(&list).map_err(refuse)?;
-        self.places = places;
+    /// `Read` when librdkafka rejects the assignment.
+    pub fn assign(&mut self, starts: &[(KafkaPartition, Offset)]) -> Result<(), LogError> {
+        self.assign_raw(starts).map_err(|source| self.read_error(source))?;
+        self.assigned =
+            starts.iter().map(|&(kafka_partition, next)| (kafka_partition, Progress::from(next))).collect();
         Ok(())
     }
 
-    /// Goes on at `next` in one Kafka partition, and where it stands in the others.
+    fn assign_raw(&self, starts: &[(KafkaPartition, Offset)]) -> KafkaResult<()> {
+        let mut list = TopicPartitionList::with_capacity(starts.len());
+        for (kafka_partition, next) in starts {
+            list.add_partition_offset(&self.topic, kafka_partition.0, rdkafka::Offset::Offset(next.0))?;
+        }
+        self.consumer.assign(&list)
+    }
+
+    /// Continues at `next` in one Kafka partition, and at the next offset in the others.
     ///
     /// # Errors
-    /// `Read` when librdkafka refuses.
-    pub fn seek(&mut self, kafka_partition: i32, next: i64) -> Result<(), LogError> {
-        let places = (0_i32..).zip(&self.places);
-        let others = places.filter(|(other, _)| *other != kafka_partition);
-        let others = others.filter_map(|(other, place)| place.map(|place| (other, place.next)));
-        let starts: Vec<_> = others.chain([(kafka_partition, next)]).collect();
+    /// `Read` when librdkafka rejects the assignment.
+    pub fn seek(&mut self, kafka_partition: KafkaPartition, next: Offset) -> Result<(), LogError> {
+        let mut starts = self.positions();
+        starts.retain(|(other, _)| *other != kafka_partition);
+        starts.push((kafka_partition, next));
         self.assign(&starts)
     }
 
     /// The offset that is read next in a Kafka partition, if it is assigned.
-    pub fn position(&self, kafka_partition: i32) -> Option<i64> {
-        self.place(kafka_partition).map(|place| place.next)
+    pub fn position(&self, kafka_partition: KafkaPartition) -> Option<Offset> {
+        self.assigned.get(&kafka_partition).map(|progress| progress.next)
     }
 
-    /// Hands up to `max_messages` records to `on`: waits up to `timeout` for the first, then takes what is already
-    /// here. Returns how many there were. A broker that is away is waited for and reported from time to time; it
-    /// looks like no records.
+    /// The offset that is read next in each assigned Kafka partition.
+    fn positions(&self) -> Vec<(KafkaPartition, Offset)> {
+        self.assigned.iter().map(|(kafka_partition, progress)| (*kafka_partition, progress.next)).collect()
+    }
+
+    /// Calls `on` with up to `max_messages` records: waits up to `timeout` for the first, then takes those that have
+    /// been fetched already. Returns how many there were. While the broker cannot be reached there are none, and a
+    /// warning is logged from time to time.
     ///
     /// # Errors
-    /// `OffsetGone` when the next offset of a Kafka partition has been deleted, `OffsetAhead` when it lies past the
-    /// end; both stop the Kafka partition until [`Self::seek`] or [`Self::assign`]. `Unreadable` when records do not
-    /// decode: the reader has gone past them, and the next call reads on. `Read` when the client cannot go on. Records
-    /// handed over before an error stay handed over: see [`Self::position`].
+    /// `OffsetGone` when the next offset of a Kafka partition has been deleted, `OffsetAhead` when it is past the end;
+    /// both stop the Kafka partition until [`Self::seek`] or [`Self::assign`]. `Unreadable` when records cannot be
+    /// decoded: they are skipped, and the next call continues after them. `Read` when the client fails permanently.
+    /// Records before an error count as read: see [`Self::position`].
     pub fn poll_batch(
         &mut self,
         max_messages: usize,
@@ -232,64 +242,57 @@ impl Reader {
             match polled {
                 Ok(message) => {
                     let message = Message::of(&message);
-                    let index = message.kafka_partition as usize;
-                    let Some(place) = self.places.get_mut(index).and_then(Option::as_mut) else { continue };
-                    // What was in flight when `assign` was called may still turn up.
-                    if message.offset < place.next {
+                    let Some(progress) = self.assigned.get_mut(&message.kafka_partition) else { continue };
+                    // A record that was fetched before `assign` may still arrive.
+                    if message.offset < progress.next {
                         continue;
                     }
-                    // A batch that does not decode may name any offset.
-                    if message.offset > place.next && message.offset >= place.high {
+                    // A batch that cannot be decoded may contain any offset.
+                    if message.offset > progress.next && message.offset >= progress.high {
                         let range =
-                            self.log.offsets_within(&self.topic, message.kafka_partition, LOOK_TIMEOUT);
-                        place.high = range.map_or(place.high, |range| range.high);
-                        if message.offset >= place.high {
-                            past_the_end = Some((message.kafka_partition, place.next));
+                            self.log.offsets_within(&self.topic, message.kafka_partition, CHECK_TIMEOUT);
+                        progress.high = range.map_or(progress.high, |range| range.high);
+                        if message.offset >= progress.high {
+                            past_the_end = Some((message.kafka_partition, progress.next));
                             break;
                         }
                     }
-                    place.next = message.offset + 1;
-                    place.at_end = false;
+                    progress.next = message.offset.next();
+                    progress.at_end = false;
                     on(message);
                     count += 1;
                 }
                 Err(KafkaError::PartitionEOF(kafka_partition)) => {
-                    if let Some(place) =
-                        self.places.get_mut(kafka_partition as usize).and_then(Option::as_mut)
-                    {
-                        place.at_end = true;
-                        place.end_is_known = false;
+                    if let Some(progress) = self.assigned.get_mut(&KafkaPartition(kafka_partition)) {
+                        progress.at_end = true;
+                        progress.end_is_checked = false;
                     }
                 }
                 Err(KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset)) => {
-                    self.out_of_range()?;
+                    self.find_out_of_range()?;
                 }
-                Err(KafkaError::MessageConsumption(code)) if is_undecodable(code) => self.look_at_all()?,
-                Err(KafkaError::MessageConsumption(code)) => self.report(code),
-                Err(source) => {
-                    return Err(LogError::Read { topic: self.topic.clone(), source: source.into() });
-                }
+                Err(KafkaError::MessageConsumption(code)) if is_undecodable(code) => self.check_all()?,
+                Err(KafkaError::MessageConsumption(code)) => self.notice_unreachable(code),
+                Err(source) => return Err(self.read_error(source)),
             }
         }
         if let Some((kafka_partition, next)) = past_the_end {
             self.seek(kafka_partition, next)?;
-            self.look_at(kafka_partition)?;
+            self.check(kafka_partition)?;
         }
-        self.look_at_suspects()?;
+        self.check_stalled()?;
         Ok(count)
     }
 
-    /// Finds out which Kafka partition stands outside of its log. The client does not say.
-    fn out_of_range(&mut self) -> Result<(), LogError> {
-        let mut starts = Vec::new();
-        for (kafka_partition, place) in (0_i32..).zip(&self.places) {
-            let Some(Place { next: wanted, .. }) = *place else { continue };
-            starts.push((kafka_partition, wanted));
+    /// Finds the Kafka partition whose next offset is outside of its log. The client does not report which one it is.
+    fn find_out_of_range(&mut self) -> Result<(), LogError> {
+        let starts = self.positions();
+        for &(kafka_partition, wanted) in &starts {
             let topic = self.topic.clone();
             let range = match self.log.offsets_blocking(&topic, kafka_partition) {
                 Ok(range) => range,
                 Err(error) => {
-                    debug!(%error, "cannot look up the offsets of a stopped Kafka partition; trying again");
+                    debug!(%error, "cannot look up the offsets of a stopped Kafka partition; retrying");
                     continue;
                 }
             };
@@ -300,123 +303,134 @@ impl Reader {
                 return Err(LogError::OffsetAhead { topic, kafka_partition, wanted, high: range.high });
             }
         }
-        // The broker was asked while it changed: go on where we stand.
+        // The log has changed in the meantime: all next offsets are inside of it.
         self.assign(&starts)
     }
 
-    /// Looks at the Kafka partitions that have stood still for too long.
-    fn look_at_suspects(&mut self) -> Result<(), LogError> {
+    /// Checks the Kafka partitions that have made no progress for too long.
+    fn check_stalled(&mut self) -> Result<(), LogError> {
         let now = Instant::now();
-        let suspects = (0_i32..).zip(&mut self.places).filter_map(|(kafka_partition, place)| {
-            place.as_mut().is_some_and(|place| place.is_suspect(now)).then_some(kafka_partition)
-        });
-        let suspects: Vec<i32> = suspects.collect();
-        suspects.into_iter().try_for_each(|kafka_partition| self.look_at(kafka_partition))
+        let stalled: Vec<KafkaPartition> = self
+            .assigned
+            .iter_mut()
+            .filter_map(|(kafka_partition, progress)| progress.is_stalled(now).then_some(*kafka_partition))
+            .collect();
+        stalled.into_iter().try_for_each(|kafka_partition| self.check(kafka_partition))
     }
 
-    /// Looks at every Kafka partition that is not read to its end: the client does not say which one it cannot decode.
-    fn look_at_all(&mut self) -> Result<(), LogError> {
-        let places = (0_i32..).zip(&self.places);
-        let open = places.filter(|(_, place)| place.is_some_and(|place| !place.at_end));
-        let open: Vec<i32> = open.map(|(kafka_partition, _)| kafka_partition).collect();
-        open.into_iter().try_for_each(|kafka_partition| self.look_at(kafka_partition))
+    /// Checks every Kafka partition that is not read to its end: the client does not report which one it cannot decode.
+    fn check_all(&mut self) -> Result<(), LogError> {
+        let open: Vec<KafkaPartition> = self
+            .assigned
+            .iter()
+            .filter(|(_, progress)| !progress.at_end)
+            .map(|(kafka_partition, _)| *kafka_partition)
+            .collect();
+        open.into_iter().try_for_each(|kafka_partition| self.check(kafka_partition))
     }
 
-    /// Finds out whether what comes next in a Kafka partition can be decoded, and goes past it if not.
-    fn look_at(&mut self, kafka_partition: i32) -> Result<(), LogError> {
-        let place = self.places.get_mut(kafka_partition as usize).and_then(Option::as_mut);
-        let Some(place) = place else { return Ok(()) };
-        let from = place.next;
-        (place.since, place.patience) =
-            (Instant::now(), (place.patience * 2).clamp(FIRST_LOOK, LAZIEST_LOOK));
-        // A broker that does not answer is away, and that is reported elsewhere.
-        let Ok(range) = self.log.offsets_within(&self.topic, kafka_partition, LOOK_TIMEOUT) else {
+    /// Checks whether the next records of a Kafka partition can be decoded, and skips them if not.
+    fn check(&mut self, kafka_partition: KafkaPartition) -> Result<(), LogError> {
+        let Some(progress) = self.assigned.get_mut(&kafka_partition) else { return Ok(()) };
+        let from = progress.next;
+        progress.last_last_record = Instant::now();
+        progress.check_delay = (progress.check_delay * 2).clamp(MIN_CHECK_DELAY, MAX_CHECK_DELAY);
+        // An unreachable broker is reported by `poll_batch`.
+        let Ok(range) = self.log.offsets_within(&self.topic, kafka_partition, CHECK_TIMEOUT) else {
             return Ok(());
         };
-        place.high = range.high;
-        place.end_is_known = place.at_end;
+        progress.high = range.high;
+        progress.end_is_checked = progress.at_end;
         if from < range.low || from >= range.high {
             return Ok(());
         }
-        let asked = unreadable::Place { log: &self.log, topic: &self.topic, kafka_partition };
-        let found = match unreadable::find(asked, from, range, SEARCH)? {
+        let target = Target { log: &self.log, topic: &self.topic, kafka_partition, range };
+        let (next, reason) = match unreadable::find(target, from, SEARCH_TIME)? {
             Finding::Readable => return Ok(()),
-            // The end of a transaction takes an offset, and so do the records of one that was aborted.
-            Finding::Nothing => {
-                place.next = range.high;
+            // The end of a transaction takes an offset, and so do the records of an aborted one.
+            Finding::Empty => {
+                progress.next = range.high;
                 return Ok(());
             }
-            Finding::Unreadable(found) => found,
+            Finding::Unreadable { next, reason } => (next, reason),
             Finding::NoAnswer => {
-                place.patience = NO_ANSWER;
+                progress.check_delay = NO_ANSWER_DELAY;
                 error!(
                     topic = self.topic,
-                    kafka_partition,
-                    offset = from,
-                    "Kafka answers, but no client gets a record at this offset; if it stays so, the record batch there \
+                    %kafka_partition,
+                    offset = %from,
+                    "Kafka answers, but no client gets a record at this offset; if this persists, the record batch there \
                      is damaged in a way that stops the client: delete the records up to it with kafka-delete-records.sh"
                 );
                 return Ok(());
             }
         };
-        self.seek(kafka_partition, found.next)?;
-        // More of them may follow: look again at once.
-        if let Some(place) = self.places.get_mut(kafka_partition as usize).and_then(Option::as_mut) {
-            place.patience = Duration::ZERO;
+        self.seek(kafka_partition, next)?;
+        // More unreadable records may follow: check again in the next call.
+        if let Some(progress) = self.assigned.get_mut(&kafka_partition) {
+            progress.check_delay = Duration::ZERO;
         }
-        let (topic, next, reason) = (self.topic.clone(), found.next, found.reason);
-        Err(LogError::Unreadable { topic, kafka_partition, from, next, reason })
+        let topic = self.topic.clone();
+        Err(LogError::Unreadable { topic, kafka_partition, offsets: from..next, reason })
     }
 
-    fn report(&mut self, code: RDKafkaErrorCode) {
-        if self.away.now() {
+    fn notice_unreachable(&mut self, code: RDKafkaErrorCode) {
+        if self.notice.allows() {
             let bootstrap_servers = &self.log.config().bootstrap_servers;
             warn!(topic = self.topic, error = %code, "cannot read from Kafka at {bootstrap_servers}; waiting");
         }
     }
 
-    fn place(&self, kafka_partition: i32) -> Option<Place> {
-        self.places.get(usize::try_from(kafka_partition).ok()?).copied().flatten()
+    fn read_error(&self, source: KafkaError) -> LogError {
+        LogError::Read { topic: self.topic.clone(), source: source.into() }
     }
 }
 
-/// The first offset of a record that came at `since` (ms since 1970) or later, `None` where all are older. A broker may
-/// name the beginning of the batch that holds the record. Blocks; give it a thread.
+/// The first offset of a record that the log received at `since` (to the millisecond) or later; `None` where all are
+/// older. A broker may return the first offset of the batch that holds the record. Blocks; call it on a thread that may.
 ///
 /// # Errors
 /// `Ask` when the broker cannot be reached.
 pub fn first_offset_since(
     log: &Log,
-    (topic, kafka_partition): (&str, i32),
-    since: i64,
-) -> Result<Option<i64>, LogError> {
-    let what = || format!("the offset of {topic:?} partition {kafka_partition} at a time");
-    let asked = |source: KafkaError| log.ask_error(what(), source);
+    (topic, kafka_partition): (&str, KafkaPartition),
+    since: Micros,
+) -> Result<Option<Offset>, LogError> {
+    let consumer = Reader::new(log, topic)?.consumer;
+    offset_for_time(&consumer, (topic, kafka_partition), since).map_err(|source| {
+        log.ask_error(format!("the offset of {topic:?} partition {kafka_partition} at a time"), source)
+    })
+}
+
+fn offset_for_time(
+    consumer: &BaseConsumer<TracingContext>,
+    (topic, kafka_partition): (&str, KafkaPartition),
+    since: Micros,
+) -> KafkaResult<Option<Offset>> {
     let mut list = TopicPartitionList::new();
-    list.add_partition_offset(topic, kafka_partition, Offset::Offset(since)).map_err(asked)?;
-    let found = Reader::new(log, topic)?.consumer.offsets_for_times(list, ASK_TIMEOUT).map_err(asked)?;
-    let Some(element) = found.find_partition(topic, kafka_partition) else { return Ok(None) };
-    element.error().map_err(asked)?;
+    list.add_partition_offset(topic, kafka_partition.0, rdkafka::Offset::Offset(since.millis()))?;
+    let found = consumer.offsets_for_times(list, REQUEST_TIMEOUT)?;
+    let Some(element) = found.find_partition(topic, kafka_partition.0) else { return Ok(None) };
+    element.error()?;
     Ok(match element.offset() {
-        Offset::Offset(offset) => Some(offset),
+        rdkafka::Offset::Offset(offset) => Some(Offset(offset)),
         _ => None,
     })
 }
 
-/// Reads a Kafka partition from `from` (or its low watermark, whichever is higher) to the high watermark that it has
-/// when this is called, and returns that: the place to go on from. For small topics. Blocks; give it a thread.
+/// Reads a Kafka partition from `from` (or its low watermark, whichever is higher) to the high watermark at the time of
+/// the call, and returns that: the offset to continue at. For small topics. Blocks; call it on a thread that may.
 ///
-/// A head that is deleted meanwhile is skipped, and so, with a warning, is what cannot be decoded.
+/// Records that are deleted in the meantime are skipped; so are, with a warning, those that cannot be decoded.
 ///
 /// # Errors
-/// `Ask` when the broker cannot be reached, `Stalled` when it stops answering on the way, `Read` when the client
-/// cannot go on.
+/// `Ask` when the broker cannot be reached, `Stalled` when it stops answering, `Read` when the client fails permanently.
 pub fn read_all(
     log: &Log,
-    (topic, kafka_partition): (&str, i32),
-    from: Option<i64>,
+    (topic, kafka_partition): (&str, KafkaPartition),
+    from: Option<Offset>,
     mut on: impl FnMut(Message<'_>),
-) -> Result<i64, LogError> {
+) -> Result<Offset, LogError> {
     let range = log.offsets_blocking(topic, kafka_partition)?;
     let mut start = from.map_or(range.low, |from| from.max(range.low));
     if start >= range.high {
@@ -424,16 +438,16 @@ pub fn read_all(
     }
     let mut reader = Reader::new(log, topic)?;
     reader.assign(&[(kafka_partition, start)])?;
-    let mut progress = Instant::now();
+    let mut last_record = Instant::now();
     loop {
-        let polled = reader.poll_batch(10_000, Duration::from_millis(100), &mut |message| {
+        let polled = reader.poll_batch(READ_ALL_MESSAGES, READ_ALL_POLL, &mut |message| {
             if message.offset < range.high {
                 on(message);
             }
         });
         match polled {
             Ok(0) => {}
-            Ok(_) => progress = Instant::now(),
+            Ok(_) => last_record = Instant::now(),
             Err(LogError::OffsetGone { low, .. }) if low < range.high => {
                 start = low;
                 reader.assign(&[(kafka_partition, start)])?;
@@ -441,20 +455,23 @@ pub fn read_all(
             Err(LogError::OffsetGone { .. }) => return Ok(range.high),
             Err(error @ LogError::Unreadable { .. }) => {
                 warn!(%error, "records are skipped");
-                progress = Instant::now();
+                last_record = Instant::now();
             }
             Err(error) => return Err(error),
         }
-        // The last offsets may hold nothing to deliver (transaction markers), so the end counts as well.
-        let done = reader.place(kafka_partition).is_none_or(|place| place.next >= range.high || place.at_end);
+        // The last offsets may hold no records (transaction markers), so the end counts as well.
+        let done = reader
+            .assigned
+            .get(&kafka_partition)
+            .is_none_or(|progress| progress.next >= range.high || progress.at_end);
         if done {
             return Ok(range.high);
         }
-        if progress.elapsed() >= STALL {
+        if last_record.elapsed() >= READ_ALL_TIMEOUT {
             return Err(LogError::Stalled {
                 topic: topic.to_owned(),
                 kafka_partition,
-                seconds: STALL.as_secs(),
+                seconds: READ_ALL_TIMEOUT.as_secs(),
                 bootstrap_servers: log.config().bootstrap_servers.clone(),
             });
         }

@@ -1,17 +1,17 @@
-//! What Wye needs of a topic's settings: those that it gives to the topics that it makes, and what it says about a topic
-//! that somebody else has made. Must not know how settings are asked for.
+//! Which settings a topic must have: those of the topics that Wye creates, and the problems of a topic that was created
+//! otherwise. Must not know how settings are read from a broker.
 
 use std::collections::BTreeMap;
 
 use crate::topics::MAX_MESSAGE_BYTES;
 
-/// The size of a segment of the topics that Wye makes, in bytes. A broker gives the disk back in whole segments; each
-/// takes a few file handles.
+/// The segment size of the topics that Wye creates, in bytes. A broker frees disk space in whole segments; each takes a
+/// few file handles.
 const SEGMENT_BYTES: usize = 64 << 20;
-/// Segments above this make trimming so coarse that it is said.
-const COARSE_SEGMENT_BYTES: i64 = 256 << 20;
+/// Larger segments lead to a warning: disk space is freed in large steps only.
+const LARGE_SEGMENT_BYTES: i64 = 256 << 20;
 
-/// The settings of a topic that Wye makes on so many brokers, by their Kafka names.
+/// The settings of a topic that Wye creates with so many replicas, by their Kafka names.
 pub(crate) fn of_new_topic(replication_factor: i32) -> Vec<(&'static str, String)> {
     vec![
         ("cleanup.policy", "delete".to_owned()),
@@ -24,88 +24,108 @@ pub(crate) fn of_new_topic(replication_factor: i32) -> Vec<(&'static str, String
     ]
 }
 
-/// How many brokers must have a record before it is acknowledged: a majority, where one may be away.
+/// How many replicas must have a record before it is acknowledged: a majority of three or more, else one.
 fn in_sync_replicas(replication_factor: i32) -> i32 {
     if replication_factor < 3 { 1 } else { replication_factor / 2 + 1 }
 }
 
-/// A setting that Wye cannot work with, or had better not.
+/// A setting that must or should be changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Objection {
-    /// The setting, as in "retention.ms".
+pub(crate) struct Problem {
+    /// The setting, such as "retention.ms".
     pub(crate) setting: &'static str,
-    /// What it is.
+    /// Its value.
     pub(crate) found: String,
-    /// What it should be.
+    /// The value that it should have.
     pub(crate) wanted: String,
     /// What goes wrong with it.
     pub(crate) why: &'static str,
-    /// Whether Wye refuses to start on it.
-    pub(crate) weight: Weight,
+    /// Whether Wye rejects the topic.
+    pub(crate) severity: Severity,
 }
 
-/// How bad a setting is.
+/// How severe a problem is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Weight {
+pub(crate) enum Severity {
     /// Acknowledged readings would be lost, or answers wrong.
-    Refused,
+    Rejected,
     /// It works, but not well.
     Warned,
 }
 
-/// What speaks against the settings that a topic has. A setting that the broker does not tell is taken to be right.
-pub(crate) fn objections(found: &BTreeMap<String, String>, replication_factor: i32) -> Vec<Objection> {
-    use Weight::{Refused, Warned};
-    let text = |setting: &str| found.get(setting).map(|value| value.trim().to_owned());
-    let number = |setting: &str| text(setting).and_then(|value| value.parse::<i64>().ok());
-    let mut objections = Vec::new();
-    let mut object = |setting, wanted: String, why, weight| {
-        let found = text(setting).unwrap_or_default();
-        objections.push(Objection { setting, found, wanted, why, weight });
-    };
-    if text("cleanup.policy").is_some_and(|policy| policy != "delete") {
+/// The problems of a topic's settings. A setting that the broker does not report is taken to be right.
+pub(crate) fn problems(found: &BTreeMap<String, String>, replication_factor: i32) -> Vec<Problem> {
+    use Severity::{Rejected, Warned};
+    let settings = Settings(found);
+    let mut problems = Vec::new();
+    if settings.text("cleanup.policy").is_some_and(|policy| policy != "delete") {
         let why = "compaction removes records that are not archived yet";
-        object("cleanup.policy", "delete".to_owned(), why, Refused);
+        problems.push(settings.problem("cleanup.policy", "delete", why, Rejected));
     }
     for setting in ["retention.ms", "retention.bytes"] {
-        if number(setting).is_some_and(|limit| limit >= 0) {
-            let why = "the broker deletes records that are not archived yet; Wye deletes those that are";
-            object(setting, "-1".to_owned(), why, Refused);
+        if settings.number(setting).is_some_and(|limit| limit >= 0) {
+            let why = "the broker deletes records that are not archived yet; Wye deletes records itself once they are archived";
+            problems.push(settings.problem(setting, "-1", why, Rejected));
         }
     }
-    if text("message.timestamp.type").is_some_and(|stamp| stamp != "LogAppendTime") {
-        let why = "ingest time would be the clock of each producer";
-        object("message.timestamp.type", "LogAppendTime".to_owned(), why, Refused);
+    if settings.text("message.timestamp.type").is_some_and(|timestamp| timestamp != "LogAppendTime") {
+        let why = "ingest time would be set by the clock of each producer";
+        problems.push(settings.problem("message.timestamp.type", "LogAppendTime", why, Rejected));
     }
-    if number("max.message.bytes").is_some_and(|limit| limit < MAX_MESSAGE_BYTES as i64) {
-        let why = "Wye's largest messages would be refused";
-        object("max.message.bytes", MAX_MESSAGE_BYTES.to_string(), why, Refused);
+    if settings.number("max.message.bytes").is_some_and(|limit| limit < MAX_MESSAGE_BYTES as i64) {
+        let why = "Wye's largest messages would be rejected";
+        problems.push(settings.problem("max.message.bytes", MAX_MESSAGE_BYTES, why, Rejected));
     }
-    if let Some(in_sync) = number("min.insync.replicas") {
+    if let Some(in_sync) = settings.number("min.insync.replicas") {
         let wanted = in_sync_replicas(replication_factor);
         if in_sync > i64::from(replication_factor) {
-            let why = "more than the topic has replicas, so that every write is refused";
-            object("min.insync.replicas", wanted.to_string(), why, Refused);
+            let why = "the topic has fewer replicas, so every write is rejected";
+            problems.push(settings.problem("min.insync.replicas", wanted, why, Rejected));
         } else if in_sync < i64::from(wanted) {
-            let why = "a record is acknowledged by one broker alone, and lost with it";
-            object("min.insync.replicas", wanted.to_string(), why, Warned);
+            let why =
+                "a record is acknowledged once a single broker has it, and is lost if that broker fails";
+            problems.push(settings.problem("min.insync.replicas", wanted, why, Warned));
         }
     }
-    if text("unclean.leader.election.enable").is_some_and(|enabled| enabled == "true") {
-        let why = "a broker that lacks acknowledged records can become the leader, and they are lost";
-        object("unclean.leader.election.enable", "false".to_owned(), why, Warned);
+    if settings.text("unclean.leader.election.enable").is_some_and(|enabled| enabled == "true") {
+        let why = "a broker without all acknowledged records can become the leader, and the missing records are lost";
+        problems.push(settings.problem("unclean.leader.election.enable", "false", why, Warned));
     }
-    if number("segment.bytes").is_some_and(|bytes| bytes > COARSE_SEGMENT_BYTES) {
-        let why = "the disk space of archived records comes back in steps of this size only";
-        object("segment.bytes", SEGMENT_BYTES.to_string(), why, Warned);
+    if settings.number("segment.bytes").is_some_and(|bytes| bytes > LARGE_SEGMENT_BYTES) {
+        let why = "the disk space of archived records is freed in steps of this size only";
+        problems.push(settings.problem("segment.bytes", SEGMENT_BYTES, why, Warned));
     }
-    objections
+    problems
 }
 
-/// The command that makes it right.
-pub(crate) fn command(bootstrap_servers: &str, topic: &str, objections: &[Objection]) -> String {
+/// The settings of a topic, as the broker reports them.
+struct Settings<'a>(&'a BTreeMap<String, String>);
+
+impl Settings<'_> {
+    fn text(&self, setting: &str) -> Option<&str> {
+        self.0.get(setting).map(|value| value.trim())
+    }
+
+    fn number(&self, setting: &str) -> Option<i64> {
+        self.text(setting)?.parse().ok()
+    }
+
+    fn problem(
+        &self,
+        setting: &'static str,
+        wanted: impl ToString,
+        why: &'static str,
+        severity: Severity,
+    ) -> Problem {
+        let found = self.text(setting).unwrap_or_default().to_owned();
+        Problem { setting, found, wanted: wanted.to_string(), why, severity }
+    }
+}
+
+/// The command that corrects the settings.
+pub(crate) fn command(bootstrap_servers: &str, topic: &str, problems: &[Problem]) -> String {
     let settings: Vec<String> =
-        objections.iter().map(|objection| format!("{}={}", objection.setting, objection.wanted)).collect();
+        problems.iter().map(|problem| format!("{}={}", problem.setting, problem.wanted)).collect();
     format!(
         "kafka-configs.sh --bootstrap-server {bootstrap_servers} --alter --entity-type topics --entity-name {topic} \
          --add-config {}",
@@ -117,45 +137,48 @@ pub(crate) fn command(bootstrap_servers: &str, topic: &str, objections: &[Object
 mod tests {
     use super::*;
 
-    fn against(settings: &[(&str, &str)], replication_factor: i32) -> Vec<(&'static str, Weight)> {
+    fn problems_of(settings: &[(&str, &str)], replication_factor: i32) -> Vec<(&'static str, Severity)> {
         let found = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-        objections(&found, replication_factor).iter().map(|one| (one.setting, one.weight)).collect()
+        problems(&found, replication_factor)
+            .iter()
+            .map(|problem| (problem.setting, problem.severity))
+            .collect()
     }
 
     #[test]
-    fn nothing_speaks_against_the_topics_that_wye_makes() {
+    fn topics_that_wye_creates_have_no_problems() {
         for (replication_factor, in_sync) in [(1, "1"), (2, "1"), (3, "2"), (5, "3")] {
             let settings = of_new_topic(replication_factor);
             assert!(settings.contains(&("min.insync.replicas", in_sync.to_owned())));
             let found = settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-            assert_eq!(objections(&found, replication_factor), []);
+            assert_eq!(problems(&found, replication_factor), []);
         }
     }
 
     #[test]
-    fn each_setting_that_would_lose_records_or_mislead_is_named() {
-        use Weight::{Refused, Warned};
-        for (setting, value, replication_factor, weight) in [
-            ("cleanup.policy", "compact", 1, Refused),
-            ("cleanup.policy", "compact,delete", 1, Refused),
-            ("retention.ms", "604800000", 1, Refused),
-            ("retention.bytes", "0", 1, Refused),
-            ("message.timestamp.type", "CreateTime", 1, Refused),
-            ("max.message.bytes", "1048588", 1, Refused),
-            ("min.insync.replicas", "2", 1, Refused),
+    fn each_wrong_setting_is_reported() {
+        use Severity::{Rejected, Warned};
+        for (setting, value, replication_factor, severity) in [
+            ("cleanup.policy", "compact", 1, Rejected),
+            ("cleanup.policy", "compact,delete", 1, Rejected),
+            ("retention.ms", "604800000", 1, Rejected),
+            ("retention.bytes", "0", 1, Rejected),
+            ("message.timestamp.type", "CreateTime", 1, Rejected),
+            ("max.message.bytes", "1048588", 1, Rejected),
+            ("min.insync.replicas", "2", 1, Rejected),
             ("min.insync.replicas", "1", 3, Warned),
             ("unclean.leader.election.enable", "true", 3, Warned),
             ("segment.bytes", "1073741824", 1, Warned),
         ] {
-            assert_eq!(against(&[(setting, value)], replication_factor), [(setting, weight)]);
+            assert_eq!(problems_of(&[(setting, value)], replication_factor), [(setting, severity)]);
         }
-        assert_eq!(against(&[("max.message.bytes", "20000000"), ("min.insync.replicas", "3")], 3), []);
+        assert_eq!(problems_of(&[("max.message.bytes", "20000000"), ("min.insync.replicas", "3")], 3), []);
     }
 
     #[test]
-    fn the_command_changes_what_is_wrong() {
+    fn the_command_corrects_the_settings() {
         let found = [("retention.ms".to_owned(), "1".to_owned())].into();
-        let command = command("kafka:9092", "readings", &objections(&found, 1));
+        let command = command("kafka:9092", "readings", &problems(&found, 1));
         assert!(command.ends_with("--entity-name readings --add-config retention.ms=-1"), "{command}");
         assert!(command.contains("--bootstrap-server kafka:9092"), "{command}");
     }

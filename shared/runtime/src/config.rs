@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use wye_domain::registry::{Registry, RegistryConfig};
+use wye_domain::time::Micros;
 use wye_metrics::definition::{Definition, MetricConfig};
 
 /// The embedded reference of all settings.
@@ -217,7 +218,7 @@ pub struct IngestSection {
     #[serde(with = "humantime_serde")]
     pub linger: Duration,
     #[serde(deserialize_with = "event_time")]
-    pub earliest_event_time: i64,
+    pub earliest_event_time: Micros,
     #[serde(with = "humantime_serde")]
     pub max_future: Duration,
 }
@@ -450,7 +451,7 @@ fn embedded_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EmbeddedP
     })
 }
 
-fn event_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<i64, D::Error> {
+fn event_time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Micros, D::Error> {
     let text = String::deserialize(deserializer)?;
     wye_domain::time::parse_rfc3339(&text).map_err(serde::de::Error::custom)
 }

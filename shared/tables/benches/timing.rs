@@ -5,7 +5,6 @@
 
 #![expect(clippy::print_stdout, reason = "a program that prints what it measured")]
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -18,14 +17,16 @@ use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef};
 use datafusion::execution::context::SessionContext;
 use datafusion::physical_plan::execute_stream_partitioned;
 use futures::StreamExt;
+use wye_domain::horizon::Horizon;
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder, text_type, time_type};
 use wye_domain::summary_columns;
-use wye_tables::append::OffsetRange;
 use wye_tables::columns::archive_schema;
 use wye_tables::readings::{ArchiveBatch, Readings};
+use wye_tables::run_record::RunRecord;
 use wye_tables::scan::SortedScan;
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
+use wye_tables::views::{BatchViews, ViewCommit};
 
 const HOUR: i64 = 3_600_000_000;
 const STATIONS: usize = 10;
@@ -93,9 +94,9 @@ async fn measure(root: &TableRoot, layout: Layout) -> Result<(), Error> {
             }
         }
         let clock = Instant::now();
-        let offsets = OffsetRange { from, next };
+        let (kafka_partition, offsets) = (KafkaPartition(0), Offset(from)..Offset(next));
         let done =
-            readings.append(vec![ArchiveBatch { kafka_partition: 0, offsets, readings: batches }]).await?;
+            readings.append(vec![ArchiveBatch { kafka_partition, offsets, readings: batches }]).await?;
         seconds += clock.elapsed().as_secs_f64();
         (bytes, rows) = (bytes + done.bytes, rows + done.readings);
     }
@@ -146,7 +147,7 @@ fn batch(station: usize, hours: std::ops::Range<i64>, offset: i64) -> RecordBatc
 
 async fn scan(readings: &Readings, columns: &[&str], horizon: Option<i64>) -> Result<(), Error> {
     let clock = Instant::now();
-    let horizon = horizon.map(|offset| BTreeMap::from([(0, offset)]));
+    let horizon = horizon.map(horizon_at);
     let scan = SortedScan { horizon: horizon.as_ref(), columns, plan_partitions: 2, batch_size: None };
     let plan = readings.snapshot().await?.sorted_scan(&scan)?;
     let context = SessionContext::new().task_ctx();
@@ -170,6 +171,11 @@ async fn scan(readings: &Readings, columns: &[&str], horizon: Option<i64>) -> Re
         clock.elapsed().as_secs_f64()
     );
     Ok(())
+}
+
+/// A horizon at an offset of the only Kafka partition.
+fn horizon_at(offset: i64) -> Horizon {
+    Horizon::from_iter([(KafkaPartition(0), Offset(offset))])
 }
 
 async fn write_view(root: &TableRoot, rows: u64) -> Result<(), Error> {
@@ -200,7 +206,7 @@ async fn write_view(root: &TableRoot, rows: u64) -> Result<(), Error> {
     }
     let count = files.len();
     let run = RunRecord { windows: rows, ..RunRecord::default() };
-    let horizon = BTreeMap::from([(0, 1)]);
+    let horizon = horizon_at(1);
     let commit = ViewCommit { schema, files, horizon, run, expected_version: None };
     let written = clock.elapsed().as_secs_f64();
     views.commit(commit).await?;

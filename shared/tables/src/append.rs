@@ -1,17 +1,20 @@
-//! Appending what was read from Kafka exactly once: rows and the offsets that they were read up to stand in one commit.
-//! Must not know what the rows mean.
+//! Appending records of Kafka exactly once: rows and the offsets up to which they were read are in one commit. Must not
+//! know what the rows mean.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::ops::Range;
 
 use arrow::datatypes::SchemaRef;
 use deltalake::kernel::{Action, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
+use wye_domain::horizon::Horizon;
+use wye_domain::place::{KafkaPartition, Offset};
 
 use crate::delta::{AfterOthers, Commit, DeltaLog, EncodedFile, LogSnapshot, TableSpec};
 use crate::error::TablesError;
 use crate::store::{TableName, TableRoot};
 
-/// Opens a table that is only ever appended to, and makes it if it does not exist.
+/// Opens a table that is only ever appended to; creates it if it does not exist.
 pub(crate) async fn open_append_only(
     root: &TableRoot,
     table: TableName,
@@ -30,36 +33,29 @@ pub(crate) async fn open_append_only(
     Ok(log)
 }
 
-/// Offsets `[from, next)` of one Kafka partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OffsetRange {
-    /// The first offset.
-    pub from: i64,
-    /// The offset after the last.
-    pub next: i64,
-}
-
-/// Names the application transactions of a table after Kafka partitions: a prefix and the partition's number.
+/// The application transactions of a table that hold one offset for each Kafka partition: a prefix and the number of
+/// the Kafka partition make the name.
 ///
-/// Stability contract: the names stand in the log of every table ever written.
+/// Stability contract: the names are in the log of every table ever written.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PartitionTransactions(pub(crate) &'static str);
 
 impl PartitionTransactions {
-    pub(crate) fn set(self, kafka_partition: i32, offset: i64) -> Transaction {
+    /// The action that records an offset.
+    pub(crate) fn set(self, kafka_partition: KafkaPartition, offset: Offset) -> Transaction {
         let now = chrono::Utc::now().timestamp_millis();
-        Transaction::new_with_last_update(format!("{}{kafka_partition}", self.0), offset, Some(now))
+        Transaction::new_with_last_update(format!("{}{kafka_partition}", self.0), offset.0, Some(now))
     }
 
     /// The recorded offset of each Kafka partition.
-    pub(crate) fn read(self, snapshot: &LogSnapshot) -> BTreeMap<i32, i64> {
-        let offset = |(name, offset): (&String, &i64)| Some((self.kafka_partition(name)?, *offset));
-        snapshot.transactions.iter().filter_map(offset).collect()
+    pub(crate) fn read(self, snapshot: &LogSnapshot) -> Horizon {
+        let recorded = snapshot.transactions.iter();
+        recorded.filter_map(|(name, version)| Some((self.kafka_partition(name)?, Offset(*version)))).collect()
     }
 
-    /// The Kafka partition that a transaction is named after, if it is one of these.
-    pub(crate) fn kafka_partition(self, name: &str) -> Option<i32> {
-        name.strip_prefix(self.0)?.parse().ok()
+    /// The Kafka partition that a transaction is named after; `None` for other transactions.
+    pub(crate) fn kafka_partition(self, name: &str) -> Option<KafkaPartition> {
+        name.strip_prefix(self.0)?.parse().ok().map(KafkaPartition)
     }
 }
 
@@ -68,39 +64,40 @@ impl PartitionTransactions {
 pub(crate) struct Claim {
     base: LogSnapshot,
     transactions: PartitionTransactions,
-    ranges: Vec<(i32, OffsetRange)>,
+    ranges: Vec<(KafkaPartition, Range<Offset>)>,
 }
 
 impl Claim {
-    /// Claims offset ranges, at most one per Kafka partition. A Kafka partition that was never appended may start
-    /// anywhere, since the log's head may be gone.
+    /// Claims ranges of offsets, at most one for each Kafka partition. A Kafka partition that was never appended may
+    /// start anywhere, since the head of the log may be deleted.
     ///
     /// # Errors
-    /// [`TablesError::Conflict`] when a range does not start where the table ends, [`TablesError::Shape`] when one
-    /// runs backwards or a Kafka partition stands twice.
+    /// [`TablesError::Conflict`] when a range does not start where the table ends, [`TablesError::Shape`] when a range
+    /// ends before it starts or a Kafka partition is named twice.
     pub(crate) async fn new(
         log: &DeltaLog,
         transactions: PartitionTransactions,
-        ranges: Vec<(i32, OffsetRange)>,
+        ranges: Vec<(KafkaPartition, Range<Offset>)>,
     ) -> Result<Self, TablesError> {
         let table = log.table();
         let base = log.existing().await?;
         let recorded = transactions.read(&base);
-        let mut seen = BTreeMap::new();
-        for (kafka_partition, range) in &ranges {
-            if range.next < range.from || seen.insert(kafka_partition, range).is_some() {
-                let reason = format!(
-                    "offsets {}..{} of Kafka partition {kafka_partition} cannot be appended",
-                    range.from, range.next
-                );
+        let mut seen = BTreeSet::new();
+        for (kafka_partition, Range { start, end }) in &ranges {
+            if end < start {
+                let reason =
+                    format!("offsets {start}..{end} of Kafka partition {kafka_partition} run backwards");
                 return Err(TablesError::Shape { table, reason });
             }
-            if let Some(end) = recorded.get(kafka_partition)
-                && *end != range.from
+            if !seen.insert(kafka_partition) {
+                let reason = format!("one append names Kafka partition {kafka_partition} twice");
+                return Err(TablesError::Shape { table, reason });
+            }
+            if let Some(archived) = recorded.get(*kafka_partition)
+                && archived != *start
             {
                 let reason = format!(
-                    "Kafka partition {kafka_partition} is archived up to offset {end}, so an append cannot start at {}",
-                    range.from
+                    "Kafka partition {kafka_partition} is archived up to offset {archived}, so an append cannot start at {start}"
                 );
                 return Err(TablesError::Conflict { table, reason });
             }
@@ -113,24 +110,24 @@ impl Claim {
         &self.base
     }
 
-    /// Stores the files and commits them together with the claimed offsets. Returns the new version.
+    /// Stores the files and commits them together with the claimed offsets.
     pub(crate) async fn append(
         self,
         log: &DeltaLog,
         files: Vec<EncodedFile>,
         partition_columns: &[&str],
-    ) -> Result<u64, TablesError> {
+    ) -> Result<(), TablesError> {
         let transactions: Vec<Transaction> = self
             .ranges
             .iter()
-            .filter(|(_, range)| range.next > range.from)
-            .map(|(kafka_partition, range)| self.transactions.set(*kafka_partition, range.next))
+            .filter(|(_, offsets)| !offsets.is_empty())
+            .map(|(kafka_partition, offsets)| self.transactions.set(*kafka_partition, offsets.end))
             .collect();
         if files.is_empty() && transactions.is_empty() {
-            return Ok(self.base.version);
+            return Ok(());
         }
         let adds = log.put(files).await?;
-        let partition_by = partition_columns.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let partition_by: Vec<String> = partition_columns.iter().map(ToString::to_string).collect();
         let committed = log
             .commit(Commit {
                 base: &self.base,
@@ -148,6 +145,6 @@ impl Claim {
         if let Err(TablesError::Conflict { .. }) = &committed {
             log.discard(&adds).await;
         }
-        committed
+        committed.map(drop)
     }
 }

@@ -7,13 +7,16 @@
 //! Stability contract: the Delta table `dead_letters` has the columns of [`dead_letter_schema`], and the application
 //! transaction `wye-archive/dead-letters/<kafka_partition>` at the offset up to which the topic is archived.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use datafusion::catalog::TableProvider;
+use wye_domain::horizon::Horizon;
+use wye_domain::place::{KafkaPartition, Offset};
 
-use crate::append::{Claim, OffsetRange, PartitionTransactions, open_append_only};
+use crate::append::{Claim, PartitionTransactions, open_append_only};
 use crate::columns::dead_letter_schema;
 use crate::delta::cleaning::Cleaned;
 use crate::delta::replacement::Compacted;
@@ -37,9 +40,9 @@ const LEAST_FILES: usize = 8;
 #[derive(Clone, Debug)]
 pub struct LetterBatch {
     /// Which Kafka partition of the dead-letter topic.
-    pub kafka_partition: i32,
+    pub kafka_partition: KafkaPartition,
     /// The offsets that were read.
-    pub offsets: OffsetRange,
+    pub offsets: Range<Offset>,
     /// Batches of [`dead_letter_schema`].
     pub letters: Vec<RecordBatch>,
 }
@@ -63,7 +66,7 @@ impl DeadLetters {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub async fn archived(&self) -> Result<BTreeMap<i32, i64>, TablesError> {
+    pub async fn archived(&self) -> Result<Horizon, TablesError> {
         Ok(ARCHIVED.read(&self.log.existing().await?))
     }
 
@@ -73,7 +76,7 @@ impl DeadLetters {
     /// # Errors
     /// As [`crate::readings::Readings::append`].
     pub async fn append(&self, batches: Vec<LetterBatch>) -> Result<u64, TablesError> {
-        let ranges = batches.iter().map(|batch| (batch.kafka_partition, batch.offsets)).collect();
+        let ranges = batches.iter().map(|batch| (batch.kafka_partition, batch.offsets.clone())).collect();
         let claim = Claim::new(&self.log, ARCHIVED, ranges).await?;
         let letters: Vec<RecordBatch> = batches.into_iter().flat_map(|batch| batch.letters).collect();
         let fresh = files::without_known(&self.log, &claim.base().files, letters).await?;
@@ -148,7 +151,7 @@ mod tests {
     use wye_domain::ErrorKind;
 
     use super::*;
-    use crate::testing::number;
+    use crate::testing::{horizon, number};
 
     /// A letter at `offset` of the topic about a thing at `refused` of the readings, if it came from there.
     fn letter(offset: i64, refused: Option<i64>) -> LetterBatch {
@@ -165,8 +168,8 @@ mod tests {
             Arc::new(Int64Array::from(vec![offset])),
         ];
         LetterBatch {
-            kafka_partition: 0,
-            offsets: OffsetRange { from: offset, next: offset + 1 },
+            kafka_partition: KafkaPartition(0),
+            offsets: Offset(offset)..Offset(offset + 1),
             letters: vec![RecordBatch::try_new(dead_letter_schema(), columns).unwrap()],
         }
     }
@@ -189,7 +192,7 @@ mod tests {
         let again = letters.append(vec![letter(0, Some(77))]).await.unwrap_err();
         assert_eq!(again.kind(), ErrorKind::Conflict);
         letters.append(vec![letter(1, Some(78))]).await.unwrap();
-        assert_eq!(letters.archived().await.unwrap(), BTreeMap::from([(0, 2)]));
+        assert_eq!(letters.archived().await.unwrap(), horizon([(0, 2)]));
         assert_eq!(count(&letters).await, 2);
     }
 
@@ -203,10 +206,10 @@ mod tests {
         }
         assert_eq!(kept, [1, 1, 0, 1, 1, 1, 0]);
         let mut twice = letter(7, Some(90));
-        twice.offsets.next = 9;
+        twice.offsets.end = Offset(9);
         twice.letters.extend(letter(8, Some(90)).letters);
         assert_eq!(letters.append(vec![twice]).await.unwrap(), 1);
-        assert_eq!(letters.archived().await.unwrap(), BTreeMap::from([(0, 9)]));
+        assert_eq!(letters.archived().await.unwrap(), horizon([(0, 9)]));
         assert_eq!(count(&letters).await, 6);
     }
 

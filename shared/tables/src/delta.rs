@@ -11,7 +11,7 @@ use arrow::datatypes::{Schema, SchemaRef};
 use bytes::Bytes;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake::kernel::transaction::{CommitBuilder, CommitData, CommitProperties, TransactionError};
-use deltalake::kernel::{Action, Add, StructType, Transaction, new_metadata};
+use deltalake::kernel::{Action, Add, Remove, StructType, Transaction, new_metadata};
 use deltalake::logstore::{CommitOrBytes, LogStoreRef, commit_uri_from_version};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use deltalake::table::state::DeltaTableState;
@@ -111,6 +111,21 @@ impl DataFile {
     /// Whether the file's rows are known to be in ascending order of these columns, nulls first.
     pub(crate) fn is_sorted_by(&self, columns: &[&str]) -> bool {
         self.tag(ORDER).is_some_and(|order| order.split(',').eq(columns.iter().copied()))
+    }
+}
+
+impl DataFile {
+    /// The action that takes the file, and its rows, out of the table now.
+    pub(crate) fn removal(&self) -> Remove {
+        Remove {
+            path: self.add.path.clone(),
+            data_change: true,
+            deletion_timestamp: Some(chrono::Utc::now().timestamp_millis()),
+            extended_file_metadata: Some(true),
+            partition_values: Some(self.add.partition_values.clone()),
+            size: Some(self.add.size),
+            ..Remove::default()
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! Tables that another engine has rewritten: what they hold is read whatever the files say.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, AsArray, Int64Array, RecordBatch, TimestampMicrosecondArray};
@@ -10,16 +9,20 @@ use deltalake::operations::optimize::OptimizeType;
 use deltalake::protocol::DeltaOperation;
 use deltalake::{DeltaTable, DeltaTableBuilder};
 use wye_domain::ErrorKind;
+use wye_domain::horizon::Horizon;
+use wye_domain::place::KafkaPartition;
 use wye_domain::reading::{TextBuilder, TextColumn, text_type, time_type};
+use wye_domain::time::Micros;
 
 use crate::CompactionPolicy;
 use crate::columns::{READING_ORDER, stored_schema};
 use crate::delta::{AfterOthers, Commit, DeltaLog};
 use crate::readings::Readings;
+use crate::run_record::RunRecord;
 use crate::scan::SortedScan;
 use crate::store::{TableName, TableRoot};
-use crate::testing::{Row, archive, number, row, rows_of, run};
-use crate::views::{BatchViews, RunRecord, ViewCommit, ViewSnapshot};
+use crate::testing::{self, Row, archive, number, row, rows_of, run};
+use crate::views::{BatchViews, ViewCommit, ViewSnapshot, ViewVersion};
 
 fn fixture() -> (tempfile::TempDir, TableRoot) {
     let directory = tempfile::tempdir().unwrap();
@@ -56,11 +59,7 @@ async fn filled(readings: &Readings) -> Vec<Row> {
     all
 }
 
-async fn scanned(
-    readings: &Readings,
-    plan_partitions: usize,
-    horizon: Option<&BTreeMap<i32, i64>>,
-) -> Vec<Row> {
+async fn scanned(readings: &Readings, plan_partitions: usize, horizon: Option<&Horizon>) -> Vec<Row> {
     let schema = stored_schema();
     let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     let scan = SortedScan { horizon, columns: &columns, plan_partitions, batch_size: Some(16) };
@@ -69,9 +68,12 @@ async fn scanned(
 }
 
 async fn check(readings: &Readings, expected: &[Row]) {
-    let horizon = BTreeMap::from([(0, 33), (1, 47)]);
-    let below: Vec<Row> =
-        expected.iter().filter(|row| row.kafka_offset < horizon[&row.kafka_partition]).cloned().collect();
+    let horizon = testing::horizon([(0, 33), (1, 47)]);
+    let below: Vec<Row> = expected
+        .iter()
+        .filter(|row| row.kafka_offset < horizon.offset(KafkaPartition(row.kafka_partition)).0)
+        .cloned()
+        .collect();
     for plan_partitions in [1, 3] {
         assert_eq!(scanned(readings, plan_partitions, None).await, expected);
         assert_eq!(scanned(readings, plan_partitions, Some(&horizon)).await, below);
@@ -231,8 +233,8 @@ async fn views_survive_an_optimize() {
         writer.write(part).unwrap();
         files.extend(writer.finish().await.unwrap());
     }
-    let run = RunRecord { run_id: "first".into(), as_of: 7, ..RunRecord::default() };
-    let horizon = BTreeMap::from([(0, 9)]);
+    let run = RunRecord { run_id: "first".into(), as_of: Micros(7), ..RunRecord::default() };
+    let horizon = testing::horizon([(0, 9)]);
     let schema = parts[0].schema();
     let commit =
         ViewCommit { schema, files, horizon: horizon.clone(), run: run.clone(), expected_version: None };
@@ -242,7 +244,7 @@ async fn views_survive_an_optimize() {
 
     optimize(&root, TableName::BatchViews).await;
     let new = views.latest().await.unwrap().unwrap();
-    assert_eq!((new.version(), new.rows(), new.run.as_ref()), (version + 1, 5, Some(&run)));
+    assert_eq!((new.version(), new.rows(), new.run.as_ref()), (ViewVersion(version.0 + 1), 5, Some(&run)));
     assert_eq!(new.horizon, horizon);
     let expected: Vec<(String, i64, i64)> =
         [("a", 0, 1), ("a", 60, 4), ("b", 0, 2), ("b", 60, 3), ("c", 0, 5)]

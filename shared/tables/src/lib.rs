@@ -10,6 +10,7 @@ pub mod append;
 pub mod columns;
 pub mod dead_letters;
 pub mod readings;
+pub mod run_record;
 pub mod scan;
 pub mod views;
 

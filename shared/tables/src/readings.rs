@@ -4,13 +4,15 @@
 //! `ingest_date`, files sorted by [`READING_ORDER`] where their tags say so, and the application transaction
 //! `wye-archive/readings/<kafka_partition>` at the offset up to which that Kafka partition is archived.
 
-use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use datafusion::catalog::TableProvider;
+use wye_domain::horizon::Horizon;
+use wye_domain::place::{KafkaPartition, Offset};
 
-use crate::append::{Claim, OffsetRange, PartitionTransactions, open_append_only};
+use crate::append::{Claim, PartitionTransactions, open_append_only};
 use crate::columns::{INGEST_DATE, READING_ORDER, readings_table_schema, stored_schema};
 use crate::delta::hold::Hold;
 use crate::delta::{DeltaLog, EncodedFile, LogSnapshot};
@@ -34,9 +36,9 @@ pub(crate) const ROWS_PER_FILE: usize = 4 << 20;
 #[derive(Clone, Debug)]
 pub struct ArchiveBatch {
     /// Which Kafka partition.
-    pub kafka_partition: i32,
-    /// The offsets that were read, those without a usable reading included.
-    pub offsets: OffsetRange,
+    pub kafka_partition: KafkaPartition,
+    /// The offsets that were read, including those without a valid reading.
+    pub offsets: Range<Offset>,
     /// Batches of [`crate::columns::archive_schema`].
     pub readings: Vec<RecordBatch>,
 }
@@ -44,8 +46,6 @@ pub struct ArchiveBatch {
 /// What an append has stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Appended {
-    /// The version of the table that has it.
-    pub version: u64,
     /// Readings appended.
     pub readings: u64,
     /// Bytes appended.
@@ -80,7 +80,7 @@ impl Readings {
     ///
     /// # Errors
     /// When the log cannot be read.
-    pub async fn archived(&self) -> Result<BTreeMap<i32, i64>, TablesError> {
+    pub async fn archived(&self) -> Result<Horizon, TablesError> {
         Ok(ARCHIVED.read(&self.log.existing().await?))
     }
 
@@ -91,9 +91,9 @@ impl Readings {
     /// same Kafka partition meanwhile; then nothing was appended. Any other error leaves open whether it was: ask
     /// [`Readings::archived`].
     pub async fn append(&self, batches: Vec<ArchiveBatch>) -> Result<Appended, TablesError> {
-        let ranges = batches.iter().map(|batch| (batch.kafka_partition, batch.offsets)).collect();
+        let ranges = batches.iter().map(|batch| (batch.kafka_partition, batch.offsets.clone())).collect();
         let claim = Claim::new(&self.log, ARCHIVED, ranges).await?;
-        let parts: Vec<(i32, RecordBatch)> = batches
+        let parts: Vec<(KafkaPartition, RecordBatch)> = batches
             .into_iter()
             .flat_map(|batch| {
                 batch.readings.into_iter().map(move |readings| (batch.kafka_partition, readings))
@@ -102,8 +102,8 @@ impl Readings {
         let readings = parts.iter().map(|(_, batch)| batch.num_rows() as u64).sum();
         let files = encode_parts(parts).await?;
         let bytes = files.iter().map(|file| file.bytes.len() as u64).sum();
-        let version = claim.append(&self.log, files, &[INGEST_DATE]).await?;
-        Ok(Appended { version, readings, bytes })
+        claim.append(&self.log, files, &[INGEST_DATE]).await?;
+        Ok(Appended { readings, bytes })
     }
 
     /// The newest version. Its files stay while the snapshot or a clone of it is there.
@@ -126,13 +126,8 @@ impl ReadingsSnapshot {
         self.snapshot.metadata().id()
     }
 
-    /// The version of the table.
-    pub fn version(&self) -> u64 {
-        self.snapshot.version
-    }
-
     /// Per Kafka partition the offset up to which this version has its readings.
-    pub fn archived(&self) -> BTreeMap<i32, i64> {
+    pub fn archived(&self) -> Horizon {
         ARCHIVED.read(&self.snapshot)
     }
 
@@ -162,7 +157,7 @@ impl ReadingsSnapshot {
 }
 
 /// Sorts and encodes, off the async threads; several ingest days at a time.
-async fn encode_parts(parts: Vec<(i32, RecordBatch)>) -> Result<Vec<EncodedFile>, TablesError> {
+async fn encode_parts(parts: Vec<(KafkaPartition, RecordBatch)>) -> Result<Vec<EncodedFile>, TablesError> {
     let lost = |error: tokio::task::JoinError| TablesError::Encode { table: TABLE, source: error.into() };
     let sorted = tokio::task::spawn_blocking(move || sort_by_day(&parts)).await.map_err(lost)?;
     let days = sorted.map_err(|error| TablesError::Shape { table: TABLE, reason: error.to_string() })?;

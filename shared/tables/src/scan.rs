@@ -6,7 +6,6 @@
 //! row by row. The devices are dealt out in as many ranges as plan partitions are wanted, so that partitions need
 //! nothing from each other.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
@@ -16,6 +15,7 @@ use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
 use datafusion::physical_plan::union::UnionExec;
+use wye_domain::horizon::Horizon;
 
 use crate::columns::{READING_ORDER, stored_schema};
 use crate::delta::DataFile;
@@ -36,7 +36,7 @@ const TABLE: TableName = TableName::Readings;
 pub struct SortedScan<'a> {
     /// Only readings with an offset below their Kafka partition's; none of a Kafka partition that is not named. All
     /// readings when absent.
-    pub horizon: Option<&'a BTreeMap<i32, i64>>,
+    pub horizon: Option<&'a Horizon>,
     /// Which columns of [`stored_schema`], in which order.
     pub columns: &'a [&'a str],
     /// How many plan partitions; fewer come out when there are too few devices.
@@ -160,18 +160,18 @@ impl ReadingsSnapshot {
 }
 
 /// What is to be read of a file; `None` when all of it is above the horizon.
-fn input<'a>(file: &'a DataFile, horizon: Option<&BTreeMap<i32, i64>>) -> Option<Input<'a>> {
+fn input<'a>(file: &'a DataFile, horizon: Option<&Horizon>) -> Option<Input<'a>> {
     let devices = file.stats.text_bounds("device_id");
     let sorted = file.is_sorted_by(&READING_ORDER);
     let Some(horizon) = horizon else { return Some(Input { file, devices, straddles: false, sorted }) };
     let Some(tags) = crate::readings::file_tags::FileTags::of(file) else {
         return Some(Input { file, devices, straddles: true, sorted });
     };
-    let end = |kafka_partition: &i32| horizon.get(kafka_partition).copied().unwrap_or(i64::MIN);
-    if tags.offsets.iter().all(|(kafka_partition, span)| span.0 >= end(kafka_partition)) {
+    let below = |(kafka_partition, offset)| horizon.get(kafka_partition).is_some_and(|end| offset < end);
+    if !tags.offsets.iter().any(|(kafka_partition, span)| below((*kafka_partition, span.0))) {
         return None;
     }
-    let straddles = tags.offsets.iter().any(|(kafka_partition, span)| span.1 >= end(kafka_partition));
+    let straddles = !tags.offsets.iter().all(|(kafka_partition, span)| below((*kafka_partition, span.1)));
     Some(Input { file, devices, straddles, sorted })
 }
 

@@ -14,6 +14,7 @@ use arrow::array::{
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use wye_domain::DomainError;
+use wye_domain::place::KafkaPartition;
 use wye_domain::reading::{ReadingColumns, TextColumn};
 
 use crate::columns::stored_schema;
@@ -34,7 +35,7 @@ pub(crate) struct SortedDay {
 ///
 /// # Errors
 /// [`DomainError::Shape`] when a batch lacks a column.
-pub(crate) fn sort_by_day(batches: &[(i32, RecordBatch)]) -> Result<Vec<SortedDay>, DomainError> {
+pub(crate) fn sort_by_day(batches: &[(KafkaPartition, RecordBatch)]) -> Result<Vec<SortedDay>, DomainError> {
     let mut rows = Rows::default();
     for (kafka_partition, batch) in batches {
         rows.append(*kafka_partition, batch)?;
@@ -80,7 +81,7 @@ impl<'a> Rows<'a> {
         self.value.len()
     }
 
-    fn append(&mut self, kafka_partition: i32, batch: &'a RecordBatch) -> Result<(), DomainError> {
+    fn append(&mut self, kafka_partition: KafkaPartition, batch: &'a RecordBatch) -> Result<(), DomainError> {
         let shape = |column| DomainError::Shape { column };
         let columns = ReadingColumns::of(batch)?;
         let column = |name: &'static str| batch.column_by_name(name).ok_or(shape(name));
@@ -123,7 +124,7 @@ impl<'a> Rows<'a> {
             );
         }
         self.ingest_time.extend_from_slice(ingest_time.values());
-        self.kafka_partition.extend(std::iter::repeat_n(kafka_partition, batch.num_rows()));
+        self.kafka_partition.extend(std::iter::repeat_n(kafka_partition.0, batch.num_rows()));
         self.kafka_offset.extend_from_slice(kafka_offset.values());
         self.kafka_index.extend_from_slice(kafka_index.values());
         Ok(())

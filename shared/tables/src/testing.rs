@@ -6,9 +6,10 @@ use arrow::array::{AsArray, Int32Array, Int64Array, RecordBatch, TimestampMicros
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use datafusion::execution::context::SessionContext;
 use datafusion::physical_plan::ExecutionPlan;
+use wye_domain::horizon::Horizon;
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder, ReadingColumns};
 
-use crate::append::OffsetRange;
 use crate::columns::archive_schema;
 use crate::readings::ArchiveBatch;
 
@@ -66,7 +67,19 @@ pub(crate) fn archive_batch(rows: &[Row]) -> RecordBatch {
 /// Rows of one Kafka partition as what is appended at once.
 pub(crate) fn archive(kafka_partition: i32, from: i64, next: i64, rows: &[Row]) -> ArchiveBatch {
     let readings = if rows.is_empty() { vec![] } else { vec![archive_batch(rows)] };
-    ArchiveBatch { kafka_partition, offsets: OffsetRange { from, next }, readings }
+    ArchiveBatch {
+        kafka_partition: KafkaPartition(kafka_partition),
+        offsets: Offset(from)..Offset(next),
+        readings,
+    }
+}
+
+/// A horizon of plain numbers.
+pub(crate) fn horizon<const N: usize>(offsets: [(i32, i64); N]) -> Horizon {
+    offsets
+        .map(|(kafka_partition, offset)| (KafkaPartition(kafka_partition), Offset(offset)))
+        .into_iter()
+        .collect()
 }
 
 /// The rows of a batch of [`crate::columns::stored_schema`].

@@ -1,27 +1,26 @@
-//! The settings of topics that are there already: looked at, and changed where the broker is Wye's own. What speaks against
-//! them is for [`crate::topic_settings`] to say.
+//! The settings of existing topics: checked, and updated on the embedded broker. Must not know which settings are wrong
+//! ([`crate::topic_settings`]).
 
-use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::admin::{AlterConfig, ResourceSpecifier};
 use tracing::warn;
 
-use super::{ASK_TIMEOUT, Log, administer, blocking};
+use super::{Log, REQUEST_TIMEOUT, admin_options, administer, blocking};
 use crate::error::{LogError, kind_of_code};
-use crate::topic_settings::{self, Objection, Weight};
+use crate::topic_settings::{self, Problem, Severity};
 use crate::topics::{self, TopicSpec};
 
 impl Log {
-    /// Gives Wye's topics that are there the settings of new ones, as after an upgrade. For a broker that is Wye's own.
+    /// Gives existing topics of Wye the settings of new ones, as needed after an upgrade. For the embedded broker.
     ///
     /// # Errors
-    /// `Administer` when the broker refuses; `Ask` when it cannot be reached.
+    /// `Administer` when the broker rejects the change; `Ask` when it cannot be reached.
     pub async fn update_topics(&self) -> Result<(), LogError> {
         let specs = topics::specs(self.config().kafka_partitions, self.config().replication_factor);
         let log = self.clone();
-        let metadata = blocking(move || log.metadata(None, ASK_TIMEOUT)).await?;
-        let there = |spec: &&TopicSpec| metadata.topics().iter().any(|topic| topic.name() == spec.name);
+        let metadata = blocking(move || log.metadata(None, REQUEST_TIMEOUT)).await?;
         let changes: Vec<AlterConfig<'_>> = specs
             .iter()
-            .filter(there)
+            .filter(|spec| metadata.topics().iter().any(|topic| topic.name() == spec.name))
             .map(|spec| {
                 let change = AlterConfig::new(ResourceSpecifier::Topic(spec.name));
                 spec.config.iter().fold(change, |change, (setting, value)| change.set(setting, value))
@@ -30,10 +29,8 @@ impl Log {
         if changes.is_empty() {
             return Ok(());
         }
-        let what = || "change the settings of the topics".to_owned();
-        let options = AdminOptions::new().request_timeout(Some(ASK_TIMEOUT));
-        let altered = self.inner.admin.alter_configs(&changes, &options).await;
-        for outcome in altered.map_err(|source| administer(what(), &source))? {
+        let altered = self.inner.admin.alter_configs(&changes, &admin_options()).await;
+        for outcome in altered.map_err(|source| administer("change the settings of the topics", &source))? {
             if let Err((topic, code)) = outcome {
                 let (what, reason) = (format!("change the settings of {topic:?}"), code.to_string());
                 return Err(LogError::Administer { what, reason, kind: kind_of_code(code) });
@@ -42,15 +39,17 @@ impl Log {
         Ok(())
     }
 
-    /// Looks at the settings that the topics have.
+    /// Checks the settings of existing topics.
+    ///
+    /// # Errors
+    /// `TopicSettings` when a setting is rejected; `Administer` when the broker rejects the request; `Ask` when it
+    /// cannot be reached.
     pub(super) async fn check_settings(&self, specs: &[TopicSpec]) -> Result<(), LogError> {
-        let what = || "ask for the settings of the topics".to_owned();
         let topics: Vec<_> = specs.iter().map(|spec| ResourceSpecifier::Topic(spec.name)).collect();
-        let options = AdminOptions::new().request_timeout(Some(ASK_TIMEOUT));
-        let described = self.inner.admin.describe_configs(&topics, &options).await;
-        let described = described.map_err(|source| administer(what(), &source))?;
+        let described = self.inner.admin.describe_configs(&topics, &admin_options()).await;
+        let described = described.map_err(|source| administer("read the settings of the topics", &source))?;
         let log = self.clone();
-        let metadata = blocking(move || log.metadata(None, ASK_TIMEOUT)).await?;
+        let metadata = blocking(move || log.metadata(None, REQUEST_TIMEOUT)).await?;
         for (spec, resource) in specs.iter().zip(described) {
             let topic = spec.name;
             let entries = match resource {
@@ -64,30 +63,34 @@ impl Log {
             let partitions = metadata.topics().iter().filter(|found| found.name() == topic);
             let replicas = partitions.flat_map(|found| found.partitions()).map(|one| one.replicas().len());
             let replication_factor = replicas.min().unwrap_or(1) as i32;
-            self.judge(topic, topic_settings::objections(&found, replication_factor))?;
+            self.report(topic, topic_settings::problems(&found, replication_factor))?;
         }
         Ok(())
     }
 
-    fn judge(&self, topic: &str, objections: Vec<Objection>) -> Result<(), LogError> {
-        let (refused, warned): (Vec<_>, Vec<_>) =
-            objections.into_iter().partition(|objection| objection.weight == Weight::Refused);
-        for Objection { setting, found, wanted, why, .. } in &warned {
+    /// Logs the settings that should be changed.
+    ///
+    /// # Errors
+    /// `TopicSettings` with those that must be changed.
+    fn report(&self, topic: &str, problems: Vec<Problem>) -> Result<(), LogError> {
+        let (rejected, warned): (Vec<_>, Vec<_>) =
+            problems.into_iter().partition(|problem| problem.severity == Severity::Rejected);
+        for Problem { setting, found, wanted, why, .. } in &warned {
             warn!(topic, "{setting} is {found:?} and should be {wanted:?}: {why}");
         }
-        if refused.is_empty() {
+        if rejected.is_empty() {
             return Ok(());
         }
-        let problems: Vec<String> = refused
+        let problems: Vec<String> = rejected
             .iter()
-            .map(|Objection { setting, found, wanted, why, .. }| {
+            .map(|Problem { setting, found, wanted, why, .. }| {
                 format!("{setting} is {found:?} and must be {wanted:?} ({why})")
             })
             .collect();
         Err(LogError::TopicSettings {
             topic: topic.to_owned(),
             problems: problems.join(", "),
-            command: topic_settings::command(&self.inner.config.bootstrap_servers, topic, &refused),
+            command: topic_settings::command(&self.inner.config.bootstrap_servers, topic, &rejected),
         })
     }
 }

@@ -1,4 +1,4 @@
-//! What only the embedded broker can be asked: restarts, crashes, its disk, its port.
+//! Tests of the embedded broker only: restarts, crashes, its disk, its port.
 
 use std::fs;
 use std::path::Path;
@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use wye_domain::ErrorKind;
+use wye_domain::place::{KafkaPartition, Offset};
 
-use super::{DEADLINE, beside, new_topic, plain, read_numbers, write_numbers};
+use super::{DEADLINE, FIRST, beside, new_topic, offsets, plain, range, read_numbers, write_numbers};
 use crate::LogError;
-use crate::client::{Log, LogConfig, OffsetRange};
+use crate::client::{Log, LogConfig};
 use crate::producer::Producer;
 use crate::reader::{Reader, read_all};
 use wye_broker::{Broker, BrokerConfig, Port};
 
-pub(super) async fn start(directory: &Path, port: Option<u16>) -> (Broker, Log) {
-    let port = port.map_or(Port::Free, Port::Only);
+pub(super) async fn start(directory: &Path, port: Port) -> (Broker, Log) {
     let config = BrokerConfig { port, ..BrokerConfig::new(directory) };
     let since = Instant::now();
     loop {
@@ -25,7 +25,7 @@ pub(super) async fn start(directory: &Path, port: Option<u16>) -> (Broker, Log) 
                 let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 3)).unwrap();
                 return (broker, log);
             }
-            // A broker that was dropped lets go of its directory and its port a moment later.
+            // A dropped broker releases its directory and its port a moment later.
             Err(error) if error.kind() == ErrorKind::Conflict && since.elapsed() < DEADLINE => {
                 tokio::task::yield_now().await;
             }
@@ -49,73 +49,73 @@ fn bytes_on_disk(path: &Path) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_keeps_everything() {
     let directory = tempfile::tempdir().unwrap();
-    let (broker, log) = start(directory.path(), None).await;
+    let (broker, log) = start(directory.path(), Port::Free).await;
     log.ensure_topics().await.unwrap();
     let topic = new_topic(&log, 1).await;
     write_numbers(&log, topic, 0, 1000).await;
-    log.delete_records(topic, 0, 123).await.unwrap();
+    log.delete_records(topic, FIRST, Offset(123)).await.unwrap();
     broker.stop().await;
 
-    let (broker, log) = start(directory.path(), None).await;
+    let (broker, log) = start(directory.path(), Port::Free).await;
     log.ensure_topics().await.unwrap();
-    assert_eq!(log.offsets(topic, 0).await.unwrap(), OffsetRange { low: 123, high: 1000 });
+    assert_eq!(log.offsets(topic, FIRST).await.unwrap(), range(123, 1000));
     write_numbers(&log, topic, 1000, 10).await;
     let reading = log.clone();
     beside(move || {
-        assert_eq!(read_numbers(&reading, topic, 123, 1009).unwrap(), (123..1010).collect::<Vec<_>>());
+        assert_eq!(read_numbers(&reading, topic, 123, 1010).unwrap(), offsets(123..1010));
     })
     .await;
     // As in a crash: nothing is flushed or closed.
     drop(broker);
 
-    let (broker, log) = start(directory.path(), None).await;
-    assert_eq!(log.offsets(topic, 0).await.unwrap(), OffsetRange { low: 123, high: 1010 });
+    let (broker, log) = start(directory.path(), Port::Free).await;
+    assert_eq!(log.offsets(topic, FIRST).await.unwrap(), range(123, 1010));
     broker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_producer_and_a_reader_outlast_restarts_with_each_message_once() {
+async fn a_producer_and_a_reader_survive_restarts_with_each_message_once() {
     const MESSAGES: i64 = 20_000;
     let directory = tempfile::tempdir().unwrap();
-    let (mut broker, log) = start(directory.path(), None).await;
+    let (mut broker, log) = start(directory.path(), Port::Free).await;
     let port = port_of(&broker);
     let topic = new_topic(&log, 1).await;
 
     let reading_log = log.clone();
-    let reading = tokio::task::spawn_blocking(move || read_numbers(&reading_log, topic, 0, MESSAGES - 1));
+    let reading = tokio::task::spawn_blocking(move || read_numbers(&reading_log, topic, 0, MESSAGES));
     let producer = Producer::new(&log, Duration::from_millis(1)).unwrap();
     let mut deliveries = Vec::new();
     for number in 0..MESSAGES {
         deliveries.push(producer.enqueue(plain(topic, number.to_string().as_bytes())).unwrap());
         if number % 500 == 0 {
-            // Lets batches form and be on their way while the broker goes and comes.
+            // Lets batches form and be sent while the broker restarts.
             tokio::task::yield_now().await;
         }
         if number % 5000 == 4999 {
-            // Some of what is in flight is written and not acknowledged: the client repeats it.
+            // Some of the sent batches are stored but not acknowledged: the client repeats them.
             drop(broker);
-            broker = start(directory.path(), Some(port)).await.0;
+            broker = start(directory.path(), Port::Only(port)).await.0;
         }
     }
     for (number, delivery) in (0..).zip(deliveries) {
         let offset = tokio::time::timeout(DEADLINE, delivery).await.unwrap().unwrap();
-        assert_eq!(offset, number, "each message once, in order");
+        assert_eq!(offset, Offset(number), "each message once, in order");
     }
-    assert_eq!(log.offsets(topic, 0).await.unwrap().high, MESSAGES);
+    assert_eq!(log.offsets(topic, FIRST).await.unwrap().high, Offset(MESSAGES));
     let read = tokio::time::timeout(DEADLINE, reading).await.unwrap().unwrap().unwrap();
-    assert_eq!(read, (0..MESSAGES).collect::<Vec<_>>());
+    assert_eq!(read, offsets(0..MESSAGES));
     broker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn deleting_records_gives_the_disk_back() {
+async fn deleting_records_frees_disk_space() {
     let directory = tempfile::tempdir().unwrap();
     let config = BrokerConfig { segment_bytes: 4 << 20, ..BrokerConfig::new(directory.path()) };
     let broker = Broker::start(config).await.unwrap();
     let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
     let topic = new_topic(&log, 1).await;
     let producer = Producer::new(&log, Duration::ZERO).unwrap();
-    // Bytes that do not compress: 50 MB stay 50 MB.
+    // Random bytes, which cannot be compressed: 50 MB on disk.
     let mut noise = 1_u64;
     for _ in 0..50 {
         let payload: Vec<u8> = std::iter::repeat_with(|| {
@@ -128,17 +128,17 @@ async fn deleting_records_gives_the_disk_back() {
     }
     let partition = directory.path().join(format!("{topic}-0"));
     assert!(bytes_on_disk(&partition) > 50_000_000);
-    log.delete_records(topic, 0, 40).await.unwrap();
+    log.delete_records(topic, FIRST, Offset(40)).await.unwrap();
     assert!(bytes_on_disk(&partition) < 15_000_000, "in whole segments");
-    log.delete_records(topic, 0, 50).await.unwrap();
+    log.delete_records(topic, FIRST, Offset(50)).await.unwrap();
     assert!(bytes_on_disk(&partition) < 100_000, "all of it");
     broker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_port_or_a_directory_in_use_is_said_clearly() {
+async fn a_port_or_a_directory_in_use_is_reported() {
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let (broker, _log) = start(first.path(), None).await;
+    let (broker, _log) = start(first.path(), Port::Free).await;
     let taken = BrokerConfig { port: Port::Only(port_of(&broker)), ..BrokerConfig::new(second.path()) };
     let error = Broker::start(taken).await.err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Conflict);
@@ -158,19 +158,19 @@ async fn a_port_or_a_directory_in_use_is_said_clearly() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_broker_that_is_away_is_waited_for() {
+async fn the_client_waits_for_a_broker() {
     let directory = tempfile::tempdir().unwrap();
-    let (broker, log) = start(directory.path(), None).await;
+    let (broker, log) = start(directory.path(), Port::Free).await;
     let port = port_of(&broker);
     broker.stop().await;
 
-    let cancel = CancellationToken::new();
-    let (called_off, ()) = tokio::join!(log.wait_ready(&cancel), async { cancel.cancel() });
-    assert!(matches!(called_off, Err(LogError::Cancelled)));
+    let shutdown = CancellationToken::new();
+    let (cancelled, ()) = tokio::join!(log.wait_ready(&shutdown), async { shutdown.cancel() });
+    assert!(matches!(cancelled, Err(LogError::Cancelled)));
 
-    let cancel = CancellationToken::new();
-    let waiting = tokio::time::timeout(DEADLINE, log.wait_ready(&cancel));
-    let (waited, (broker, _log)) = tokio::join!(waiting, start(directory.path(), Some(port)));
+    let shutdown = CancellationToken::new();
+    let waiting = tokio::time::timeout(DEADLINE, log.wait_ready(&shutdown));
+    let (waited, (broker, _log)) = tokio::join!(waiting, start(directory.path(), Port::Only(port)));
     waited.unwrap().unwrap();
     broker.stop().await;
 }
@@ -178,7 +178,7 @@ async fn a_broker_that_is_away_is_waited_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn many_producers_and_readers_do_not_disturb_each_other() {
     let directory = tempfile::tempdir().unwrap();
-    let (broker, log) = start(directory.path(), None).await;
+    let (broker, log) = start(directory.path(), Port::Free).await;
     let topic = new_topic(&log, 4).await;
     let mut writing = tokio::task::JoinSet::new();
     for writer in 0..8 {
@@ -187,7 +187,7 @@ async fn many_producers_and_readers_do_not_disturb_each_other() {
             for number in 0..500 {
                 let payload = format!("{writer} {number}");
                 let message = crate::producer::Outgoing {
-                    kafka_partition: writer % 4,
+                    kafka_partition: KafkaPartition(writer % 4),
                     ..plain(topic, payload.as_bytes())
                 };
                 producer.send(message).await.unwrap();
@@ -197,7 +197,7 @@ async fn many_producers_and_readers_do_not_disturb_each_other() {
     while let Some(written) = writing.join_next().await {
         written.unwrap();
     }
-    let reading = (0..4).map(|kafka_partition| {
+    let reading = KafkaPartition::all(4).map(|kafka_partition| {
         let log = log.clone();
         beside(move || {
             let mut next = [0; 8];
@@ -208,7 +208,7 @@ async fn many_producers_and_readers_do_not_disturb_each_other() {
                 assert_eq!(number.parse::<i32>().unwrap(), next[writer], "in the order of writing");
                 next[writer] += 1;
             });
-            assert_eq!(end.unwrap(), 1000);
+            assert_eq!(end.unwrap(), Offset(1000));
             assert_eq!(next.iter().sum::<i32>(), 1000);
         })
     });
@@ -217,13 +217,13 @@ async fn many_producers_and_readers_do_not_disturb_each_other() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dropping_a_reader_of_a_broker_that_is_gone_does_not_hang() {
+async fn dropping_a_reader_of_a_stopped_broker_does_not_hang() {
     let directory = tempfile::tempdir().unwrap();
-    let (broker, log) = start(directory.path(), None).await;
+    let (broker, log) = start(directory.path(), Port::Free).await;
     let topic = new_topic(&log, 1).await;
     write_numbers(&log, topic, 0, 10).await;
     let mut reader = Reader::new(&log, topic).unwrap();
-    reader.assign(&[(0, 0)]).unwrap();
+    reader.assign(&[(FIRST, Offset(0))]).unwrap();
     broker.stop().await;
     let since = Instant::now();
     beside(move || {
@@ -234,17 +234,17 @@ async fn dropping_a_reader_of_a_broker_that_is_gone_does_not_hang() {
     assert!(since.elapsed() < DEADLINE / 4);
 }
 
-/// Not a check of its own: the process that the next test kills.
+/// Not a test by itself: the process that the next test kills.
 #[tokio::test(flavor = "multi_thread")]
 async fn serves_until_it_is_killed() {
     let Ok(directory) = std::env::var("WYE_TEST_SERVE") else { return };
     let port = std::env::var("WYE_TEST_PORT").unwrap().parse().unwrap();
-    let (_broker, _log) = start(Path::new(&directory), Some(port)).await;
+    let (_broker, _log) = start(Path::new(&directory), Port::Only(port)).await;
     std::future::pending::<()>().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_acknowledged_survives_a_kill() {
+async fn acknowledged_messages_survive_a_kill() {
     const KILLS: i64 = 5;
     const MESSAGES: i64 = 2000;
     let directory = tempfile::tempdir().unwrap();
@@ -271,21 +271,21 @@ async fn what_was_acknowledged_survives_a_kill() {
         }
         for (number, delivery) in (round * MESSAGES..).zip(deliveries) {
             if number % MESSAGES == 100 {
-                // In the middle: much is in flight, some of it written and not acknowledged.
+                // Many messages are in flight, some of them stored but not acknowledged.
                 drop(child);
                 child = serve();
             }
             let offset = tokio::time::timeout(DEADLINE, delivery).await.unwrap().unwrap();
-            assert_eq!(offset, number, "each message once, in order");
+            assert_eq!(offset, Offset(number), "each message once, in order");
         }
     }
-    let last = KILLS * MESSAGES - 1;
-    let read = beside(move || read_numbers(&log, topic, 0, last).unwrap()).await;
-    assert_eq!(read, (0..=last).collect::<Vec<_>>());
+    let end = KILLS * MESSAGES;
+    let read = beside(move || read_numbers(&log, topic, 0, end).unwrap()).await;
+    assert_eq!(read, offsets(0..end));
     drop(child);
 }
 
-/// A broker in a process of its own, killed when this goes.
+/// A broker in a process of its own, killed when this value is dropped.
 struct Served(Child);
 
 impl Drop for Served {

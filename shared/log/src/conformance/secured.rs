@@ -1,5 +1,5 @@
-//! A Kafka with TLS and passwords: `WYE_TEST_KAFKA_TLS` names the folder with what a client needs for it, as
-//! `scripts/kafka.sh` makes it.
+//! A Kafka with TLS and passwords: `WYE_TEST_KAFKA_TLS` is the folder with the certificates and passwords of a client,
+//! which `scripts/kafka.sh` writes.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 use wye_domain::ErrorKind;
+use wye_domain::place::Offset;
 
-use super::{beside, new_topic, read_numbers, write_numbers};
+use super::{FIRST, beside, new_topic, offsets, read_numbers, write_numbers};
 use crate::LogError;
 use crate::client::{Log, LogConfig};
 
-/// The folder; `None` where there is none, which CI does not pass over.
+/// The folder; `None` where there is none. On CI it must exist.
 fn folder() -> Option<PathBuf> {
     match std::env::var_os("WYE_TEST_KAFKA_TLS") {
         Some(folder) => Some(folder.into()),
@@ -24,20 +25,24 @@ fn folder() -> Option<PathBuf> {
     }
 }
 
+/// The content of one file of the folder.
+fn word(folder: &std::path::Path, name: &str) -> String {
+    std::fs::read_to_string(folder.join(name)).unwrap().trim().to_owned()
+}
+
 fn log(folder: &std::path::Path, changes: &[(&str, &str)]) -> Log {
-    let word = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap().trim().to_owned();
     let ca = folder.join("ca.pem").display().to_string();
     let mut extra: BTreeMap<String, String> = [
         ("security.protocol", "SASL_SSL".to_owned()),
         ("ssl.ca.location", ca),
         ("sasl.mechanism", "SCRAM-SHA-512".to_owned()),
-        ("sasl.username", word("user")),
-        ("sasl.password", word("password")),
+        ("sasl.username", word(folder, "user")),
+        ("sasl.password", word(folder, "password")),
     ]
     .map(|(property, value)| (property.to_owned(), value))
     .into();
     extra.extend(changes.iter().map(|(property, value)| ((*property).to_owned(), (*value).to_owned())));
-    Log::new(LogConfig { extra, ..LogConfig::new(word("bootstrap"), 1) }).unwrap()
+    Log::new(LogConfig { extra, ..LogConfig::new(word(folder, "bootstrap"), 1) }).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -48,14 +53,14 @@ async fn records_are_written_and_read_over_tls_with_scram() {
         log.wait_ready(&CancellationToken::new()).await.unwrap();
         let topic = new_topic(&log, 1).await;
         write_numbers(&log, topic, 0, 100).await;
-        log.delete_records(topic, 0, 10).await.unwrap();
-        let read = beside(move || read_numbers(&log, topic, 10, 99).unwrap()).await;
-        assert_eq!(read, (10..100).collect::<Vec<_>>());
+        log.delete_records(topic, FIRST, Offset(10)).await.unwrap();
+        let read = beside(move || read_numbers(&log, topic, 10, 100).unwrap()).await;
+        assert_eq!(read, offsets(10..100));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_or_certificate_authority_is_said_at_once() {
+async fn a_wrong_password_or_certificate_authority_is_reported_at_once() {
     let Some(folder) = folder() else { return };
     let other_ca = folder.join("other-ca.pem").display().to_string();
     for (changes, words) in [

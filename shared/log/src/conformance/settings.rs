@@ -1,4 +1,4 @@
-//! Topics that somebody else has made: their settings are checked before they are used.
+//! Topics that exist already: their settings are checked before they are used.
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -10,7 +10,7 @@ use crate::topics::{self, LEDGER, READINGS, TopicSpec};
 use wye_broker::{Broker, BrokerConfig};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn topics_of_an_earlier_version_get_the_settings_of_today() {
+async fn topics_of_an_earlier_version_get_the_current_settings() {
     let directory = tempfile::tempdir().unwrap();
     let broker = Broker::start(BrokerConfig::new(directory.path())).await.unwrap();
     let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
@@ -18,7 +18,7 @@ async fn topics_of_an_earlier_version_get_the_settings_of_today() {
         (READINGS, &[("message.timestamp.type", "CreateTime"), ("max.message.bytes", "1048588")][..]),
         (LEDGER, &[]),
     ] {
-        make(&log, name, settings).await;
+        create(&log, name, settings).await;
     }
     let error = log.ensure_topics().await.unwrap_err();
     assert!(matches!(error, LogError::TopicSettings { .. }), "{error}");
@@ -27,15 +27,15 @@ async fn topics_of_an_earlier_version_get_the_settings_of_today() {
     log.update_topics().await.unwrap();
     broker.stop().await;
 
-    // It outlasts a restart.
+    // The settings survive a restart.
     let broker = Broker::start(BrokerConfig::new(directory.path())).await.unwrap();
     let log = Log::new(LogConfig::new(broker.bootstrap_servers(), 1)).unwrap();
     log.ensure_topics().await.unwrap();
     broker.stop().await;
 }
 
-/// Makes a topic with these settings instead of Wye's.
-async fn make(log: &Log, name: &str, settings: &[(&str, &str)]) {
+/// Creates a topic with these settings instead of Wye's.
+async fn create(log: &Log, name: &str, settings: &[(&str, &str)]) {
     let client: AdminClient<DefaultClientContext> = log.config().client(&[]).create().unwrap();
     let mut topic = NewTopic::new(name, 1, TopicReplication::Fixed(1));
     for (setting, value) in settings {
@@ -45,7 +45,7 @@ async fn make(log: &Log, name: &str, settings: &[(&str, &str)]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_topic_whose_settings_lose_readings_is_refused_with_what_to_change() {
+async fn a_topic_with_wrong_settings_is_rejected_with_the_command_that_corrects_it() {
     for (number, target) in targets().await.into_iter().enumerate() {
         let Target { log, _embedded } = target;
         for (setting, value, wanted) in [
@@ -55,12 +55,12 @@ async fn a_topic_whose_settings_lose_readings_is_refused_with_what_to_change() {
             ("cleanup.policy", "compact", "delete"),
             ("message.timestamp.type", "CreateTime", "LogAppendTime"),
         ] {
-            // The embedded broker refuses to make a topic with a retention or with compaction.
+            // The embedded broker does not create a topic with a retention or with compaction.
             if number == 0 && (setting.starts_with("retention") || setting == "cleanup.policy") {
                 continue;
             }
-            let name: &'static str = format!("{}-made", new_topic(&log, 1).await).leak();
-            make(&log, name, &[(setting, value)]).await;
+            let name: &'static str = format!("{}-created", new_topic(&log, 1).await).leak();
+            create(&log, name, &[(setting, value)]).await;
             let config = topics::specs(1, 1).swap_remove(0).config;
             let error = log.ensure(&[TopicSpec { name, kafka_partitions: 1, config }]).await.unwrap_err();
             assert!(matches!(error, LogError::TopicSettings { .. }), "{error}");

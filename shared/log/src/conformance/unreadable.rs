@@ -1,13 +1,17 @@
-//! Record batches that no client can decode: a reader goes past them and past nothing else. They are written into the
-//! segment file of the embedded broker, since no broker should take them; the client that meets them is the real one.
+//! Record batches that no client can decode: a reader skips them and no other records. They are written into the segment
+//! file of the embedded broker, since a broker rejects them.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use wye_broker::Port;
+use wye_domain::place::Offset;
+
 use super::embedded_only::start;
-use super::{DEADLINE, beside, new_topic, write_numbers};
+use super::{DEADLINE, FIRST, beside, new_topic, offsets, write_numbers};
 use crate::LogError;
 use crate::client::Log;
 use crate::reader::{Reader, read_all};
@@ -20,7 +24,7 @@ const LZ4: i16 = 3;
 const ZSTD: i16 = 4;
 const UNKNOWN: i16 = 7;
 
-/// A record batch (magic 2) with a right checksum around any body, for `records` offsets.
+/// A record batch (magic 2) with a correct checksum and any body, for `records` offsets.
 fn batch(base_offset: i64, codec: i16, records: i32, body: &[u8]) -> Vec<u8> {
     let now = 1_750_000_000_000_i64;
     let mut checked = Vec::new();
@@ -28,7 +32,7 @@ fn batch(base_offset: i64, codec: i16, records: i32, body: &[u8]) -> Vec<u8> {
     checked.extend((records - 1).to_be_bytes());
     checked.extend(now.to_be_bytes());
     checked.extend(now.to_be_bytes());
-    // No producer has numbered it.
+    // No idempotent producer.
     checked.extend((-1_i64).to_be_bytes());
     checked.extend((-1_i16).to_be_bytes());
     checked.extend((-1_i32).to_be_bytes());
@@ -44,7 +48,7 @@ fn batch(base_offset: i64, codec: i16, records: i32, body: &[u8]) -> Vec<u8> {
     batch
 }
 
-/// A sound record with a small payload.
+/// A valid record with a small payload.
 fn record(offset_delta: u8, payload: &[u8]) -> Vec<u8> {
     // Attributes, time delta, offset delta, no key, the payload, no headers; numbers are zigzag varints below 64.
     let mut fields = vec![0, 0, offset_delta * 2, 1, payload.len() as u8 * 2];
@@ -72,59 +76,64 @@ fn newest_segment(directory: &Path, topic: &str) -> PathBuf {
     files.filter(|path| path.extension().is_some_and(|extension| extension == "log")).max().unwrap()
 }
 
-/// Reads partition 0 to its end: the offsets of its records, and the ranges that were passed over. Each payload is its
-/// offset.
-fn read_through(log: &Log, topic: &str, start: i64) -> (Vec<i64>, Vec<(i64, i64)>) {
-    let high = log.offsets_blocking(topic, 0).unwrap().high;
+/// Reads the first Kafka partition to its end: the offsets of its records, and the ranges that were skipped. Each payload
+/// is its offset.
+fn read_through(log: &Log, topic: &str) -> (Vec<Offset>, Vec<Range<i64>>) {
+    let high = log.offsets_blocking(topic, FIRST).unwrap().high;
     let mut reader = Reader::new(log, topic).unwrap();
-    reader.assign(&[(0, start)]).unwrap();
-    let (mut offsets, mut passed, since) = (Vec::new(), Vec::<(i64, i64)>::new(), Instant::now());
-    while reader.position(0).unwrap() < high {
-        assert!(since.elapsed() < DEADLINE, "stands at {:?} of {high}", reader.position(0));
+    reader.assign(&[(FIRST, Offset(0))]).unwrap();
+    let (mut offsets, mut skipped, since) = (Vec::new(), Vec::<Range<i64>>::new(), Instant::now());
+    while reader.position(FIRST).unwrap() < high {
+        assert!(since.elapsed() < DEADLINE, "at {:?} of {high}", reader.position(FIRST));
         let polled = reader.poll_batch(1000, Duration::from_millis(100), &mut |message| {
             assert_eq!(message.payload, message.offset.to_string().as_bytes());
             offsets.push(message.offset);
         });
         match polled {
             Ok(_) => {}
-            Err(LogError::Unreadable { kafka_partition: 0, from, next, reason, .. }) => {
-                assert_eq!(reader.position(0), Some(next));
+            Err(LogError::Unreadable { kafka_partition: FIRST, offsets, reason, .. }) => {
+                assert_eq!(reader.position(FIRST), Some(offsets.end));
                 assert!(!reason.is_empty());
-                match passed.last_mut() {
-                    Some(last) if last.1 == from => last.1 = next,
-                    _ => passed.push((from, next)),
+                match skipped.last_mut() {
+                    Some(last) if last.end == offsets.start.0 => last.end = offsets.end.0,
+                    _ => skipped.push(offsets.start.0..offsets.end.0),
                 }
             }
             Err(error) => panic!("{error}"),
         }
     }
-    (offsets, passed)
+    (offsets, skipped)
 }
 
-/// A kind of batch that does not decode.
+/// A kind of batch that cannot be decoded.
 struct Kind {
     name: &'static str,
     codec: i16,
     /// The body of five records from an offset on.
     body: fn(i64) -> Vec<u8>,
-    /// How many of them come out before it does not decode any more.
-    good: i64,
+    /// How many of them can be decoded.
+    readable: i64,
 }
 
 const KINDS: [Kind; 10] = [
-    Kind { name: "a codec that nobody knows", codec: UNKNOWN, body: sound, good: 0 },
-    Kind { name: "damaged gzip", codec: GZIP, body: noise, good: 0 },
-    Kind { name: "damaged snappy", codec: SNAPPY, body: noise, good: 0 },
-    Kind { name: "damaged lz4", codec: LZ4, body: noise, good: 0 },
-    Kind { name: "damaged zstd", codec: ZSTD, body: noise, good: 0 },
-    Kind { name: "noise for records", codec: NONE, body: noise, good: 0 },
-    Kind { name: "noise for records, in sound gzip", codec: GZIP, body: zipped_noise, good: 0 },
-    Kind { name: "a record past the end of the log", codec: NONE, body: far_record, good: 0 },
-    Kind { name: "a record that breaks off", codec: NONE, body: broken_off, good: 2 },
-    Kind { name: "a record that breaks off, in sound gzip", codec: GZIP, body: zipped_broken_off, good: 2 },
+    Kind { name: "an unknown codec", codec: UNKNOWN, body: valid, readable: 0 },
+    Kind { name: "damaged gzip", codec: GZIP, body: noise, readable: 0 },
+    Kind { name: "damaged snappy", codec: SNAPPY, body: noise, readable: 0 },
+    Kind { name: "damaged lz4", codec: LZ4, body: noise, readable: 0 },
+    Kind { name: "damaged zstd", codec: ZSTD, body: noise, readable: 0 },
+    Kind { name: "random bytes instead of records", codec: NONE, body: noise, readable: 0 },
+    Kind {
+        name: "random bytes instead of records, in valid gzip",
+        codec: GZIP,
+        body: zipped_noise,
+        readable: 0,
+    },
+    Kind { name: "a record past the end of the log", codec: NONE, body: far_record, readable: 0 },
+    Kind { name: "a truncated record", codec: NONE, body: truncated, readable: 2 },
+    Kind { name: "a truncated record, in valid gzip", codec: GZIP, body: zipped_truncated, readable: 2 },
 ];
 
-fn sound(first: i64) -> Vec<u8> {
+fn valid(first: i64) -> Vec<u8> {
     records(first, 5)
 }
 
@@ -136,17 +145,17 @@ fn zipped_noise(first: i64) -> Vec<u8> {
     gzip(&noise(first))
 }
 
-fn broken_off(first: i64) -> Vec<u8> {
-    let mut bytes = sound(first);
+fn truncated(first: i64) -> Vec<u8> {
+    let mut bytes = valid(first);
     bytes.truncate(2 * record(0, b"10").len() + 4);
     bytes
 }
 
-fn zipped_broken_off(first: i64) -> Vec<u8> {
-    gzip(&broken_off(first))
+fn zipped_truncated(first: i64) -> Vec<u8> {
+    gzip(&truncated(first))
 }
 
-/// A record whose offset delta leads far beyond the batch.
+/// A record whose offset delta is far outside of the batch.
 fn far_record(_: i64) -> Vec<u8> {
     let fields = [0, 0, 0x80, 0x80, 0x80, 0x80, 0x02, 1, 2, b'x', 0];
     let mut record = vec![fields.len() as u8 * 2];
@@ -155,16 +164,16 @@ fn far_record(_: i64) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn batches_that_do_not_decode_are_passed_over_and_nothing_else_is() {
+async fn only_batches_that_cannot_be_decoded_are_skipped() {
     for kind in KINDS {
         check(kind).await;
     }
 }
 
-/// Sound records 0..10, two bad batches of five one after the other, sound records 20..30.
-async fn check(Kind { name, codec, body, good }: Kind) {
+/// Valid records 0..10, two unreadable batches of five in a row, valid records 20..30.
+async fn check(Kind { name, codec, body, readable }: Kind) {
     let directory = tempfile::tempdir().unwrap();
-    let (broker, log) = start(directory.path(), None).await;
+    let (broker, log) = start(directory.path(), Port::Free).await;
     let topic = new_topic(&log, 1).await;
     write_numbers(&log, topic, 0, 10).await;
     broker.stop().await;
@@ -172,27 +181,27 @@ async fn check(Kind { name, codec, body, good }: Kind) {
     for base_offset in [10, 15] {
         file.write_all(&batch(base_offset, codec, 5, &body(base_offset))).unwrap();
     }
-    file.write_all(&batch(20, NONE, 5, &sound(20))).unwrap();
+    file.write_all(&batch(20, NONE, 5, &valid(20))).unwrap();
     drop(file);
 
-    let (broker, log) = start(directory.path(), None).await;
-    assert_eq!(log.offsets(topic, 0).await.unwrap().high, 25, "{name}");
+    let (broker, log) = start(directory.path(), Port::Free).await;
+    assert_eq!(log.offsets(topic, FIRST).await.unwrap().high, Offset(25), "{name}");
     write_numbers(&log, topic, 25, 5).await;
     let reading = log.clone();
     let started = Instant::now();
-    let (offsets, passed) = beside(move || read_through(&reading, topic, 0)).await;
-    eprintln!("{name}: passed over in {:?}", started.elapsed());
-    let bad = if good == 0 { vec![(10, 20)] } else { vec![(10 + good, 15), (15 + good, 20)] };
-    assert_eq!(passed, bad, "{name}");
-    let expected: Vec<i64> = (0..10 + good).chain(15..15 + good).chain(20..30).collect();
-    assert_eq!(offsets, expected, "{name}");
+    let (read, skipped) = beside(move || read_through(&reading, topic)).await;
+    eprintln!("{name}: read in {:?}", started.elapsed());
+    let unreadable = if readable == 0 { vec![10..20] } else { vec![10 + readable..15, 15 + readable..20] };
+    assert_eq!(skipped, unreadable, "{name}");
+    let expected = [offsets(0..10 + readable), offsets(15..15 + readable), offsets(20..30)].concat();
+    assert_eq!(read, expected, "{name}");
 
     let reading = log.clone();
     let read = beside(move || {
         let mut offsets = Vec::new();
-        let end = read_all(&reading, (topic, 0), None, |message| offsets.push(message.offset)).unwrap();
+        let end = read_all(&reading, (topic, FIRST), None, |message| offsets.push(message.offset)).unwrap();
         (end, offsets)
     });
-    assert_eq!(read.await, (30, expected), "{name}");
+    assert_eq!(read.await, (Offset(30), expected), "{name}");
     broker.stop().await;
 }

@@ -1,147 +1,146 @@
-//! Whether the records at an offset can be decoded at all, and where those that can go on: asked with clients of their
-//! own, each of which reads at one offset and is thrown away. Must not know who reads, nor what a payload means.
+//! Whether the records at an offset can be decoded, and if not, where readable records may follow. Each offset is probed
+//! by a client of its own, which is closed afterwards. Must not know who reads, nor what a payload means.
 //!
-//! What librdkafka 2.12 does with a record batch whose body does not decode, although its checksum is right:
+//! What librdkafka 2.12 does with a record batch whose body cannot be decoded, although its checksum is right:
 //!
-//! | body | what the client says | its position |
+//! | body | what the client reports | its position |
 //! |---|---|---|
-//! | unknown codec, damaged compression | an error, each time it fetches, with the batch's first offset in its text only | stays |
-//! | records that break off or make no sense, compressed or not | nothing; it counts a partial response (`rxpartial`) and fetches again | stays, after what decoded before them |
+//! | unknown codec, damaged compression | an error for each fetch; the batch's first offset is in its text only | unchanged |
+//! | truncated or malformed records, compressed or not | nothing; it counts a partial response (`rxpartial`) and fetches again | after the records that were decoded |
 //!
-//! One kind is beyond help: gzip that breaks off after whole blocks keeps the client's thread busy for ever
-//! (`rd_gz_decompress`), and the client cannot even be closed. Brokers that look at what they take refuse it, as the
-//! embedded one and Apache Kafka do.
+//! One kind cannot be handled: gzip that is truncated after whole blocks keeps the client's thread busy forever
+//! (`rd_gz_decompress`), and the client cannot be closed. Brokers that check each batch when they receive it reject such
+//! a batch: the embedded broker and Apache Kafka do.
 //!
-//! A broker sends the first batch of an answer whole (KIP-74), so a client that has just started, reads one Kafka
-//! partition and has a partial response before its first record has met a batch that does not decode. That evidence is
-//! why each question takes a new client: the counter cannot come from an earlier question.
+//! A broker sends the first batch of a response whole (KIP-74). So when a new client that reads one Kafka partition
+//! counts a partial response before its first record, the batch cannot be decoded. This holds only for a new client,
+//! whose counter cannot come from an earlier probe.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
-use rdkafka::{ClientContext, Offset, Statistics, TopicPartitionList};
+use rdkafka::{ClientContext, Statistics, TopicPartitionList};
+use wye_domain::place::{KafkaPartition, Offset};
 
 use crate::client::{Log, OffsetRange};
 use crate::error::LogError;
 use crate::properties::configure;
 
-/// How long the answer to one question is waited for.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// So many partial responses are proof: the client counts one before it hands over what it has decoded of the same
-/// response, and asks for the next one after that.
-const ENOUGH_PARTIAL: u64 = 2;
-/// How long what was handed over may take to come out.
-const DRAIN: Duration = Duration::from_millis(5);
-/// How many questions are asked at once where offset after offset must be asked about.
-const AT_ONCE: usize = 16;
+/// How long a probe waits for its result.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a probe waits for each event of its client.
+const PROBE_POLL: Duration = Duration::from_millis(10);
+/// So many partial responses are proof: the client counts one before it delivers the records that it decoded of the same
+/// response, and fetches again after that.
+const PROOF_PARTIAL_RESPONSES: u64 = 2;
+/// How long decoded records may take to be delivered.
+const DELIVERY_TIMEOUT: Duration = Duration::from_millis(5);
+/// How many probes run at once where consecutive offsets must be probed.
+const CONCURRENT_PROBES: usize = 16;
 
-/// One Kafka partition of a topic.
+/// The Kafka partition to probe.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct Target<'a> {
     pub(super) log: &'a Log,
     pub(super) topic: &'a str,
-    pub(super) kafka_partition: i32,
+    pub(super) kafka_partition: KafkaPartition,
+    /// The offsets that it has.
+    pub(super) range: OffsetRange,
 }
 
-/// Records that do not decode: from the offset that was asked about to `next`.
+/// The result of one probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Unreadable {
-    /// The first offset after them that is not known to be unreadable.
-    pub(super) next: i64,
-    /// What is wrong, in the client's words.
-    pub(super) reason: String,
-}
-
-/// What one question finds.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Found {
+enum ProbeResult {
     /// A record.
     Readable,
     /// The end of the log, and no record before it.
     End,
-    /// Something that does not decode, with the first offset of its batch where the client names it.
-    Unreadable { batch: Option<i64>, reason: String },
-    /// No answer in time.
-    Unknown,
+    /// A batch that cannot be decoded, with its first offset where the client reports it.
+    Unreadable { batch: Option<Offset>, reason: String },
+    /// No result within the timeout.
+    Timeout,
 }
 
-/// Whether `code` says that a batch does not decode.
+/// Whether `code` means that a batch cannot be decoded.
 pub(super) fn is_undecodable(code: RDKafkaErrorCode) -> bool {
     use RDKafkaErrorCode as Code;
     matches!(code, Code::BadMessage | Code::BadCompression | Code::NotImplemented)
 }
 
-/// What is found about the records at an offset.
+/// What is found at an offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Finding {
-    /// They can be read.
+    /// A record that can be decoded.
     Readable,
-    /// There are none up to the end that was given.
-    Nothing,
-    /// They cannot.
-    Unreadable(Unreadable),
+    /// No record up to the end of the log.
+    Empty,
+    /// Records that cannot be decoded.
+    Unreadable {
+        /// The first offset after them that is not known to be unreadable.
+        next: Offset,
+        /// What is wrong, as the client reports it.
+        reason: String,
+    },
     /// A client that reads there does not answer.
     NoAnswer,
 }
 
-/// Whether the records at `from` do not decode, and which come after them; `range` is what the Kafka partition has.
-/// Takes about as long as `budget` where many are to be asked about: then `next` is as far as it came. Blocks.
+/// Finds out whether the records at `from` can be decoded, and which offset follows them if not. Takes about `budget`
+/// at most: then `next` is how far it came. Blocks.
 ///
 /// # Errors
-/// `Configure` and `Read` when a client cannot be had.
-pub(super) fn find(
-    place: Place<'_>,
-    from: i64,
-    range: OffsetRange,
-    budget: Duration,
-) -> Result<Finding, LogError> {
+/// `Configure` and `Read` when a client cannot be created.
+pub(super) fn find(target: Target<'_>, from: Offset, budget: Duration) -> Result<Finding, LogError> {
     let started = Instant::now();
-    let (batch, reason) = match place.ask(&[from], range)?.swap_remove(0) {
-        Found::Readable => return Ok(Finding::Readable),
-        Found::End => return Ok(Finding::Nothing),
-        Found::Unknown => return Ok(Finding::NoAnswer),
-        Found::Unreadable { batch, reason } => (batch, reason),
+    let (batch, reason) = match target.probe(from)? {
+        ProbeResult::Readable => return Ok(Finding::Readable),
+        ProbeResult::End => return Ok(Finding::Empty),
+        ProbeResult::Timeout => return Ok(Finding::NoAnswer),
+        ProbeResult::Unreadable { batch, reason } => (batch, reason),
     };
     let next = match batch {
-        Some(batch) => place.end_of(batch, from, range)?,
-        // Which batch it is cannot be known, and a sound one may be near: no offset is passed that was not asked about.
+        Some(batch) => target.end_of(batch, from)?,
+        // The bounds of the batch are unknown, and readable records may follow: only probed offsets are skipped.
         None => {
-            let mut next = from + 1;
-            while next < range.high && started.elapsed() < budget {
-                let offsets: Vec<i64> = (next..range.high).take(AT_ONCE).collect();
-                let found = place.ask(&offsets, range)?;
-                let bad = found.iter().take_while(|found| matches!(found, Found::Unreadable { .. })).count();
-                next += bad as i64;
-                if bad < offsets.len() {
+            let mut next = from.next();
+            while next < target.range.high && started.elapsed() < budget {
+                let offsets: Vec<Offset> =
+                    (next.0..target.range.high.0).take(CONCURRENT_PROBES).map(Offset).collect();
+                let results = target.probe_all(&offsets)?;
+                let readable =
+                    results.iter().position(|result| !matches!(result, ProbeResult::Unreadable { .. }));
+                if let Some(index) = readable {
+                    next = offsets[index];
                     break;
                 }
+                next = Offset(next.0 + offsets.len() as i64);
             }
             next
         }
     };
-    Ok(Finding::Unreadable(Unreadable { next, reason }))
+    Ok(Finding::Unreadable { next, reason })
 }
 
-impl Place<'_> {
-    /// The offset after the batch that starts at `batch` and holds `from`: that offset is named by every question
-    /// within it, and by none outside.
-    fn end_of(self, batch: i64, from: i64, range: OffsetRange) -> Result<i64, LogError> {
+impl Target<'_> {
+    /// The offset after the batch that starts at `batch` and holds `from`: each probe inside of it reports `batch`, and
+    /// no probe outside of it does.
+    fn end_of(self, batch: Offset, from: Offset) -> Result<Offset, LogError> {
         let (mut inside, mut step) = (from, 1);
         let mut outside = loop {
-            let offset = (inside + step).min(range.high);
-            if offset >= range.high || !self.is_in(batch, offset, range)? {
+            let offset = Offset(inside.0 + step).min(self.range.high);
+            if offset >= self.range.high || !self.is_in(batch, offset)? {
                 break offset;
             }
             inside = offset;
             step *= 2;
         };
-        while inside + 1 < outside {
-            let middle = inside + (outside - inside) / 2;
-            if self.is_in(batch, middle, range)? {
+        while inside.next() < outside {
+            let middle = Offset(inside.0.midpoint(outside.0));
+            if self.is_in(batch, middle)? {
                 inside = middle;
             } else {
                 outside = middle;
@@ -150,42 +149,35 @@ impl Place<'_> {
         Ok(outside)
     }
 
-    fn is_in(self, batch: i64, offset: i64, range: OffsetRange) -> Result<bool, LogError> {
-        let found = self.ask(&[offset], range)?;
-        Ok(found
-            .iter()
-            .any(|found| matches!(found, Found::Unreadable { batch: Some(at), .. } if *at == batch)))
+    /// Whether the probe at `offset` reports the batch that starts at `batch`.
+    fn is_in(self, batch: Offset, offset: Offset) -> Result<bool, LogError> {
+        let result = self.probe(offset)?;
+        Ok(matches!(result, ProbeResult::Unreadable { batch: Some(reported), .. } if reported == batch))
     }
 
-    /// Asks about several offsets, each with a client of its own.
-    fn ask(self, offsets: &[i64], range: OffsetRange) -> Result<Vec<Found>, LogError> {
-        let questions: Result<Vec<Question>, LogError> =
-            offsets.iter().map(|offset| Question::start(self, *offset, range)).collect();
-        let (questions, deadline) = (questions?, Instant::now() + PATIENCE);
-        Ok(questions
-            .into_iter()
-            .map(|question| {
-                let found = question.answer(deadline);
-                if found == Found::Unknown {
-                    // Closing a client that does not answer may take for ever.
-                    std::thread::spawn(move || drop(question));
-                }
-                found
-            })
-            .collect())
+    fn probe(self, offset: Offset) -> Result<ProbeResult, LogError> {
+        Ok(Probe::start(self, offset)?.finish(Instant::now() + PROBE_TIMEOUT))
+    }
+
+    /// Probes several offsets at once.
+    fn probe_all(self, offsets: &[Offset]) -> Result<Vec<ProbeResult>, LogError> {
+        let probes: Result<Vec<Probe>, LogError> =
+            offsets.iter().map(|offset| Probe::start(self, *offset)).collect();
+        let (probes, deadline) = (probes?, Instant::now() + PROBE_TIMEOUT);
+        Ok(probes.into_iter().map(|probe| probe.finish(deadline)).collect())
     }
 }
 
 /// A client that reads at one offset.
-struct Question {
-    consumer: BaseConsumer<Evidence>,
-    offset: i64,
+struct Probe {
+    consumer: BaseConsumer<ProbeContext>,
+    offset: Offset,
     range: OffsetRange,
 }
 
-impl Question {
-    fn start(place: Place<'_>, offset: i64, range: OffsetRange) -> Result<Self, LogError> {
-        let mut config = place.log.config().client(&[]);
+impl Probe {
+    fn start(target: Target<'_>, offset: Offset) -> Result<Self, LogError> {
+        let mut config = target.log.config().client(&[]);
         let own = [
             ("group.id", "wye-reader"),
             ("enable.auto.commit", "false"),
@@ -199,49 +191,58 @@ impl Question {
             ("fetch.error.backoff.ms", "1"),
             ("statistics.interval.ms", "10"),
         ];
-        // Over all that a user sets: the evidence rests on them.
+        // They override the user's properties, since the result depends on them.
         for (property, value) in own {
             config.set(property, value);
         }
         config.set_log_level(RDKafkaLogLevel::Emerg);
-        let consumer: BaseConsumer<Evidence> =
-            config.create_with_context(Evidence::default()).map_err(configure)?;
-        let refuse =
-            |source: KafkaError| LogError::Read { topic: place.topic.to_owned(), source: source.into() };
+        let consumer: BaseConsumer<ProbeContext> =
+            config.create_with_context(ProbeContext::default()).map_err(configure)?;
         let mut list = TopicPartitionList::new();
-        list.add_partition_offset(place.topic, place.kafka_partition, Offset::Offset(offset))
-            .map_err(refuse)?;
-        consumer.assign(&list).map_err(refuse)?;
-        Ok(Self { consumer, offset, range })
+        list.add_partition_offset(target.topic, target.kafka_partition.0, rdkafka::Offset::Offset(offset.0))
+            .and_then(|()| consumer.assign(&list))
+            .map_err(|source| LogError::Read { topic: target.topic.to_owned(), source: source.into() })?;
+        Ok(Self { consumer, offset, range: target.range })
     }
 
-    fn answer(&self, deadline: Instant) -> Found {
+    /// Waits for the result and closes the client.
+    fn finish(self, deadline: Instant) -> ProbeResult {
+        let result = self.wait(deadline);
+        if result == ProbeResult::Timeout {
+            // Closing a client that does not answer may take forever.
+            std::thread::spawn(move || drop(self));
+        }
+        result
+    }
+
+    fn wait(&self, deadline: Instant) -> ProbeResult {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Found::Unknown;
+                return ProbeResult::Timeout;
             }
-            match self.consumer.poll(left.min(Duration::from_millis(10))) {
-                Some(Ok(message)) if (self.offset..self.range.high).contains(&message.offset()) => {
-                    return Found::Readable;
+            match self.consumer.poll(left.min(PROBE_POLL)) {
+                Some(Ok(message)) if (self.offset..self.range.high).contains(&Offset(message.offset())) => {
+                    return ProbeResult::Readable;
                 }
                 Some(Ok(message)) => {
-                    let reason = format!("it names offset {}, which the log does not have", message.offset());
-                    return Found::Unreadable { batch: None, reason };
+                    let reason =
+                        format!("a record has offset {}, which the log does not have", message.offset());
+                    return ProbeResult::Unreadable { batch: None, reason };
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => return Found::End,
+                Some(Err(KafkaError::PartitionEOF(_))) => return ProbeResult::End,
                 Some(Err(KafkaError::MessageConsumption(code))) if is_undecodable(code) => {
-                    let said = self.consumer.context().said();
-                    let reason = if said.is_empty() { code.to_string() } else { said };
-                    return Found::Unreadable { batch: batch_in(&reason), reason };
+                    let error = self.consumer.context().last_error();
+                    let reason = error.unwrap_or_else(|| code.to_string());
+                    return ProbeResult::Unreadable { batch: batch_in(&reason), reason };
                 }
                 Some(Err(_)) => {}
-                None if self.consumer.context().partial() >= ENOUGH_PARTIAL => {
-                    if let Some(Ok(_)) = self.consumer.poll(DRAIN) {
-                        return Found::Readable;
+                None if self.consumer.context().partial_responses() >= PROOF_PARTIAL_RESPONSES => {
+                    if let Some(Ok(_)) = self.consumer.poll(DELIVERY_TIMEOUT) {
+                        return ProbeResult::Readable;
                     }
-                    let reason = "a record breaks off or makes no sense".to_owned();
-                    return Found::Unreadable { batch: None, reason };
+                    let reason = "a record is truncated or malformed".to_owned();
+                    return ProbeResult::Unreadable { batch: None, reason };
                 }
                 None => {}
             }
@@ -249,58 +250,65 @@ impl Question {
     }
 }
 
-/// The first offset of the batch that an error of librdkafka is about: "... of message at 42 of 117 bytes failed ...".
-fn batch_in(said: &str) -> Option<i64> {
-    said.split_once(" of message at ")?.1.split_once(' ')?.0.parse().ok()
+/// The first offset of the batch in an error of librdkafka: "... of message at 42 of 117 bytes failed ...".
+fn batch_in(error: &str) -> Option<Offset> {
+    error.split_once(" of message at ")?.1.split_once(' ')?.0.parse().ok().map(Offset)
 }
 
-/// What the client says beside records.
+/// What a client reports besides records.
 #[derive(Default)]
-struct Evidence {
-    heard: Mutex<Heard>,
+struct ProbeContext {
+    events: Mutex<ProbeEvents>,
 }
 
 #[derive(Default)]
-struct Heard {
-    partial: u64,
-    said: String,
+struct ProbeEvents {
+    partial_responses: u64,
+    /// The last error about a batch.
+    error: Option<String>,
 }
 
-impl Evidence {
-    fn partial(&self) -> u64 {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).partial
+impl ProbeContext {
+    fn events(&self) -> MutexGuard<'_, ProbeEvents> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn said(&self) -> String {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).said.clone()
+    fn partial_responses(&self) -> u64 {
+        self.events().partial_responses
+    }
+
+    fn last_error(&self) -> Option<String> {
+        self.events().error.clone()
     }
 }
 
-impl ClientContext for Evidence {
+impl ClientContext for ProbeContext {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code().is_some_and(is_undecodable) {
-            reason.clone_into(&mut self.heard.lock().unwrap_or_else(PoisonError::into_inner).said);
+            self.events().error = Some(reason.to_owned());
         }
     }
 
     fn stats(&self, statistics: Statistics) {
-        let partial = statistics.brokers.values().map(|broker| broker.rxpartial).sum();
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).partial = partial;
+        let partial_responses = statistics.brokers.values().map(|broker| broker.rxpartial).sum();
+        self.events().partial_responses = partial_responses;
     }
 }
 
-impl ConsumerContext for Evidence {}
+impl ConsumerContext for ProbeContext {}
 
 #[cfg(test)]
 mod tests {
+    use wye_domain::place::Offset;
+
     use super::batch_in;
 
     #[test]
-    fn the_batch_is_taken_from_the_words_of_the_client() {
-        let said = "Decompression (codec 0x7) of message at 42 of 117 bytes failed: Local: Not implemented";
-        assert_eq!(batch_in(said), Some(42));
+    fn the_batch_is_read_from_the_error_of_the_client() {
+        let error = "Decompression (codec 0x7) of message at 42 of 117 bytes failed: Local: Not implemented";
+        assert_eq!(batch_in(error), Some(Offset(42)));
         assert_eq!(batch_in("Local: Bad message format"), None);
     }
 }

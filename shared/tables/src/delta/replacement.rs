@@ -84,17 +84,8 @@ impl DeltaLog {
             return Ok(Replaced::Gone(gone.add.path.clone()));
         }
         let now = chrono::Utc::now().timestamp_millis();
-        let removals = files.iter().map(|file| {
-            Action::Remove(Remove {
-                path: file.add.path.clone(),
-                data_change: false,
-                deletion_timestamp: Some(now),
-                extended_file_metadata: Some(true),
-                partition_values: Some(file.add.partition_values.clone()),
-                size: Some(file.add.size),
-                ..Remove::default()
-            })
-        });
+        let removals =
+            files.iter().map(|file| Action::Remove(Remove { data_change: false, ..file.removal() }));
         let additions = adds.iter().cloned().map(|mut add| {
             add.data_change = false;
             Action::Add(add)

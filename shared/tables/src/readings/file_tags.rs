@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type};
 use serde::{Deserialize, Serialize};
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::TextColumn;
 
 use crate::columns::READING_ORDER;
@@ -23,13 +24,13 @@ const SAMPLES: usize = 8;
 
 /// The smallest and the largest offset of a Kafka partition in a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct OffsetSpan(pub(crate) i64, pub(crate) i64);
+pub(crate) struct OffsetSpan(pub(crate) Offset, pub(crate) Offset);
 
 /// What is noted of a file of readings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FileTags {
     /// Which offsets of which Kafka partition are in the file.
-    pub(crate) offsets: BTreeMap<i32, OffsetSpan>,
+    pub(crate) offsets: BTreeMap<KafkaPartition, OffsetSpan>,
     /// Devices at even distances through the file, in order: each stands for the same share of its rows.
     pub(crate) devices: Vec<String>,
 }
@@ -42,8 +43,9 @@ impl FileTags {
         let kafka_offset = readings.column_by_name("kafka_offset").map(|c| c.as_primitive::<Int64Type>());
         let (Some(kafka_partition), Some(kafka_offset)) = (kafka_partition, kafka_offset) else { return };
         for (kafka_partition, offset) in kafka_partition.values().iter().zip(kafka_offset.values()) {
-            let span = self.offsets.entry(*kafka_partition).or_insert(OffsetSpan(*offset, *offset));
-            *span = OffsetSpan(span.0.min(*offset), span.1.max(*offset));
+            let (kafka_partition, offset) = (KafkaPartition(*kafka_partition), Offset(*offset));
+            let span = self.offsets.entry(kafka_partition).or_insert(OffsetSpan(offset, offset));
+            *span = OffsetSpan(span.0.min(offset), span.1.max(offset));
         }
         let Ok(devices) = TextColumn::of(readings, "device_id") else { return };
         let step = readings.num_rows().div_ceil(SAMPLES).max(1);

@@ -6,7 +6,7 @@ use super::*;
 use crate::CompactionPolicy;
 use crate::columns::stored_schema;
 use crate::scan::SortedScan;
-use crate::testing::{Row, archive, archive_batch, ingested, number, row, rows_of, run};
+use crate::testing::{Row, archive, archive_batch, horizon, ingested, number, row, rows_of, run};
 
 async fn all_rows(readings: &Readings) -> Vec<Row> {
     let schema = stored_schema();
@@ -33,7 +33,7 @@ async fn appends_continue_where_the_last_one_ended() {
         archive(1, 0, 1, &[row("c", 3, 1, 0)]),
     ];
     assert_eq!(readings.append(first.clone()).await.unwrap().readings, 3);
-    assert_eq!(readings.archived().await.unwrap(), BTreeMap::from([(0, 7), (1, 1)]));
+    assert_eq!(readings.archived().await.unwrap(), horizon([(0, 7), (1, 1)]));
 
     // The same again, as after a crash between the commit and its answer.
     assert_eq!(readings.append(first).await.unwrap_err().kind(), ErrorKind::Conflict);
@@ -48,7 +48,7 @@ async fn appends_continue_where_the_last_one_ended() {
     // Offsets without readings advance too, and another handle sees all of it.
     readings.append(vec![archive(0, 7, 10, &[])]).await.unwrap();
     let other = Readings::open(&root).await.unwrap();
-    assert_eq!(other.archived().await.unwrap(), BTreeMap::from([(0, 10), (1, 1)]));
+    assert_eq!(other.archived().await.unwrap(), horizon([(0, 10), (1, 1)]));
     let mut expected = vec![row("b", 1, 0, 5), row("a", 2, 0, 6), row("c", 3, 1, 0)];
     expected.sort();
     assert_eq!(all_rows(&other).await, expected);
@@ -76,7 +76,7 @@ async fn of_two_racing_writers_one_wins() {
     );
     first.unwrap();
     second.unwrap();
-    assert_eq!(one.archived().await.unwrap(), BTreeMap::from([(0, 20), (1, 1), (2, 1)]));
+    assert_eq!(one.archived().await.unwrap(), horizon([(0, 20), (1, 1), (2, 1)]));
     assert_eq!(all_rows(&one).await.len(), 22);
     // The losers' files are gone.
     assert_eq!(one.log().clean_unnamed(Default::default(), Default::default()).await.unwrap().files, 0);
@@ -94,16 +94,16 @@ async fn checkpoints_keep_the_offsets() {
         log.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("checkpoint.p"));
     assert_eq!(checkpoints.count(), 2);
     let other = Readings::open(&root).await.unwrap();
-    let expected = BTreeMap::from([(0, 15), (1, 15), (2, 15)]);
+    let expected = horizon([(0, 15), (1, 15), (2, 15)]);
     assert_eq!(other.archived().await.unwrap(), expected);
     // delta-rs's own way to the same facts.
     let snapshot = other.snapshot().await.unwrap();
     let table = snapshot.snapshot.delta_table(other.log());
-    for (kafka_partition, offset) in expected {
+    for (kafka_partition, offset) in expected.iter() {
         let name = format!("wye-archive/readings/{kafka_partition}");
         let known =
             table.snapshot().unwrap().transaction_version(other.log().log_store(), name).await.unwrap();
-        assert_eq!(known, Some(offset));
+        assert_eq!(known, Some(offset.0));
     }
 }
 
@@ -138,7 +138,7 @@ async fn compacting_changes_files_and_no_reading() {
     assert_eq!((done.files_before, done.files_after, done.rows), (10, 1, 500));
     assert_eq!(readings.snapshot().await.unwrap().files(), 1);
     assert_eq!(all_rows(&readings).await, expected);
-    assert_eq!(readings.archived().await.unwrap(), BTreeMap::from([(0, 500)]));
+    assert_eq!(readings.archived().await.unwrap(), horizon([(0, 500)]));
     assert_eq!(readings.compact(CompactionPolicy::default()).await.unwrap().files_before, 0);
 
     // Who reads the version before still finds its files, however long ago they left the table.

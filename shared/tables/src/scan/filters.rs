@@ -1,6 +1,5 @@
 //! The conditions of a scan as DataFusion expressions. Must not know files.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arrow::datatypes::Schema;
@@ -8,6 +7,7 @@ use datafusion::common::{Result, ScalarValue};
 use datafusion::logical_expr::Operator;
 use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_expr::expressions::{BinaryExpr, Column, Literal};
+use wye_domain::horizon::Horizon;
 
 use crate::parquet_plan::word;
 use crate::scan::devices::DeviceRange;
@@ -23,12 +23,12 @@ pub(super) fn devices_in(range: &DeviceRange, schema: &Schema) -> Result<Option<
 }
 
 /// The reading's offset is below its Kafka partition's horizon.
-pub(super) fn below(horizon: &BTreeMap<i32, i64>, schema: &Schema) -> Result<Condition> {
+pub(super) fn below(horizon: &Horizon, schema: &Schema) -> Result<Condition> {
     let mut any: Option<Condition> = None;
-    for (kafka_partition, offset) in horizon {
+    for (kafka_partition, offset) in horizon.iter() {
         let here =
-            compare(schema, "kafka_partition", Operator::Eq, ScalarValue::Int32(Some(*kafka_partition)))?;
-        let before = compare(schema, "kafka_offset", Operator::Lt, ScalarValue::Int64(Some(*offset)))?;
+            compare(schema, "kafka_partition", Operator::Eq, ScalarValue::Int32(Some(kafka_partition.0)))?;
+        let before = compare(schema, "kafka_offset", Operator::Lt, ScalarValue::Int64(Some(offset.0)))?;
         let both = binary(here, Operator::And, before);
         any = Some(match any {
             Some(others) => binary(others, Operator::Or, both),

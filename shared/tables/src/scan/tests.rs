@@ -6,12 +6,13 @@ use arrow::array::AsArray;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
+use wye_domain::place::KafkaPartition;
 
 use super::*;
 use crate::CompactionPolicy;
 use crate::readings::Readings;
 use crate::store::TableRoot;
-use crate::testing::{Row, archive, rows_of, run};
+use crate::testing::{self, Row, archive, rows_of, run};
 
 fn random_rows(random: &mut StdRng, kafka_partition: i32, offsets: std::ops::Range<i64>) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -64,8 +65,10 @@ async fn scans_equal_a_naive_filter_and_are_sorted() {
             }
         }
         all.sort();
-        let horizon = BTreeMap::from([(0, random.random_range(0..130)), (2, random.random_range(0..130))]);
-        let below = |row: &Row| horizon.get(&row.kafka_partition).is_some_and(|end| row.kafka_offset < *end);
+        let horizon = testing::horizon([(0, random.random_range(0..130)), (2, random.random_range(0..130))]);
+        let below = |row: &Row| {
+            horizon.get(KafkaPartition(row.kafka_partition)).is_some_and(|end| row.kafka_offset < end.0)
+        };
         let schema = stored_schema();
         let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
         let snapshot = readings.snapshot().await.unwrap();

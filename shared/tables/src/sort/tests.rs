@@ -35,7 +35,7 @@ fn sorting_equals_a_naive_sort() {
                         }
                     })
                     .collect();
-                batches.push((kafka_partition, archive_batch(&rows)));
+                batches.push((KafkaPartition(kafka_partition), archive_batch(&rows)));
                 expected.extend(rows);
             }
         }
@@ -49,8 +49,8 @@ fn sorting_equals_a_naive_sort() {
 #[test]
 fn days_are_told_apart_in_utc() {
     let batches = vec![
-        (0, archive_batch(&ingested(MICROS_PER_DAY, [row("b", 1, 0, 0), row("a", 1, 0, 1)]))),
-        (0, archive_batch(&ingested(MICROS_PER_DAY - 1, [row("c", 1, 0, 2)]))),
+        (KafkaPartition(0), archive_batch(&ingested(MICROS_PER_DAY, [row("b", 1, 0, 0), row("a", 1, 0, 1)]))),
+        (KafkaPartition(0), archive_batch(&ingested(MICROS_PER_DAY - 1, [row("c", 1, 0, 2)]))),
     ];
     let days = sort_by_day(&batches).unwrap();
     let devices: Vec<(i32, Vec<String>)> = days

@@ -4,10 +4,12 @@ use arrow::array::{AsArray, DictionaryArray, Float64Array, Int64Array, RecordBat
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type};
 use datafusion::prelude::{col, lit};
 use wye_domain::ErrorKind;
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::text_type;
+use wye_domain::time::Micros;
 
 use super::*;
-use crate::testing::{number, run};
+use crate::testing::{horizon, number, run};
 
 fn fixture() -> (tempfile::TempDir, BatchViews) {
     let directory = tempfile::tempdir().unwrap();
@@ -38,12 +40,12 @@ async fn prepared(
     views: &BatchViews,
     rows: &RecordBatch,
     offset: i64,
-    expected_version: Option<u64>,
+    expected_version: Option<ViewVersion>,
 ) -> ViewCommit {
     ViewCommit {
         schema: rows.schema(),
         files: write(views, rows).await,
-        horizon: BTreeMap::from([(0, offset), (1, 2 * offset)]),
+        horizon: horizon([(0, offset), (1, 2 * offset)]),
         run: RunRecord {
             run_id: format!("run-{offset}"),
             windows: rows.num_rows() as u64,
@@ -72,23 +74,23 @@ async fn a_commit_replaces_views_and_horizon_at_once() {
     let first = views.commit(prepared(&views, &rows(&["a", "b"], &[1, 2]), 10, None).await).await.unwrap();
     let old = views.latest().await.unwrap().unwrap();
     assert_eq!((old.version(), old.rows()), (first, 2));
-    assert_eq!(old.horizon, BTreeMap::from([(0, 10), (1, 20)]));
+    assert_eq!(old.horizon, horizon([(0, 10), (1, 20)]));
     assert_eq!(old.run.as_ref().unwrap().run_id, "run-10");
     assert_eq!(sum(&old).await, 3);
 
-    let other = BatchViews::open(old.log.root()).unwrap();
+    let other = BatchViews::open(old.root()).unwrap();
     write(&other, &rows(&["x"], &[1000])).await;
     let second = other.commit(prepared(&other, &rows(&["a"], &[40]), 11, Some(first)).await).await.unwrap();
     assert_eq!(views.latest_version().await.unwrap(), Some(second));
     let new = views.latest().await.unwrap().unwrap();
-    assert_eq!((sum(&new).await, new.horizon[&1]), (40, 22));
+    assert_eq!((sum(&new).await, new.horizon.offset(KafkaPartition(1))), (40, Offset(22)));
     // The reader of the old snapshot goes on.
     assert_eq!(sum(&old).await, 3);
 
     let history = views.history(5).await.unwrap();
     assert_eq!(history.iter().map(|run| run.version).collect::<Vec<_>>(), [second, first]);
-    assert_eq!((history[1].run.windows, history[1].horizon[&0]), (2, 10));
-    assert!(history[0].committed >= history[1].committed && history[1].committed > 0);
+    assert_eq!((history[1].run.windows, history[1].horizon.offset(KafkaPartition(0))), (2, Offset(10)));
+    assert!(history[0].committed >= history[1].committed && history[1].committed > Micros::EPOCH);
     assert_eq!(views.history(1).await.unwrap().len(), 1);
 }
 
@@ -107,12 +109,14 @@ async fn of_two_racing_runs_one_wins() {
         assert_eq!(sum(&views.latest().await.unwrap().unwrap()).await, 1);
     }
     // A run that started from an older version is late.
-    let late = prepared(&views, &rows(&["a"], &[1]), 99, Some(1)).await;
+    let late = prepared(&views, &rows(&["a"], &[1]), 99, Some(ViewVersion(1))).await;
     assert_eq!(views.commit(late).await.unwrap_err().kind(), ErrorKind::Conflict);
-    // A horizon never loses a Kafka partition.
-    let mut lossy = prepared(&views, &rows(&["a"], &[1]), 99, expected).await;
-    lossy.horizon.remove(&0);
-    assert_eq!(views.commit(lossy).await.unwrap_err().kind(), ErrorKind::Invalid);
+    // A horizon never loses a Kafka partition, and never goes back.
+    for backwards in [horizon([(1, 99)]), horizon([(0, 99), (1, 0)])] {
+        let mut commit = prepared(&views, &rows(&["a"], &[1]), 99, expected).await;
+        commit.horizon = backwards;
+        assert_eq!(views.commit(commit).await.unwrap_err().kind(), ErrorKind::Invalid);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -195,7 +199,8 @@ async fn cleaning_keeps_what_readers_need() {
         }
     }
     let woken = sleeper.latest().await.unwrap().unwrap();
-    assert_eq!((Some(woken.version()), woken.horizon[&0], sum(&woken).await), (version, 64, 64));
+    assert_eq!((Some(woken.version()), sum(&woken).await), (version, 64));
+    assert_eq!(woken.horizon, horizon([(0, 64), (1, 128)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
