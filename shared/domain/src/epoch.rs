@@ -143,7 +143,7 @@ pub fn straddled(
 ) -> Option<Straddled> {
     let mut announced = control.starts.keys().copied().skip_while(|start| *start < offsets.start);
     let start = announced.find(|start| !begun.contains(start)).filter(|start| *start < offsets.end)?;
-    Some(Straddled { start, epoch: begun.first().copied() })
+    Some(Straddled { start, epoch: begun.range(..start).next_back().copied() })
 }
 
 /// Whose realtime rows count, in the order of the realtime-views topic: those of the newest generation seen so far.
