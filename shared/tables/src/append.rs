@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use arrow::datatypes::SchemaRef;
-use deltalake::kernel::{Action, Transaction};
+use deltalake::kernel::{Action, Add, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use wye_domain::horizon::Horizon;
 use wye_domain::place::{KafkaPartition, Offset};
 
-use crate::delta::{AfterOthers, Commit, DeltaLog, EncodedFile, LogSnapshot, TableSpec};
+use crate::delta::{AfterOthers, Commit, DeltaLog, LogSnapshot, TableSpec};
 use crate::error::TablesError;
 use crate::store::{TableName, TableRoot};
 
@@ -110,11 +110,11 @@ impl Claim {
         &self.base
     }
 
-    /// Stores the files and commits them together with the claimed offsets.
+    /// Commits files together with the claimed offsets.
     pub(crate) async fn append(
         self,
         log: &DeltaLog,
-        files: Vec<EncodedFile>,
+        adds: Vec<Add>,
         partition_columns: &[&str],
     ) -> Result<(), TablesError> {
         let transactions: Vec<Transaction> = self
@@ -123,10 +123,9 @@ impl Claim {
             .filter(|(_, offsets)| !offsets.is_empty())
             .map(|(kafka_partition, offsets)| self.transactions.set(*kafka_partition, offsets.end))
             .collect();
-        if files.is_empty() && transactions.is_empty() {
+        if adds.is_empty() && transactions.is_empty() {
             return Ok(());
         }
-        let adds = log.put(files).await?;
         let partition_by: Vec<String> = partition_columns.iter().map(ToString::to_string).collect();
         let committed = log
             .commit(Commit {

@@ -1,8 +1,8 @@
 //! The archive of the dead-letter topic: what could not become a reading, with its bytes and the reason. Must not know
 //! how readings are parsed.
 //!
-//! The topic may say twice that one thing was refused, since whoever reads the readings anew refuses it anew; the table
-//! says it once.
+//! The topic may hold several letters about one refused item, since every process that reads the readings again refuses
+//! it again; the table holds one.
 //!
 //! Stability contract: the Delta table `dead_letters` has the columns of [`dead_letter_schema`], and the application
 //! transaction `wye-archive/dead-letters/<kafka_partition>` at the offset up to which the topic is archived.
@@ -10,31 +10,42 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use datafusion::catalog::TableProvider;
+use datafusion::datasource::physical_plan::FileGroup;
+use datafusion::error::DataFusionError;
+use datafusion::execution::context::SessionContext;
+use datafusion::physical_plan::execute_stream;
+use deltalake::kernel::Add;
+use futures::TryStreamExt;
 use wye_domain::horizon::Horizon;
 use wye_domain::place::{KafkaPartition, Offset};
 
 use crate::append::{Claim, PartitionTransactions, open_append_only};
-use crate::columns::dead_letter_schema;
+use crate::columns::{dead_letter_schema, names};
 use crate::delta::cleaning::Cleaned;
 use crate::delta::replacement::Compacted;
-use crate::delta::{DataFile, DeltaLog, EncodedFile};
-use crate::encode::{Encoder, letter_properties};
+use crate::delta::{DataFile, DeltaLog};
 use crate::error::TablesError;
+use crate::file_writer::{FileFormat, FileWriter, on_blocking_thread};
+use crate::parquet_plan::{FilePlan, partitioned_file};
+use crate::parquet_properties::letter_properties;
 use crate::store::{TableName, TableRoot};
 
-mod files;
+mod known;
 
 const ARCHIVED: PartitionTransactions = PartitionTransactions("wye-archive/dead-letters/");
 const COMPACTED: &str = "wye-compact/dead-letters";
 const TABLE: TableName = TableName::DeadLetters;
 
 /// A file below this many bytes is small.
-const SMALL_BYTES: i64 = 16 << 20;
+const SMALL_BYTES: u64 = 16 << 20;
 /// Small files are merged once there are this many.
 const LEAST_FILES: usize = 8;
+/// Files are merged up to about this many bytes.
+const MERGED_BYTES: u64 = SMALL_BYTES * LEAST_FILES as u64;
 
 /// What was read of one Kafka partition of the dead-letter topic.
 #[derive(Clone, Debug)]
@@ -54,7 +65,7 @@ pub struct DeadLetters {
 }
 
 impl DeadLetters {
-    /// Opens the table, and makes it if it does not exist.
+    /// Opens the table, and creates it if it does not exist.
     ///
     /// # Errors
     /// [`TablesError::Store`], [`TablesError::Commit`] or [`TablesError::ReadLog`] when the store cannot be used.
@@ -62,7 +73,7 @@ impl DeadLetters {
         Ok(Self { log: open_append_only(root, TABLE, dead_letter_schema(), &[]).await? })
     }
 
-    /// Per Kafka partition of the dead-letter topic the offset up to which it is archived.
+    /// For each Kafka partition of the dead-letter topic the offset up to which it is archived.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -70,8 +81,8 @@ impl DeadLetters {
         Ok(ARCHIVED.read(&self.log.existing().await?))
     }
 
-    /// Appends letters and their offsets in one commit, and returns how many letters that are: those about something
-    /// that an archived letter is about are left out.
+    /// Appends letters and their offsets in one commit, and returns how many letters it stored: a letter about an item
+    /// that has a letter already is left out.
     ///
     /// # Errors
     /// As [`crate::readings::Readings::append`].
@@ -79,10 +90,14 @@ impl DeadLetters {
         let ranges = batches.iter().map(|batch| (batch.kafka_partition, batch.offsets.clone())).collect();
         let claim = Claim::new(&self.log, ARCHIVED, ranges).await?;
         let letters: Vec<RecordBatch> = batches.into_iter().flat_map(|batch| batch.letters).collect();
-        let fresh = files::without_known(&self.log, &claim.base().files, letters).await?;
-        let rows = fresh.iter().map(|batch| batch.num_rows() as u64).sum();
-        let file = encode(fresh).await?;
-        claim.append(&self.log, file.into_iter().collect(), &[]).await?;
+        let new = known::without_known(&self.log, claim.base(), letters).await?;
+        let rows = new.iter().map(|batch| batch.num_rows() as u64).sum();
+        let adds = if rows == 0 {
+            vec![]
+        } else {
+            vec![on_blocking_thread(&self.log, write(self.log.clone(), new)).await?]
+        };
+        claim.append(&self.log, adds, &[]).await?;
         Ok(rows)
     }
 
@@ -91,24 +106,21 @@ impl DeadLetters {
     /// # Errors
     /// [`TablesError::Conflict`] when another compaction came first; nothing is lost then.
     pub async fn compact(&self) -> Result<Compacted, TablesError> {
+        let _hold = self.log.hold();
         let base = self.log.existing().await?;
-        let mut bytes = 0;
-        let is_next = |file: &&DataFile| {
-            bytes += file.add.size;
-            // All of them are in memory at once.
-            bytes <= SMALL_BYTES * LEAST_FILES as i64
-        };
-        let small = base.files.iter().filter(|file| file.add.size < SMALL_BYTES);
-        let small: Vec<DataFile> = small.take_while(is_next).cloned().collect();
+        let (mut small, mut bytes) = (Vec::new(), 0);
+        for file in base.files.iter().filter(|file| file.bytes() < SMALL_BYTES) {
+            bytes += file.bytes();
+            if bytes > MERGED_BYTES {
+                break;
+            }
+            small.push(file.clone());
+        }
         if small.len() < LEAST_FILES {
             return Ok(Compacted::default());
         }
-        let mut letters = Vec::new();
-        for file in &small {
-            letters.extend(files::read(&self.log, file, None).await?);
-        }
-        let merged = encode(letters).await?;
-        self.log.replace(COMPACTED, &small, merged.into_iter().collect()).await
+        let merged = on_blocking_thread(&self.log, merge(self.log.clone(), small.clone())).await?;
+        self.log.replace(COMPACTED, &small, vec![merged]).await
     }
 
     /// The newest version as an SQL table.
@@ -117,32 +129,58 @@ impl DeadLetters {
     /// When the log cannot be read.
     pub async fn provider(&self) -> Result<Arc<dyn TableProvider>, TablesError> {
         let table = self.log.existing().await?.delta_table(&self.log);
-        table.table_provider().await.map_err(|source| TablesError::Scan { table: TABLE, source })
+        table.table_provider().await.map_err(scan_error)
     }
 
     /// Removes files that left the table more than `keep` ago (at most 24 hours), and files of appends that failed.
     ///
     /// # Errors
     /// When the store or the log cannot be read.
-    pub async fn vacuum(&self, keep: std::time::Duration) -> Result<Cleaned, TablesError> {
+    pub async fn vacuum(&self, keep: Duration) -> Result<Cleaned, TablesError> {
         self.log.clean(keep).await
     }
 }
 
-/// One file of all letters, if there are any.
-async fn encode(letters: Vec<RecordBatch>) -> Result<Option<EncodedFile>, TablesError> {
-    if letters.iter().all(|batch| batch.num_rows() == 0) {
-        return Ok(None);
+/// One file of all letters.
+async fn write(log: DeltaLog, letters: Vec<RecordBatch>) -> Result<Add, TablesError> {
+    let mut file = new_file(log)?;
+    for batch in &letters {
+        file = file.write(batch).await?;
     }
-    let encoded = tokio::task::spawn_blocking(move || {
-        let mut encoder = Encoder::new(TABLE, dead_letter_schema(), letter_properties())?;
-        for batch in &letters {
-            encoder.write(batch)?;
-        }
-        let (bytes, stats) = encoder.finish()?;
-        Ok(Some(EncodedFile { bytes, stats, partition: None, tags: HashMap::new() }))
-    });
-    encoded.await.map_err(|error| TablesError::Encode { table: TABLE, source: error.into() })?
+    file.finish(HashMap::new()).await
+}
+
+/// One file of the rows of several.
+async fn merge(log: DeltaLog, files: Vec<DataFile>) -> Result<Add, TablesError> {
+    let schema = dead_letter_schema();
+    let files = files.iter().map(|file| partitioned_file(log.root(), TABLE, file, &schema));
+    let plan = FilePlan {
+        root: log.root(),
+        file_schema: dead_letter_schema(),
+        groups: vec![FileGroup::new(files.collect::<Result<_, _>>()?)],
+        sorted_by: &[],
+        filter: None,
+        columns: &names(&schema),
+        batch_size: None,
+    };
+    let session = SessionContext::new();
+    log.root().register(&session.runtime_env())?;
+    let mut letters =
+        execute_stream(plan.build().map_err(scan_error)?, session.task_ctx()).map_err(scan_error)?;
+    let mut file = new_file(log.clone())?;
+    while let Some(batch) = letters.try_next().await.map_err(scan_error)? {
+        file = file.write(&batch).await?;
+    }
+    file.finish(HashMap::new()).await
+}
+
+fn new_file(log: DeltaLog) -> Result<FileWriter, TablesError> {
+    let (schema, properties) = (dead_letter_schema(), letter_properties());
+    FileWriter::new(log, FileFormat { schema, properties, table_partition: None })
+}
+
+fn scan_error(source: DataFusionError) -> TablesError {
+    TablesError::Scan { table: TABLE, source }
 }
 
 #[cfg(test)]
@@ -153,7 +191,7 @@ mod tests {
     use super::*;
     use crate::testing::{horizon, number};
 
-    /// A letter at `offset` of the topic about a thing at `refused` of the readings, if it came from there.
+    /// A letter at `offset` of the topic about an item at offset `refused` of the readings, if it came from there.
     fn letter(offset: i64, refused: Option<i64>) -> LetterBatch {
         let columns: Vec<arrow::array::ArrayRef> = vec![
             Arc::new(TimestampMicrosecondArray::from(vec![1_700_000_000_000_000]).with_timezone("UTC")),
@@ -197,11 +235,11 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn one_refused_thing_is_one_letter_however_often_the_topic_says_so() {
+    async fn one_refused_item_has_one_letter_however_many_the_topic_holds() {
         let (_directory, letters) = open().await;
-        let told = [Some(70), Some(80), Some(70), Some(75), None, None, Some(80)];
+        let about = [Some(70), Some(80), Some(70), Some(75), None, None, Some(80)];
         let mut kept = Vec::new();
-        for (offset, refused) in (0..).zip(told) {
+        for (offset, refused) in (0..).zip(about) {
             kept.push(letters.append(vec![letter(offset, refused)]).await.unwrap());
         }
         assert_eq!(kept, [1, 1, 0, 1, 1, 1, 0]);

@@ -7,13 +7,13 @@ use wye_domain::ErrorKind;
 
 use crate::store::TableName;
 
-/// A source error whose type is of no use to the caller.
+/// A source error whose type the caller does not need.
 pub(crate) type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// What can go wrong with a table.
 #[derive(Debug, thiserror::Error)]
 pub enum TablesError {
-    /// The place of the tables cannot be used.
+    /// The location of the tables cannot be used.
     #[error("cannot keep tables at {location:?}: {reason}")]
     Location {
         /// What was given.
@@ -29,7 +29,7 @@ pub enum TablesError {
         /// What does not fit.
         reason: String,
     },
-    /// Somebody else was first: another writer's commit stands where this one would have gone.
+    /// Another writer committed first.
     #[error("table {table}: {reason}")]
     Conflict {
         /// Which table.
@@ -37,7 +37,7 @@ pub enum TablesError {
         /// What the other writer did.
         reason: String,
     },
-    /// Stored bytes are not what they must be.
+    /// Stored bytes are damaged.
     #[error("table {table} is damaged: {reason}")]
     Corrupt {
         /// Which table.
@@ -63,8 +63,8 @@ pub enum TablesError {
         #[source]
         source: DeltaTableError,
     },
-    /// Rows cannot be turned into a file.
-    #[error("cannot encode rows for table {table}")]
+    /// Rows cannot be written to a file.
+    #[error("cannot write rows of table {table}")]
     Encode {
         /// Which table.
         table: TableName,
@@ -72,7 +72,7 @@ pub enum TablesError {
         #[source]
         source: Source,
     },
-    /// A file cannot be stored, listed or removed.
+    /// A file cannot be listed or removed.
     #[error("cannot reach the files of table {table}")]
     Store {
         /// Which table.
@@ -101,15 +101,16 @@ impl TablesError {
             Self::Corrupt { .. } => ErrorKind::Corrupt,
             Self::ReadLog { source, .. } | Self::Commit { source, .. } => delta_kind(source),
             Self::Store { source, .. } => store_kind(source),
-            Self::Encode { .. } => ErrorKind::Internal,
+            Self::Encode { source, .. } => write_kind(source.as_ref()),
             Self::Scan { source, .. } => match source.find_root() {
                 datafusion::error::DataFusionError::ObjectStore(source) => store_kind(source),
+                datafusion::error::DataFusionError::ParquetError(_) => ErrorKind::Corrupt,
                 _ => ErrorKind::Internal,
             },
         }
     }
 
-    /// A failed commit: a lost race becomes [`TablesError::Conflict`].
+    /// A failed commit: when another writer committed first it becomes [`TablesError::Conflict`].
     pub(crate) fn commit(table: TableName, source: DeltaTableError) -> Self {
         match &source {
             DeltaTableError::VersionAlreadyExists(_)
@@ -137,6 +138,19 @@ fn delta_kind(error: &DeltaTableError) -> ErrorKind {
         | DeltaTableError::Parquet { .. } => ErrorKind::Corrupt,
         _ => ErrorKind::Internal,
     }
+}
+
+/// A file is written through an `io::Write`-like sink, so an error of the store is inside of an I/O error.
+fn write_kind(error: &(dyn std::error::Error + 'static)) -> ErrorKind {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            let store = error.get_ref().and_then(|inner| inner.downcast_ref());
+            return store.map_or(ErrorKind::Unavailable, store_kind);
+        }
+        next = error.source();
+    }
+    ErrorKind::Internal
 }
 
 fn store_kind(error: &object_store::Error) -> ErrorKind {

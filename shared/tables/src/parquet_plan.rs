@@ -8,44 +8,46 @@ use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, ParquetSource};
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::physical_expr::expressions::Column;
+use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns};
 use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::filter::FilterExecBuilder;
 use datafusion::physical_plan::projection::ProjectionExec;
+use datafusion::physical_plan::sorts::sort::SortExec;
+use datafusion::physical_plan::sorts::sort_preserving_merge::SortPreservingMergeExec;
+use datafusion::physical_plan::union::UnionExec;
 use object_store::path::Path;
+use wye_domain::reading::text_type;
 
 use crate::delta::DataFile;
 use crate::error::TablesError;
 use crate::store::{TableName, TableRoot};
 
-/// Columns by their places in a schema.
-pub(crate) type Places = Vec<usize>;
-
 /// Files of one table, and what to read of them.
 pub(crate) struct FilePlan<'a> {
     pub(crate) root: &'a TableRoot,
-    /// The columns of the files; text may be asked for as dictionaries.
+    /// The columns of the files; may ask for text as dictionaries.
     pub(crate) file_schema: SchemaRef,
-    /// The files, group by group; each group is a plan partition and is read in this order. No plan partition takes a
-    /// file of another one, however idle it is: who reads the plan may rest on it.
-    pub(crate) groups: Vec<Vec<PartitionedFile>>,
-    /// What each group is sorted by; no promise when empty.
+    /// The files, group by group; each group is a plan partition and is read in this order. No plan partition reads a
+    /// file of another one, even when it is idle: readers of the plan depend on it.
+    pub(crate) groups: Vec<FileGroup>,
+    /// What each group is sorted by; nothing is promised when empty.
     pub(crate) sorted_by: &'a [&'a str],
-    /// Only rows for which this holds over `file_schema`; also skips row groups and pages.
+    /// Only rows for which this holds over `file_schema`; also skips files, row groups and pages.
     pub(crate) filter: Option<Arc<dyn PhysicalExpr>>,
-    /// The columns wanted, by name.
+    /// The columns to read, by name.
     pub(crate) columns: &'a [&'a str],
     /// Rows in a batch; the session's own when absent.
     pub(crate) batch_size: Option<usize>,
 }
 
 impl FilePlan<'_> {
-    /// The plan: a scan, and a filter over it where one is wanted.
+    /// The plan: a scan, and a filter over it where there is one.
     pub(crate) fn build(self) -> Result<Arc<dyn ExecutionPlan>> {
-        let wanted = places(&self.file_schema, self.columns)?;
+        let wanted = column_indices(&self.file_schema, self.columns)?;
         let mut read = wanted.clone();
         if let Some(filter) = &self.filter {
-            for column in datafusion::physical_expr::utils::collect_columns(filter) {
+            for column in collect_columns(filter) {
                 if !read.contains(&column.index()) {
                     read.push(column.index());
                 }
@@ -57,17 +59,17 @@ impl FilePlan<'_> {
         }
         let ordering = ordering(&self.file_schema, self.sorted_by)?;
         let config = FileScanConfigBuilder::new(self.root.object_store_url(), Arc::new(source))
-            .with_file_groups(self.groups.into_iter().map(FileGroup::new).collect())
+            .with_file_groups(self.groups)
             .with_output_ordering(ordering.into_iter().collect())
-            .with_projection_indices(Some(read.clone()))?
+            .with_projection_indices(Some(read))?
             .with_batch_size(self.batch_size)
             .with_preserve_order(true)
             .build();
         let scan: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(config);
         let Some(filter) = self.filter else { return Ok(scan) };
-        let filter = datafusion::physical_expr::utils::reassign_expr_columns(filter, &scan.schema())?;
-        let kept: Places = (0..wanted.len()).collect();
-        let mut builder = FilterExecBuilder::new(filter, scan).apply_projection(Some(kept))?;
+        let filter = reassign_expr_columns(filter, &scan.schema())?;
+        let mut builder =
+            FilterExecBuilder::new(filter, scan).apply_projection(Some((0..wanted.len()).collect()))?;
         if let Some(rows) = self.batch_size {
             builder = builder.with_batch_size(rows);
         }
@@ -75,7 +77,7 @@ impl FilePlan<'_> {
     }
 }
 
-/// A file as DataFusion wants to know it.
+/// A file in DataFusion's form.
 pub(crate) fn partitioned_file(
     root: &TableRoot,
     table: TableName,
@@ -90,7 +92,7 @@ pub(crate) fn partitioned_file(
         location,
         last_modified: chrono::DateTime::from_timestamp_millis(file.add.modification_time)
             .unwrap_or_default(),
-        size: u64::try_from(file.add.size).unwrap_or_default(),
+        size: file.bytes(),
         e_tag: None,
         version: None,
     };
@@ -98,34 +100,66 @@ pub(crate) fn partitioned_file(
     Ok(PartitionedFile::new_from_meta(meta).with_arrow_schema(Arc::clone(file_schema)))
 }
 
-/// The places of named columns.
-pub(crate) fn places(schema: &Schema, columns: &[&str]) -> Result<Places> {
+/// The indices of named columns.
+pub(crate) fn column_indices(schema: &Schema, columns: &[&str]) -> Result<Vec<usize>> {
     columns.iter().map(|name| Ok(schema.index_of(name)?)).collect()
 }
 
 /// Ascending, nulls first, by named columns; `None` when there are none.
 pub(crate) fn ordering(schema: &Schema, columns: &[&str]) -> Result<Option<LexOrdering>> {
     let options = arrow::compute::SortOptions { descending: false, nulls_first: true };
-    let by = |name: &&str| -> Result<PhysicalSortExpr> {
-        Ok(PhysicalSortExpr::new(Arc::new(Column::new_with_schema(name, schema)?), options))
-    };
-    Ok(LexOrdering::new(columns.iter().map(by).collect::<Result<Vec<_>>>()?))
+    let mut order = Vec::with_capacity(columns.len());
+    for name in columns {
+        order.push(PhysicalSortExpr::new(Arc::new(Column::new_with_schema(name, schema)?), options));
+    }
+    Ok(LexOrdering::new(order))
 }
 
-/// Keeps only named columns of a plan, in this order.
+/// All rows as one plan partition in the order of these columns.
+pub(crate) fn sorted(plan: Arc<dyn ExecutionPlan>, by: &[&str]) -> Result<Arc<dyn ExecutionPlan>> {
+    Ok(match ordering(&plan.schema(), by)? {
+        Some(order) => Arc::new(SortExec::new(order, plan)),
+        None => plan,
+    })
+}
+
+/// The rows of each plan partition in the order of these columns.
+pub(crate) fn sorted_each(plan: Arc<dyn ExecutionPlan>, by: &[&str]) -> Result<Arc<dyn ExecutionPlan>> {
+    Ok(match ordering(&plan.schema(), by)? {
+        Some(order) => Arc::new(SortExec::new(order, plan).with_preserve_partitioning(true)),
+        None => plan,
+    })
+}
+
+/// Plans of one plan partition each, sorted by these columns, merged into one.
+pub(crate) fn merged(
+    mut plans: Vec<Arc<dyn ExecutionPlan>>,
+    by: &[&str],
+) -> Result<Arc<dyn ExecutionPlan>> {
+    if plans.len() == 1 {
+        return Ok(plans.remove(0));
+    }
+    let all = UnionExec::try_new(plans)?;
+    Ok(match ordering(&all.schema(), by)? {
+        Some(order) => Arc::new(SortPreservingMergeExec::new(order, all)),
+        None => all,
+    })
+}
+
+/// Only the named columns of a plan, in this order.
 pub(crate) fn project(plan: Arc<dyn ExecutionPlan>, columns: &[&str]) -> Result<Arc<dyn ExecutionPlan>> {
     let schema = plan.schema();
-    if schema.fields().iter().map(|field| field.name().as_str()).eq(columns.iter().copied()) {
+    if crate::columns::names(&schema) == columns {
         return Ok(plan);
     }
-    let kept = columns.iter().map(|name| -> Result<(Arc<dyn PhysicalExpr>, String)> {
-        Ok((Arc::new(Column::new_with_schema(name, &schema)?), (*name).to_owned()))
-    });
-    Ok(Arc::new(ProjectionExec::try_new(kept.collect::<Result<Vec<_>>>()?, plan)?))
+    let mut kept: Vec<(Arc<dyn PhysicalExpr>, String)> = Vec::with_capacity(columns.len());
+    for name in columns {
+        kept.push((Arc::new(Column::new_with_schema(name, &schema)?), (*name).to_owned()));
+    }
+    Ok(Arc::new(ProjectionExec::try_new(kept, plan)?))
 }
 
-/// A word as a literal of the type of text columns.
-pub(crate) fn word(text: &str) -> ScalarValue {
-    let int32 = Box::new(arrow::datatypes::DataType::Int32);
-    ScalarValue::Dictionary(int32, Box::new(ScalarValue::Utf8(Some(text.to_owned()))))
+/// A text as a literal of the type of text columns.
+pub(crate) fn text_literal(text: &str) -> Result<ScalarValue> {
+    ScalarValue::Utf8(Some(text.to_owned())).cast_to(&text_type())
 }

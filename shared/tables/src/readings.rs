@@ -1,23 +1,26 @@
 //! The master dataset: every accepted reading, once, for good. Must not know windows, metrics or Kafka's client.
 //!
 //! Stability contract: the Delta table `readings` has the columns of [`crate::columns::stored_schema`] and
-//! `ingest_date`, files sorted by [`READING_ORDER`] where their tags say so, and the application transaction
-//! `wye-archive/readings/<kafka_partition>` at the offset up to which that Kafka partition is archived.
+//! `ingest_date`, files sorted by [`crate::columns::READING_ORDER`] where their tags say so, and the application
+//! transaction `wye-archive/readings/<kafka_partition>` at the offset up to which that Kafka partition is archived.
 
 use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use chrono::NaiveDate;
 use datafusion::catalog::TableProvider;
+use deltalake::kernel::Add;
 use wye_domain::horizon::Horizon;
 use wye_domain::place::{KafkaPartition, Offset};
 
 use crate::append::{Claim, PartitionTransactions, open_append_only};
-use crate::columns::{INGEST_DATE, READING_ORDER, readings_table_schema, stored_schema};
+use crate::columns::{INGEST_DATE, readings_table_schema, stored_schema};
 use crate::delta::hold::Hold;
-use crate::delta::{DeltaLog, EncodedFile, LogSnapshot};
-use crate::encode::{Encoder, readings_properties};
+use crate::delta::{DeltaLog, LogSnapshot};
 use crate::error::TablesError;
+use crate::file_writer::{FileFormat, FileWriter, on_blocking_thread};
+use crate::parquet_properties::readings_properties;
 use crate::sort::{SortedDay, sort_by_day};
 use crate::store::{TableName, TableRoot};
 
@@ -30,7 +33,7 @@ const ARCHIVED: PartitionTransactions = PartitionTransactions("wye-archive/readi
 const TABLE: TableName = TableName::Readings;
 
 /// The most rows that one file of readings holds.
-pub(crate) const ROWS_PER_FILE: usize = 4 << 20;
+const ROWS_PER_FILE: usize = 4 << 20;
 
 /// What was read of one Kafka partition.
 #[derive(Clone, Debug)]
@@ -63,12 +66,12 @@ pub struct Readings {
 pub struct ReadingsSnapshot {
     pub(crate) log: DeltaLog,
     pub(crate) snapshot: LogSnapshot,
-    /// While any clone of this is there, nobody removes the version's files.
-    pub(crate) _hold: Arc<Hold>,
+    /// Cleaning keeps the version's files while any clone of this exists.
+    _hold: Arc<Hold>,
 }
 
 impl Readings {
-    /// Opens the table, and makes it if it does not exist.
+    /// Opens the table, and creates it if it does not exist.
     ///
     /// # Errors
     /// [`TablesError::Store`], [`TablesError::Commit`] or [`TablesError::ReadLog`] when the store cannot be used.
@@ -76,7 +79,7 @@ impl Readings {
         Ok(Self { log: open_append_only(root, TABLE, readings_table_schema(), &[INGEST_DATE]).await? })
     }
 
-    /// Per Kafka partition the offset up to which its readings are archived.
+    /// For each Kafka partition the offset up to which its readings are archived.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -88,25 +91,53 @@ impl Readings {
     ///
     /// # Errors
     /// [`TablesError::Conflict`] when the offsets do not continue what is archived, or another writer archived the
-    /// same Kafka partition meanwhile; then nothing was appended. Any other error leaves open whether it was: ask
-    /// [`Readings::archived`].
+    /// same Kafka partition meanwhile; then nothing was appended. After any other error it may have been appended or
+    /// not: ask [`Readings::archived`].
     pub async fn append(&self, batches: Vec<ArchiveBatch>) -> Result<Appended, TablesError> {
         let ranges = batches.iter().map(|batch| (batch.kafka_partition, batch.offsets.clone())).collect();
         let claim = Claim::new(&self.log, ARCHIVED, ranges).await?;
-        let parts: Vec<(KafkaPartition, RecordBatch)> = batches
-            .into_iter()
-            .flat_map(|batch| {
-                batch.readings.into_iter().map(move |readings| (batch.kafka_partition, readings))
-            })
-            .collect();
+        let mut parts: Vec<(KafkaPartition, RecordBatch)> = Vec::new();
+        for batch in batches {
+            parts.extend(batch.readings.into_iter().map(|readings| (batch.kafka_partition, readings)));
+        }
         let readings = parts.iter().map(|(_, batch)| batch.num_rows() as u64).sum();
-        let files = encode_parts(parts).await?;
-        let bytes = files.iter().map(|file| file.bytes.len() as u64).sum();
-        claim.append(&self.log, files, &[INGEST_DATE]).await?;
+        let adds = self.write(parts).await?;
+        let bytes = adds.iter().map(|add| u64::try_from(add.size).unwrap_or_default()).sum();
+        claim.append(&self.log, adds, &[INGEST_DATE]).await?;
         Ok(Appended { readings, bytes })
     }
 
-    /// The newest version. Its files stay while the snapshot or a clone of it is there.
+    /// Sorts readings and writes them to files, several ingest days at a time.
+    async fn write(&self, parts: Vec<(KafkaPartition, RecordBatch)>) -> Result<Vec<Add>, TablesError> {
+        let days = on_blocking_thread(&self.log, async move {
+            sort_by_day(&parts)
+                .map_err(|error| TablesError::Shape { table: TABLE, reason: error.to_string() })
+        });
+        let mut writing = Vec::new();
+        for SortedDay { ingest_date, readings } in days.await? {
+            for start in (0..readings.num_rows()).step_by(ROWS_PER_FILE) {
+                let rows = readings.slice(start, ROWS_PER_FILE.min(readings.num_rows() - start));
+                let file = write_sorted(self.log.clone(), ingest_date, rows);
+                writing.push(on_blocking_thread(&self.log, file));
+            }
+        }
+        let (mut adds, mut failed) = (Vec::with_capacity(writing.len()), None);
+        for written in futures::future::join_all(writing).await {
+            match written {
+                Ok(add) => adds.push(add),
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) => {
+                self.log.discard(&adds).await;
+                Err(error)
+            }
+            None => Ok(adds),
+        }
+    }
+
+    /// The newest version. Cleaning keeps its files while the snapshot or a clone of it exists.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -121,24 +152,24 @@ impl Readings {
 }
 
 impl ReadingsSnapshot {
-    /// The identity of the table, which it was given when it was made.
+    /// The identity of the table, which it got when it was created.
     pub fn table_id(&self) -> &str {
         self.snapshot.metadata().id()
     }
 
-    /// Per Kafka partition the offset up to which this version has its readings.
+    /// For each Kafka partition the offset up to which this version has its readings.
     pub fn archived(&self) -> Horizon {
         ARCHIVED.read(&self.snapshot)
     }
 
     /// How many readings this version has.
     pub fn readings(&self) -> u64 {
-        self.snapshot.files.iter().map(|file| file.stats.num_records).sum()
+        self.snapshot.rows()
     }
 
     /// How many bytes the files of this version have.
     pub fn bytes(&self) -> u64 {
-        self.snapshot.files.iter().map(|file| u64::try_from(file.add.size).unwrap_or_default()).sum()
+        self.snapshot.bytes()
     }
 
     /// How many files this version has.
@@ -156,44 +187,30 @@ impl ReadingsSnapshot {
     }
 }
 
-/// Sorts and encodes, off the async threads; several ingest days at a time.
-async fn encode_parts(parts: Vec<(KafkaPartition, RecordBatch)>) -> Result<Vec<EncodedFile>, TablesError> {
-    let lost = |error: tokio::task::JoinError| TablesError::Encode { table: TABLE, source: error.into() };
-    let sorted = tokio::task::spawn_blocking(move || sort_by_day(&parts)).await.map_err(lost)?;
-    let days = sorted.map_err(|error| TablesError::Shape { table: TABLE, reason: error.to_string() })?;
-    let mut encoding = Vec::new();
-    for SortedDay { ingest_date, readings } in days {
-        for start in (0..readings.num_rows()).step_by(ROWS_PER_FILE) {
-            let rows = readings.slice(start, ROWS_PER_FILE.min(readings.num_rows() - start));
-            encoding.push(tokio::task::spawn_blocking(move || encode_sorted(ingest_date, &rows)));
-        }
-    }
-    let mut files = Vec::with_capacity(encoding.len());
-    for file in encoding {
-        files.push(file.await.map_err(lost)??);
-    }
-    Ok(files)
-}
-
-fn encode_sorted(ingest_date: i32, readings: &RecordBatch) -> Result<EncodedFile, TablesError> {
-    let schema = stored_schema();
-    let mut encoder = Encoder::new(TABLE, schema.clone(), readings_properties(&schema, &READING_ORDER))?;
-    encoder.write(readings)?;
+async fn write_sorted(
+    log: DeltaLog,
+    ingest_date: NaiveDate,
+    readings: RecordBatch,
+) -> Result<Add, TablesError> {
     let mut tags = FileTags::default();
-    tags.add(readings);
-    finish_file(encoder, ingest_date, &tags)
+    tags.add(&readings);
+    let file = FileWriter::new(log, format(ingest_date.to_string()))?.write(&readings).await?;
+    finish(file, &tags).await
 }
 
-/// Closes a file of one ingest day.
-pub(crate) fn finish_file(
-    encoder: Encoder,
-    ingest_date: i32,
-    tags: &FileTags,
-) -> Result<EncodedFile, TablesError> {
-    let (bytes, stats) = encoder.finish()?;
-    let day = chrono::DateTime::from_timestamp(i64::from(ingest_date) * 86_400, 0).unwrap_or_default();
-    let day = day.date_naive().to_string();
-    Ok(EncodedFile { bytes, stats, partition: Some((INGEST_DATE, day)), tags: tags.to_delta() })
+/// The format of files of one ingest day.
+fn format(ingest_date: String) -> FileFormat {
+    FileFormat {
+        schema: stored_schema(),
+        properties: readings_properties(),
+        table_partition: Some((INGEST_DATE, ingest_date)),
+    }
+}
+
+async fn finish(file: FileWriter, tags: &FileTags) -> Result<Add, TablesError> {
+    let tags =
+        tags.to_delta().map_err(|error| TablesError::Encode { table: TABLE, source: error.into() })?;
+    file.finish(tags).await
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Where the tables live: the one place that builds table locations. Must not know what a table holds.
+//! Where the tables are: their names and locations. Must not know what a table holds.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use url::Url;
 use crate::delta::hold::Holds;
 use crate::error::TablesError;
 
-/// The tables that this crate keeps.
+/// The tables that this crate stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TableName {
     /// The master dataset.
@@ -24,8 +24,8 @@ pub enum TableName {
 }
 
 impl TableName {
-    /// The table's directory below the root, which is its name in SQL too.
-    pub fn as_str(self) -> &'static str {
+    /// The table's directory below the root. Stability contract: tables are found by it.
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::Readings => "readings",
             Self::BatchViews => "batch_views",
@@ -40,12 +40,14 @@ impl fmt::Display for TableName {
     }
 }
 
-/// The place under which all tables of one installation stand: a directory, or a URL that this build can reach.
+/// The location of all tables of one installation: a directory, or a URL that this build supports.
 #[derive(Clone, Debug)]
 pub struct TableRoot {
     /// Always ends with a slash.
     url: Url,
-    /// What this process works with; shared by all clones.
+    /// The part of the URL by which DataFusion finds the store.
+    object_store_url: ObjectStoreUrl,
+    /// Which files this process holds; shared by all clones.
     holds: Holds,
 }
 
@@ -66,51 +68,54 @@ impl fmt::Display for TableRoot {
 }
 
 impl TableRoot {
-    /// A local directory, made if absent.
+    /// A local directory, created if absent.
     ///
     /// # Errors
-    /// [`TablesError::Location`] when it cannot be made or is not valid Unicode.
+    /// [`TablesError::Location`] when it cannot be created or is not valid Unicode.
     pub fn directory(path: &Path) -> Result<Self, TablesError> {
-        let refuse = |reason: String| TablesError::Location { location: path.display().to_string(), reason };
-        std::fs::create_dir_all(path).map_err(|error| refuse(error.to_string()))?;
-        let path = path.canonicalize().map_err(|error| refuse(error.to_string()))?;
+        let location = path.display();
+        std::fs::create_dir_all(path).map_err(|error| refused(&location, error))?;
+        let path = path.canonicalize().map_err(|error| refused(&location, error))?;
         let url =
-            Url::from_directory_path(&path).map_err(|()| refuse("the path is not absolute".to_owned()))?;
-        Ok(Self { url, holds: Holds::default() })
+            Url::from_directory_path(&path).map_err(|()| refused(&location, "the path is not absolute"))?;
+        let object_store_url = ObjectStoreUrl::local_filesystem();
+        Ok(Self { url, object_store_url, holds: Holds::default() })
     }
 
     /// A directory path, or a URL such as `file:///data` or `s3://bucket/prefix`.
     ///
     /// # Errors
-    /// [`TablesError::Location`] when the text is no URL, or names a store that this build was made without.
+    /// [`TablesError::Location`] when the text is not a URL, or names a store that this build does not support.
     pub fn parse(location: &str) -> Result<Self, TablesError> {
         if !location.contains("://") {
             return Self::directory(Path::new(location));
         }
-        let refuse = |reason: String| TablesError::Location { location: location.to_owned(), reason };
-        let mut url = Url::parse(location).map_err(|error| refuse(error.to_string()))?;
+        let mut url = Url::parse(location).map_err(|error| refused(&location, error))?;
         if url.scheme() == "file" {
-            let path = url.to_file_path().map_err(|()| refuse("the URL names no local path".to_owned()))?;
+            let path = url.to_file_path().map_err(|()| refused(&location, "the URL names no local path"))?;
             return Self::directory(&path);
         }
         let scheme =
-            Url::parse(&format!("{}://", url.scheme())).map_err(|error| refuse(error.to_string()))?;
+            Url::parse(&format!("{}://", url.scheme())).map_err(|error| refused(&location, error))?;
         // Every table opens a store of its own, and an in-memory store is not shared between them.
         if url.scheme() == "memory" || !object_store_factories().contains_key(&scheme) {
             let reason =
                 format!("this build of Wye has no support for {}:// stores; use a directory", url.scheme());
-            return Err(refuse(reason));
+            return Err(refused(&location, reason));
         }
         if !url.path().ends_with('/') {
             url.set_path(&format!("{}/", url.path()));
         }
-        Ok(Self { url, holds: Holds::default() })
+        let host = url.host_str().unwrap_or_default();
+        let object_store_url = ObjectStoreUrl::parse(format!("{}://{host}", url.scheme()))
+            .map_err(|error| refused(&location, error))?;
+        Ok(Self { url, object_store_url, holds: Holds::default() })
     }
 
-    /// The same place, where holds are told to other processes at once.
+    /// The same location, where holds get a lease at once.
     #[cfg(test)]
-    pub(crate) fn telling_at_once(self) -> Self {
-        Self { holds: Holds::told_at_once(), ..self }
+    pub(crate) fn leased_at_once(self) -> Self {
+        Self { holds: Holds::leased_at_once(), ..self }
     }
 
     pub(crate) fn holds(&self) -> &Holds {
@@ -124,48 +129,43 @@ impl TableRoot {
 
     /// The URL by which DataFusion finds the store of these tables.
     pub fn object_store_url(&self) -> ObjectStoreUrl {
-        if self.url.scheme() == "file" {
-            return ObjectStoreUrl::local_filesystem();
-        }
-        let host = self.url.host_str().unwrap_or_default();
-        ObjectStoreUrl::parse(format!("{}://{host}", self.url.scheme()))
-            .expect("scheme and host of a URL are a URL")
+        self.object_store_url.clone()
     }
 
-    /// Makes the store of these tables known to a DataFusion runtime, which scans need. Local directories are known
-    /// to every runtime already.
+    /// Registers the store of these tables with a DataFusion runtime, which scans need. Every runtime has local
+    /// directories already.
     ///
     /// # Errors
     /// [`TablesError::Location`] when the store cannot be opened.
     pub fn register(&self, runtime: &RuntimeEnv) -> Result<(), TablesError> {
         if self.url.scheme() != "file" {
             let store = self.log_store(TableName::Readings)?.root_object_store(None);
-            runtime.register_object_store(self.object_store_url().as_ref(), store);
+            runtime.register_object_store(self.object_store_url.as_ref(), store);
         }
         Ok(())
     }
 
     /// The URL of a table; ends with a slash.
     pub(crate) fn table_url(&self, table: TableName) -> Url {
-        self.url.join(&format!("{table}/")).expect("a table name is a relative URL")
+        let mut url = self.url.clone();
+        url.set_path(&format!("{}{table}/", self.url.path()));
+        url
     }
 
     /// The path of a table's directory in the store that [`TableRoot::object_store_url`] names.
     pub(crate) fn table_path(&self, table: TableName) -> Result<ObjectPath, TablesError> {
         let url = self.table_url(table);
-        ObjectPath::from_url_path(url.path())
-            .map_err(|error| TablesError::Location { location: url.to_string(), reason: error.to_string() })
+        ObjectPath::from_url_path(url.path()).map_err(|error| refused(&url, error))
     }
 
-    /// The log store of a table. Makes the table's directory, because delta-rs takes an absent one for an error and
+    /// The log store of a table. Creates the table's directory, because delta-rs takes an absent one for an error and
     /// an empty one for a table that does not exist yet.
     pub(crate) fn log_store(&self, table: TableName) -> Result<LogStoreRef, TablesError> {
         let url = self.table_url(table);
-        let refuse = |reason: String| TablesError::Location { location: url.to_string(), reason };
         if let Some(directory) = self.local_directory(table) {
-            std::fs::create_dir_all(directory).map_err(|error| refuse(error.to_string()))?;
+            std::fs::create_dir_all(directory).map_err(|error| refused(&url, error))?;
         }
-        logstore_for(&url, StorageConfig::default()).map_err(|error| refuse(error.to_string()))
+        logstore_for(&url, StorageConfig::default()).map_err(|error| refused(&url, error))
     }
 
     /// The directory of a table, where the tables are local.
@@ -174,7 +174,7 @@ impl TableRoot {
     }
 
     /// Brings files of a table, given by their paths below it, from the page cache to the disk. Object stores answer
-    /// a put only when it is durable; a local file system does not, and the log may be trimmed once rows are archived.
+    /// a put when it is durable; a local file system answers before, and the log may be trimmed once rows are archived.
     pub(crate) async fn sync(&self, table: TableName, files: Vec<String>) -> Result<(), TablesError> {
         let Some(directory) = self.local_directory(table) else { return Ok(()) };
         let synced = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
@@ -194,12 +194,17 @@ impl TableRoot {
     }
 }
 
+/// A location that cannot be used.
+fn refused(location: &impl fmt::Display, reason: impl fmt::Display) -> TablesError {
+    TablesError::Location { location: location.to_string(), reason: reason.to_string() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn locations_are_directories_or_urls_that_the_build_knows() {
+    fn locations_are_directories_or_urls_that_the_build_supports() {
         let directory = tempfile::tempdir().unwrap();
         let root = TableRoot::directory(&directory.path().join("a b")).unwrap();
         assert_eq!(TableRoot::parse(root.url().as_str()).unwrap(), root);

@@ -124,9 +124,6 @@ impl BatchViews {
     ///
     /// # Errors
     /// [`TablesError::Shape`] when the columns cannot be stored.
-    ///
-    /// # Panics
-    /// When called outside of a tokio runtime.
     pub fn writer(&self, schema: &SchemaRef) -> Result<ViewWriter, TablesError> {
         self.check(schema)?;
         Ok(ViewWriter::new(self.log.clone(), Arc::clone(schema)))

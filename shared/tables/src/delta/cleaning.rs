@@ -1,24 +1,30 @@
-//! Gives back the disk space of files that no version in reach needs. Must not know what the files hold.
+//! Removes files that no version in reach needs. Must not know what the files hold.
 //!
-//! delta-rs's own vacuum writes two commits each time; here the log stays as it is, since the number of the newest
-//! version says to readers that there is something new.
+//! delta-rs's vacuum decides which files that are, in a dry run. It does not remove them, since it would write two
+//! commits each time, and the number of the newest version tells readers that there is something new.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt;
+use chrono::{DateTime, TimeDelta, Utc};
+use deltalake::operations::vacuum::{Clock, VacuumMode};
+use futures::{StreamExt, TryStreamExt};
+use object_store::ObjectStore;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
 
-use crate::delta::DeltaLog;
-use crate::delta::hold::{DIRECTORY, store_time};
+use crate::delta::hold::store_time;
+use crate::delta::{DeltaLog, LogSnapshot};
 use crate::error::TablesError;
 
-/// What the tables' `delta.deletedFileRetentionDuration` says; the log forgets removed files after this long.
+/// The tables' `delta.deletedFileRetentionDuration`; the log forgets removed files after this time.
 pub(crate) const LONGEST_KEEP: Duration = Duration::from_secs(24 * 3600);
 
-/// A file that no log entry names may belong to a commit that is still being prepared; after this long it does not.
+/// A file that no log entry names may belong to a commit that is still being prepared; an older one does not.
 const LONGEST_PREPARATION: Duration = Duration::from_secs(6 * 3600);
+
+/// How far the clocks of those who commit may be apart from the store's.
+const CLOCKS: Duration = Duration::from_secs(300);
 
 /// What a cleaning removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,94 +35,124 @@ pub struct Cleaned {
     pub bytes: u64,
 }
 
-/// How far the clocks of those who commit may be apart from the store's.
-const CLOCKS: Duration = Duration::from_secs(300);
+/// How long files are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Keep {
+    /// Files that left the table.
+    pub(crate) left: Duration,
+    /// Files that no log entry names.
+    pub(crate) unnamed: Duration,
+}
 
 impl DeltaLog {
-    /// Removes files that left the table more than `keep` ago, and files of commits that never came.
+    /// Removes files that left the table more than `keep` ago, and files of commits that were never made.
     ///
-    /// Whoever reads a version that was the newest at most `keep` ago still finds all of its files; so does whoever
-    /// holds a version (see [`DeltaLog::hold`]), however long.
+    /// Readers of a version that was the newest at most `keep` ago still find all of its files; so do those who hold a
+    /// version (see [`DeltaLog::hold`]), however long.
     ///
     /// # Errors
     /// [`TablesError::Shape`] when `keep` is longer than the log remembers removed files (24 hours).
     pub(crate) async fn clean(&self, keep: Duration) -> Result<Cleaned, TablesError> {
-        self.clean_unnamed(keep, keep.max(LONGEST_PREPARATION)).await
-    }
-
-    /// The same with an age of its own for files that no log entry names.
-    pub(crate) async fn clean_unnamed(
-        &self,
-        keep: Duration,
-        unnamed: Duration,
-    ) -> Result<Cleaned, TablesError> {
         if keep > LONGEST_KEEP {
             let reason = format!("files are kept for at most {} s after they left", LONGEST_KEEP.as_secs());
             return Err(TablesError::Shape { table: self.table(), reason });
         }
-        let unreachable = |source| TablesError::Store { table: self.table(), source };
+        self.clean_older(Keep { left: keep, unnamed: keep.max(LONGEST_PREPARATION) }).await
+    }
+
+    pub(crate) async fn clean_older(&self, keep: Keep) -> Result<Cleaned, TablesError> {
         let store = self.store();
-        let now = store_time(&*store).await.map_err(unreachable)?;
-        // The listing comes first: a file that is committed after it was listed is in the snapshot read below. So does
-        // the question who holds what: who comes later gets a version that is not older than that snapshot.
-        let listed: Vec<_> = store.list(None).try_collect().await.map_err(unreachable)?;
-        let held = self.root().holds().longest(self.table(), &*store, now).await.map_err(unreachable)?;
-        let limits = Limits::new(now, keep, unnamed, held);
+        let now = store_time(&*store).await.map_err(|source| self.unreachable(source))?;
+        // The listing comes first: a file that is committed after it was listed is in the snapshot read below. Holds
+        // come before the snapshot too: a later one is for a version that is not older than that snapshot.
+        let listed = store.list(None).map_ok(|file| (file.location, file.size)).try_collect();
+        let listed: HashMap<Path, u64> = listed.await.map_err(|source| self.unreachable(source))?;
+        let held = self.root().holds().longest(self.table(), &*store, now).await;
+        let ages = Ages::new(keep, held.map_err(|source| self.unreachable(source))?);
         let Some(snapshot) = self.newest().await? else { return Ok(Cleaned::default()) };
-        let mut needed: HashSet<Path> =
-            snapshot.files.iter().map(|file| Path::from(file.add.path.as_str())).collect();
-        let mut left: HashSet<Path> = HashSet::new();
-        let mut tombstones = snapshot.state().all_tombstones(self.log_store());
-        while let Some(tombstone) = tombstones.try_next().await.map_err(|source| self.unreadable(source))? {
-            let path = Path::from(tombstone.path().as_ref());
-            match tombstone.deletion_timestamp() {
-                Some(gone) if gone <= limits.left_until => left.insert(path),
-                _ => needed.insert(path),
-            };
+        let mut removable = self.removable(&snapshot, VacuumMode::Lite, ages.left, now).await?;
+        if let Some(age) = ages.unnamed {
+            removable.extend(self.removable(&snapshot, VacuumMode::Full, age, now).await?);
         }
+        removable.retain(|file| listed.contains_key(file));
+        self.remove(removable, &listed).await
+    }
+
+    /// The files that delta-rs would remove.
+    async fn removable(
+        &self,
+        snapshot: &LogSnapshot,
+        mode: VacuumMode,
+        age: Duration,
+        now: DateTime<Utc>,
+    ) -> Result<HashSet<Path>, TablesError> {
+        let planned = snapshot
+            .delta_table(self)
+            .vacuum()
+            .with_mode(mode)
+            .with_dry_run(true)
+            .with_retention_period(TimeDelta::from_std(age).unwrap_or(TimeDelta::MAX))
+            .with_enforce_retention_duration(false)
+            // delta-rs keeps what is exactly as old as the retention period.
+            .with_clock(Arc::new(StoreTime(now + TimeDelta::milliseconds(1))))
+            .await;
+        let (_, planned) = planned.map_err(|source| self.unreadable(source))?;
+        let paths = planned.files_deleted.into_iter().map(Path::parse).collect::<Result<_, _>>();
+        paths.map_err(|source| self.unreachable(source.into()))
+    }
+
+    async fn remove(
+        &self,
+        files: HashSet<Path>,
+        sizes: &HashMap<Path, u64>,
+    ) -> Result<Cleaned, TablesError> {
+        let files = futures::stream::iter(files).map(Ok).boxed();
+        let store = self.store();
+        let mut removing = store.delete_stream(files);
         let mut cleaned = Cleaned::default();
-        for file in listed {
-            let written = file.last_modified.timestamp_millis();
-            let is_ours =
-                ["_delta_log", DIRECTORY].iter().any(|name| file.location.prefix_matches(&Path::from(*name)));
-            let is_old =
-                left.contains(&file.location) || limits.unnamed_until.is_some_and(|until| written <= until);
-            if is_ours || needed.contains(&file.location) || !is_old {
-                continue;
-            }
-            match store.delete(&file.location).await {
-                Ok(()) => {
+        while let Some(removed) = removing.next().await {
+            match removed {
+                Ok(file) => {
                     cleaned.files += 1;
-                    cleaned.bytes += file.size;
+                    cleaned.bytes += sizes.get(&file).copied().unwrap_or_default();
                 }
                 Err(object_store::Error::NotFound { .. }) => {}
-                Err(source) => return Err(unreachable(source)),
+                Err(source) => return Err(self.unreachable(source)),
             }
         }
         Ok(cleaned)
     }
 }
 
-/// How old a file must be to be removed. Times are those of the store, in ms.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Limits {
-    /// Files that left the table until then.
-    left_until: i64,
-    /// Files that no log entry names and that were written until then; `None`: no such file.
-    unnamed_until: Option<i64>,
+/// The time of the store, for delta-rs.
+#[derive(Debug)]
+struct StoreTime(DateTime<Utc>);
+
+impl Clock for StoreTime {
+    fn current_timestamp_millis(&self) -> i64 {
+        self.0.timestamp_millis()
+    }
 }
 
-impl Limits {
-    /// `held` is for how long the oldest hold has lasted.
-    fn new(now: i64, keep: Duration, unnamed: Duration, held: Option<Duration>) -> Self {
-        let before = |age: Duration| now.saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
+/// How old files must be to be removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Ages {
+    /// Time since they left the table.
+    left: Duration,
+    /// Age of files that no log entry names; `None`: keep them all.
+    unnamed: Option<Duration>,
+}
+
+impl Ages {
+    /// `held` is how long the oldest hold has lasted.
+    fn new(keep: Keep, held: Option<Duration>) -> Self {
         let Some(held) = held.map(|held| held.saturating_add(CLOCKS)) else {
-            return Self { left_until: before(keep), unnamed_until: Some(before(unnamed)) };
+            return Self { left: keep.left, unnamed: Some(keep.unnamed) };
         };
         Self {
-            left_until: before(keep.max(held)),
-            // The log has forgotten which files left it that long ago, so it cannot be told who needs them.
-            unnamed_until: (held < LONGEST_KEEP).then(|| before(unnamed.max(held))),
+            left: keep.left.max(held),
+            // The log has forgotten which files left it that long ago, so nothing says who needs them.
+            unnamed: (held < LONGEST_KEEP).then_some(keep.unnamed.max(held)),
         }
     }
 }
@@ -129,13 +165,11 @@ mod tests {
 
     #[test]
     fn holds_outlast_every_grace() {
-        let now = 100 * 24 * 3_600_000;
-        let ago = |age: Duration| now - age.as_millis() as i64;
-        let limits = |held| Limits::new(now, MINUTE, 2 * MINUTE, held);
-        assert_eq!(limits(None), Limits { left_until: ago(MINUTE), unnamed_until: Some(ago(2 * MINUTE)) });
-        let long = ago(600 * MINUTE + CLOCKS);
-        assert_eq!(limits(Some(600 * MINUTE)), Limits { left_until: long, unnamed_until: Some(long) });
-        assert_eq!(limits(Some(LONGEST_KEEP)).unnamed_until, None);
-        assert_eq!(limits(Some(Duration::MAX)), Limits { left_until: now - i64::MAX, unnamed_until: None });
+        let keep = Keep { left: MINUTE, unnamed: 2 * MINUTE };
+        assert_eq!(Ages::new(keep, None), Ages { left: MINUTE, unnamed: Some(2 * MINUTE) });
+        let long = 600 * MINUTE + CLOCKS;
+        assert_eq!(Ages::new(keep, Some(600 * MINUTE)), Ages { left: long, unnamed: Some(long) });
+        assert_eq!(Ages::new(keep, Some(LONGEST_KEEP)).unnamed, None);
+        assert_eq!(Ages::new(keep, Some(Duration::MAX)), Ages { left: Duration::MAX, unnamed: None });
     }
 }

@@ -1,46 +1,47 @@
-//! Holds: who works with files of a table says so, and cleaning leaves these files alone however long it takes.
+//! Holds: as long as a reader or writer holds files of a table, cleaning keeps them.
 //!
-//! Within a process a hold is a guard. Other processes hear of holds that last longer than [`LEASE_AFTER`] by a
-//! *lease*: an object below the table's directory `_wye/leases`, which says for how long its holder has been at work and
-//! is written again and again until the hold is dropped. A lease that nobody has renewed for [`LEASE_LIFE`] is void:
-//! its holder is dead. Shorter work needs no lease, since cleaning always keeps files for a while.
+//! Within a process a hold is a guard. For other processes a hold that lasts longer than [`LEASE_AFTER`] has a *lease*: an
+//! object below the table's directory `_wye/leases` with the time for which the files have been held. It is written
+//! again until the hold is dropped. A lease that was not renewed for [`LEASE_TIMEOUT`] has expired: its process has
+//! crashed. Shorter holds need no lease, since cleaning keeps all files for a while.
 //!
-//! All times are those of the store, so clocks of machines are not compared: a lease is as old as the store says, and
-//! what it says is a duration. Other engines' cleaning passes over names that begin with `_`.
+//! All times are those of the store, so clocks of machines are never compared: the store says how old a lease is, and
+//! the lease holds a duration. Other engines' cleaning skips names that begin with `_`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use tokio::task::JoinSet;
 use tracing::warn;
 
 use crate::store::TableName;
 
-/// Where leases and the like are, below a table's directory.
-pub(crate) const DIRECTORY: &str = "_wye";
-/// Work that takes longer is told to other processes.
+/// The directory of leases and the clock, below a table's directory.
+const DIRECTORY: &str = "_wye";
+/// A hold that lasts longer gets a lease.
 const LEASE_AFTER: Duration = Duration::from_secs(30);
 /// How often a lease is renewed.
 const RENEWAL: Duration = Duration::from_secs(60);
-/// A lease that was not renewed for so long is void.
-const LEASE_LIFE: Duration = Duration::from_secs(15 * 60);
+/// A lease that was not renewed for this time has expired.
+const LEASE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 
-/// What a lease says.
+/// The content of a lease.
 ///
 /// Stability contract: JSON; fields are only ever added.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Deserialize)]
 struct Lease {
-    /// For how long the holder had been at work when it wrote this.
+    /// For how long the files had been held when this was written.
     held_ms: u64,
 }
 
-/// All holds of a process. Clones are the same.
+/// All holds of a process. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) struct Holds {
     shared: Arc<Shared>,
@@ -59,7 +60,7 @@ struct Shared {
     held: Mutex<HashMap<u64, (TableName, Instant)>>,
 }
 
-/// Says that somebody works with files of a table, until it is dropped.
+/// Keeps files of a table until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Hold {
     holds: Holds,
@@ -69,9 +70,9 @@ pub(crate) struct Hold {
 }
 
 impl Holds {
-    /// Holds that are told to other processes at once.
+    /// Holds that get a lease at once.
     #[cfg(test)]
-    pub(crate) fn told_at_once() -> Self {
+    pub(crate) fn leased_at_once() -> Self {
         Self { lease_after: Duration::ZERO, ..Self::default() }
     }
 
@@ -96,8 +97,8 @@ impl Holds {
         self.shared.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For how long the oldest hold of any process on a table has lasted, at the store's time `now` (ms). Removes
-    /// leases that are void.
+    /// For how long the oldest hold of any process on a table has lasted, at the store's time `now`.
+    /// Removes expired leases.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -105,14 +106,13 @@ impl Holds {
         &self,
         table: TableName,
         store: &dyn ObjectStore,
-        now: i64,
+        now: DateTime<Utc>,
     ) -> object_store::Result<Option<Duration>> {
         let mut longest = self.oldest(table);
         let mut leases = store.list(Some(&leases()));
         while let Some(lease) = leases.try_next().await? {
-            let age = u64::try_from(now - lease.last_modified.timestamp_millis()).unwrap_or_default();
-            let age = Duration::from_millis(age);
-            if age > LEASE_LIFE {
+            let age = (now - lease.last_modified).to_std().unwrap_or_default();
+            if age > LEASE_TIMEOUT {
                 forget(store, &lease.location).await;
                 continue;
             }
@@ -127,14 +127,14 @@ impl Holds {
     }
 }
 
-/// The store's time in ms: that of an object just written.
-pub(crate) async fn store_time(store: &dyn ObjectStore) -> object_store::Result<i64> {
+/// The store's time: that of an object just written.
+pub(crate) async fn store_time(store: &dyn ObjectStore) -> object_store::Result<DateTime<Utc>> {
     let clock = Path::from_iter([DIRECTORY, "clock"]);
     store.put(&clock, Vec::new().into()).await?;
-    Ok(store.head(&clock).await?.last_modified.timestamp_millis())
+    Ok(store.head(&clock).await?.last_modified)
 }
 
-/// For how long the holder of a lease had been at work; for ever where that cannot be read.
+/// For how long files had been held when a lease was written; for ever where the lease cannot be read.
 fn held(lease: &[u8]) -> Duration {
     serde_json::from_slice(lease).map_or(Duration::MAX, |lease: Lease| Duration::from_millis(lease.held_ms))
 }
@@ -148,7 +148,7 @@ async fn keep_lease(store: Arc<dyn ObjectStore>, table: TableName, since: Instan
     let location = leases().join(format!("{:032x}.json", rand::random::<u128>()));
     loop {
         if let Err(error) = write_lease(&*store, &location, since).await {
-            warn!(%table, %error, "cannot tell other processes which files are in use; trying again");
+            warn!(%table, %error, "cannot write a lease for files in use, trying again");
         }
         tokio::time::sleep(RENEWAL).await;
     }
@@ -156,14 +156,14 @@ async fn keep_lease(store: Arc<dyn ObjectStore>, table: TableName, since: Instan
 
 async fn write_lease(store: &dyn ObjectStore, location: &Path, since: Instant) -> object_store::Result<()> {
     let held_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let lease = serde_json::to_vec(&Lease { held_ms }).expect("a number is JSON");
+    let lease = serde_json::json!({ "held_ms": held_ms }).to_string();
     store.put(location, lease.into()).await.map(|_| ())
 }
 
 async fn forget(store: &dyn ObjectStore, location: &Path) {
     match store.delete(location).await {
         Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
-        Err(error) => warn!(lease = %location, %error, "cannot remove a lease that is void"),
+        Err(error) => warn!(lease = %location, %error, "cannot remove an expired lease"),
     }
 }
 
@@ -179,9 +179,9 @@ mod tests {
 
     use super::*;
 
-    const HOUR: i64 = 3_600_000;
+    const HOUR: Duration = Duration::from_secs(3_600);
 
-    async fn longest(store: &InMemory, ahead: i64) -> Option<Duration> {
+    async fn longest(store: &InMemory, ahead: Duration) -> Option<Duration> {
         let now = store_time(store).await.unwrap() + ahead;
         Holds::default().longest(TableName::Readings, store, now).await.unwrap()
     }
@@ -190,39 +190,39 @@ mod tests {
     async fn a_hold_counts_for_its_own_table_until_it_is_dropped() {
         let (holds, store) = (Holds::default(), Arc::new(InMemory::new()));
         let hold = holds.take(TableName::Readings, store);
-        let oldest = |table| holds.clone().oldest(table);
-        assert!(oldest(TableName::Readings).is_some() && oldest(TableName::BatchViews).is_none());
+        let clone = holds.clone();
+        assert!(clone.oldest(TableName::Readings).is_some() && clone.oldest(TableName::BatchViews).is_none());
         drop(hold);
-        assert_eq!(oldest(TableName::Readings), None);
+        assert_eq!(clone.oldest(TableName::Readings), None);
     }
 
     #[tokio::test]
-    async fn other_processes_see_a_long_hold_until_nobody_renews_it() {
+    async fn other_processes_see_a_long_hold_until_its_lease_expires() {
         let store = Arc::new(InMemory::new());
         let quiet = Holds::default().take(TableName::Readings, store.clone());
         tokio::task::yield_now().await;
-        assert_eq!(longest(&store, 0).await, None);
-        let hold = Holds::told_at_once().take(TableName::Readings, store.clone());
+        assert_eq!(longest(&store, Duration::ZERO).await, None);
+        let hold = Holds::leased_at_once().take(TableName::Readings, store.clone());
         let deadline = Instant::now() + Duration::from_secs(30);
-        while longest(&store, 0).await.is_none() {
+        while longest(&store, Duration::ZERO).await.is_none() {
             assert!(Instant::now() < deadline, "no lease");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         drop((quiet, hold));
-        assert!(longest(&store, 0).await.is_some());
+        assert!(longest(&store, Duration::ZERO).await.is_some());
         assert_eq!(longest(&store, HOUR).await, None);
-        // It was removed, not passed over.
-        assert_eq!(longest(&store, 0).await, None);
+        // It was removed, not skipped.
+        assert_eq!(longest(&store, Duration::ZERO).await, None);
     }
 
     #[tokio::test]
-    async fn a_lease_says_for_how_long_its_holder_works() {
+    async fn a_lease_holds_the_time_that_files_were_held() {
         let store = InMemory::new();
         let since = Instant::now().checked_sub(Duration::from_secs(7_200)).unwrap();
         write_lease(&store, &leases().join("a.json"), since).await.unwrap();
-        let found = longest(&store, 10 * 60_000).await.unwrap().as_secs();
+        let found = longest(&store, Duration::from_secs(600)).await.unwrap().as_secs();
         assert!((7_800..7_860).contains(&found), "{found}");
         store.put(&leases().join("b.json"), "nonsense".into()).await.unwrap();
-        assert_eq!(longest(&store, 0).await, Some(Duration::MAX));
+        assert_eq!(longest(&store, Duration::ZERO).await, Some(Duration::MAX));
     }
 }

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use deltalake::kernel::{Action, Add, Remove, Transaction};
 use deltalake::protocol::DeltaOperation;
 
-use crate::delta::{AfterOthers, Commit, DataFile, DeltaLog, EncodedFile};
+use crate::delta::{AfterOthers, Commit, DataFile, DeltaLog};
 use crate::error::TablesError;
 
 /// What a compaction did.
@@ -31,11 +31,11 @@ impl std::ops::AddAssign for Compacted {
     }
 }
 
-/// How often a replacement is tried again when somebody else has committed meanwhile.
+/// How often a replacement is tried when others commit meanwhile.
 const TRIES: u32 = 16;
 
 impl DeltaLog {
-    /// Puts `encoded` in the place of `files`, whose rows it holds, in one commit. `turns` names the application
+    /// Replaces `files` by the files of `adds`, which hold the same rows, in one commit. `turns` names the application
     /// transaction that counts the replacements of this table.
     ///
     /// # Errors
@@ -44,32 +44,28 @@ impl DeltaLog {
         &self,
         turns: &str,
         files: &[DataFile],
-        encoded: Vec<EncodedFile>,
+        adds: Vec<Add>,
     ) -> Result<Compacted, TablesError> {
-        let adds = self.put(encoded).await?;
-        let mut tries = TRIES;
-        let committed = loop {
-            let replaced = self.try_replace(turns, files, &adds).await;
-            tries -= 1;
-            // Whether the files are still there is looked up before each try.
-            if tries == 0 || !matches!(replaced, Ok(Replaced::Overtaken)) {
-                break replaced;
+        let mut reason = "other writers commit all the time".to_owned();
+        for _ in 0..TRIES {
+            // Each try looks up whether the files are still there.
+            match self.try_replace(turns, files, &adds).await? {
+                Replaced::Committed => {
+                    return Ok(Compacted {
+                        files_before: files.len(),
+                        files_after: adds.len(),
+                        rows: files.iter().map(|file| file.rows).sum(),
+                    });
+                }
+                Replaced::Overtaken => {}
+                Replaced::Gone(file) => {
+                    reason = format!("another compaction has replaced file {file}");
+                    break;
+                }
             }
-        };
-        let gone = match committed {
-            Ok(Replaced::Committed) => {
-                return Ok(Compacted {
-                    files_before: files.len(),
-                    files_after: adds.len(),
-                    rows: files.iter().map(|file| file.stats.num_records).sum(),
-                });
-            }
-            Ok(Replaced::Overtaken) => "others commit all the time".to_owned(),
-            Ok(Replaced::Gone(file)) => format!("file {file} has been replaced by somebody else"),
-            Err(error) => return Err(error),
-        };
+        }
         self.discard(&adds).await;
-        Err(TablesError::Conflict { table: self.table(), reason: gone })
+        Err(TablesError::Conflict { table: self.table(), reason })
     }
 
     async fn try_replace(
@@ -83,13 +79,13 @@ impl DeltaLog {
         if let Some(gone) = files.iter().find(|file| !known.contains(file.add.path.as_str())) {
             return Ok(Replaced::Gone(gone.add.path.clone()));
         }
-        let now = chrono::Utc::now().timestamp_millis();
         let removals =
             files.iter().map(|file| Action::Remove(Remove { data_change: false, ..file.removal() }));
         let additions = adds.iter().cloned().map(|mut add| {
             add.data_change = false;
             Action::Add(add)
         });
+        let now = chrono::Utc::now().timestamp_millis();
         let turn = base.transactions.get(turns).copied().unwrap_or_default() + 1;
         let commit = Commit {
             base: &base,
@@ -110,8 +106,8 @@ impl DeltaLog {
 /// How a try to replace files ended.
 enum Replaced {
     Committed,
-    /// Somebody has committed since the newest version was read.
+    /// Another writer has committed since the newest version was read.
     Overtaken,
-    /// This file is in the table no longer.
+    /// This file is no longer in the table.
     Gone(String),
 }

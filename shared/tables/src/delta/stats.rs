@@ -1,194 +1,159 @@
-//! Statistics of a file as Delta keeps them: rows, smallest and largest values, null counts. Must not know which
-//! columns matter to whom.
+//! Statistics of files: rows, bounds and null counts. Must not know which columns matter to whom.
 //!
-//! Format: <https://github.com/delta-io/delta/blob/master/PROTOCOL.md#per-file-statistics>
+//! In memory they are DataFusion's [`Statistics`], in the log JSON:
+//! <https://github.com/delta-io/delta/blob/master/PROTOCOL.md#per-file-statistics>
 
-use arrow::datatypes::{DataType, Schema, TimeUnit};
-use chrono::{DateTime, SecondsFormat, Timelike, Utc};
+use arrow::array::{Array, ArrayRef};
+use arrow::compute::cast;
+use arrow::datatypes::{DataType, Schema, SchemaRef};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Timelike};
+use datafusion::common::stats::Precision;
+use datafusion::common::{Column, ColumnStatistics, Result, ScalarValue, Statistics};
+use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
+use datafusion::physical_optimizer::pruning::PruningStatistics;
 use parquet::file::metadata::ParquetMetaData;
-use parquet::file::statistics::Statistics;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
-/// Longer texts get no bounds: the log must stay small, and a cut bound would be wrong for ordering files.
+use crate::columns::plain_text;
+use crate::delta::LogSnapshot;
+
+/// Longer texts get no bounds: the log must stay small, and a truncated bound would be wrong for ordering files.
 const LONGEST_TEXT: usize = 256;
 
-/// Parsed statistics of a file.
-#[derive(Clone, Debug, Default, Deserialize, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct FileStats {
-    /// Rows in the file.
-    pub(crate) num_records: u64,
-    /// A lower bound per column; exact but for times, which are cut to milliseconds.
-    #[serde(default)]
-    pub(crate) min_values: Map<String, Value>,
-    /// An upper bound per column.
-    #[serde(default)]
-    pub(crate) max_values: Map<String, Value>,
-    /// Nulls per column.
-    #[serde(default)]
-    pub(crate) null_count: Map<String, Value>,
-}
-
-impl FileStats {
-    /// Reads what [`of_parquet`] gave or another engine wrote; `None` where that does not even say how many rows there
-    /// are, which statistics in Delta may leave out.
-    pub(crate) fn parse(json: Option<&str>) -> Option<Self> {
-        serde_json::from_str(json?).ok()
-    }
-
-    /// The form in a log entry.
-    pub(crate) fn to_json(&self) -> String {
-        serde_json::to_string(self).expect("maps of JSON values are JSON")
-    }
-
-    /// The bounds of a text column; `None` when unknown.
-    pub(crate) fn text_bounds(&self, column: &str) -> Option<(&str, &str)> {
-        Some((self.min_values.get(column)?.as_str()?, self.max_values.get(column)?.as_str()?))
-    }
-
-    /// The bounds of a time column in µs; `None` when unknown.
-    pub(crate) fn time_bounds(&self, column: &str) -> Option<(i64, i64)> {
-        let micros = |value: &Value| {
-            DateTime::parse_from_rfc3339(value.as_str()?).ok().map(|time| time.timestamp_micros())
-        };
-        Some((micros(self.min_values.get(column)?)?, micros(self.max_values.get(column)?)?))
-    }
-
-    /// Whether a column is known to hold nothing but nulls.
-    pub(crate) fn is_all_null(&self, column: &str) -> bool {
-        self.null_count.get(column).and_then(Value::as_u64) == Some(self.num_records)
-    }
-
-    /// The bounds of an integer column; `None` when unknown.
-    pub(crate) fn integer_bounds(&self, column: &str) -> Option<(i64, i64)> {
-        Some((self.min_values.get(column)?.as_i64()?, self.max_values.get(column)?.as_i64()?))
-    }
-}
-
-/// The statistics of a file, from what its footer says. Nested columns get none.
-pub(crate) fn of_parquet(metadata: &ParquetMetaData, schema: &Schema) -> FileStats {
-    let leaves = metadata.file_metadata().schema_descr().columns().to_vec();
-    let mut stats = FileStats {
-        num_records: u64::try_from(metadata.file_metadata().num_rows()).unwrap_or_default(),
-        ..FileStats::default()
-    };
-    for (index, leaf) in leaves.iter().enumerate() {
-        let [name] = leaf.path().parts() else { continue };
-        let Ok(field) = schema.field_with_name(name) else { continue };
-        let mut bounds: Option<(Bound, Bound)> = None;
-        let (mut nulls, mut counted, mut bounded) = (0, true, true);
-        for group in metadata.row_groups() {
-            let Some(found) = group.column(index).statistics() else {
-                (counted, bounded) = (false, false);
-                break;
-            };
-            match found.null_count_opt() {
-                Some(count) => nulls += count,
-                None => counted = false,
-            }
-            let group_rows = u64::try_from(group.num_rows()).unwrap_or_default();
-            if found.null_count_opt() == Some(group_rows) {
-                continue;
-            }
-            match (Bound::of(found), &mut bounds) {
-                (Some((min, max)), None) => bounds = Some((min, max)),
-                (Some((min, max)), Some(bounds)) => {
-                    if min.is_below(&bounds.0) {
-                        bounds.0 = min;
-                    }
-                    if bounds.1.is_below(&max) {
-                        bounds.1 = max;
-                    }
-                }
-                (None, _) => bounded = false,
-            }
+/// The statistics of a file just written, as Delta stores them. Nested columns get none.
+///
+/// delta-rs has this too, but only for files that its own writers write.
+pub(crate) fn of_footer(metadata: &ParquetMetaData, schema: &Schema) -> Result<String> {
+    let schema = plain_text(schema);
+    let statistics = DFParquetMetadata::statistics_from_parquet_metadata(metadata, &schema)?;
+    let (mut min_values, mut max_values, mut null_count) = (Map::new(), Map::new(), Map::new());
+    for (field, column) in schema.fields().iter().zip(&statistics.column_statistics) {
+        if field.data_type().is_nested() {
+            continue;
         }
-        if counted {
-            stats.null_count.insert(name.clone(), nulls.into());
+        if let Precision::Exact(nulls) = column.null_count {
+            null_count.insert(field.name().clone(), nulls.into());
         }
-        if let Some((min, max)) = bounds.filter(|_| bounded)
-            && let (Some(min), Some(max)) =
-                (min.to_json(field.data_type(), Side::Low), max.to_json(field.data_type(), Side::High))
+        if let (Precision::Exact(min), Precision::Exact(max)) = (&column.min_value, &column.max_value)
+            && let (Some(min), Some(max)) = (bound(min, Side::Min), bound(max, Side::Max))
         {
-            stats.min_values.insert(name.clone(), min);
-            stats.max_values.insert(name.clone(), max);
+            min_values.insert(field.name().clone(), min);
+            max_values.insert(field.name().clone(), max);
         }
     }
-    stats
+    let stats = json!({
+        "numRecords": metadata.file_metadata().num_rows(),
+        "minValues": min_values,
+        "maxValues": max_values,
+        "nullCount": null_count,
+    });
+    Ok(stats.to_string())
 }
 
-enum Bound {
-    Whole(i64),
-    Float(f64),
-    Text(String),
-}
-
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Side {
-    Low,
-    High,
+    Min,
+    Max,
 }
 
-impl Bound {
-    fn of(statistics: &Statistics) -> Option<(Self, Self)> {
-        Some(match statistics {
-            Statistics::Int32(found) => {
-                (Self::Whole((*found.min_opt()?).into()), Self::Whole((*found.max_opt()?).into()))
-            }
-            Statistics::Int64(found) => (Self::Whole(*found.min_opt()?), Self::Whole(*found.max_opt()?)),
-            Statistics::Float(found) => {
-                (Self::Float((*found.min_opt()?).into()), Self::Float((*found.max_opt()?).into()))
-            }
-            Statistics::Double(found) => (Self::Float(*found.min_opt()?), Self::Float(*found.max_opt()?)),
-            Statistics::ByteArray(found) if found.min_is_exact() && found.max_is_exact() => {
-                let text = |bytes: &[u8]| {
-                    (bytes.len() <= LONGEST_TEXT)
-                        .then(|| std::str::from_utf8(bytes).ok().map(str::to_owned))?
-                };
-                (Self::Text(text(found.min_opt()?.data())?), Self::Text(text(found.max_opt()?.data())?))
-            }
-            _ => return None,
-        })
+/// A bound in the form that Delta stores; `None` for values and types that have none.
+fn bound(value: &ScalarValue, side: Side) -> Option<Value> {
+    match value {
+        ScalarValue::Int32(Some(number)) => Some((*number).into()),
+        ScalarValue::Int64(Some(number)) => Some((*number).into()),
+        ScalarValue::Float64(Some(number)) => serde_json::Number::from_f64(*number).map(Value::Number),
+        ScalarValue::Utf8(Some(text)) if text.len() <= LONGEST_TEXT => Some(text.as_str().into()),
+        ScalarValue::Date32(Some(days)) => {
+            let date = DateTime::from_timestamp(i64::from(*days) * 86_400, 0)?.date_naive();
+            Some(date.to_string().into())
+        }
+        ScalarValue::TimestampMicrosecond(Some(micros), _) => milliseconds(*micros, side),
+        _ => None,
     }
+}
 
-    fn is_below(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Whole(a), Self::Whole(b)) => a < b,
-            (Self::Float(a), Self::Float(b)) => a < b,
-            (Self::Text(a), Self::Text(b)) => a < b,
-            _ => false,
+/// Delta stores times in whole milliseconds: the last one before a smallest time, the next one after a largest.
+fn milliseconds(micros: i64, side: Side) -> Option<Value> {
+    let time = DateTime::from_timestamp_micros(micros)?;
+    let before = time.with_nanosecond(time.nanosecond() / 1_000_000 * 1_000_000)?;
+    let time = match side {
+        Side::Max if before < time => before.checked_add_signed(TimeDelta::milliseconds(1))?,
+        _ => before,
+    };
+    // Not every engine reads the text form of a year after 9999.
+    let text = time.to_rfc3339_opts(SecondsFormat::Millis, true);
+    (text.len() == "2026-01-31T12:00:00.000Z".len()).then_some(Value::String(text))
+}
+
+/// What the log says of these columns of each file, in the order of the snapshot's files. `schema` may want text as
+/// dictionaries; its other columns are unknown.
+pub(crate) fn of_files(
+    snapshot: &LogSnapshot,
+    schema: &SchemaRef,
+    columns: &[&str],
+) -> Result<Vec<Statistics>> {
+    let log_data = snapshot.state().log_data();
+    let mut files: Vec<Statistics> = Vec::with_capacity(snapshot.files.len());
+    for file in snapshot.files.iter() {
+        let rows = usize::try_from(file.rows).unwrap_or(usize::MAX);
+        files.push(Statistics { num_rows: Precision::Exact(rows), ..Statistics::new_unknown(schema) });
+    }
+    for name in columns {
+        let (index, data_type) = (schema.index_of(name)?, schema.field_with_name(name)?.data_type());
+        let column = Column::from_name(*name);
+        let known = Known {
+            min: typed(log_data.min_values(&column), data_type)?,
+            max: typed(log_data.max_values(&column), data_type)?,
+            nulls: typed(log_data.null_counts(&column), &DataType::UInt64)?,
+        };
+        for (place, (file, statistics)) in snapshot.files.iter().zip(&mut files).enumerate() {
+            statistics.column_statistics[index] = known.of_file(place, file.rows, data_type)?;
         }
     }
+    Ok(files)
+}
 
-    fn to_json(&self, data_type: &DataType, side: Side) -> Option<Value> {
-        match (self, data_type) {
-            (Self::Whole(micros), DataType::Timestamp(TimeUnit::Microsecond, _)) => {
-                let time = DateTime::<Utc>::from_timestamp_micros(*micros)?;
-                let cut = time.with_nanosecond(time.nanosecond() / 1_000_000 * 1_000_000)?;
-                let time = match side {
-                    Side::High if cut < time => cut.checked_add_signed(chrono::TimeDelta::milliseconds(1))?,
-                    _ => cut,
-                };
-                // Beyond the year 9999 the text form is not one that every engine reads.
-                let text = time.to_rfc3339_opts(SecondsFormat::Millis, true);
-                (text.len() == "2026-01-31T12:00:00.000Z".len()).then_some(Value::String(text))
+fn typed(values: Option<ArrayRef>, data_type: &DataType) -> Result<Option<ArrayRef>> {
+    Ok(values.map(|values| cast(&values, data_type)).transpose()?)
+}
+
+/// What the log says of one column, file by file.
+struct Known {
+    min: Option<ArrayRef>,
+    max: Option<ArrayRef>,
+    nulls: Option<ArrayRef>,
+}
+
+impl Known {
+    fn of_file(&self, place: usize, rows: u64, data_type: &DataType) -> Result<ColumnStatistics> {
+        let nulls = match value(self.nulls.as_ref(), place)? {
+            Some(ScalarValue::UInt64(nulls)) => nulls,
+            _ => None,
+        };
+        let (min_value, max_value) = match (value(self.min.as_ref(), place)?, value(self.max.as_ref(), place)?) {
+            // A column without values has null for its bounds, which is a fact and not a gap.
+            _ if nulls == Some(rows) => {
+                let null = Precision::Exact(ScalarValue::try_new_null(data_type)?);
+                (null.clone(), null)
             }
-            (Self::Whole(days), DataType::Date32) => {
-                let date = DateTime::<Utc>::from_timestamp(days.checked_mul(86_400)?, 0)?.date_naive();
-                Some(Value::String(date.to_string()))
+            (Some(min), Some(max)) if data_type.is_temporal() => {
+                (Precision::Inexact(min), Precision::Inexact(max))
             }
-            (Self::Whole(_), DataType::Timestamp(..) | DataType::Decimal128(..)) => None,
-            (Self::Whole(whole), _) => Some((*whole).into()),
-            (Self::Float(float), _) => serde_json::Number::from_f64(*float).map(Value::Number),
-            (Self::Text(text), DataType::Utf8 | DataType::LargeUtf8 | DataType::Utf8View) => {
-                Some(Value::String(text.clone()))
-            }
-            (Self::Text(text), DataType::Dictionary(_, value)) => match value.as_ref() {
-                DataType::Utf8 | DataType::LargeUtf8 => Some(Value::String(text.clone())),
-                _ => None,
-            },
-            (Self::Text(_), _) => None,
-        }
+            (Some(min), Some(max)) => (Precision::Exact(min), Precision::Exact(max)),
+            _ => (Precision::Absent, Precision::Absent),
+        };
+        let null_count = match nulls.map(usize::try_from) {
+            Some(Ok(nulls)) => Precision::Exact(nulls),
+            _ => Precision::Absent,
+        };
+        Ok(ColumnStatistics { null_count, min_value, max_value, ..ColumnStatistics::new_unknown() })
+    }
+}
+
+/// The value of a file, where the log has one.
+fn value(values: Option<&ArrayRef>, place: usize) -> Result<Option<ScalarValue>> {
+    match values.filter(|values| values.is_valid(place)) {
+        Some(values) => ScalarValue::try_from_array(values, place).map(Some),
+        None => Ok(None),
     }
 }

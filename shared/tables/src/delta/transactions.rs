@@ -1,7 +1,7 @@
-//! The application transactions of a table: which stands at which version. Must not know who uses them for what.
+//! The application transactions of a table, and the version of each. Must not know who uses them for what.
 //!
-//! delta-rs answers for one name at a time, by reading the log each time; here all of them are wanted, and followed
-//! from one version to the next.
+//! delta-rs gives the version of one name at a time, and reads the log each time. Here all of them are needed, for each
+//! new version of the table.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use crate::delta::DeltaLog;
 use crate::error::TablesError;
 
-/// All transactions as of `version`, given what is known as of an earlier version.
+/// All transactions as of `version`; `known` are those as of an earlier version.
 pub(super) async fn through(
     log: &DeltaLog,
     version: u64,
@@ -61,9 +61,9 @@ async fn replay(
 
 /// The newest checkpoint that is not newer than `version`, with its parts.
 async fn newest_checkpoint(log: &DeltaLog, version: u64) -> Result<Option<(u64, Vec<Path>)>, TablesError> {
-    let unreachable = |source| TablesError::Store { table: log.table(), source };
-    let entries: Vec<_> =
-        log.store().list(Some(&Path::from("_delta_log"))).try_collect().await.map_err(unreachable)?;
+    let store = log.store();
+    let entries = store.list(Some(&Path::from("_delta_log"))).try_collect::<Vec<_>>().await;
+    let entries = entries.map_err(|source| log.unreachable(source))?;
     let mut checkpoints: BTreeMap<u64, Vec<Path>> = BTreeMap::new();
     for entry in entries {
         let Some((number, rest)) = entry.location.filename().and_then(|name| name.split_once('.')) else {
@@ -83,8 +83,8 @@ async fn newest_checkpoint(log: &DeltaLog, version: u64) -> Result<Option<(u64, 
 async fn read_checkpoint(log: &DeltaLog, parts: Vec<Path>) -> Result<BTreeMap<String, i64>, TablesError> {
     let mut found = BTreeMap::new();
     for part in parts {
-        let unreachable = |source| TablesError::Store { table: log.table(), source };
-        let bytes = log.store().get(&part).await.map_err(unreachable)?.bytes().await.map_err(unreachable)?;
+        let found = log.store().get(&part).await.map_err(|source| log.unreachable(source))?;
+        let bytes = found.bytes().await.map_err(|source| log.unreachable(source))?;
         let read = tokio::task::spawn_blocking(move || read_part(bytes)).await;
         let read = read.map_err(|error| parquet::errors::ParquetError::External(error.into())).flatten();
         found.extend(read.map_err(|error| TablesError::Corrupt {

@@ -1,30 +1,31 @@
 //! Merges many small files of readings into few large ones, changing no reading. Must not know who appends.
 //!
-//! Invariant: a compaction puts files in the place of others that have exactly their rows.
+//! Invariant: a compaction replaces files by files that have exactly their rows.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use datafusion::execution::context::SessionContext;
 use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::SessionConfig;
+use deltalake::kernel::Add;
 use futures::TryStreamExt;
 
-use crate::columns::{INGEST_DATE, READING_ORDER, stored_schema};
+use crate::columns::{INGEST_DATE, READING_ORDER, names, stored_schema};
+use crate::delta::DataFile;
 use crate::delta::cleaning::Cleaned;
 use crate::delta::replacement::Compacted;
-use crate::delta::{DataFile, EncodedFile};
-use crate::encode::{Encoder, readings_properties};
 use crate::error::TablesError;
+use crate::file_writer::{FileWriter, on_blocking_thread};
 use crate::readings::file_tags::FileTags;
-use crate::readings::{ROWS_PER_FILE, Readings, ReadingsSnapshot, finish_file};
+use crate::readings::{ROWS_PER_FILE, Readings, ReadingsSnapshot, TABLE, finish, format};
 use crate::scan::SortedScan;
-use crate::store::TableName;
 
-const TABLE: TableName = TableName::Readings;
 const COMPACTED: &str = "wye-compact/readings";
-/// What sorting the files of another engine may take, in bytes.
+/// The memory for sorting files of other engines, in bytes; larger files are sorted on disk.
 const SORT_MEMORY: usize = 512 << 20;
 
 /// Which files are worth merging.
@@ -37,8 +38,7 @@ pub struct CompactionPolicy {
 }
 
 impl Default for CompactionPolicy {
-    /// Eight files below a million rows: each row is rewritten a few times in its life, and a day stays below a few
-    /// dozen files.
+    /// Eight files below a million rows: each row is rewritten a few times, and a day stays below a few dozen files.
     fn default() -> Self {
         Self { small_rows: 1 << 20, least_files: 8 }
     }
@@ -53,20 +53,20 @@ impl Readings {
     pub async fn compact(&self, policy: CompactionPolicy) -> Result<Compacted, TablesError> {
         let mut done = Compacted::default();
         let snapshot = self.snapshot().await?;
-        let mut days: BTreeMap<Option<String>, Vec<DataFile>> = BTreeMap::new();
+        let mut days: BTreeMap<&str, Vec<DataFile>> = BTreeMap::new();
         for file in snapshot.snapshot.files.iter() {
+            let day = file.add.partition_values.get(INGEST_DATE).and_then(Option::as_deref);
+            let Some(day) = day else { continue };
             if !file.is_sorted_by(&READING_ORDER) {
-                done += self.merge(std::slice::from_ref(file)).await?;
-                continue;
+                done += self.merge(&snapshot, day, vec![file.clone()]).await?;
+            } else if file.rows < policy.small_rows {
+                days.entry(day).or_default().push(file.clone());
             }
-            if file.stats.num_records >= policy.small_rows {
-                continue;
-            }
-            let day = file.add.partition_values.get(INGEST_DATE).cloned().flatten();
-            days.entry(day).or_default().push(file.clone());
         }
-        for files in days.into_values().filter(|files| files.len() >= policy.least_files.max(2)) {
-            done += self.merge(&files).await?;
+        for (day, files) in days {
+            if files.len() >= policy.least_files.max(2) {
+                done += self.merge(&snapshot, day, files).await?;
+            }
         }
         Ok(done)
     }
@@ -75,71 +75,63 @@ impl Readings {
     ///
     /// # Errors
     /// When the store or the log cannot be read.
-    pub async fn vacuum(&self, keep: std::time::Duration) -> Result<Cleaned, TablesError> {
+    pub async fn vacuum(&self, keep: Duration) -> Result<Cleaned, TablesError> {
         self.log().clean(keep).await
     }
 
-    /// Puts the readings of files of one ingest day into as few sorted files as possible.
-    async fn merge(&self, files: &[DataFile]) -> Result<Compacted, TablesError> {
-        let day = files.iter().find_map(|file| file.add.partition_values.get(INGEST_DATE)?.as_deref());
-        let Some(day) = day else { return Ok(Compacted::default()) };
-        let snapshot = self.snapshot().await?;
-        let encoded = rewrite(&snapshot, day, files).await?;
-        self.log().replace(COMPACTED, files, encoded).await
+    /// Replaces files of one ingest day by as few sorted files as possible.
+    async fn merge(
+        &self,
+        snapshot: &ReadingsSnapshot,
+        day: &str,
+        files: Vec<DataFile>,
+    ) -> Result<Compacted, TablesError> {
+        let paths = files.iter().map(|file| file.add.path.clone()).collect();
+        let merged = rewrite(snapshot.clone(), day.to_owned(), paths);
+        let adds = on_blocking_thread(self.log(), merged).await?;
+        self.log().replace(COMPACTED, &files, adds).await
     }
 }
 
 /// Reads files in order and writes their rows into as few files as the size of a file allows.
 async fn rewrite(
-    snapshot: &ReadingsSnapshot,
-    day: &str,
-    files: &[DataFile],
-) -> Result<Vec<EncodedFile>, TablesError> {
+    snapshot: ReadingsSnapshot,
+    day: String,
+    paths: HashSet<String>,
+) -> Result<Vec<Add>, TablesError> {
     let schema = stored_schema();
-    let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    let columns = names(&schema);
     let scan =
         SortedScan { horizon: None, columns: &columns, plan_partitions: 1, batch_size: Some(64 * 1024) };
-    let plan = snapshot.plan(files.iter(), &scan)?;
-    let failed = |source| TablesError::Scan { table: TABLE, source };
-    // Files of another engine are sorted, on disk where they are large.
+    let plan = snapshot.plan(|file| paths.contains(&file.add.path), &scan)?;
     let pool = Arc::new(FairSpillPool::new(SORT_MEMORY));
-    let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc().map_err(failed)?;
+    let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc().map_err(scan_error)?;
     let session = SessionContext::new_with_config_rt(SessionConfig::new(), runtime);
     snapshot.log.root().register(&session.runtime_env())?;
-    let mut stream = datafusion::physical_plan::execute_stream(plan, session.task_ctx()).map_err(failed)?;
+    let mut rows = execute_stream(plan, session.task_ctx()).map_err(scan_error)?;
 
-    let ingest_date = day.parse::<chrono::NaiveDate>().map_err(|error| TablesError::Corrupt {
-        table: TABLE,
-        reason: format!("ingest date {day:?}: {error}"),
-    })?;
-    let ingest_date =
-        i32::try_from(ingest_date.signed_duration_since(chrono::NaiveDate::default()).num_days())
-            .expect("chrono's dates are within 32-bit days");
-    let new_encoder = || Encoder::new(TABLE, schema.clone(), readings_properties(&schema, &READING_ORDER));
-    let mut encoded = Vec::new();
-    let mut current: Option<(Encoder, FileTags)> = None;
-    while let Some(batch) = stream.try_next().await.map_err(failed)? {
-        let (mut encoder, mut tags) = match current.take() {
+    let format = format(day);
+    let mut adds = Vec::new();
+    let mut open: Option<(FileWriter, FileTags)> = None;
+    while let Some(batch) = rows.try_next().await.map_err(scan_error)? {
+        let (file, mut tags) = match open.take() {
             Some(open) => open,
-            None => (new_encoder()?, FileTags::default()),
+            None => (FileWriter::new(snapshot.log.clone(), format.clone())?, FileTags::default()),
         };
-        let finished = tokio::task::spawn_blocking(move || {
-            encoder.write(&batch)?;
-            tags.add(&batch);
-            let is_full = encoder.rows() >= ROWS_PER_FILE;
-            Ok::<_, TablesError>(if is_full {
-                (Some(finish_file(encoder, ingest_date, &tags)?), None)
-            } else {
-                (None, Some((encoder, tags)))
-            })
-        });
-        let (file, open) =
-            finished.await.map_err(|error| TablesError::Encode { table: TABLE, source: error.into() })??;
-        encoded.extend(file);
-        current = open;
+        let file = file.write(&batch).await?;
+        tags.add(&batch);
+        if file.rows() < ROWS_PER_FILE {
+            open = Some((file, tags));
+        } else {
+            adds.push(finish(file, &tags).await?);
+        }
     }
-    if let Some((encoder, tags)) = current {
-        encoded.push(finish_file(encoder, ingest_date, &tags)?);
+    if let Some((file, tags)) = open {
+        adds.push(finish(file, &tags).await?);
     }
-    Ok(encoded)
+    Ok(adds)
+}
+
+fn scan_error(source: datafusion::error::DataFusionError) -> TablesError {
+    TablesError::Scan { table: TABLE, source }
 }

@@ -1,9 +1,9 @@
-//! What a scan must know of a file of readings beyond its statistics, kept as tags of its `Add` action. Must not know
-//! how scans use it.
+//! What a scan needs of a file of readings beyond its statistics, stored as tags of its `Add` action. Must not know how
+//! scans use it.
 //!
 //! Stability contract: the tags `wye.offsets`, `wye.devices`, `wye.order` and `wye.file` are in the log of every table
 //! ever written. A file without them (written by another engine), or with those of another file, is scanned with all
-//! filters and sorted on the way.
+//! filters and sorted by the scan.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -13,41 +13,42 @@ use serde::{Deserialize, Serialize};
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::TextColumn;
 
-use crate::columns::READING_ORDER;
+use crate::columns::{DEVICE_ID, KAFKA_OFFSET, KAFKA_PARTITION, READING_ORDER};
 use crate::delta::{DataFile, order_tag};
 
 const OFFSETS: &str = "wye.offsets";
 const DEVICES: &str = "wye.devices";
 
-/// About how many devices are noted per file.
+/// About how many devices are sampled per file.
 const SAMPLES: usize = 8;
 
-/// The smallest and the largest offset of a Kafka partition in a file.
+/// The smallest and the largest offset of a Kafka partition in a file. Stored as a pair of numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct OffsetSpan(pub(crate) Offset, pub(crate) Offset);
 
-/// What is noted of a file of readings.
+/// The tags of a file of readings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FileTags {
     /// Which offsets of which Kafka partition are in the file.
     pub(crate) offsets: BTreeMap<KafkaPartition, OffsetSpan>,
-    /// Devices at even distances through the file, in order: each stands for the same share of its rows.
+    /// Devices at even distances through the file, in order: each represents the same share of its rows.
     pub(crate) devices: Vec<String>,
 }
 
 impl FileTags {
-    /// Takes note of the file's next rows, which have the columns of [`crate::columns::stored_schema`].
+    /// Adds the file's next rows, which have the columns of [`crate::columns::stored_schema`].
     pub(crate) fn add(&mut self, readings: &RecordBatch) {
-        let kafka_partition =
-            readings.column_by_name("kafka_partition").map(|c| c.as_primitive::<Int32Type>());
-        let kafka_offset = readings.column_by_name("kafka_offset").map(|c| c.as_primitive::<Int64Type>());
-        let (Some(kafka_partition), Some(kafka_offset)) = (kafka_partition, kafka_offset) else { return };
-        for (kafka_partition, offset) in kafka_partition.values().iter().zip(kafka_offset.values()) {
+        let kafka_partitions =
+            readings.column_by_name(KAFKA_PARTITION).and_then(|column| column.as_primitive_opt::<Int32Type>());
+        let offsets =
+            readings.column_by_name(KAFKA_OFFSET).and_then(|column| column.as_primitive_opt::<Int64Type>());
+        let (Some(kafka_partitions), Some(offsets)) = (kafka_partitions, offsets) else { return };
+        for (kafka_partition, offset) in kafka_partitions.values().iter().zip(offsets.values()) {
             let (kafka_partition, offset) = (KafkaPartition(*kafka_partition), Offset(*offset));
             let span = self.offsets.entry(kafka_partition).or_insert(OffsetSpan(offset, offset));
             *span = OffsetSpan(span.0.min(offset), span.1.max(offset));
         }
-        let Ok(devices) = TextColumn::of(readings, "device_id") else { return };
+        let Ok(devices) = TextColumn::of(readings, DEVICE_ID) else { return };
         let step = readings.num_rows().div_ceil(SAMPLES).max(1);
         let sampled = (0..readings.num_rows()).step_by(step).filter_map(|row| devices.text(row));
         self.devices.extend(sampled.map(str::to_owned));
@@ -61,15 +62,14 @@ impl FileTags {
         })
     }
 
-    pub(crate) fn to_delta(&self) -> HashMap<String, Option<String>> {
+    /// The form in the log.
+    pub(crate) fn to_delta(&self) -> serde_json::Result<HashMap<String, Option<String>>> {
         let step = self.devices.len().div_ceil(SAMPLES).max(1);
         let devices: Vec<&String> = self.devices.iter().step_by(step).collect();
-        let json =
-            |value: serde_json::Result<String>| Some(value.expect("maps and lists of plain values are JSON"));
-        HashMap::from([
+        Ok(HashMap::from([
             order_tag(&READING_ORDER),
-            (OFFSETS.to_owned(), json(serde_json::to_string(&self.offsets))),
-            (DEVICES.to_owned(), json(serde_json::to_string(&devices))),
-        ])
+            (OFFSETS.to_owned(), Some(serde_json::to_string(&self.offsets)?)),
+            (DEVICES.to_owned(), Some(serde_json::to_string(&devices)?)),
+        ]))
     }
 }

@@ -1,6 +1,5 @@
-//! Deals devices out in ranges of about equal numbers of rows. Must not know plans.
+//! Splits devices into ranges of about equal numbers of rows. Must not know plans.
 
-use crate::readings::file_tags::FileTags;
 use crate::scan::Input;
 
 /// Devices `[from, until)` in the order of their names; open where absent.
@@ -11,7 +10,7 @@ pub(super) struct DeviceRange {
 }
 
 impl DeviceRange {
-    /// Whether some device within `bounds` (both included) may be in the range.
+    /// Whether a device within `bounds` (both included) may be in the range.
     pub(super) fn overlaps(&self, bounds: Option<(&str, &str)>) -> bool {
         let Some((min, max)) = bounds else { return true };
         self.from.as_deref().is_none_or(|from| from <= max)
@@ -26,32 +25,31 @@ impl DeviceRange {
     }
 }
 
-/// At most `count` ranges that cover all devices, with about equal numbers of rows by what is noted of the files.
-pub(super) fn ranges(inputs: &[Input<'_>], count: usize) -> Vec<DeviceRange> {
-    let mut samples: Vec<(String, f64)> = Vec::new();
+/// At most `count` ranges that cover all devices, with about equal numbers of rows by the samples in the files' tags.
+pub(super) fn ranges(inputs: &[Input], count: usize) -> Vec<DeviceRange> {
+    let mut samples: Vec<(&str, f64)> = Vec::new();
     for input in inputs {
-        let rows = input.file.stats.num_records as f64;
-        let devices = FileTags::of(input.file).map(|tags| tags.devices).unwrap_or_default();
-        let share = rows / devices.len().max(1) as f64;
-        samples.extend(devices.into_iter().map(|device| (device, share)));
+        let Some(tags) = &input.tags else { continue };
+        let share = input.rows as f64 / tags.devices.len().max(1) as f64;
+        samples.extend(tags.devices.iter().map(|device| (device.as_str(), share)));
     }
-    samples.sort_by(|a, b| a.0.cmp(&b.0));
+    samples.sort_by(|a, b| a.0.cmp(b.0));
     let total: f64 = samples.iter().map(|(_, share)| share).sum();
-    let mut cuts: Vec<String> = Vec::new();
+    let mut cuts: Vec<&str> = Vec::new();
     let mut before = 0.0;
     for (index, (device, share)) in samples.iter().enumerate() {
         let wanted = total * (cuts.len() + 1) as f64 / count.max(1) as f64;
         // The half share rounds to the nearest sample instead of always cutting late.
         let due = cuts.len() + 1 < count && before + share / 2.0 >= wanted;
         if due && index > 0 && samples[0].0 < *device && cuts.last() != Some(device) {
-            cuts.push(device.clone());
+            cuts.push(device);
         }
         before += share;
     }
     let mut ranges = Vec::with_capacity(cuts.len() + 1);
     let mut from = None;
     for cut in cuts {
-        ranges.push(DeviceRange { from: from.replace(cut.clone()), until: Some(cut) });
+        ranges.push(DeviceRange { from: from.replace(cut.to_owned()), until: Some(cut.to_owned()) });
     }
     ranges.push(DeviceRange { from, until: None });
     ranges

@@ -2,52 +2,41 @@
 
 use std::sync::Arc;
 
-use arrow::datatypes::Schema;
-use datafusion::common::{Result, ScalarValue};
-use datafusion::logical_expr::Operator;
-use datafusion::physical_expr::PhysicalExpr;
-use datafusion::physical_expr::expressions::{BinaryExpr, Column, Literal};
+use arrow::datatypes::SchemaRef;
+use datafusion::common::{DFSchema, Result};
+use datafusion::logical_expr::execution_props::ExecutionProps;
+use datafusion::logical_expr::utils::{conjunction, disjunction};
+use datafusion::logical_expr::{Expr, col, lit};
+use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use wye_domain::horizon::Horizon;
 
-use crate::parquet_plan::word;
+use crate::columns::{DEVICE_ID, KAFKA_OFFSET, KAFKA_PARTITION};
+use crate::parquet_plan::text_literal;
 use crate::scan::devices::DeviceRange;
 
-type Condition = Arc<dyn PhysicalExpr>;
-
-/// `device_id` is in the range; `None` when every device is.
-pub(super) fn devices_in(range: &DeviceRange, schema: &Schema) -> Result<Option<Condition>> {
-    let bound = |operator, device: &Option<String>| {
-        device.as_deref().map(|device| compare(schema, "device_id", operator, word(device))).transpose()
-    };
-    Ok(conjunction([bound(Operator::GtEq, &range.from)?, bound(Operator::Lt, &range.until)?]))
-}
-
-/// The reading's offset is below its Kafka partition's horizon.
-pub(super) fn below(horizon: &Horizon, schema: &Schema) -> Result<Condition> {
-    let mut any: Option<Condition> = None;
-    for (kafka_partition, offset) in horizon.iter() {
-        let here =
-            compare(schema, "kafka_partition", Operator::Eq, ScalarValue::Int32(Some(kafka_partition.0)))?;
-        let before = compare(schema, "kafka_offset", Operator::Lt, ScalarValue::Int64(Some(offset.0)))?;
-        let both = binary(here, Operator::And, before);
-        any = Some(match any {
-            Some(others) => binary(others, Operator::Or, both),
-            None => both,
-        });
+/// Readings of a range of devices, below a horizon; `None` when these are all.
+pub(super) fn readings(
+    devices: Option<&DeviceRange>,
+    horizon: Option<&Horizon>,
+    schema: &SchemaRef,
+) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+    let mut conditions = Vec::new();
+    if let Some(from) = devices.and_then(|range| range.from.as_deref()) {
+        conditions.push(col(DEVICE_ID).gt_eq(lit(text_literal(from)?)));
     }
-    Ok(any.unwrap_or_else(|| Arc::new(Literal::new(ScalarValue::Boolean(Some(false))))))
+    if let Some(until) = devices.and_then(|range| range.until.as_deref()) {
+        conditions.push(col(DEVICE_ID).lt(lit(text_literal(until)?)));
+    }
+    conditions.extend(horizon.map(below));
+    let Some(condition) = conjunction(conditions) else { return Ok(None) };
+    let columns = DFSchema::try_from(Arc::clone(schema))?;
+    create_physical_expr(&condition, &columns, &ExecutionProps::new()).map(Some)
 }
 
-/// All of the conditions that there are.
-pub(super) fn conjunction<const N: usize>(conditions: [Option<Condition>; N]) -> Option<Condition> {
-    conditions.into_iter().flatten().reduce(|all, next| binary(all, Operator::And, next))
-}
-
-fn compare(schema: &Schema, column: &str, operator: Operator, value: ScalarValue) -> Result<Condition> {
-    let column = Arc::new(Column::new_with_schema(column, schema)?);
-    Ok(binary(column, operator, Arc::new(Literal::new(value))))
-}
-
-fn binary(left: Condition, operator: Operator, right: Condition) -> Condition {
-    Arc::new(BinaryExpr::new(left, operator, right))
+/// The reading's offset is below the horizon of its Kafka partition.
+fn below(horizon: &Horizon) -> Expr {
+    let partitions = horizon.iter().map(|(kafka_partition, offset)| {
+        col(KAFKA_PARTITION).eq(lit(kafka_partition.0)).and(col(KAFKA_OFFSET).lt(lit(offset.0)))
+    });
+    disjunction(partitions).unwrap_or_else(|| lit(false))
 }

@@ -4,20 +4,22 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::TableProvider;
-use datafusion::common::DFSchema;
+use datafusion::common::{DFSchema, Result};
+use datafusion::datasource::physical_plan::FileGroup;
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::Expr;
+use datafusion::logical_expr::utils::conjunction;
+use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_plan::sorts::sort::SortExec;
 use datafusion::physical_plan::union::UnionExec;
 use wye_domain::horizon::Horizon;
 
 use super::{HORIZON, TABLE, ViewVersion};
 use crate::columns::{VIEW_ORDER, dictionary_text};
 use crate::delta::hold::Hold;
-use crate::delta::{DataFile, DeltaLog, LogSnapshot};
+use crate::delta::{DeltaLog, LogSnapshot};
 use crate::error::TablesError;
-use crate::parquet_plan::{FilePlan, ordering, partitioned_file, project};
+use crate::parquet_plan::{FilePlan, partitioned_file, project, sorted_each};
 use crate::run_record::RunRecord;
 
 /// The views of one run.
@@ -62,12 +64,12 @@ impl ViewSnapshot {
 
     /// How many rows the views have.
     pub fn rows(&self) -> u64 {
-        self.snapshot.files.iter().map(|file| file.stats.num_records).sum()
+        self.snapshot.rows()
     }
 
     /// How many bytes the files have.
     pub fn bytes(&self) -> u64 {
-        self.snapshot.files.iter().map(|file| u64::try_from(file.add.size).unwrap_or_default()).sum()
+        self.snapshot.bytes()
     }
 
     /// Exactly these views as an SQL table, skipping files and row groups by their statistics.
@@ -86,54 +88,61 @@ impl ViewSnapshot {
     /// [`TablesError::Scan`] when a column does not exist or a filter cannot be evaluated over [`ViewSnapshot::schema`].
     pub fn scan(&self, columns: &[&str], filters: &[Expr]) -> Result<Arc<dyn ExecutionPlan>, TablesError> {
         let schema = self.schema();
-        let failed = |source| TablesError::Scan { table: TABLE, source };
-        let filter = match filters.iter().cloned().reduce(Expr::and) {
-            Some(all) => {
-                let columns = DFSchema::try_from(Arc::clone(&schema)).map_err(failed)?;
-                Some(SessionContext::new().create_physical_expr(all, &columns).map_err(failed)?)
-            }
-            None => None,
-        };
-        let order: Vec<&str> = if VIEW_ORDER.iter().all(|name| schema.index_of(name).is_ok()) {
-            VIEW_ORDER.into()
-        } else {
-            vec![]
-        };
-        let is_sorted = |file: &&DataFile| order.is_empty() || file.is_sorted_by(&order);
-        let (sorted, unsorted): (Vec<&DataFile>, Vec<&DataFile>) =
-            self.snapshot.files.iter().partition(is_sorted);
-        let plan = |files: &[&DataFile], columns: &[&str]| -> Result<Arc<dyn ExecutionPlan>, TablesError> {
-            let group = |file: &&DataFile| Ok(vec![partitioned_file(self.log.root(), TABLE, file, &schema)?]);
-            let plan = FilePlan {
-                root: self.log.root(),
-                file_schema: Arc::clone(&schema),
-                groups: files.iter().map(group).collect::<Result<_, TablesError>>()?,
-                sorted_by: &[],
-                filter: filter.clone(),
-                columns,
-                batch_size: None,
-            };
-            plan.build().map_err(failed)
-        };
+        let is_ordered = VIEW_ORDER.iter().all(|name| schema.index_of(name).is_ok());
+        let (mut sorted, mut unsorted) = (Vec::new(), Vec::new());
+        for file in self.snapshot.files.iter() {
+            let files = if !is_ordered || file.is_sorted_by(&VIEW_ORDER) { &mut sorted } else { &mut unsorted };
+            let file = partitioned_file(self.log.root(), TABLE, file, &schema)?;
+            files.push(FileGroup::new(vec![file]));
+        }
+        self.plan(sorted, unsorted, columns, filters)
+            .map_err(|source| TablesError::Scan { table: TABLE, source })
+    }
+
+    fn plan(
+        &self,
+        sorted: Vec<FileGroup>,
+        unsorted: Vec<FileGroup>,
+        columns: &[&str],
+        filters: &[Expr],
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let filter = self.condition(filters)?;
         if unsorted.is_empty() {
-            return plan(&sorted, columns);
+            return self.files(sorted, columns, filter);
         }
         let mut wider = columns.to_vec();
-        wider.extend(order.iter().filter(|name| !columns.contains(name)));
-        let resorted = sort_each(plan(&unsorted, &wider)?, &order).and_then(|plan| project(plan, columns));
-        let resorted = resorted.map_err(failed)?;
+        wider.extend(VIEW_ORDER.iter().filter(|name| !columns.contains(name)));
+        let resorted = sorted_each(self.files(unsorted, &wider, filter.clone())?, &VIEW_ORDER)?;
+        let resorted = project(resorted, columns)?;
         if sorted.is_empty() {
             return Ok(resorted);
         }
-        UnionExec::try_new(vec![plan(&sorted, columns)?, resorted]).map_err(failed)
+        UnionExec::try_new(vec![self.files(sorted, columns, filter)?, resorted])
     }
-}
 
-/// Sorts every plan partition for itself.
-fn sort_each(
-    plan: Arc<dyn ExecutionPlan>,
-    order: &[&str],
-) -> datafusion::error::Result<Arc<dyn ExecutionPlan>> {
-    let order = ordering(&plan.schema(), order)?.expect("the order has columns");
-    Ok(Arc::new(SortExec::new(order, plan).with_preserve_partitioning(true)))
+    /// All filters as one expression over the columns of the views.
+    fn condition(&self, filters: &[Expr]) -> Result<Option<Arc<dyn PhysicalExpr>>> {
+        let Some(all) = conjunction(filters.iter().cloned()) else { return Ok(None) };
+        let columns = DFSchema::try_from(self.schema())?;
+        SessionContext::new().create_physical_expr(all, &columns).map(Some)
+    }
+
+    /// Files as they are, one plan partition each.
+    fn files(
+        &self,
+        groups: Vec<FileGroup>,
+        columns: &[&str],
+        filter: Option<Arc<dyn PhysicalExpr>>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let plan = FilePlan {
+            root: self.log.root(),
+            file_schema: self.schema(),
+            groups,
+            sorted_by: &[],
+            filter,
+            columns,
+            batch_size: None,
+        };
+        plan.build()
+    }
 }

@@ -1,97 +1,84 @@
-//! Writes batch views to files that nobody sees until they are committed. Must not know what the columns mean.
+//! Writes batch views to files that no reader sees until they are committed. Must not know what the columns mean.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use deltalake::kernel::Add;
-use tokio::runtime::Handle;
-use tokio::task::JoinSet;
 
 use crate::columns::VIEW_ORDER;
 use crate::delta::hold::Hold;
-use crate::delta::{DeltaLog, EncodedFile, order_tag};
-use crate::encode::{Encoder, view_properties};
+use crate::delta::{DeltaLog, order_tag};
 use crate::error::TablesError;
-use crate::store::TableName;
+use crate::file_writer::{FileFormat, FileWriter};
+use crate::parquet_properties::view_properties;
 
-const TABLE: TableName = TableName::BatchViews;
-
-/// A file is closed and stored once it holds this many bytes, which bounds a writer's memory.
+/// A file is completed once it has this many bytes: a scan reads each file in one plan partition.
 const BYTES_PER_FILE: usize = 64 << 20;
 
 /// A stored file that no version has yet.
 #[derive(Clone, Debug)]
 pub struct ViewFile {
     pub(crate) add: Add,
-    /// Until it is committed, nobody removes the file.
+    /// Cleaning keeps the file until it is committed.
     _hold: Arc<Hold>,
 }
 
 /// Writes rows into files. Each thread has a writer of its own; rows keep their order within a writer's files. Rows with
-/// the columns of [`VIEW_ORDER`] must come in this order: readers rest on it.
+/// the columns of [`VIEW_ORDER`] must come in this order: readers depend on it.
 ///
 /// A writer that is dropped without [`ViewWriter::finish`] leaves at most files that [`super::BatchViews::vacuum`]
 /// removes.
-#[derive(Debug)]
 pub struct ViewWriter {
     log: DeltaLog,
-    schema: SchemaRef,
-    open: Option<Encoder>,
-    storing: JoinSet<Result<Vec<Add>, TablesError>>,
-    runtime: Handle,
+    format: FileFormat,
+    open: Option<FileWriter>,
+    finished: Vec<ViewFile>,
     hold: Arc<Hold>,
 }
 
 impl ViewWriter {
     pub(super) fn new(log: DeltaLog, schema: SchemaRef) -> Self {
-        let hold = log.hold();
-        Self { log, schema, open: None, storing: JoinSet::new(), runtime: Handle::current(), hold }
+        let (hold, properties) = (log.hold(), view_properties(&schema));
+        let format = FileFormat { schema, properties, table_partition: None };
+        Self { log, format, open: None, finished: Vec::new(), hold }
     }
 
-    /// Encodes rows. This is computation, to be called where computing is allowed: on a blocking thread, or in a task
-    /// that is known to compute. Full files are stored in the background.
+    /// Encodes rows, and stores what is complete. This is computation for the most part, to be called where computing
+    /// is allowed: on a thread for it, or in a task that is known to compute.
     ///
     /// # Errors
-    /// [`TablesError::Encode`] when the rows do not have the writer's columns.
-    pub fn write(&mut self, rows: &RecordBatch) -> Result<(), TablesError> {
-        let mut encoder = match self.open.take() {
-            Some(encoder) => encoder,
-            None => Encoder::new(TABLE, Arc::clone(&self.schema), view_properties(&self.schema))?,
+    /// [`TablesError::Encode`] when the rows do not have the writer's columns, or a file cannot be stored.
+    pub async fn write(&mut self, rows: &RecordBatch) -> Result<(), TablesError> {
+        let file = match self.open.take() {
+            Some(file) => file,
+            None => FileWriter::new(self.log.clone(), self.format.clone())?,
         };
-        encoder.write(rows)?;
-        if encoder.size() < BYTES_PER_FILE {
-            self.open = Some(encoder);
+        let file = file.write(rows).await?;
+        if file.size() < BYTES_PER_FILE {
+            self.open = Some(file);
             return Ok(());
         }
-        self.store(encoder)
+        self.complete(file).await
     }
 
-    /// Stores what is left, waits for all files, and returns them for the commit.
+    /// Completes the last file, and returns all for the commit.
     ///
     /// # Errors
-    /// [`TablesError::Store`] when a file cannot be stored.
+    /// [`TablesError::Encode`] when the file cannot be stored.
     pub async fn finish(mut self) -> Result<Vec<ViewFile>, TablesError> {
-        if let Some(encoder) = self.open.take().filter(|encoder| encoder.rows() > 0) {
-            self.store(encoder)?;
+        if let Some(file) = self.open.take().filter(|file| file.rows() > 0) {
+            self.complete(file).await?;
         }
-        let mut files = Vec::new();
-        while let Some(stored) = self.storing.join_next().await {
-            let stored =
-                stored.map_err(|error| TablesError::Encode { table: TABLE, source: error.into() })??;
-            let hold = &self.hold;
-            files.extend(stored.into_iter().map(|add| ViewFile { add, _hold: Arc::clone(hold) }));
-        }
-        Ok(files)
+        Ok(self.finished)
     }
 
-    fn store(&mut self, encoder: Encoder) -> Result<(), TablesError> {
-        let (bytes, stats) = encoder.finish()?;
-        let is_ordered = VIEW_ORDER.iter().all(|name| self.schema.index_of(name).is_ok());
-        let tags = is_ordered.then(|| order_tag(&VIEW_ORDER)).into_iter().collect();
-        let file = EncodedFile { bytes, stats, partition: None, tags };
-        let log = self.log.clone();
-        self.storing.spawn_on(async move { log.put(vec![file]).await }, &self.runtime);
+    async fn complete(&mut self, file: FileWriter) -> Result<(), TablesError> {
+        let is_ordered = VIEW_ORDER.iter().all(|name| self.format.schema.index_of(name).is_ok());
+        let tags = if is_ordered { HashMap::from([order_tag(&VIEW_ORDER)]) } else { HashMap::new() };
+        let add = file.finish(tags).await?;
+        self.finished.push(ViewFile { add, _hold: Arc::clone(&self.hold) });
         Ok(())
     }
 }

@@ -1,0 +1,106 @@
+//! Committing to a table, and keeping its log short. Must not know what the rows mean.
+
+use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake::kernel::{Action, Add, Transaction};
+use deltalake::logstore::commit_uri_from_version;
+use deltalake::protocol::DeltaOperation;
+use object_store::ObjectStoreExt;
+use object_store::path::Path;
+use tracing::warn;
+
+use crate::delta::{DeltaLog, LogSnapshot};
+use crate::error::TablesError;
+
+/// A checkpoint is written every so many versions, so that opening a table reads few log entries.
+const CHECKPOINT_INTERVAL: u64 = 20;
+
+/// What one commit holds.
+pub(crate) struct Commit<'a> {
+    /// The version that the decision to commit was based on.
+    pub(crate) base: &'a LogSnapshot,
+    pub(crate) actions: Vec<Action>,
+    pub(crate) transactions: Vec<Transaction>,
+    pub(crate) operation: DeltaOperation,
+    /// Goes into the commit's `commitInfo`.
+    pub(crate) info: serde_json::Map<String, serde_json::Value>,
+    /// What to do when others have committed since `base`.
+    pub(crate) after_others: AfterOthers,
+}
+
+/// Whether a commit may follow versions that its writer has not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AfterOthers {
+    /// Only if they touched neither the same application transactions nor the files that it removes.
+    Rebase,
+    /// Never.
+    Refuse,
+}
+
+impl AfterOthers {
+    /// How often delta-rs tries again on top of another version.
+    fn retries(self) -> usize {
+        match self {
+            Self::Rebase => 15,
+            Self::Refuse => 0,
+        }
+    }
+}
+
+impl DeltaLog {
+    /// Commits, and returns the new version.
+    ///
+    /// # Errors
+    /// [`TablesError::Conflict`] when another commit came first; nothing of this one is visible then.
+    pub(crate) async fn commit(&self, commit: Commit<'_>) -> Result<u64, TablesError> {
+        let added = commit.actions.iter().filter_map(|action| match action {
+            Action::Add(add) => Some(add.path.clone()),
+            _ => None,
+        });
+        self.root().sync(self.table(), added.collect()).await?;
+        let properties = CommitProperties::default()
+            .with_metadata(commit.info)
+            .with_application_transactions(commit.transactions)
+            .with_max_retries(commit.after_others.retries());
+        let prepared = CommitBuilder::from(properties)
+            .with_actions(commit.actions)
+            .build(Some(commit.base.state()), self.log_store().clone(), commit.operation)
+            .into_prepared_commit_future()
+            .await
+            .map_err(|source| TablesError::commit(self.table(), source))?;
+        // What follows a commit in delta-rs is left out: a failing checkpoint must not make a commit look failed.
+        let version = prepared.await.map_err(|source| TablesError::commit(self.table(), source))?.version;
+        let entry = commit_uri_from_version(Some(version)).to_string();
+        self.root().sync(self.table(), vec![entry]).await?;
+        if (version + 1).is_multiple_of(CHECKPOINT_INTERVAL)
+            && let Err(error) = self.checkpoint().await
+        {
+            warn!(table = %self.table(), %error, "cannot write a checkpoint");
+        }
+        Ok(version)
+    }
+
+    /// Writes a checkpoint and drops log entries past the table's retention. The table is complete without it.
+    async fn checkpoint(&self) -> Result<(), TablesError> {
+        let table = self.existing().await?.delta_table(self);
+        let created = deltalake::checkpoints::create_checkpoint(&table, None).await;
+        created.map_err(|source| self.unreadable(source))?;
+        let cleaned = deltalake::checkpoints::cleanup_metadata(&table, None).await;
+        cleaned.map_err(|source| self.unreadable(source))
+    }
+
+    /// Removes stored files whose commit was lost. A failure does no harm: cleaning finds them later.
+    ///
+    /// A store may refuse the repetition of a put whose first answer got lost, so that a commit looks lost although it
+    /// was made; so files that the log names are kept.
+    pub(crate) async fn discard(&self, adds: &[Add]) {
+        let Ok(Some(newest)) = self.newest().await else { return };
+        for add in adds {
+            if newest.files.iter().any(|file| file.add.path == add.path) {
+                continue;
+            }
+            if let Err(error) = self.store().delete(&Path::from(add.path.as_str())).await {
+                warn!(table = %self.table(), file = %add.path, %error, "cannot remove a file that lost its commit");
+            }
+        }
+    }
+}

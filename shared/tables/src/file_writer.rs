@@ -1,0 +1,119 @@
+//! Writes record batches as one Parquet file of a table, straight into the store. Must not know commits.
+
+use std::collections::HashMap;
+
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use deltalake::kernel::Add;
+use object_store::buffered::BufWriter;
+use object_store::path::Path;
+use parquet::arrow::AsyncArrowWriter;
+use parquet::arrow::arrow_writer::ArrowWriterOptions;
+use parquet::errors::ParquetError;
+use parquet::file::properties::WriterProperties;
+
+use crate::delta::{DeltaLog, FILE, stats};
+use crate::error::TablesError;
+
+/// What the files of a table have in common.
+#[derive(Clone, Debug)]
+pub(crate) struct FileFormat {
+    /// The columns of the batches; text as dictionaries or plain.
+    pub(crate) schema: SchemaRef,
+    pub(crate) properties: WriterProperties,
+    /// The table partition that the file belongs to: its column and value.
+    pub(crate) table_partition: Option<(&'static str, String)>,
+}
+
+/// A file that is being written. It belongs to no version of the table until it is committed.
+///
+/// What is dropped unfinished leaves nothing that readers see. On stores with multipart uploads the parts stay until
+/// the bucket's rule for incomplete uploads removes them.
+pub(crate) struct FileWriter {
+    log: DeltaLog,
+    format: FileFormat,
+    /// Below the table's directory; unique.
+    path: String,
+    writer: AsyncArrowWriter<BufWriter>,
+    rows: usize,
+}
+
+impl FileWriter {
+    pub(crate) fn new(log: DeltaLog, format: FileFormat) -> Result<Self, TablesError> {
+        let name = format!("part-{:032x}.parquet", rand::random::<u128>());
+        let path = match &format.table_partition {
+            Some((column, value)) => format!("{column}={value}/{name}"),
+            None => name,
+        };
+        let sink = BufWriter::new(log.store(), Path::from(path.as_str()));
+        // Readers take the types from Delta; with Arrow's own schema they would all get dictionaries.
+        let options = ArrowWriterOptions::new()
+            .with_properties(format.properties.clone())
+            .with_skip_arrow_metadata(true);
+        let schema = SchemaRef::clone(&format.schema);
+        let writer = AsyncArrowWriter::try_new_with_options(sink, schema, options)
+            .map_err(|source| encode_error(&log, source))?;
+        Ok(Self { log, format, path, writer, rows: 0 })
+    }
+
+    /// Encodes rows, which is computation, and stores what is complete. After an error there is no file.
+    pub(crate) async fn write(mut self, rows: &RecordBatch) -> Result<Self, TablesError> {
+        if let Err(source) = self.writer.write(rows).await {
+            if let Err(error) = self.writer.into_inner().abort().await {
+                tracing::warn!(table = %self.log.table(), file = %self.path, %error, "cannot abort an upload");
+            }
+            return Err(encode_error(&self.log, source));
+        }
+        self.rows += rows.num_rows();
+        Ok(self)
+    }
+
+    /// Rows written so far.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Bytes written so far; an estimate for the row group that is not complete.
+    pub(crate) fn size(&self) -> usize {
+        self.writer.bytes_written() + self.writer.in_progress_size()
+    }
+
+    /// Completes the file. `tags` are what scans need beyond the statistics.
+    pub(crate) async fn finish(
+        mut self,
+        mut tags: HashMap<String, Option<String>>,
+    ) -> Result<Add, TablesError> {
+        let metadata = self.writer.finish().await.map_err(|source| encode_error(&self.log, source))?;
+        let stats = stats::of_footer(&metadata, &self.format.schema)
+            .map_err(|source| TablesError::Encode { table: self.log.table(), source: source.into() })?;
+        if !tags.is_empty() {
+            tags.insert(FILE.to_owned(), Some(self.path.clone()));
+        }
+        let partition_values =
+            self.format.table_partition.map(|(column, value)| (column.to_owned(), Some(value)));
+        Ok(Add {
+            path: self.path,
+            partition_values: partition_values.into_iter().collect(),
+            size: i64::try_from(self.writer.bytes_written()).expect("a file is smaller than 2^63 bytes"),
+            modification_time: chrono::Utc::now().timestamp_millis(),
+            data_change: true,
+            stats: Some(stats),
+            tags: (!tags.is_empty()).then_some(tags),
+            ..Add::default()
+        })
+    }
+}
+
+/// Runs a future that computes for long on a blocking thread, so that the async threads stay free.
+pub(crate) async fn on_blocking_thread<T: Send + 'static>(
+    log: &DeltaLog,
+    future: impl Future<Output = Result<T, TablesError>> + Send + 'static,
+) -> Result<T, TablesError> {
+    let runtime = tokio::runtime::Handle::current();
+    let finished = tokio::task::spawn_blocking(move || runtime.block_on(future)).await;
+    finished.map_err(|error| TablesError::Encode { table: log.table(), source: error.into() })?
+}
+
+fn encode_error(log: &DeltaLog, source: ParquetError) -> TablesError {
+    TablesError::Encode { table: log.table(), source: source.into() }
+}
