@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
 use chrono::{DateTime, TimeDelta, Utc};
+use wye_domain::time::Micros;
 use wye_domain::{reading, tags};
 
 use crate::columns::dictionary;
@@ -165,7 +166,7 @@ impl Simulation {
     /// Gives up the truth about windows that start before `time`, to bound the memory of a long run. A reading of
     /// such a window that arrives later starts it anew.
     pub fn forget_truth_before(&mut self, time: DateTime<Utc>) {
-        self.truth.forget_before(time.timestamp_micros());
+        self.truth.forget_before(Micros(time.timestamp_micros()));
     }
 
     /// What has been handed out so far.
@@ -221,7 +222,7 @@ impl Simulation {
                 self.counts.duplicates += 1;
             } else {
                 // The first copy never arrives after the second, so what is handed out is always in the truth.
-                self.truth.add(device * self.sensors.len() + sensor, event_time, value);
+                self.truth.add(device * self.sensors.len() + sensor, Micros(event_time), value);
                 self.counts.readings += 1;
                 self.counts.backlog += u64::from(parcel.backlog);
             }

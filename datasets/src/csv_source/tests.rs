@@ -66,7 +66,7 @@ fn rows(chunk: &Chunk) -> Vec<Row> {
             assert_eq!(reading.sequence, None);
             let own = |text: Option<&str>| text.map(str::to_owned);
             let (device, metric) = (reading.device_id.to_owned(), reading.metric.to_owned());
-            (device, metric, reading.value, reading.event_time, own(reading.unit), own(reading.tags))
+            (device, metric, reading.value, reading.event_time.0, own(reading.unit), own(reading.tags))
         })
         .collect()
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use wye_domain::time::Micros;
+
 use super::Mapping;
 use super::time::{TextFormat, TimeProblem, TimeRule};
 
@@ -83,7 +85,7 @@ fn local(format: &str, zone: Option<&str>) -> TextFormat {
 }
 
 fn utc(format: &TextFormat, text: &str) -> Result<String, TimeProblem> {
-    format.micros(text.as_bytes()).map(wye_domain::time::format_rfc3339)
+    format.micros(text.as_bytes()).map(|time| wye_domain::time::format_rfc3339(Micros(time)))
 }
 
 #[test]

@@ -7,6 +7,7 @@ use arrow::compute::concat_batches;
 use chrono::{DateTime, TimeDelta, Utc};
 use wye_domain::reading::{self, ReadingColumns};
 use wye_domain::registry::{Registry, RegistryConfig};
+use wye_domain::time::Micros;
 
 use super::{PathFaults, Setup, Simulation};
 use crate::city::City;
@@ -60,12 +61,12 @@ fn truth_is_what_a_careful_reader_finds() {
         let batch = run(&mut simulation, 30, TimeDelta::seconds(1));
         let columns = ReadingColumns::of(&batch).unwrap();
         let mut seen = HashSet::new();
-        let mut windows = BTreeMap::<(i64, &str, &str), Vec<f64>>::new();
+        let mut windows = BTreeMap::<(Micros, &str, &str), Vec<f64>>::new();
         for row in 0..batch.num_rows() {
             let reading = columns.reading(row);
             let identity = (reading.device_id, reading.metric, reading.event_time, reading.sequence);
             if seen.insert(identity) {
-                let window = reading.event_time - reading.event_time % 60_000_000;
+                let window = Micros(reading.event_time.0 - reading.event_time.0 % 60_000_000);
                 windows.entry((window, reading.device_id, reading.metric)).or_default().push(reading.value);
             }
         }
@@ -121,7 +122,7 @@ fn truth_can_be_forgotten() {
     let border = start() + TimeDelta::minutes(5);
     simulation.forget_truth_before(border);
     assert!(simulation.truth().next().is_some());
-    assert!(simulation.truth().all(|row| row.window_start >= border.timestamp_micros()));
+    assert!(simulation.truth().all(|row| row.window_start >= Micros(border.timestamp_micros())));
 }
 
 #[test]

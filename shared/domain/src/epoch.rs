@@ -277,6 +277,9 @@ mod tests {
         assert_eq!(resolved(&[0, 50, 100, 150], None, exact.clone()), resumed);
         assert_eq!(resolved(&[0, 50, 100, 150], Some(150), exact), resumed);
         assert_eq!(resolved(&[0, 50, 100, 150], Some(150), found()), rebuild(150));
+        // 120 is a start too, which the owner did not reach; the horizon is past it.
+        let exact = Found { rows_through: None, ..found() };
+        assert_eq!(resolved(&[0, 50, 100, 120, 150], Some(150), exact), resumed);
         assert_eq!(resolved(&[0, 50, 100, 120], Some(120), found()), rebuild(120));
     }
 

@@ -333,7 +333,7 @@ impl Reader {
     fn check(&mut self, kafka_partition: KafkaPartition) -> Result<(), LogError> {
         let Some(progress) = self.assigned.get_mut(&kafka_partition) else { return Ok(()) };
         let from = progress.next;
-        progress.last_last_record = Instant::now();
+        progress.last_progress = Instant::now();
         progress.check_delay = (progress.check_delay * 2).clamp(MIN_CHECK_DELAY, MAX_CHECK_DELAY);
         // An unreachable broker is reported by `poll_batch`.
         let Ok(range) = self.log.offsets_within(&self.topic, kafka_partition, CHECK_TIMEOUT) else {

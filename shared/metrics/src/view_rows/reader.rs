@@ -76,11 +76,6 @@ impl<'a> ViewRows<'a> {
         Micros(self.window_start.value(row))
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// One row as a part to merge.
     ///
     /// # Errors
