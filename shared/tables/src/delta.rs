@@ -199,10 +199,9 @@ impl DeltaLog {
     async fn rows_by_footer(&self, add: &Add) -> Result<u64, TablesError> {
         let store = self.store();
         let found = store.head(&Path::from(add.path.as_str())).await.map_err(|source| self.unreachable(source))?;
-        let footer =
-            DFParquetMetadata::new(&store, &found).with_metadata_size_hint(Some(FOOTER_HINT)).fetch_metadata();
-        let footer =
-            footer.await.map_err(|source| TablesError::Scan { table: self.table(), source })?;
+        let footer = DFParquetMetadata::new(&store, &found).with_metadata_size_hint(Some(FOOTER_HINT));
+        let footer = footer.fetch_metadata().await;
+        let footer = footer.map_err(|source| TablesError::Scan { table: self.table(), source })?;
         Ok(u64::try_from(footer.file_metadata().num_rows()).unwrap_or_default())
     }
 

@@ -230,7 +230,7 @@ async fn views_survive_an_optimize() {
     let mut files = Vec::new();
     for part in &parts {
         let mut writer = views.writer(&part.schema()).unwrap();
-        writer.write(part).unwrap();
+        writer.write(part).await.unwrap();
         files.extend(writer.finish().await.unwrap());
     }
     let run = RunRecord { run_id: "first".into(), as_of: Micros(7), ..RunRecord::default() };
@@ -257,7 +257,7 @@ async fn views_survive_an_optimize() {
 
     // The next run replaces what the other engine has left.
     let mut writer = views.writer(&parts[1].schema()).unwrap();
-    writer.write(&parts[1]).unwrap();
+    writer.write(&parts[1]).await.unwrap();
     let commit = ViewCommit {
         schema: parts[1].schema(),
         files: writer.finish().await.unwrap(),

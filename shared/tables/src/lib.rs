@@ -15,11 +15,12 @@ pub mod scan;
 pub mod views;
 
 mod delta;
-mod encode;
 mod error;
+mod file_writer;
 #[cfg(test)]
 mod foreign_tests;
 mod parquet_plan;
+mod parquet_properties;
 mod sort;
 #[cfg(test)]
 mod testing;

@@ -13,6 +13,7 @@ use arrow::array::{
 };
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
+use chrono::{DateTime, NaiveDate};
 use wye_domain::DomainError;
 use wye_domain::place::KafkaPartition;
 use wye_domain::reading::{ReadingColumns, TextColumn};
@@ -25,8 +26,8 @@ const NO_WORD: u32 = u32::MAX;
 /// The readings of one ingest day, in the order of [`crate::columns::READING_ORDER`].
 #[derive(Debug)]
 pub(crate) struct SortedDay {
-    /// Days since 1970-01-01.
-    pub(crate) ingest_date: i32,
+    /// The day, in UTC.
+    pub(crate) ingest_date: NaiveDate,
     /// Columns of [`stored_schema`].
     pub(crate) readings: RecordBatch,
 }
@@ -207,9 +208,14 @@ impl<'a> Rows<'a> {
         ];
         let readings = RecordBatch::try_new(stored_schema(), columns)
             .expect("the columns have the schema's types and one length");
-        let ingest_date = i32::try_from(day).expect("a day of 64-bit microseconds fits 32 bits");
-        SortedDay { ingest_date, readings }
+        SortedDay { ingest_date: date(day), readings }
     }
+}
+
+/// The date of a day, counted from 1970-01-01; that date where the calendar does not reach so far.
+fn date(day: i64) -> NaiveDate {
+    let midnight = DateTime::from_timestamp_micros(day.saturating_mul(MICROS_PER_DAY));
+    midnight.unwrap_or_default().date_naive()
 }
 
 /// All words of all batches, each once.

@@ -9,6 +9,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use wye_domain::horizon::Horizon;
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder, ReadingColumns};
+use wye_domain::time::Micros;
 
 use crate::columns::archive_schema;
 use crate::readings::ArchiveBatch;
@@ -50,7 +51,7 @@ pub(crate) fn archive_batch(rows: &[Row]) -> RecordBatch {
             device_id: &row.device_id,
             metric: &row.metric,
             value: f64::from_bits(row.value),
-            event_time: row.event_time,
+            event_time: Micros(row.event_time),
             sequence: row.sequence,
             unit: row.unit.as_deref(),
             tags: row.tags.as_deref(),
@@ -95,7 +96,7 @@ pub(crate) fn rows_of(batch: &RecordBatch) -> Vec<Row> {
             Row {
                 device_id: reading.device_id.to_owned(),
                 metric: reading.metric.to_owned(),
-                event_time: reading.event_time,
+                event_time: reading.event_time.0,
                 sequence: reading.sequence,
                 ingest_time: ingest_time.value(row),
                 kafka_partition: partition.value(row),

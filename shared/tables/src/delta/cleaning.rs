@@ -44,6 +44,11 @@ pub(crate) struct Keep {
     pub(crate) unnamed: Duration,
 }
 
+#[cfg(test)]
+impl Keep {
+    pub(crate) const NOTHING: Self = Self { left: Duration::ZERO, unnamed: Duration::ZERO };
+}
+
 impl DeltaLog {
     /// Removes files that left the table more than `keep` ago, and files of commits that were never made.
     ///

@@ -84,8 +84,8 @@ impl DeltaLog {
         let table = self.existing().await?.delta_table(self);
         let created = deltalake::checkpoints::create_checkpoint(&table, None).await;
         created.map_err(|source| self.unreadable(source))?;
-        let cleaned = deltalake::checkpoints::cleanup_metadata(&table, None).await;
-        cleaned.map_err(|source| self.unreadable(source))
+        deltalake::checkpoints::cleanup_metadata(&table, None).await.map_err(|source| self.unreadable(source))?;
+        Ok(())
     }
 
     /// Removes stored files whose commit was lost. A failure does no harm: cleaning finds them later.

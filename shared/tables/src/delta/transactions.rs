@@ -83,8 +83,8 @@ async fn newest_checkpoint(log: &DeltaLog, version: u64) -> Result<Option<(u64, 
 async fn read_checkpoint(log: &DeltaLog, parts: Vec<Path>) -> Result<BTreeMap<String, i64>, TablesError> {
     let mut found = BTreeMap::new();
     for part in parts {
-        let found = log.store().get(&part).await.map_err(|source| log.unreachable(source))?;
-        let bytes = found.bytes().await.map_err(|source| log.unreachable(source))?;
+        let object = log.store().get(&part).await.map_err(|source| log.unreachable(source))?;
+        let bytes = object.bytes().await.map_err(|source| log.unreachable(source))?;
         let read = tokio::task::spawn_blocking(move || read_part(bytes)).await;
         let read = read.map_err(|error| parquet::errors::ParquetError::External(error.into())).flatten();
         found.extend(read.map_err(|error| TablesError::Corrupt {

@@ -4,7 +4,8 @@ use wye_domain::ErrorKind;
 
 use super::*;
 use crate::CompactionPolicy;
-use crate::columns::stored_schema;
+use crate::columns::{READING_ORDER, stored_schema};
+use crate::delta::cleaning::Keep;
 use crate::scan::SortedScan;
 use crate::testing::{Row, archive, archive_batch, horizon, ingested, number, row, rows_of, run};
 
@@ -79,7 +80,7 @@ async fn of_two_racing_writers_one_wins() {
     assert_eq!(one.archived().await.unwrap(), horizon([(0, 20), (1, 1), (2, 1)]));
     assert_eq!(all_rows(&one).await.len(), 22);
     // The losers' files are gone.
-    assert_eq!(one.log().clean_unnamed(Default::default(), Default::default()).await.unwrap().files, 0);
+    assert_eq!(one.log().clean_older(Keep::NOTHING).await.unwrap().files, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -164,7 +165,7 @@ async fn a_reader_in_another_process_outlives_the_grace() {
     for offset in 0..10 {
         readings.append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])]).await.unwrap();
     }
-    let reading = Readings::open(&root.telling_at_once()).await.unwrap();
+    let reading = Readings::open(&root.leased_at_once()).await.unwrap();
     let reader = reading.snapshot().await.unwrap();
     // A root of its own shares nothing with the reader's, as in another process.
     let cleaner = Readings::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();

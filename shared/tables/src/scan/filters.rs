@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrow::datatypes::SchemaRef;
 use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::execution_props::ExecutionProps;
+use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::utils::{conjunction, disjunction};
 use datafusion::logical_expr::{Expr, col, lit};
 use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
@@ -30,7 +31,8 @@ pub(super) fn readings(
     conditions.extend(horizon.map(below));
     let Some(condition) = conjunction(conditions) else { return Ok(None) };
     let columns = DFSchema::try_from(Arc::clone(schema))?;
-    create_physical_expr(&condition, &columns, &ExecutionProps::new()).map(Some)
+    create_physical_expr(&condition, &columns, &ExecutionProps::new(), &PhysicalPlanningContext::default())
+        .map(Some)
 }
 
 /// The reading's offset is below the horizon of its Kafka partition.

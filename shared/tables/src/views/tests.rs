@@ -9,6 +9,7 @@ use wye_domain::reading::text_type;
 use wye_domain::time::Micros;
 
 use super::*;
+use crate::delta::cleaning::Keep;
 use crate::testing::{horizon, number, run};
 
 fn fixture() -> (tempfile::TempDir, BatchViews) {
@@ -32,7 +33,7 @@ fn rows(devices: &[&str], counts: &[i64]) -> RecordBatch {
 
 async fn write(views: &BatchViews, rows: &RecordBatch) -> Vec<ViewFile> {
     let mut writer = views.writer(&rows.schema()).unwrap();
-    writer.write(rows).unwrap();
+    writer.write(rows).await.unwrap();
     writer.finish().await.unwrap()
 }
 
@@ -140,7 +141,7 @@ async fn columns_may_change_from_run_to_run() {
     assert_eq!(sum(&old).await, 1);
 
     let unusable = Arc::new(Schema::new(vec![Field::new("a b", DataType::Int64, true)]));
-    assert_eq!(views.writer(&unusable).unwrap_err().kind(), ErrorKind::Invalid);
+    assert!(views.writer(&unusable).is_err_and(|error| error.kind() == ErrorKind::Invalid));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -178,7 +179,7 @@ async fn cleaning_keeps_what_readers_need() {
     assert_eq!(views.vacuum(Duration::from_secs(600)).await.unwrap().files, 0);
     assert_eq!(views.vacuum(Duration::ZERO).await.unwrap().files, 44);
     // What a killed run left goes only when it is old.
-    let unnamed = views.log.clean_unnamed(Duration::ZERO, Duration::ZERO).await.unwrap();
+    let unnamed = views.log.clean_older(Keep::NOTHING).await.unwrap();
     assert_eq!(unnamed.files, 1);
     assert_eq!(sum(&views.latest().await.unwrap().unwrap()).await, 45);
     assert_eq!(views.vacuum(Duration::from_secs(90_000)).await.unwrap_err().kind(), ErrorKind::Invalid);
