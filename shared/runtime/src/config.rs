@@ -410,7 +410,7 @@ fn parse_error(place: &str, text: &str, error: &toml::de::Error) -> ConfigError 
     ConfigError::Parse { place, problem: error.message().replace('\n', " ") }
 }
 
-fn byte_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+pub fn byte_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let text = String::deserialize(deserializer)?;
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim();
     let unit = match text[digits.len()..].trim() {
