@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tokio_util::sync::CancellationToken;
 use wye_broker::{Broker, BrokerConfig};
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_log::LogError;
 use wye_log::client::{Log, LogConfig};
 use wye_log::producer::{Delivery, Outgoing, Producer};
@@ -66,7 +67,7 @@ async fn through(log: &Log, options: &Options, message_bytes: usize) -> Result<(
         {
             delivery.await?;
         }
-        let kafka_partition = number as i32 % options.kafka_partitions;
+        let kafka_partition = KafkaPartition(number as i32 % options.kafka_partitions);
         let payload = &pool[number * 101 % 4_000_000..][..message_bytes];
         let message = Outgoing { topic, kafka_partition, key: None, payload, headers: &[] };
         loop {
@@ -89,7 +90,8 @@ async fn through(log: &Log, options: &Options, message_bytes: usize) -> Result<(
     report("in ", count, message_bytes, started.elapsed(), processor_seconds() - processor);
 
     let mut reader = Reader::new(log, topic)?;
-    let starts: Vec<_> = (0..options.kafka_partitions).map(|kafka_partition| (kafka_partition, 0)).collect();
+    let starts: Vec<_> =
+        (0..options.kafka_partitions).map(|number| (KafkaPartition(number), Offset(0))).collect();
     reader.assign(&starts)?;
     let reading = tokio::task::spawn_blocking(move || {
         let (started, processor) = (Instant::now(), processor_seconds());
@@ -116,9 +118,10 @@ async fn latency(log: &Log) -> Result<(), LogError> {
     const MESSAGES: usize = 1000;
     let topic = new_topic(log, 1).await?;
     let producer = Producer::new(log, Duration::ZERO)?;
-    let message = Outgoing { topic, kafka_partition: 0, key: None, payload: b"x", headers: &[] };
+    let message =
+        Outgoing { topic, kafka_partition: KafkaPartition(0), key: None, payload: b"x", headers: &[] };
     let mut reader = Reader::new(log, topic)?;
-    reader.assign(&[(0, 0)])?;
+    reader.assign(&[(KafkaPartition(0), Offset(0))])?;
     let reading = tokio::task::spawn_blocking(move || {
         let mut arrivals = Vec::with_capacity(MESSAGES);
         while arrivals.len() < MESSAGES {

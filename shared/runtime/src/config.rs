@@ -410,6 +410,10 @@ fn parse_error(place: &str, text: &str, error: &toml::de::Error) -> ConfigError 
     ConfigError::Parse { place, problem: error.message().replace('\n', " ") }
 }
 
+/// Reads a size such as `"64MiB"`, for settings in bytes.
+///
+/// # Errors
+/// When the text is no size.
 pub fn byte_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let text = String::deserialize(deserializer)?;
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim();

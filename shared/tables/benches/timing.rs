@@ -21,6 +21,7 @@ use wye_domain::horizon::Horizon;
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder, text_type, time_type};
 use wye_domain::summary_columns;
+use wye_domain::time::Micros;
 use wye_tables::columns::archive_schema;
 use wye_tables::readings::{ArchiveBatch, Readings};
 use wye_tables::run_record::RunRecord;
@@ -128,7 +129,7 @@ fn batch(station: usize, hours: std::ops::Range<i64>, offset: i64) -> RecordBatc
                 device_id: &device,
                 metric,
                 value: 60.0 + phase.round() + noise as f64,
-                event_time: 1_362_096_000_000_000 + hour * HOUR,
+                event_time: Micros(1_362_096_000_000_000 + hour * HOUR),
                 sequence: None,
                 unit: None,
                 tags: None,
@@ -194,7 +195,7 @@ async fn write_view(root: &TableRoot, rows: u64) -> Result<(), Error> {
                 if written >= per_writer {
                     break;
                 }
-                writer.write(batch)?;
+                writer.write(batch).await?;
                 written += batch.num_rows();
             }
             writer.finish().await

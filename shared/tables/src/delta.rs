@@ -187,10 +187,11 @@ impl DeltaLog {
             #[expect(deprecated, reason = "the only way to a file's tags")]
             let add = view.add_action();
             // Statistics may leave out the number of rows.
-            let rows = match view.num_records().map(|rows| rows as u64).or(known.get(add.path.as_str()).copied()) {
-                Some(rows) => rows,
-                None => self.rows_by_footer(&add).await?,
-            };
+            let rows =
+                match view.num_records().map(|rows| rows as u64).or(known.get(add.path.as_str()).copied()) {
+                    Some(rows) => rows,
+                    None => self.rows_by_footer(&add).await?,
+                };
             files.push(DataFile { add, rows });
         }
         Ok(LogSnapshot::new(state, files, transactions))
@@ -198,7 +199,8 @@ impl DeltaLog {
 
     async fn rows_by_footer(&self, add: &Add) -> Result<u64, TablesError> {
         let store = self.store();
-        let found = store.head(&Path::from(add.path.as_str())).await.map_err(|source| self.unreachable(source))?;
+        let found =
+            store.head(&Path::from(add.path.as_str())).await.map_err(|source| self.unreachable(source))?;
         let footer = DFParquetMetadata::new(&store, &found).with_metadata_size_hint(Some(FOOTER_HINT));
         let footer = footer.fetch_metadata().await;
         let footer = footer.map_err(|source| TablesError::Scan { table: self.table(), source })?;
@@ -236,7 +238,10 @@ mod tests {
         for log in &logs {
             let snapshot = log.existing().await.unwrap();
             let metadata = snapshot.metadata();
-            assert_eq!((snapshot.version, metadata.id()), (0, logs[0].existing().await.unwrap().metadata().id()));
+            assert_eq!(
+                (snapshot.version, metadata.id()),
+                (0, logs[0].existing().await.unwrap().metadata().id())
+            );
             assert_eq!(metadata.partition_columns(), [INGEST_DATE]);
             assert_eq!(metadata.configuration()["delta.appendOnly"], "true");
             // Any engine can read and write it.

@@ -132,10 +132,7 @@ pub(crate) fn sorted_each(plan: Arc<dyn ExecutionPlan>, by: &[&str]) -> Result<A
 }
 
 /// Plans of one plan partition each, sorted by these columns, merged into one.
-pub(crate) fn merged(
-    mut plans: Vec<Arc<dyn ExecutionPlan>>,
-    by: &[&str],
-) -> Result<Arc<dyn ExecutionPlan>> {
+pub(crate) fn merged(mut plans: Vec<Arc<dyn ExecutionPlan>>, by: &[&str]) -> Result<Arc<dyn ExecutionPlan>> {
     if plans.len() == 1 {
         return Ok(plans.remove(0));
     }

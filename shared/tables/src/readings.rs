@@ -208,8 +208,7 @@ fn format(ingest_date: String) -> FileFormat {
 }
 
 async fn finish(file: FileWriter, tags: &FileTags) -> Result<Add, TablesError> {
-    let tags =
-        tags.to_delta().map_err(|error| TablesError::Encode { table: TABLE, source: error.into() })?;
+    let tags = tags.to_delta().map_err(|error| TablesError::Encode { table: TABLE, source: error.into() })?;
     file.finish(tags).await
 }
 

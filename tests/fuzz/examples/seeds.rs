@@ -20,12 +20,14 @@ use kafka_protocol::messages::{
     offset_commit_request::{OffsetCommitRequestPartition, OffsetCommitRequestTopic},
 };
 use kafka_protocol::protocol::{Encodable, StrBytes};
+use wye_domain::place::{Generation, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::realtime_row::{self, Header, RowsBuilder};
 use wye_domain::registry::DeviceNumber;
 use wye_domain::series::SeriesKey;
 use wye_domain::sketches::{Needs, Sketches, Stored};
 use wye_domain::summary::Summary;
+use wye_domain::time::Micros;
 use wye_domain::wire;
 
 fn main() -> io::Result<()> {
@@ -49,21 +51,20 @@ fn readings() -> io::Result<()> {
             device_id: "d",
             metric: "m",
             value: f64::from(row),
-            event_time: 1_700_000_000_000_000 + i64::from(row),
+            event_time: Micros(1_700_000_000_000_000 + i64::from(row)),
             sequence: Some(i64::from(row)),
             unit: Some("Cel"),
             tags: None,
         });
     }
-    let message = wire::encode(&[builder.finish()]);
-    write("readings_arrow", "five.arrow", &message[wire::ARROW_PREFIX.len()..])
+    write("readings_arrow", "five.arrow", &wire::encode_arrow(&[builder.finish()]))
 }
 
 fn summary() -> Summary {
     let needs = Needs { quantiles: true, distinct: true, devices: true };
     let mut summary = Summary { sketches: Sketches::new(needs), ..Summary::EMPTY };
     for number in 0..20_u8 {
-        summary.add(f64::from(number), i64::from(number));
+        summary.add(f64::from(number), Micros(i64::from(number)));
         if let Some(sketches) = &mut summary.sketches {
             sketches.add(f64::from(number) - 3.0, "d", Some(DeviceNumber(u32::from(number) % 3)));
         }
@@ -72,13 +73,20 @@ fn summary() -> Summary {
 }
 
 fn realtime() -> io::Result<()> {
-    let begin = Header::Begin { generation: 3, epoch: 7, definitions: u64::MAX, reset: true };
+    let (generation, epoch) = (Generation(Offset(3)), Offset(7));
+    let begin = Header::Begin { generation, epoch, definitions: u64::MAX, reset: true };
     write("realtime_record", "begin.bin", &realtime_row::encode(&begin, None))?;
-    let header = Header::Rows { generation: 3, epoch: 7, through: 9, complete: true, newest_event_time: -1 };
+    let header = Header::Rows {
+        generation,
+        epoch,
+        through: Offset(9),
+        complete: true,
+        newest_event_time: Some(Micros(-1)),
+    };
     let mut rows = RowsBuilder::default();
     let key = SeriesKey { definition: "m".into(), metric: "m".into(), group: Box::new([None]) };
-    rows.append(&key.encode(), -60, &summary());
-    rows.append(&key.encode(), 0, &Summary::EMPTY);
+    rows.append(&key.encode(), Micros(-60), &summary());
+    rows.append(&key.encode(), Micros::EPOCH, &Summary::EMPTY);
     write("realtime_record", "rows.bin", &realtime_row::encode(&header, Some(&rows.finish())))
 }
 

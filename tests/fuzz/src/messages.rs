@@ -2,9 +2,10 @@
 
 use arrow::array::RecordBatch;
 use wye_domain::reading::ReadingColumns;
+use wye_domain::time::Micros;
 use wye_domain::wire::{self, ARROW_PREFIX, Acceptance, Collected, Decoded};
 
-const NOW: i64 = 1_800_000_000_000_000;
+const NOW: Micros = Micros::from_secs(1_800_000_000);
 
 pub(crate) fn json(bytes: &[u8]) {
     decode(bytes);
@@ -18,7 +19,7 @@ fn decode(message: &[u8]) {
     let mut collected = Collected::default();
     let batches = match wire::decode(message, NOW, &Acceptance::default(), &mut collected) {
         Decoded::Collected(_) => vec![collected.readings.finish()],
-        Decoded::Batches(batches) => batches.into_iter().map(|(batch, _)| batch).collect(),
+        Decoded::Batches(batches) => batches.into_iter().map(|accepted| accepted.batch).collect(),
     };
     let refused: u64 = collected.rejected.iter().map(|rejected| u64::from(rejected.readings)).sum();
     assert_eq!(refused, collected.refused, "what is refused is counted");

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use wye_domain::control::{ControlRecord, ControlView};
 use wye_domain::dead_letter::Context;
 use wye_domain::device_counts::DeviceCounts;
+use wye_domain::place::Offset;
 use wye_domain::position::Position;
 use wye_domain::realtime_row::{self, Rows};
 use wye_domain::series::SeriesKey;
@@ -18,7 +19,7 @@ mod ledger_state;
 
 pub(crate) fn control(bytes: &[u8]) {
     let mut state = ControlView::default();
-    for (offset, line) in (0..).zip(bytes.split(|byte| *byte == b'\n')) {
+    for (offset, line) in (0..).map(Offset).zip(bytes.split(|byte| *byte == b'\n')) {
         let Ok(record) = ControlRecord::decode(line) else { continue };
         assert_eq!(ControlRecord::decode(&record.encode()).expect("own records decode"), record);
         state.apply(offset, &record);

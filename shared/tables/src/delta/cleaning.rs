@@ -106,11 +106,7 @@ impl DeltaLog {
         paths.map_err(|source| self.unreachable(source.into()))
     }
 
-    async fn remove(
-        &self,
-        files: HashSet<Path>,
-        sizes: &HashMap<Path, u64>,
-    ) -> Result<Cleaned, TablesError> {
+    async fn remove(&self, files: HashSet<Path>, sizes: &HashMap<Path, u64>) -> Result<Cleaned, TablesError> {
         let files = futures::stream::iter(files).map(Ok).boxed();
         let store = self.store();
         let mut removing = store.delete_stream(files);

@@ -84,7 +84,9 @@ impl DeltaLog {
         let table = self.existing().await?.delta_table(self);
         let created = deltalake::checkpoints::create_checkpoint(&table, None).await;
         created.map_err(|source| self.unreadable(source))?;
-        deltalake::checkpoints::cleanup_metadata(&table, None).await.map_err(|source| self.unreadable(source))?;
+        deltalake::checkpoints::cleanup_metadata(&table, None)
+            .await
+            .map_err(|source| self.unreadable(source))?;
         Ok(())
     }
 

@@ -193,7 +193,7 @@ mod tests {
         let clone = holds.clone();
         assert!(clone.oldest(TableName::Readings).is_some() && clone.oldest(TableName::BatchViews).is_none());
         drop(hold);
-        assert_eq!(clone.oldest(TableName::Readings), None);
+        assert_eq!((holds.oldest(TableName::Readings), clone.oldest(TableName::Readings)), (None, None));
     }
 
     #[tokio::test]

@@ -130,18 +130,19 @@ impl Known {
             Some(ScalarValue::UInt64(nulls)) => nulls,
             _ => None,
         };
-        let (min_value, max_value) = match (value(self.min.as_ref(), place)?, value(self.max.as_ref(), place)?) {
-            // A column without values has null for its bounds, which is a fact and not a gap.
-            _ if nulls == Some(rows) => {
-                let null = Precision::Exact(ScalarValue::try_new_null(data_type)?);
-                (null.clone(), null)
-            }
-            (Some(min), Some(max)) if data_type.is_temporal() => {
-                (Precision::Inexact(min), Precision::Inexact(max))
-            }
-            (Some(min), Some(max)) => (Precision::Exact(min), Precision::Exact(max)),
-            _ => (Precision::Absent, Precision::Absent),
-        };
+        let (min_value, max_value) =
+            match (value(self.min.as_ref(), place)?, value(self.max.as_ref(), place)?) {
+                // A column without values has null for its bounds, which is a fact and not a gap.
+                _ if nulls == Some(rows) => {
+                    let null = Precision::Exact(ScalarValue::try_new_null(data_type)?);
+                    (null.clone(), null)
+                }
+                (Some(min), Some(max)) if data_type.is_temporal() => {
+                    (Precision::Inexact(min), Precision::Inexact(max))
+                }
+                (Some(min), Some(max)) => (Precision::Exact(min), Precision::Exact(max)),
+                _ => (Precision::Absent, Precision::Absent),
+            };
         let null_count = match nulls.map(usize::try_from) {
             Some(Ok(nulls)) => Precision::Exact(nulls),
             _ => Precision::Absent,

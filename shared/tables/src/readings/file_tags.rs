@@ -38,8 +38,9 @@ pub(crate) struct FileTags {
 impl FileTags {
     /// Adds the file's next rows, which have the columns of [`crate::columns::stored_schema`].
     pub(crate) fn add(&mut self, readings: &RecordBatch) {
-        let kafka_partitions =
-            readings.column_by_name(KAFKA_PARTITION).and_then(|column| column.as_primitive_opt::<Int32Type>());
+        let kafka_partitions = readings
+            .column_by_name(KAFKA_PARTITION)
+            .and_then(|column| column.as_primitive_opt::<Int32Type>());
         let offsets =
             readings.column_by_name(KAFKA_OFFSET).and_then(|column| column.as_primitive_opt::<Int64Type>());
         let (Some(kafka_partitions), Some(offsets)) = (kafka_partitions, offsets) else { return };

@@ -55,11 +55,19 @@ fn days_are_told_apart_in_utc() {
     let days = sort_by_day(&batches).unwrap();
     let devices: Vec<(String, Vec<String>)> = days
         .iter()
-        .map(|day| (day.ingest_date.to_string(), rows_of(&day.readings).into_iter().map(|row| row.device_id).collect()))
+        .map(|day| {
+            (
+                day.ingest_date.to_string(),
+                rows_of(&day.readings).into_iter().map(|row| row.device_id).collect(),
+            )
+        })
         .collect();
-    assert_eq!(devices, [
+    assert_eq!(
+        devices,
+        [
             ("1970-01-01".to_owned(), vec!["c".to_owned()]),
             ("1970-01-02".to_owned(), vec!["a".to_owned(), "b".to_owned()])
-        ]);
+        ]
+    );
     assert!(sort_by_day(&[]).unwrap().is_empty());
 }

@@ -91,7 +91,8 @@ impl ViewSnapshot {
         let is_ordered = VIEW_ORDER.iter().all(|name| schema.index_of(name).is_ok());
         let (mut sorted, mut unsorted) = (Vec::new(), Vec::new());
         for file in self.snapshot.files.iter() {
-            let files = if !is_ordered || file.is_sorted_by(&VIEW_ORDER) { &mut sorted } else { &mut unsorted };
+            let files =
+                if !is_ordered || file.is_sorted_by(&VIEW_ORDER) { &mut sorted } else { &mut unsorted };
             let file = partitioned_file(self.log.root(), TABLE, file, &schema)?;
             files.push(FileGroup::new(vec![file]));
         }
