@@ -9,13 +9,14 @@ use std::sync::Arc;
 use arrow::datatypes::{Schema, SchemaRef};
 use datafusion::datasource::physical_plan::parquet::metadata::DFParquetMetadata;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
+use deltalake::kernel::transaction::CommitProperties;
 use deltalake::kernel::{Add, StructType};
 use deltalake::logstore::{LogStoreRef, commit_uri_from_version};
 use deltalake::operations::create::CreateBuilder;
 use deltalake::protocol::SaveMode;
 use deltalake::{DeltaTable, DeltaTableError};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use tokio::sync::Mutex;
 use tracing::warn;
 
@@ -103,6 +104,8 @@ impl DeltaLog {
             .with_partition_columns(spec.partition_columns.iter().copied())
             .with_configuration(spec.properties.iter().map(|(key, value)| (*key, Some(*value))))
             .with_save_mode(SaveMode::Ignore)
+            // A second try would create the table again, as version 1.
+            .with_commit_properties(CommitProperties::default().with_max_retries(0))
             .await;
         match created.map_err(|source| TablesError::commit(self.table(), source)) {
             // A conflict says that another process has just created it.
@@ -198,9 +201,10 @@ impl DeltaLog {
     }
 
     async fn rows_by_footer(&self, add: &Add) -> Result<u64, TablesError> {
-        let store = self.store();
-        let found =
-            store.head(&Path::from(add.path.as_str())).await.map_err(|source| self.unreachable(source))?;
+        let (store, location) = (self.store(), Path::from(add.path.as_str()));
+        let found = store.head(&location).await.map_err(|source| self.unreachable(source))?;
+        // A store below a prefix answers with the whole path.
+        let found = ObjectMeta { location, ..found };
         let footer = DFParquetMetadata::new(&store, &found).with_metadata_size_hint(Some(FOOTER_HINT));
         let footer = footer.fetch_metadata().await;
         let footer = footer.map_err(|source| TablesError::Scan { table: self.table(), source })?;

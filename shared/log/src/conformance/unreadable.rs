@@ -191,8 +191,10 @@ async fn check(Kind { name, codec, body, readable }: Kind) {
     let started = Instant::now();
     let (read, skipped) = beside(move || read_through(&reading, topic)).await;
     eprintln!("{name}: read in {:?}", started.elapsed());
-    let unreadable =
-        if readable == 0 { Vec::from([10..20]) } else { vec![10 + readable..15, 15 + readable..20] };
+    let unreadable: Vec<_> = match readable {
+        0 => std::iter::once(10..20).collect(),
+        _ => vec![10 + readable..15, 15 + readable..20],
+    };
     assert_eq!(skipped, unreadable, "{name}");
     let expected = [offsets(0..10 + readable), offsets(15..15 + readable), offsets(20..30)].concat();
     assert_eq!(read, expected, "{name}");
