@@ -37,6 +37,8 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+/// The only Kafka partition of the topic.
+const LEDGER_PARTITION: KafkaPartition = KafkaPartition(0);
 /// The topic is compacted when it has so many records more than one and a half times what it needs. That is a few hundred
 /// kilobytes, which are read within milliseconds, and each record is written again only a few times.
 const SPARE_RECORDS: u64 = 4_096;
@@ -129,8 +131,11 @@ impl Ledger {
     /// A position behind all messages of all keys that are done.
     pub(super) fn position(&self) -> Position {
         let mut position = Position::default();
-        for (kafka_partition, end) in self.memory().ends.iter().filter(|(_, end)| **end > Offset::START) {
-            position.include(kafka_partition.0, end.0 - 1);
+        for (kafka_partition, end) in &self.memory().ends {
+            // The offset before the end, where there is one.
+            if *end > Offset::START {
+                position.include(*kafka_partition, Offset(end.0 - 1));
+            }
         }
         position
     }
@@ -186,7 +191,7 @@ impl Ledger {
     /// When the log cannot be read.
     pub(super) async fn catch_up(&self) -> Result<(), LogError> {
         let _turn = self.catching_up.lock().await;
-        let high = Offset(self.log.offsets(LEDGER, 0).await?.high);
+        let high = self.log.offsets(LEDGER, LEDGER_PARTITION).await?.high;
         let applied = self.memory().applied.clone();
         if high <= applied.next() {
             return Ok(());
@@ -194,13 +199,13 @@ impl Ledger {
         let log = self.log.clone();
         let (end, others, ends) = blocking(move || {
             let mut others = Vec::new();
-            let end = read_all(&log, (LEDGER, 0), Some(applied.next().0), |message| {
-                if !applied.contains(Offset(message.offset)) {
+            let end = read_all(&log, (LEDGER, LEDGER_PARTITION), Some(applied.next()), |message| {
+                if !applied.contains(message.offset) {
                     others.push(decode(&message));
                 }
             })?;
             // The messages of the keys that others have done can be anywhere below these ends.
-            Ok((Offset(end), others, ends_of_readings(&log)?))
+            Ok((end, others, ends_of_readings(&log)?))
         })
         .await?;
         let mut memory = self.memory();
@@ -216,9 +221,9 @@ impl Ledger {
         blocking(move || {
             let mut landed = BTreeMap::new();
             for (kafka_partition, end) in ends {
-                read_all(&log, (READINGS, kafka_partition.0), Some(end.0), |message| {
+                read_all(&log, (READINGS, kafka_partition), Some(end), |message| {
                     if message.header(KEY_HEADER) == Some(key.as_bytes()) {
-                        let place = Place { kafka_partition, offset: Offset(message.offset) };
+                        let place = Place { kafka_partition, offset: message.offset };
                         landed.extend(part_number(&message).map(|part| (part, place)));
                     }
                 })?;
@@ -251,9 +256,14 @@ impl Ledger {
     /// Writes a record and applies it.
     async fn note(&self, record: Record) -> Result<(), LogError> {
         let payload = record.encode();
-        let message =
-            Outgoing { topic: LEDGER, kafka_partition: 0, key: None, payload: &payload, headers: &[] };
-        let offset = Offset(self.producer.send(message).await?);
+        let message = Outgoing {
+            topic: LEDGER,
+            kafka_partition: LEDGER_PARTITION,
+            key: None,
+            payload: &payload,
+            headers: &[],
+        };
+        let offset = self.producer.send(message).await?;
         let mut memory = self.memory();
         memory.state.apply(record);
         memory.applied.add(offset);
@@ -288,7 +298,7 @@ impl Ledger {
         for record in records {
             self.note(record).await?;
         }
-        self.log.delete_records(LEDGER, 0, end.0).await?;
+        self.log.delete_records(LEDGER, LEDGER_PARTITION, end).await?;
         let before = std::mem::replace(&mut self.memory().records, after);
         debug!(before, after, "ledger of loads compacted");
         Ok(())
@@ -311,25 +321,26 @@ fn part_number(message: &Message<'_>) -> Option<u32> {
 /// The offsets that the next readings will get, by Kafka partition. Blocks.
 fn ends_of_readings(log: &Log) -> Result<Ends, LogError> {
     KafkaPartition::all(log.config().kafka_partitions)
-        .map(|own| Ok((own, Offset(log.offsets_blocking(READINGS, own.0)?.high))))
+        .map(|own| Ok((own, log.offsets_blocking(READINGS, own)?.high)))
         .collect()
 }
 
 fn decode(message: &Message<'_>) -> Option<Record> {
     let record = Record::decode(message.payload);
-    record.inspect_err(|error| warn!(offset = message.offset, %error, "a ledger record is skipped")).ok()
+    let offset = message.offset;
+    record.inspect_err(|error| warn!(%offset, %error, "a ledger record is skipped")).ok()
 }
 
 /// Reads the topic. Blocks.
 fn read_memory(log: &Log) -> Result<Memory, LogError> {
     let (mut state, mut records) = (LedgerState::default(), 0);
-    let end = read_all(log, (LEDGER, 0), None, |message| {
+    let end = read_all(log, (LEDGER, LEDGER_PARTITION), None, |message| {
         records += 1;
         if let Some(record) = decode(&message) {
             state.apply(record);
         }
     })?;
-    Ok(Memory { state, applied: AppliedRecords::below(Offset(end)), ends: ends_of_readings(log)?, records })
+    Ok(Memory { state, applied: AppliedRecords::below(end), ends: ends_of_readings(log)?, records })
 }
 
 async fn blocking<T: Send + 'static>(

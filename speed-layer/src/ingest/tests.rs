@@ -5,6 +5,7 @@ use std::path::Path;
 use tempfile::TempDir;
 use wye_broker::{Broker, BrokerConfig, Port};
 use wye_domain::assemble::Assembler;
+use wye_domain::place::KafkaPartition;
 use wye_domain::time::Micros;
 use wye_log::client::LogConfig;
 use wye_log::reader::read_all;
@@ -14,7 +15,7 @@ use super::*;
 use wye_runtime::clock::SystemClock;
 
 /// After the event time of [`request`].
-const NOW: i64 = 1_800_000_000_000_000;
+const NOW: Micros = Micros(1_800_000_000_000_000);
 const PATIENCE: Duration = Duration::from_secs(30);
 const ACK_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -74,7 +75,7 @@ async fn logged(log: &Log) -> usize {
     let log = log.clone();
     tokio::task::spawn_blocking(move || {
         let mut assembler = Assembler::default();
-        for kafka_partition in 0..2 {
+        for kafka_partition in KafkaPartition::all(2) {
             read_all(&log, (READINGS, kafka_partition), None, |message| {
                 assembler.push(message.payload, message.offset, NOW);
             })

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::{join_all, try_join_all};
 use tracing::{info, warn};
-use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::place::KafkaPartition;
 use wye_domain::position::Position;
 use wye_domain::time::Micros;
 use wye_domain::wire::Acceptance;
@@ -209,7 +209,7 @@ impl Worker {
             };
             let message = Outgoing {
                 topic: READINGS,
-                kafka_partition: part.kafka_partition.0,
+                kafka_partition: part.kafka_partition,
                 key: part.device_id.as_deref().map(str::as_bytes),
                 payload: &part.payload,
                 headers,
@@ -224,13 +224,13 @@ impl Worker {
         }
         let mut position = Position::default();
         for place in landed.values() {
-            position.include(place.kafka_partition.0, place.offset.0);
+            position.include(place.kafka_partition, place.offset);
         }
         for delivered in join_all(deliveries.into_iter().map(Sent::place)).await {
             match delivered {
                 Ok(place) => {
                     self.ledger.acknowledged(place);
-                    position.include(place.kafka_partition.0, place.offset.0);
+                    position.include(place.kafka_partition, place.offset);
                 }
                 Err(error) => outcome = Err(error),
             }
@@ -241,7 +241,7 @@ impl Worker {
     /// Hands a message to the producer, and waits while its queue is full.
     async fn enqueue(&self, message: Outgoing<'_>, queue: Queue) -> Result<Sent<'_>, LogError> {
         let waiting = self.in_flight.begin(queue);
-        let kafka_partition = KafkaPartition(message.kafka_partition);
+        let kafka_partition = message.kafka_partition;
         loop {
             match self.producer.enqueue(message) {
                 Ok(delivery) => return Ok(Sent { kafka_partition, delivery, _waiting: waiting }),
@@ -275,7 +275,6 @@ struct Sent<'a> {
 impl Sent<'_> {
     /// Waits until the log has acknowledged the message or given it up.
     async fn place(self) -> Result<Place, LogError> {
-        let offset = Offset(self.delivery.await?);
-        Ok(Place { kafka_partition: self.kafka_partition, offset })
+        Ok(Place { kafka_partition: self.kafka_partition, offset: self.delivery.await? })
     }
 }

@@ -94,15 +94,15 @@ impl Acquisition {
         self.rest(rest)?;
         loop {
             control.read(&self.shared.parts.log, self.kafka_partition)?;
-            if control.generation() == last {
+            if control.view.generation == last {
                 return Ok(());
             }
-            let kafka_partition = self.kafka_partition.0;
+            let kafka_partition = self.kafka_partition;
             if !self.an_owner_answers(executor, &mut control)? {
-                info!(kafka_partition, "no owner answers; taking the kafka partition over");
+                info!(%kafka_partition, "no owner answers; taking the kafka partition over");
                 return Ok(());
             }
-            debug!(kafka_partition, "another process owns the kafka partition");
+            debug!(%kafka_partition, "another process owns the kafka partition");
             self.rest(patience)?;
         }
     }
@@ -110,7 +110,7 @@ impl Acquisition {
     /// Whether an owner answers within the patience, or another process claims meanwhile.
     fn an_owner_answers(&self, executor: &Executor, control: &mut Control) -> Result<bool, SpeedError> {
         let asked_by = self.shared.parts.name.clone();
-        let request = ControlRecord::CutRequest { asked_by, through: Offset::START.0 };
+        let request = ControlRecord::CutRequest { asked_by, through: Offset::START };
         let request = executor.send(CONTROL, &request.encode())?;
         let clock = &self.shared.parts.clock;
         let deadline = clock.monotonic().saturating_add(self.shared.settings.answer_patience);
@@ -153,23 +153,18 @@ struct Control {
 impl Control {
     fn read(&mut self, log: &Log, kafka_partition: KafkaPartition) -> Result<(), LogError> {
         let Self { next, view } = self;
-        let from = next.map(|next| next.0);
-        let end = read_all(log, (CONTROL, kafka_partition.0), from, |message| {
+        let end = read_all(log, (CONTROL, kafka_partition), *next, |message| {
             // A record of a later version is skipped.
             if let Ok(record) = ControlRecord::decode(message.payload) {
                 view.apply(message.offset, &record);
             }
         })?;
-        self.next = Some(Offset(end));
+        self.next = Some(end);
         Ok(())
-    }
-
-    fn generation(&self) -> Option<Generation> {
-        self.view.generation.map(Offset).map(Generation)
     }
 
     /// The newest request that an owner has answered, or the newest claim: a new owner answers all requests before it.
     fn newest_answer(&self) -> Option<Offset> {
-        self.view.answered.max(self.view.generation).map(Offset)
+        self.view.answered.max(self.view.generation.map(Generation::claim))
     }
 }

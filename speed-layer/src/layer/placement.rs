@@ -33,7 +33,7 @@ impl Placement {
     #[inline]
     pub(super) fn look_at(&mut self, key: Option<&[u8]>) {
         if let Some(key) = key
-            && partition_of(key, self.kafka_partitions) != self.kafka_partition.0
+            && partition_of(key, self.kafka_partitions) != self.kafka_partition
         {
             self.misplaced += 1;
             key.clone_into(&mut self.example);
@@ -47,8 +47,8 @@ impl Placement {
             self.noticed = Some(now);
             let device = String::from_utf8_lossy(&self.example);
             warn!(
-                kafka_partition = self.kafka_partition.0,
-                belongs_to = partition_of(&self.example, self.kafka_partitions),
+                kafka_partition = %self.kafka_partition,
+                belongs_to = %partition_of(&self.example, self.kafka_partitions),
                 misplaced,
                 "a producer writes device {device:?} into another Kafka partition than Wye does, so its duplicates are \
                  not detected until the next batch run; set partitioner=murmur2_random in producers that use librdkafka"
@@ -65,8 +65,9 @@ mod tests {
     #[test]
     fn keys_that_belong_elsewhere_are_counted() {
         let mut placement = Placement::new(KafkaPartition(1), 4);
-        let (here, elsewhere): (Vec<String>, Vec<String>) =
-            (0..100).map(|n| format!("pump-{n}")).partition(|key| partition_of(key.as_bytes(), 4) == 1);
+        let (here, elsewhere): (Vec<String>, Vec<String>) = (0..100)
+            .map(|n| format!("pump-{n}"))
+            .partition(|key| partition_of(key.as_bytes(), 4) == KafkaPartition(1));
         placement.look_at(None);
         here.iter().for_each(|key| placement.look_at(Some(key.as_bytes())));
         assert_eq!(placement.report(Duration::ZERO), 0);

@@ -166,7 +166,7 @@ impl Slot {
         self.measure();
         if let State::Owned(Owned { executor, .. }) = &mut self.state {
             match executor.settle() {
-                Ok(()) => info!(kafka_partition = self.kafka_partition.0, "flushed at the shutdown"),
+                Ok(()) => info!(kafka_partition = %self.kafka_partition, "flushed at the shutdown"),
                 Err(error) => report(&error, "the next owner reads again what the last flush had"),
             }
         }
@@ -193,8 +193,8 @@ impl Slot {
     /// Updates how many messages the owner still has to read.
     pub(super) fn measure_lag(&self) {
         let Some(owner) = self.owner() else { return };
-        if let Ok(range) = self.shared.parts.log.offsets_blocking(READINGS, self.kafka_partition.0) {
-            let lag = (range.high - owner.next().0).max(0);
+        if let Ok(range) = self.shared.parts.log.offsets_blocking(READINGS, self.kafka_partition) {
+            let lag = i64::try_from(range.high.since(owner.next())).unwrap_or(i64::MAX);
             self.shared.parts.telemetry.log_lag.get_or_create(&label(self.kafka_partition)).set(lag);
         }
     }

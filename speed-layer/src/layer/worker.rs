@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 use wye_domain::control::ControlRecord;
-use wye_domain::place::{KafkaPartition, Offset};
-use wye_domain::time::Micros;
+use wye_domain::place::KafkaPartition;
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::producer::Producer;
@@ -107,19 +106,19 @@ impl Worker {
             let Some(slot) = find(slots, message.kafka_partition) else { return };
             slot.placement.look_at(message.key);
             changed |= slot.step(Input::Message {
-                offset: Offset(message.offset),
-                ingest_time: Micros::from_millis(message.timestamp_ms),
+                offset: message.offset,
+                ingest_time: message.ingest_time,
                 payload: message.payload,
             });
         });
-        if let Err(LogError::Unreadable { kafka_partition, next, .. }) = polled {
+        if let Err(LogError::Unreadable { kafka_partition, offsets, .. }) = polled {
             // The archiver writes the dead letter.
-            let skip = Input::Skip { next: Offset(next) };
+            let skip = Input::Skip { next: offsets.end };
             return Ok(changed | find(slots, kafka_partition).is_some_and(|slot| slot.step(skip)));
         }
         changed |= give_up_on(polled, slots)?;
         for slot in slots {
-            let Some(reached) = readings.position(slot.kafka_partition.0).map(Offset) else { continue };
+            let Some(reached) = readings.position(slot.kafka_partition) else { continue };
             if slot.owner().is_some_and(|owner| reached > owner.next()) {
                 changed |= slot.step(Input::Empty { next: reached });
             }
@@ -135,8 +134,7 @@ impl Worker {
             let Some(slot) = find(slots, message.kafka_partition) else { return };
             // A record of a later version is skipped.
             if let Ok(record) = ControlRecord::decode(message.payload) {
-                let offset = Offset(message.offset);
-                changed |= slot.step(Input::Control { offset, record: &record });
+                changed |= slot.step(Input::Control { offset: message.offset, record: &record });
             }
         });
         if let Err(error @ LogError::Unreadable { .. }) = &polled {
@@ -178,14 +176,14 @@ impl Readers {
         let (mut readings, mut control) = (Vec::new(), Vec::new());
         for slot in slots {
             if let Some(owner) = slot.owner() {
-                readings.push((slot.kafka_partition.0, owner.next().0));
-                control.push((slot.kafka_partition.0, owner.next_control().0));
+                readings.push((slot.kafka_partition, owner.next()));
+                control.push((slot.kafka_partition, owner.next_control()));
             }
         }
         self.readings.assign(&readings)?;
         self.control.assign(&control)?;
         let kafka_partitions: Vec<i32> =
-            readings.iter().map(|(kafka_partition, _)| *kafka_partition).collect();
+            readings.iter().map(|(kafka_partition, _)| kafka_partition.0).collect();
         info!(?kafka_partitions, "reading the kafka partitions that this process owns");
         Ok(())
     }
@@ -208,6 +206,6 @@ fn give_up_on(polled: Result<usize, LogError>, slots: &mut [Slot]) -> Result<boo
     }
 }
 
-fn find(slots: &mut [Slot], kafka_partition: i32) -> Option<&mut Slot> {
-    slots.iter_mut().find(|slot| slot.kafka_partition.0 == kafka_partition)
+fn find(slots: &mut [Slot], kafka_partition: KafkaPartition) -> Option<&mut Slot> {
+    slots.iter_mut().find(|slot| slot.kafka_partition == kafka_partition)
 }
