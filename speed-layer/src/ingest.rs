@@ -39,8 +39,8 @@ mod tests;
 mod turns;
 mod worker;
 
-pub use ledger::Tables;
 pub use parse::Format;
+pub use wye_domain::ledger::Tables;
 
 /// The header of a message with the idempotency key of its request.
 const KEY_HEADER: &str = "wye-idempotency-key";

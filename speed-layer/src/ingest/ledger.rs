@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::{debug, warn};
+use wye_domain::ledger::{Ends, KeyState, LedgerState, Record, Tables};
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::position::Position;
 use wye_domain::time::Span;
@@ -28,17 +29,15 @@ use wye_log::topics::{LEDGER, READINGS};
 
 use super::{KEY_HEADER, PART_HEADER};
 use applied::AppliedRecords;
-pub use state::Tables;
-use state::{Ends, KeyState, LedgerState, Record};
 use wye_runtime::clock::Clock;
 
 mod applied;
-mod state;
 #[cfg(test)]
 mod tests;
 
 /// The only Kafka partition of the topic.
 const LEDGER_PARTITION: KafkaPartition = KafkaPartition(0);
+
 /// The topic is compacted when it has so many records more than one and a half times what it needs. That is a few hundred
 /// kilobytes, which are read within milliseconds, and each record is written again only a few times.
 const SPARE_RECORDS: u64 = 4_096;
@@ -131,11 +130,8 @@ impl Ledger {
     /// A position behind all messages of all keys that are done.
     pub(super) fn position(&self) -> Position {
         let mut position = Position::default();
-        for (kafka_partition, end) in &self.memory().ends {
-            // The offset before the end, where there is one.
-            if *end > Offset::START {
-                position.include(*kafka_partition, Offset(end.0 - 1));
-            }
+        for (kafka_partition, end) in self.memory().ends.iter().filter(|(_, end)| **end > Offset::START) {
+            position.include(*kafka_partition, Offset(end.0 - 1));
         }
         position
     }
@@ -161,8 +157,8 @@ impl Ledger {
     /// Whether another server has begun to work on a key less than `patience` ago, and has not written that it is done.
     pub(super) fn is_elsewhere(&self, key: &str, patience: Duration) -> bool {
         let KeyState::Begun(begun) = self.state_of(key) else { return false };
-        let (since, by) = begun.last;
-        by.as_ref() != Some(&self.server) && self.clock.now() - since < Span::from(patience)
+        begun.last.by.as_ref() != Some(&self.server)
+            && self.clock.now() - begun.last.at < Span::from(patience)
     }
 
     /// Notes that the readings of this log are archived in the given tables. Returns the tables that they are archived in
@@ -275,7 +271,7 @@ impl Ledger {
     async fn compact_if_due(&self) {
         let (needed, records) = {
             let memory = self.memory();
-            (memory.state.len() as u64, memory.records)
+            (memory.state.record_count() as u64, memory.records)
         };
         if records < needed + needed / 2 + self.spare_records {
             return;

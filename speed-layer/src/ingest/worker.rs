@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::{join_all, try_join_all};
 use tracing::{info, warn};
+use wye_domain::ledger::Tables;
 use wye_domain::place::KafkaPartition;
 use wye_domain::position::Position;
 use wye_domain::time::Micros;
@@ -18,7 +19,7 @@ use wye_log::topics::READINGS;
 use wye_runtime::telemetry::ReasonLabel;
 
 use super::in_flight::{InFlight, Queue, Waiting};
-use super::ledger::{Ledger, Place, Progress, Tables};
+use super::ledger::{Ledger, Place, Progress};
 use super::letter::Letter;
 use super::parse::{Format, Parsed, parse};
 use super::route::{self, Part};
