@@ -122,7 +122,7 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// Notes that a message was acknowledged.
+    /// Takes in that a message was acknowledged.
     pub(super) fn acknowledged(&self, place: Place) {
         self.memory().raise_end(place.kafka_partition, place.offset.next());
     }
@@ -161,24 +161,24 @@ impl Ledger {
             && self.clock.now() - begun.last.at < Span::from(patience)
     }
 
-    /// Notes that the readings of this log are archived in the given tables. Returns the tables that they are archived in
+    /// Writes that the readings of this log are archived in the given tables. Returns the tables that they are archived in
     /// already, if those are others.
     ///
     /// # Errors
     /// When the log cannot be read or written.
     pub(super) async fn claim_tables(&self, tables: Tables) -> Result<Option<Tables>, LogError> {
-        let noted = self.memory().state.tables().cloned();
-        let noted = match noted {
-            Some(noted) => noted,
+        let recorded = self.memory().state.tables().cloned();
+        let recorded = match recorded {
+            Some(recorded) => recorded,
             None => {
-                self.note(Record::Tables(tables.clone())).await?;
+                self.append(Record::Tables(tables.clone())).await?;
                 // Another server may have been first: the order in the topic decides.
                 let log = self.log.clone();
                 let memory = blocking(move || read_memory(&log)).await?;
                 memory.state.tables().cloned().unwrap_or_else(|| tables.clone())
             }
         };
-        Ok((noted.id != tables.id).then_some(noted))
+        Ok((recorded.id != tables.id).then_some(recorded))
     }
 
     /// Reads the records that other servers have written since the last time.
@@ -229,28 +229,28 @@ impl Ledger {
         .await
     }
 
-    /// Notes that this server begins to work on a key.
+    /// Writes that this server begins to work on a key.
     ///
     /// # Errors
     /// When the log does not acknowledge the record.
     pub(super) async fn begin(&self, key: &str) -> Result<(), LogError> {
         let ends = self.memory().ends.clone();
         let by = Some(self.server.clone());
-        self.note(Record::Begun { key: key.to_owned(), ends, at: self.clock.now(), by }).await
+        self.append(Record::Begun { key: key.to_owned(), ends, at: self.clock.now(), by }).await
     }
 
-    /// Notes that all messages of a key are in the log.
+    /// Writes that all messages of a key are in the log.
     ///
     /// # Errors
     /// When the log does not acknowledge the record.
     pub(super) async fn finish(&self, key: &str) -> Result<(), LogError> {
-        self.note(Record::Done { key: key.to_owned(), at: self.clock.now() }).await?;
+        self.append(Record::Done { key: key.to_owned(), at: self.clock.now() }).await?;
         self.compact_if_due().await;
         Ok(())
     }
 
     /// Writes a record and applies it.
-    async fn note(&self, record: Record) -> Result<(), LogError> {
+    async fn append(&self, record: Record) -> Result<(), LogError> {
         let payload = record.encode();
         let message = Outgoing {
             topic: LEDGER,
@@ -292,7 +292,7 @@ impl Ledger {
         };
         let after = records.len() as u64;
         for record in records {
-            self.note(record).await?;
+            self.append(record).await?;
         }
         self.log.delete_records(LEDGER, LEDGER_PARTITION, end).await?;
         let before = std::mem::replace(&mut self.memory().records, after);

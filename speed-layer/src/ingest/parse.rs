@@ -4,7 +4,7 @@ use arrow::array::RecordBatch;
 use wye_domain::time::Micros;
 use wye_domain::wire::{Acceptance, Collected, Rejected, decode_arrow, decode_json};
 
-/// What a body is.
+/// The format of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// One JSON object, an array, or several of these one a line.

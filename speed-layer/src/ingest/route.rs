@@ -18,7 +18,7 @@ use wye_log::topics::MAX_PAYLOAD_BYTES;
 /// Fewer readings than this go as JSON, which is smaller for them than an Arrow stream with its schema.
 const FEW: usize = 8;
 
-/// What cannot happen to accepted readings: they have the schema of readings.
+/// The error for a batch without the schema of readings, which accepted readings always have.
 type Unexpected = Box<dyn Error + Send + Sync>;
 
 /// One message.

@@ -1,4 +1,4 @@
-//! Requests whose clients leave, that are sent again, and whose log is away.
+//! Requests whose clients disconnect, requests that are sent again, and requests while the log is unavailable.
 
 use std::path::Path;
 
@@ -105,7 +105,7 @@ async fn a_receipt_says_where_the_readings_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_frees_its_key_and_its_readings_count_once() {
+async fn a_client_that_disconnects_frees_its_key_and_its_readings_count_once() {
     let (ingest, log, _broker, _directory) = site(PATIENCE).await;
     for number in 0..20 {
         let key = format!("left-{number}");
@@ -120,7 +120,7 @@ async fn a_client_that_leaves_frees_its_key_and_its_readings_count_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_log_away_clients_get_an_answer_in_time_and_nothing_counts_twice() {
+async fn while_the_log_is_unavailable_clients_get_an_answer_in_time_and_nothing_counts_twice() {
     let (ingest, log, gone, directory) = site(ACK_TIMEOUT).await;
     assert_eq!(until_accepted(&ingest, "before").await.accepted, 10);
     let port = gone.bootstrap_servers().rsplit(':').next().unwrap().parse().unwrap();

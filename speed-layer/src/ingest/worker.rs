@@ -29,9 +29,9 @@ use crate::settings::IngestSettings;
 use wye_runtime::clock::Clock;
 
 /// The wait before a message is handed again to a producer whose queue was full.
-const QUEUE_FULL_REST: Duration = Duration::from_millis(2);
+const QUEUE_FULL_DELAY: Duration = Duration::from_millis(2);
 /// How often it is checked whether another server has finished a key that it works on.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Bodies from this size on, in bytes, are parsed on a thread for blocking work; parsing smaller ones takes well below a
 /// millisecond.
 const LARGE_BODY: usize = 64 * 1024;
@@ -158,7 +158,7 @@ impl Worker {
             if !self.ledger.is_elsewhere(key, patience) || self.clock.monotonic() >= deadline {
                 return self.ledger.progress(key).await;
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -246,7 +246,7 @@ impl Worker {
         loop {
             match self.producer.enqueue(message) {
                 Ok(delivery) => return Ok(Sent { kafka_partition, delivery, _waiting: waiting }),
-                Err(LogError::QueueFull) => tokio::time::sleep(QUEUE_FULL_REST).await,
+                Err(LogError::QueueFull) => tokio::time::sleep(QUEUE_FULL_DELAY).await,
                 Err(error) => return Err(error),
             }
         }

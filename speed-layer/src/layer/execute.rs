@@ -18,7 +18,7 @@ use crate::SpeedError;
 use crate::owner::{Effect, Input, Owner};
 
 /// The wait before a message is handed again to a producer whose queue was full.
-const QUEUE_FULL_REST: Duration = Duration::from_millis(1);
+const QUEUE_FULL_DELAY: Duration = Duration::from_millis(1);
 
 /// Writes for the owner of one Kafka partition.
 pub(super) struct Executor {
@@ -80,7 +80,7 @@ impl Executor {
         Ok(self.runtime.block_on(self.producer.send(self.outgoing(topic, payload)))?)
     }
 
-    /// Records that cannot be deleted now are deleted after the next batch run.
+    /// Deletes the records below an offset. If that fails, they are deleted after the next batch run.
     fn trim(&self, topic: &str, before: Offset) {
         let kafka_partition = self.kafka_partition;
         let deleted = self.runtime.block_on(self.log.delete_records(topic, kafka_partition, before));
@@ -104,7 +104,7 @@ impl Executor {
                 }
                 Err(LogError::QueueFull) => {
                     self.settle()?;
-                    std::thread::sleep(QUEUE_FULL_REST);
+                    std::thread::sleep(QUEUE_FULL_DELAY);
                 }
                 Err(error) => return Err(error.into()),
             }

@@ -18,9 +18,9 @@ use super::{Shared, report};
 use crate::SpeedError;
 use crate::owner::{Due, Input};
 
-/// The wait after a failure of the readers.
-const REST: Duration = Duration::from_secs(1);
-/// The most messages between two ticks' checks of the clock.
+/// The wait before the readers are started again after a failure.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The most messages that are read between two checks of the clock.
 const POLL_MESSAGES: usize = 20_000;
 /// How often the lag is measured.
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
@@ -59,7 +59,7 @@ impl Worker {
     pub(super) fn run(mut self) {
         while let Err(error) = self.follow() {
             report(&error, "the speed layer cannot read the log; trying again");
-            if self.shared.is_shut_down_within(REST) {
+            if self.shared.is_shut_down_within(RETRY_DELAY) {
                 break;
             }
         }
@@ -78,10 +78,10 @@ impl Worker {
         let mut next = Schedule { flush: now, epoch, lag: now };
         loop {
             let wait = next.flush.saturating_sub(self.shared.parts.clock.monotonic());
-            let mut changed = self.read(&mut readers.readings, wait)?;
+            let mut changed = self.read_readings(&mut readers.readings, wait)?;
             let now = self.shared.parts.clock.monotonic();
             if now >= next.flush {
-                changed |= self.listen(&mut readers.control)?;
+                changed |= self.read_control(&mut readers.control)?;
                 changed |= self.tick(now, &mut next);
             }
             if self.shared.shutdown.is_cancelled() {
@@ -94,8 +94,8 @@ impl Worker {
         }
     }
 
-    /// Feeds new readings; whether some Kafka partition has lost its owner.
-    fn read(&mut self, readings: &mut Reader, wait: Duration) -> Result<bool, SpeedError> {
+    /// Feeds new readings. Returns whether some Kafka partition has lost its owner.
+    fn read_readings(&mut self, readings: &mut Reader, wait: Duration) -> Result<bool, SpeedError> {
         let slots = &mut self.slots;
         if slots.iter().all(|slot| slot.owner().is_none()) {
             std::thread::sleep(wait);
@@ -104,7 +104,7 @@ impl Worker {
         let mut changed = false;
         let polled = readings.poll_batch(POLL_MESSAGES, wait, &mut |message| {
             let Some(slot) = find(slots, message.kafka_partition) else { return };
-            slot.placement.look_at(message.key);
+            slot.placement.check(message.key);
             changed |= slot.step(Input::Message {
                 offset: message.offset,
                 ingest_time: message.ingest_time,
@@ -126,8 +126,8 @@ impl Worker {
         Ok(changed)
     }
 
-    /// Feeds new records of the control topic; whether some Kafka partition has lost its owner.
-    fn listen(&mut self, control: &mut Reader) -> Result<bool, SpeedError> {
+    /// Feeds new records of the control topic. Returns whether some Kafka partition has lost its owner.
+    fn read_control(&mut self, control: &mut Reader) -> Result<bool, SpeedError> {
         let slots = &mut self.slots;
         let mut changed = false;
         let polled = control.poll_batch(POLL_MESSAGES, Duration::ZERO, &mut |message| {
@@ -144,7 +144,7 @@ impl Worker {
         Ok(changed | give_up_on(polled, slots)?)
     }
 
-    /// Does what is due; whether some Kafka partition has got or lost its owner.
+    /// Does what is due. Returns whether some Kafka partition has got or lost an owner.
     fn tick(&mut self, now: Duration, next: &mut Schedule) -> bool {
         let settings = &self.shared.settings;
         next.flush = now.saturating_add(settings.flush_interval);
@@ -156,7 +156,7 @@ impl Worker {
         for slot in &mut self.slots {
             changed |= slot.step(Input::Tick(due));
             slot.measure();
-            changed |= slot.tend();
+            changed |= slot.acquire_if_vacant();
         }
         if now >= next.lag {
             next.lag = now.saturating_add(LAG_INTERVAL);
@@ -189,7 +189,8 @@ impl Readers {
     }
 }
 
-/// An error of a reader that is about one Kafka partition ends its owner; any other is returned. Whether an owner was lost.
+/// An error about one Kafka partition makes its slot give up the owner; any other error is returned. Returns whether an
+/// owner was lost.
 fn give_up_on(polled: Result<usize, LogError>, slots: &mut [Slot]) -> Result<bool, SpeedError> {
     match polled {
         Ok(_) => Ok(false),
@@ -206,6 +207,7 @@ fn give_up_on(polled: Result<usize, LogError>, slots: &mut [Slot]) -> Result<boo
     }
 }
 
+/// The slot of a Kafka partition.
 fn find(slots: &mut [Slot], kafka_partition: KafkaPartition) -> Option<&mut Slot> {
     slots.iter_mut().find(|slot| slot.kafka_partition == kafka_partition)
 }
