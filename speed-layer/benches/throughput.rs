@@ -16,8 +16,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio_util::sync::CancellationToken;
 use wye_broker::{Broker, BrokerConfig};
+use wye_domain::place::KafkaPartition;
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::Registry;
+use wye_domain::time::{Micros, Span};
 use wye_domain::wire::{self, Acceptance};
 use wye_log::LogError;
 use wye_log::client::{Log, LogConfig};
@@ -33,7 +35,9 @@ use wye_speed::telemetry::SpeedTelemetry;
 const MACHINES: usize = 200;
 const SENSORS: usize = 20;
 const ROWS_PER_MESSAGE: usize = 4_000;
-const START: i64 = 1_700_000_000_000_000;
+const START: Micros = Micros(1_700_000_000_000_000);
+/// The only Kafka partition.
+const KAFKA_PARTITION: KafkaPartition = KafkaPartition(0);
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -67,7 +71,7 @@ async fn measure(form: &str, readings: usize, bootstrap: &str) -> Result<f64> {
     let log = Log::new(LogConfig::new(bootstrap, 1))?;
     log.wait_ready(&CancellationToken::new()).await?;
     log.ensure_topics().await?;
-    let begin = log.offsets(READINGS, 0).await?.high;
+    let begin = log.offsets(READINGS, KAFKA_PARTITION).await?.high;
     let clock = Arc::new(SystemClock::default());
     let bytes = fill(&log, form, readings).await?;
     println!(
@@ -96,7 +100,8 @@ async fn measure(form: &str, readings: usize, bootstrap: &str) -> Result<f64> {
     let cpu_before = cpu_seconds();
     let started = clock.monotonic();
     let layer = layer::start(settings, parts, shutdown.clone()).await?;
-    let taken = telemetry.readings.get_or_create_owned(&KafkaPartitionLabel { kafka_partition: 0 });
+    let taken =
+        telemetry.readings.get_or_create_owned(&KafkaPartitionLabel { kafka_partition: KAFKA_PARTITION.0 });
     while taken.get() < readings as u64 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -127,7 +132,7 @@ async fn fill(log: &Log, form: &str, readings: usize) -> Result<usize> {
             device_id: &machines[series / SENSORS],
             metric: &sensors[series % SENSORS],
             value: (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15) as f64 / 1e16,
-            event_time: START + second as i64 * 1_000_000,
+            event_time: START + Span::from_secs(second as i64),
             sequence: Some(second as i64),
             unit: None,
             tags: None,
@@ -142,8 +147,13 @@ async fn fill(log: &Log, form: &str, readings: usize) -> Result<usize> {
             wire::encode(&[builder.finish()])
         };
         bytes += payload.len();
-        let message =
-            Outgoing { topic: READINGS, kafka_partition: 0, key: None, payload: &payload, headers: &[] };
+        let message = Outgoing {
+            topic: READINGS,
+            kafka_partition: KAFKA_PARTITION,
+            key: None,
+            payload: &payload,
+            headers: &[],
+        };
         loop {
             match producer.enqueue(message) {
                 Ok(delivery) => break deliveries.push(delivery),

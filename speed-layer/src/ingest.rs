@@ -1,5 +1,5 @@
 //! Ingest: readings that come over HTTP are parsed, checked and written to the log. What is rejected goes to the dead
-//! letters. [`start`] is the way in. It uses nothing of the speed layer.
+//! letters. [`start`] is the entry point. It uses nothing of the speed layer.
 //!
 //! A reading is acknowledged once the log has acknowledged it. A request may carry an idempotency key: its readings are then
 //! in the log once, however often it is sent (`ledger`).
@@ -39,8 +39,8 @@ mod tests;
 mod turns;
 mod worker;
 
-pub use ledger::Tables;
 pub use parse::Format;
+pub use wye_domain::ledger::Tables;
 
 /// The header of a message with the idempotency key of its request.
 const KEY_HEADER: &str = "wye-idempotency-key";
@@ -178,8 +178,8 @@ impl Ingest {
         })
     }
 
-    /// Notes in the log that its readings are archived in the given tables. Returns the tables that they are archived in
-    /// already, if those are others: with two, one would delete from the log what only the other has.
+    /// Records in the log that its readings are archived in the given tables. Returns the tables that they are archived in
+    /// already, if those are others: with two, each would delete from the log what only the other has archived.
     ///
     /// # Errors
     /// When the log cannot be read or written.

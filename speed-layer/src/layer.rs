@@ -1,4 +1,4 @@
-//! The running speed layer: threads that own Kafka partitions, one reader each. [`start`] is the way in.
+//! The running speed layer: threads that own Kafka partitions, one reader each. [`start`] is the entry point.
 //!
 //! A worker reads messages and ticks for its slots; a slot is a Kafka partition, with an owner or while one is acquired.
 //! An owner that is fenced, fails or panics is dropped, and only its Kafka partition is acquired again. Must not know what
@@ -62,8 +62,8 @@ pub struct Parts {
     pub name: String,
 }
 
-/// Starts the speed layer: it owns all Kafka partitions of the readings, as far as other processes leave them, until
-/// `shutdown` is cancelled. Then it flushes and ends. Must be called within a Tokio runtime.
+/// Starts the speed layer. It takes over all Kafka partitions of the readings, and owns each until another process claims
+/// it. Once `shutdown` is cancelled, it flushes and ends. Must be called within a Tokio runtime.
 ///
 /// # Errors
 /// When the log's client or a thread cannot be started.
@@ -147,7 +147,7 @@ struct Shared {
 }
 
 impl Shared {
-    /// Waits for a duration, or until the shutdown; whether it is there. Blocks.
+    /// Waits for a duration, or until the shutdown. Returns whether the shutdown has begun. Blocks.
     fn is_shut_down_within(&self, duration: Duration) -> bool {
         let shut_down = async { tokio::time::timeout(duration, self.shutdown.cancelled()).await };
         self.runtime.block_on(shut_down).is_ok()

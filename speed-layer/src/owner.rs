@@ -92,14 +92,13 @@ impl Owner {
         let mut operator = Operator::new(Arc::clone(&rules.plans), window);
         let mut first_record = taken.first_record;
         let (position, epoch, first_begin) = match taken.recovery {
-            Recovery::Resume { position, epoch } => (Offset(position), Offset(epoch), Beginning::Continue),
+            Recovery::Resume { position, epoch } => (position, epoch, Beginning::Continue),
             Recovery::Rebuild { from } => {
-                first_record.split_off(&Offset(from));
-                (Offset(from), Offset(from), Beginning::Rebuild)
+                first_record.split_off(&from);
+                (from, from, Beginning::Rebuild)
             }
         };
         taken.rows.into_iter().for_each(|row| operator.restore(row));
-        let announced_at = taken.control.starts.values().map(|known| known.announced_at);
         Self {
             kafka_partition,
             generation: taken.generation,
@@ -110,7 +109,7 @@ impl Owner {
             first_begin,
             operator,
             assembler: Assembler::new(rules.acceptance),
-            newest_ingest_time: announced_at.filter(|at| *at > 0).max().map(Micros),
+            newest_ingest_time: taken.control.starts.values().filter_map(|known| known.announced_at).max(),
             control: taken.control,
             begun: first_record.keys().copied().collect(),
             first_record,
@@ -139,9 +138,8 @@ impl Owner {
     pub fn remembers_from(&self) -> Option<Offset> {
         let before = self.newest_ingest_time? - self.duplicate_window;
         let mut starts = self.control.starts.iter().rev();
-        let (start, _) =
-            starts.find(|(_, known)| known.announced_at > 0 && known.announced_at <= before.0)?;
-        Some(Offset((*start).min(self.control.horizon?)))
+        let (start, _) = starts.find(|(_, known)| known.announced_at.is_some_and(|at| at <= before))?;
+        Some((*start).min(self.control.horizon?))
     }
 
     /// Remembers a message below [`Owner::next`] to detect duplicates of its readings, and nothing else.
@@ -203,7 +201,7 @@ impl Owner {
     #[inline]
     fn take_in(&mut self, offset: Offset, ingest_time: Micros, payload: &[u8]) {
         self.newest_ingest_time = self.newest_ingest_time.max(Some(ingest_time));
-        self.assembler.push(payload, offset.0, ingest_time.0);
+        self.assembler.push(payload, offset, ingest_time);
     }
 
     /// Moves the position over offsets that hold nothing to evaluate.
@@ -228,7 +226,7 @@ impl Owner {
     /// Where the open epoch must end, if that is announced.
     #[inline]
     fn next_cut(&self) -> Option<Offset> {
-        self.control.next_start_after(self.epoch.0).map(Offset)
+        self.control.next_start_after(self.epoch)
     }
 
     /// Evaluates the messages in the assembler.
@@ -269,17 +267,14 @@ impl Owner {
         if matches!(record, ControlRecord::Claim { .. }) && offset > self.generation.claim() {
             return Err(SpeedError::Fenced { kafka_partition });
         }
-        self.control.apply(offset.0, record);
+        self.control.apply(offset, record);
         self.next_control = offset.next();
         match record {
             ControlRecord::Claim { .. } => {}
             ControlRecord::Epoch { .. } => {
-                let horizon = self.control.horizon.map(Offset);
-                let first = self.begun.first().copied().max(horizon).unwrap_or(Offset::START);
-                let offsets = first.0..self.rows_end().0;
-                let begun = self.begun.iter().map(|epoch| epoch.0).collect();
-                if let Some(found) = straddled(&self.control, &begun, offsets) {
-                    return Err(SpeedError::Overtaken { kafka_partition, start: Offset(found.start) });
+                let first = self.begun.first().copied().max(self.control.horizon).unwrap_or(Offset::START);
+                if let Some(found) = straddled(&self.control, &self.begun, first..self.rows_end()) {
+                    return Err(SpeedError::Overtaken { kafka_partition, start: found.start });
                 }
             }
             ControlRecord::CutRequest { .. } => {
@@ -300,7 +295,7 @@ impl Owner {
     /// Answers a request for a cut at once: with the open epoch if that is new enough, with a new epoch if the owner has
     /// read so far, else with the start that it will make when it gets there.
     fn answer(&mut self, asked: CutRequested, effects: &mut Vec<Effect>) -> Result<(), SpeedError> {
-        let (request, through) = (Offset(asked.request), Offset(asked.through));
+        let CutRequested { request, through } = asked;
         let start = self.rows_end().max(through);
         if self.epoch >= through {
             self.announce(self.epoch, Some(request), effects);
@@ -309,7 +304,7 @@ impl Owner {
         } else {
             self.announce(start, Some(request), effects);
         }
-        self.control.answered = Some(request.0);
+        self.control.answered = Some(request);
         Ok(())
     }
 
@@ -333,7 +328,7 @@ impl Owner {
         self.tally.failures.merge(&self.operator.take_failures());
         if let Some(newest) = self.newest_ingest_time {
             let duplicates = self.operator.duplicates();
-            duplicates.forget(newest, self.control.horizon.map(Offset));
+            duplicates.forget(newest, self.control.horizon);
             self.tally.forgotten_early += duplicates.take_forgotten_early();
         }
         Ok(())
@@ -341,11 +336,11 @@ impl Owner {
 
     fn rows_header(&self, record: FlushRecord) -> Header {
         Header::Rows {
-            generation: self.generation.claim().0,
-            epoch: self.epoch.0,
-            through: self.position.0,
+            generation: self.generation,
+            epoch: self.epoch,
+            through: self.position,
             complete: record == FlushRecord::Last,
-            newest_event_time: self.operator.newest_event_time().map_or(i64::MIN, |newest| newest.0),
+            newest_event_time: self.operator.newest_event_time(),
         }
     }
 
@@ -363,8 +358,8 @@ impl Owner {
     fn begin(&mut self, beginning: Beginning, effects: &mut Vec<Effect>) {
         self.begun.insert(self.epoch);
         let header = Header::Begin {
-            generation: self.generation.claim().0,
-            epoch: self.epoch.0,
+            generation: self.generation,
+            epoch: self.epoch,
             definitions: self.operator.definitions(),
             reset: beginning == Beginning::Rebuild,
         };
@@ -372,21 +367,17 @@ impl Owner {
     }
 
     fn announce(&mut self, start: Offset, answers: Option<Offset>, effects: &mut Vec<Effect>) {
-        // The ingest times below a start that lies ahead are not known yet.
-        let announced_at = if start > self.position { None } else { self.newest_ingest_time };
-        let announced_at = announced_at.map_or(0, |at| at.0);
-        self.control.expect_start(start.0, announced_at);
-        effects.push(Effect::Announce(ControlRecord::Epoch {
-            generation: Some(self.generation.claim().0),
-            start: start.0,
-            announced_at,
-            answers: answers.map(|request| request.0),
-        }));
+        // The ingest times below a start that lies ahead are not known yet. Records without a timestamp are from 1970.
+        let known = self.newest_ingest_time.filter(|at| *at > Micros::EPOCH);
+        let announced_at = if start > self.position { None } else { known };
+        self.control.expect_start(start, announced_at);
+        let generation = Some(self.generation);
+        effects.push(Effect::Announce(ControlRecord::Epoch { generation, start, announced_at, answers }));
     }
 
     /// Deletes what is below the horizon and outside the duplicate window.
     fn trim(&mut self, effects: &mut Vec<Effect>) {
-        let Some(horizon) = self.control.horizon.map(Offset) else { return };
+        let Some(horizon) = self.control.horizon else { return };
         if let Some((_, first)) = self.first_record.range(horizon..).next() {
             effects.push(Effect::Trim { topic: REALTIME_VIEWS, before: *first });
         }
@@ -395,16 +386,16 @@ impl Owner {
         if let Some(floor) = self.remembers_from() {
             // An owner that is behind the horizon still has to read from its position on.
             effects.push(Effect::Trim { topic: READINGS, before: floor.min(self.position) });
-            if let Some(before) = self.control.deletable_before(floor.0) {
-                effects.push(Effect::Trim { topic: CONTROL, before: Offset(before) });
+            if let Some(before) = self.control.deletable_before(floor) {
+                effects.push(Effect::Trim { topic: CONTROL, before });
             }
-            self.control.starts = self.control.starts.split_off(&floor.0);
+            self.control.starts = self.control.starts.split_off(&floor);
         }
     }
 
     /// The next readings offset to take in.
     pub fn next(&self) -> Offset {
-        self.assembler.next_offset().map_or(self.position, |next| self.position.max(Offset(next)))
+        self.assembler.next_offset().map_or(self.position, |next| self.position.max(next))
     }
 
     /// The next offset of the control topic to read.
@@ -424,7 +415,7 @@ impl Owner {
 
     /// The newest horizon in the control topic.
     pub fn horizon(&self) -> Option<Offset> {
-        self.control.horizon.map(Offset)
+        self.control.horizon
     }
 
     /// How many identities are remembered to detect duplicates.

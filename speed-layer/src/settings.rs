@@ -79,7 +79,7 @@ impl Settings {
 impl IngestSettings {
     /// Which readings are accepted: the same rules for every reader of the log.
     pub fn acceptance(&self) -> Acceptance {
-        Acceptance { earliest: self.earliest_event_time.0, max_future: Span::from(self.max_future).0 }
+        Acceptance { earliest: self.earliest_event_time, max_future: Span::from(self.max_future) }
     }
 
     fn check(&self) -> Vec<Unworkable> {

@@ -63,24 +63,24 @@ pub struct StoredRow {
 pub fn decide(claimed: Claimed, definitions: u64) -> TakenOver {
     let Claimed { generation, mut control, mut views, log_start } = claimed;
     // An epoch may have rows before it is announced, so its beginning is a start too.
-    let begun: BTreeSet<i64> = views.first_record.keys().map(|epoch| epoch.0).collect();
+    let begun: BTreeSet<Offset> = views.first_record.keys().copied().collect();
     for epoch in &begun {
-        control.expect_start(*epoch, 0);
+        control.expect_start(*epoch, None);
     }
     let rows_through = views.rows.values().map(|(_, through)| *through).max();
     let rows = views.take_rows();
     let found = Found {
-        checkpoint: views.checkpoint.map(|checkpoint| checkpoint.0),
-        open_epoch: views.epoch.map(|epoch| epoch.0),
+        checkpoint: views.checkpoint,
+        open_epoch: views.epoch,
         begun,
-        rows_through: rows_through.map_or(0, |through| through.0),
-        damaged_from: views.damaged_from.map(|damaged| damaged.0),
+        rows_through,
+        damaged_from: views.damaged_from,
         same_definitions: views.definitions == Some(definitions),
-        log_start: log_start.0,
+        log_start,
     };
     let recovery = resolve(&control, &found);
     let (rows, rows_through) = match recovery {
-        Recovery::Resume { epoch, .. } if views.epoch == Some(Offset(epoch)) => (rows, rows_through),
+        Recovery::Resume { epoch, .. } if views.epoch == Some(epoch) => (rows, rows_through),
         _ => (Vec::new(), None),
     };
     TakenOver { generation, recovery, control, rows, rows_through, first_record: views.first_record }
@@ -133,7 +133,6 @@ impl ViewsState {
         match record.header {
             Header::Claim { .. } => {}
             Header::Begin { epoch, definitions, reset, .. } => {
-                let epoch = Offset(epoch);
                 self.definitions = Some(definitions);
                 if reset {
                     self.first_record.split_off(&epoch);
@@ -147,7 +146,6 @@ impl ViewsState {
                 self.first_record.entry(epoch).or_insert(offset);
             }
             Header::Rows { epoch, through, complete, .. } => {
-                let (epoch, through) = (Offset(epoch), Offset(through));
                 self.open(epoch);
                 if self.epoch == Some(epoch)
                     && let Some(batch) = &record.rows
@@ -155,7 +153,7 @@ impl ViewsState {
                     let rows = Rows::of(batch)?;
                     for row in 0..batch.num_rows() {
                         let series = rows.series.text(row).unwrap_or_default().to_owned();
-                        let key = (series, Micros(rows.window_start[row]));
+                        let key = (series, rows.window_start(row));
                         self.rows.insert(key, (rows.summaries.summary(row)?, through));
                     }
                 }
@@ -198,30 +196,47 @@ mod tests {
 
     const DEFINITIONS: u64 = 1;
 
+    /// The owner whose claim has this offset.
+    fn claimed_at(offset: i64) -> Generation {
+        Generation(Offset(offset))
+    }
+
     fn begin(generation: i64, epoch: i64) -> Vec<u8> {
+        let (generation, epoch) = (claimed_at(generation), Offset(epoch));
         let header = Header::Begin { generation, epoch, definitions: DEFINITIONS, reset: false };
         realtime_row::encode(&header, None)
     }
 
     fn reset(generation: i64, epoch: i64) -> Vec<u8> {
+        let (generation, epoch) = (claimed_at(generation), Offset(epoch));
         let header = Header::Begin { generation, epoch, definitions: DEFINITIONS, reset: true };
         realtime_row::encode(&header, None)
     }
 
     /// A row with `count` readings: the last record of a flush.
     fn checkpoint(generation: i64, epoch: i64, through: i64, count: u64) -> Vec<u8> {
-        rows(Header::Rows { generation, epoch, through, complete: true, newest_event_time: 0 }, count)
+        let (generation, epoch, through) = (claimed_at(generation), Offset(epoch), Offset(through));
+        rows(&Header::Rows { generation, epoch, through, complete: true, newest_event_time: None }, count)
     }
 
     /// The same, of a flush that was interrupted.
     fn partial(generation: i64, epoch: i64, through: i64, count: u64) -> Vec<u8> {
-        rows(Header::Rows { generation, epoch, through, complete: false, newest_event_time: 0 }, count)
+        let (generation, epoch, through) = (claimed_at(generation), Offset(epoch), Offset(through));
+        rows(&Header::Rows { generation, epoch, through, complete: false, newest_event_time: None }, count)
     }
 
-    fn rows(header: Header, count: u64) -> Vec<u8> {
+    fn rows(header: &Header, count: u64) -> Vec<u8> {
         let mut builder = RowsBuilder::default();
-        builder.append(r#"["*","m",["d"]]"#, 0, &Summary { count, ..Summary::EMPTY });
-        realtime_row::encode(&header, Some(&builder.finish()))
+        builder.append(r#"["*","m",["d"]]"#, Micros::EPOCH, &Summary { count, ..Summary::EMPTY });
+        realtime_row::encode(header, Some(&builder.finish()))
+    }
+
+    fn resume(position: i64, epoch: i64) -> Recovery {
+        Recovery::Resume { position: Offset(position), epoch: Offset(epoch) }
+    }
+
+    fn rebuild(from: i64) -> Recovery {
+        Recovery::Rebuild { from: Offset(from) }
     }
 
     /// Takes in records from an offset on.
@@ -232,8 +247,7 @@ mod tests {
     }
 
     fn taken_from(control: ControlView, views: ViewsState) -> TakenOver {
-        let generation = Generation(Offset(9));
-        decide(Claimed { generation, control, views, log_start: Offset::START }, DEFINITIONS)
+        decide(Claimed { generation: claimed_at(9), control, views, log_start: Offset::START }, DEFINITIONS)
     }
 
     fn taken(records: &[Vec<u8>]) -> TakenOver {
@@ -245,7 +259,7 @@ mod tests {
     #[test]
     fn an_incomplete_flush_is_taken_over_row_by_row() {
         let taken = taken(&[reset(1, 0), checkpoint(1, 0, 10, 3), partial(1, 0, 20, 5)]);
-        assert_eq!(taken.recovery, Recovery::Resume { position: 10, epoch: 0 });
+        assert_eq!(taken.recovery, resume(10, 0));
         assert_eq!((taken.rows[0].through, taken.rows_through), (Offset(20), Some(Offset(20))));
         assert_eq!(taken.rows[0].summary.count, 5);
     }
@@ -259,7 +273,7 @@ mod tests {
             checkpoint(1, 0, 30, 9),
             begin(1, 30),
         ]);
-        assert_eq!(taken.recovery, Recovery::Resume { position: 10, epoch: 0 });
+        assert_eq!(taken.recovery, resume(10, 0));
         assert_eq!(taken.rows[0].summary.count, 3);
     }
 
@@ -272,7 +286,7 @@ mod tests {
             checkpoint(1, 10, 15, 1),
             reset(4, 10),
         ]);
-        assert_eq!(taken.recovery, Recovery::Resume { position: 10, epoch: 10 });
+        assert_eq!(taken.recovery, resume(10, 10));
         assert!(taken.rows.is_empty());
         let first_record: Vec<_> = taken.first_record.into_iter().collect();
         assert_eq!(first_record, [(Offset(0), Offset(0)), (Offset(10), Offset(4))]);
@@ -286,9 +300,9 @@ mod tests {
         views.apply(Offset(4), b"WYR\x02 of a later version").unwrap_err();
         apply(&mut views, 5, &[begin(1, 20), checkpoint(1, 20, 25, 1)]);
         let mut control = ControlView::default();
-        control.apply(0, &ControlRecord::Horizon { offset: 10, version: 1 });
+        control.apply(Offset(0), &ControlRecord::Horizon { offset: Offset(10), version: 1 });
         let taken = taken_from(control, views);
-        assert_eq!(taken.recovery, Recovery::Rebuild { from: 10 });
+        assert_eq!(taken.recovery, rebuild(10));
         assert!(taken.rows.is_empty());
     }
 
@@ -296,8 +310,8 @@ mod tests {
     fn a_rebuild_repairs_the_epochs_from_its_start_on() {
         for (start, recovery) in [
             // The epochs below the rebuild may still lack rows.
-            (10, Recovery::Rebuild { from: 0 }),
-            (0, Recovery::Resume { position: 15, epoch: 0 }),
+            (10, rebuild(0)),
+            (0, resume(15, 0)),
         ] {
             let mut views = ViewsState::default();
             views.apply(Offset(0), b"garbage").unwrap_err();
@@ -311,13 +325,13 @@ mod tests {
         let mut views = ViewsState::default();
         apply(&mut views, 0, &[reset(1, 0), checkpoint(1, 0, 10, 3)]);
         apply(&mut views, 3, &[checkpoint(1, 0, 20, 5)]);
-        assert_eq!(taken_from(ControlView::default(), views).recovery, Recovery::Rebuild { from: 0 });
+        assert_eq!(taken_from(ControlView::default(), views).recovery, rebuild(0));
     }
 
     #[test]
     fn an_epoch_that_has_begun_and_is_not_announced_is_a_start() {
         let taken = taken(&[reset(1, 0), checkpoint(1, 0, 10, 3), begin(1, 10)]);
-        assert_eq!(taken.recovery, Recovery::Resume { position: 10, epoch: 10 });
-        assert_eq!(taken.control.starts.keys().copied().collect::<Vec<_>>(), [0, 10]);
+        assert_eq!(taken.recovery, resume(10, 10));
+        assert_eq!(taken.control.starts.keys().copied().collect::<Vec<_>>(), [Offset(0), Offset(10)]);
     }
 }

@@ -147,7 +147,7 @@ impl SpeedTelemetry {
         if tally.forgotten_early > 0 {
             self.forgotten_early.get_or_create(&label).inc_by(tally.forgotten_early);
             warn!(
-                kafka_partition = kafka_partition.0,
+                %kafka_partition,
                 forgotten = tally.forgotten_early,
                 "the duplicate window is full; raise speed.duplicate_entries or run the batch layer more often"
             );

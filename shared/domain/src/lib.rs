@@ -13,6 +13,7 @@
 //! | What is a series, and what is the summary of its readings? | [`series`], [`summary`], [`sketches`], [`device_counts`] |
 //! | How are summaries stored and sent? | [`summary_columns`], [`realtime_row`] |
 //! | Who owns a Kafka partition, and where do epochs start? | [`control`], [`epoch`] |
+//! | Which requests are in the log already? | [`ledger`] |
 //! | How far do an answer and a batch view reach? | [`position`], [`horizon`] |
 //! | Were stored numbers computed by the same rules? | [`fingerprint`] |
 
@@ -44,6 +45,8 @@ pub mod epoch;
 pub mod horizon;
 pub mod position;
 pub mod realtime_row;
+
+pub mod ledger;
 
 mod error;
 pub use error::{DomainError, ErrorKind};

@@ -1,6 +1,6 @@
 //! Which messages wait for their acknowledgement, and since when. While one to a Kafka partition has waited for too long,
-//! that Kafka partition gets no more messages: clients send their readings again and again, and each time would add to
-//! those that wait.
+//! that Kafka partition gets no more messages: clients send their readings again and again, and each request would add
+//! to the messages that wait.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

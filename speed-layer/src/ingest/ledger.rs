@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tracing::{debug, warn};
+use wye_domain::ledger::{Ends, KeyState, LedgerState, Record, Tables};
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::position::Position;
 use wye_domain::time::Span;
@@ -28,14 +29,14 @@ use wye_log::topics::{LEDGER, READINGS};
 
 use super::{KEY_HEADER, PART_HEADER};
 use applied::AppliedRecords;
-pub use state::Tables;
-use state::{Ends, KeyState, LedgerState, Record};
 use wye_runtime::clock::Clock;
 
 mod applied;
-mod state;
 #[cfg(test)]
 mod tests;
+
+/// The only Kafka partition of the topic.
+const LEDGER_PARTITION: KafkaPartition = KafkaPartition(0);
 
 /// The topic is compacted when it has so many records more than one and a half times what it needs. That is a few hundred
 /// kilobytes, which are read within milliseconds, and each record is written again only a few times.
@@ -121,7 +122,7 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// Notes that a message was acknowledged.
+    /// Takes in that a message was acknowledged.
     pub(super) fn acknowledged(&self, place: Place) {
         self.memory().raise_end(place.kafka_partition, place.offset.next());
     }
@@ -130,7 +131,7 @@ impl Ledger {
     pub(super) fn position(&self) -> Position {
         let mut position = Position::default();
         for (kafka_partition, end) in self.memory().ends.iter().filter(|(_, end)| **end > Offset::START) {
-            position.include(kafka_partition.0, end.0 - 1);
+            position.include(*kafka_partition, Offset(end.0 - 1));
         }
         position
     }
@@ -156,28 +157,28 @@ impl Ledger {
     /// Whether another server has begun to work on a key less than `patience` ago, and has not written that it is done.
     pub(super) fn is_elsewhere(&self, key: &str, patience: Duration) -> bool {
         let KeyState::Begun(begun) = self.state_of(key) else { return false };
-        let (since, by) = begun.last;
-        by.as_ref() != Some(&self.server) && self.clock.now() - since < Span::from(patience)
+        begun.last.by.as_ref() != Some(&self.server)
+            && self.clock.now() - begun.last.at < Span::from(patience)
     }
 
-    /// Notes that the readings of this log are archived in the given tables. Returns the tables that they are archived in
+    /// Writes that the readings of this log are archived in the given tables. Returns the tables that they are archived in
     /// already, if those are others.
     ///
     /// # Errors
     /// When the log cannot be read or written.
     pub(super) async fn claim_tables(&self, tables: Tables) -> Result<Option<Tables>, LogError> {
-        let noted = self.memory().state.tables().cloned();
-        let noted = match noted {
-            Some(noted) => noted,
+        let recorded = self.memory().state.tables().cloned();
+        let recorded = match recorded {
+            Some(recorded) => recorded,
             None => {
-                self.note(Record::Tables(tables.clone())).await?;
+                self.append(Record::Tables(tables.clone())).await?;
                 // Another server may have been first: the order in the topic decides.
                 let log = self.log.clone();
                 let memory = blocking(move || read_memory(&log)).await?;
                 memory.state.tables().cloned().unwrap_or_else(|| tables.clone())
             }
         };
-        Ok((noted.id != tables.id).then_some(noted))
+        Ok((recorded.id != tables.id).then_some(recorded))
     }
 
     /// Reads the records that other servers have written since the last time.
@@ -186,7 +187,7 @@ impl Ledger {
     /// When the log cannot be read.
     pub(super) async fn catch_up(&self) -> Result<(), LogError> {
         let _turn = self.catching_up.lock().await;
-        let high = Offset(self.log.offsets(LEDGER, 0).await?.high);
+        let high = self.log.offsets(LEDGER, LEDGER_PARTITION).await?.high;
         let applied = self.memory().applied.clone();
         if high <= applied.next() {
             return Ok(());
@@ -194,13 +195,13 @@ impl Ledger {
         let log = self.log.clone();
         let (end, others, ends) = blocking(move || {
             let mut others = Vec::new();
-            let end = read_all(&log, (LEDGER, 0), Some(applied.next().0), |message| {
-                if !applied.contains(Offset(message.offset)) {
+            let end = read_all(&log, (LEDGER, LEDGER_PARTITION), Some(applied.next()), |message| {
+                if !applied.contains(message.offset) {
                     others.push(decode(&message));
                 }
             })?;
             // The messages of the keys that others have done can be anywhere below these ends.
-            Ok((Offset(end), others, ends_of_readings(&log)?))
+            Ok((end, others, ends_of_readings(&log)?))
         })
         .await?;
         let mut memory = self.memory();
@@ -216,9 +217,9 @@ impl Ledger {
         blocking(move || {
             let mut landed = BTreeMap::new();
             for (kafka_partition, end) in ends {
-                read_all(&log, (READINGS, kafka_partition.0), Some(end.0), |message| {
+                read_all(&log, (READINGS, kafka_partition), Some(end), |message| {
                     if message.header(KEY_HEADER) == Some(key.as_bytes()) {
-                        let place = Place { kafka_partition, offset: Offset(message.offset) };
+                        let place = Place { kafka_partition, offset: message.offset };
                         landed.extend(part_number(&message).map(|part| (part, place)));
                     }
                 })?;
@@ -228,32 +229,37 @@ impl Ledger {
         .await
     }
 
-    /// Notes that this server begins to work on a key.
+    /// Writes that this server begins to work on a key.
     ///
     /// # Errors
     /// When the log does not acknowledge the record.
     pub(super) async fn begin(&self, key: &str) -> Result<(), LogError> {
         let ends = self.memory().ends.clone();
         let by = Some(self.server.clone());
-        self.note(Record::Begun { key: key.to_owned(), ends, at: self.clock.now(), by }).await
+        self.append(Record::Begun { key: key.to_owned(), ends, at: self.clock.now(), by }).await
     }
 
-    /// Notes that all messages of a key are in the log.
+    /// Writes that all messages of a key are in the log.
     ///
     /// # Errors
     /// When the log does not acknowledge the record.
     pub(super) async fn finish(&self, key: &str) -> Result<(), LogError> {
-        self.note(Record::Done { key: key.to_owned(), at: self.clock.now() }).await?;
+        self.append(Record::Done { key: key.to_owned(), at: self.clock.now() }).await?;
         self.compact_if_due().await;
         Ok(())
     }
 
     /// Writes a record and applies it.
-    async fn note(&self, record: Record) -> Result<(), LogError> {
+    async fn append(&self, record: Record) -> Result<(), LogError> {
         let payload = record.encode();
-        let message =
-            Outgoing { topic: LEDGER, kafka_partition: 0, key: None, payload: &payload, headers: &[] };
-        let offset = Offset(self.producer.send(message).await?);
+        let message = Outgoing {
+            topic: LEDGER,
+            kafka_partition: LEDGER_PARTITION,
+            key: None,
+            payload: &payload,
+            headers: &[],
+        };
+        let offset = self.producer.send(message).await?;
         let mut memory = self.memory();
         memory.state.apply(record);
         memory.applied.add(offset);
@@ -265,7 +271,7 @@ impl Ledger {
     async fn compact_if_due(&self) {
         let (needed, records) = {
             let memory = self.memory();
-            (memory.state.len() as u64, memory.records)
+            (memory.state.record_count() as u64, memory.records)
         };
         if records < needed + needed / 2 + self.spare_records {
             return;
@@ -286,9 +292,9 @@ impl Ledger {
         };
         let after = records.len() as u64;
         for record in records {
-            self.note(record).await?;
+            self.append(record).await?;
         }
-        self.log.delete_records(LEDGER, 0, end.0).await?;
+        self.log.delete_records(LEDGER, LEDGER_PARTITION, end).await?;
         let before = std::mem::replace(&mut self.memory().records, after);
         debug!(before, after, "ledger of loads compacted");
         Ok(())
@@ -311,25 +317,26 @@ fn part_number(message: &Message<'_>) -> Option<u32> {
 /// The offsets that the next readings will get, by Kafka partition. Blocks.
 fn ends_of_readings(log: &Log) -> Result<Ends, LogError> {
     KafkaPartition::all(log.config().kafka_partitions)
-        .map(|own| Ok((own, Offset(log.offsets_blocking(READINGS, own.0)?.high))))
+        .map(|own| Ok((own, log.offsets_blocking(READINGS, own)?.high)))
         .collect()
 }
 
 fn decode(message: &Message<'_>) -> Option<Record> {
     let record = Record::decode(message.payload);
-    record.inspect_err(|error| warn!(offset = message.offset, %error, "a ledger record is skipped")).ok()
+    let offset = message.offset;
+    record.inspect_err(|error| warn!(%offset, %error, "a ledger record is skipped")).ok()
 }
 
 /// Reads the topic. Blocks.
 fn read_memory(log: &Log) -> Result<Memory, LogError> {
     let (mut state, mut records) = (LedgerState::default(), 0);
-    let end = read_all(log, (LEDGER, 0), None, |message| {
+    let end = read_all(log, (LEDGER, LEDGER_PARTITION), None, |message| {
         records += 1;
         if let Some(record) = decode(&message) {
             state.apply(record);
         }
     })?;
-    Ok(Memory { state, applied: AppliedRecords::below(Offset(end)), ends: ends_of_readings(log)?, records })
+    Ok(Memory { state, applied: AppliedRecords::below(end), ends: ends_of_readings(log)?, records })
 }
 
 async fn blocking<T: Send + 'static>(

@@ -1,6 +1,7 @@
 //! A dead letter of ingest as a message to the log.
 
 use wye_domain::dead_letter::{self, CONTEXT_HEADER, Origin};
+use wye_domain::place::KafkaPartition;
 use wye_domain::time::Micros;
 use wye_domain::wire::Rejected;
 use wye_log::producer::Outgoing;
@@ -15,7 +16,7 @@ pub(super) struct Letter<'a> {
 impl<'a> Letter<'a> {
     /// A letter about something that came over HTTP. What is larger than a message can be is cut.
     pub(super) fn new(rejected: &'a Rejected, received: Micros) -> Self {
-        let letter = dead_letter::Letter::new(rejected, Origin::Http, received.0, MAX_PAYLOAD_BYTES);
+        let letter = dead_letter::Letter::new(rejected, Origin::Http, received, MAX_PAYLOAD_BYTES);
         Self { context: letter.context.encode(), payload: letter.payload }
     }
 
@@ -29,6 +30,12 @@ impl<'a> Letter<'a> {
     where
         'a: 'm,
     {
-        Outgoing { topic: DEAD_LETTER, kafka_partition: 0, key: None, payload: self.payload, headers }
+        Outgoing {
+            topic: DEAD_LETTER,
+            kafka_partition: KafkaPartition(0),
+            key: None,
+            payload: self.payload,
+            headers,
+        }
     }
 }

@@ -4,7 +4,7 @@ use arrow::array::RecordBatch;
 use wye_domain::time::Micros;
 use wye_domain::wire::{Acceptance, Collected, Rejected, decode_arrow, decode_json};
 
-/// What a body is.
+/// The format of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// One JSON object, an array, or several of these one a line.
@@ -33,13 +33,14 @@ impl Parsed {
 
 /// Parses a body. Readings are checked against the time at which it was received.
 pub(super) fn parse(body: &[u8], format: Format, received: Micros, acceptance: &Acceptance) -> Parsed {
-    let received = received.0;
     let mut collected = Collected::default();
     let mut batches = Vec::new();
     match format {
         Format::Arrow => {
             let decoded = decode_arrow(body, received, acceptance, &mut collected);
-            batches.extend(decoded.into_iter().map(|(batch, _)| batch).filter(|batch| batch.num_rows() > 0));
+            batches.extend(
+                decoded.into_iter().map(|accepted| accepted.batch).filter(|batch| batch.num_rows() > 0),
+            );
         }
         Format::Json if !looks_like_lines(body) => {
             decode_json(body, received, acceptance, &mut collected);

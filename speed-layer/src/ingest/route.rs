@@ -18,7 +18,7 @@ use wye_log::topics::MAX_PAYLOAD_BYTES;
 /// Fewer readings than this go as JSON, which is smaller for them than an Arrow stream with its schema.
 const FEW: usize = 8;
 
-/// What cannot happen to accepted readings: they have the schema of readings.
+/// The error for a batch without the schema of readings, which accepted readings always have.
 type Unexpected = Box<dyn Error + Send + Sync>;
 
 /// One message.
@@ -43,7 +43,7 @@ pub(super) fn parts(batches: &[RecordBatch], kafka_partitions: i32) -> Result<Ve
         let of_word: Vec<KafkaPartition> = device
             .words()
             .iter()
-            .map(|word| KafkaPartition(partition_of(word.unwrap_or_default().as_bytes(), kafka_partitions)))
+            .map(|word| partition_of(word.unwrap_or_default().as_bytes(), kafka_partitions))
             .collect();
         let of_row: Vec<KafkaPartition> = (0..batch.num_rows())
             .map(|row| device.code(row).map_or_else(KafkaPartition::default, |code| of_word[code]))
@@ -101,7 +101,9 @@ fn rows_of(columns: &ReadingColumns<'_>, rows: Range<usize>) -> RecordBatch {
 #[cfg(test)]
 mod tests {
     use wye_domain::assemble::Assembler;
+    use wye_domain::place::Offset;
     use wye_domain::reading::Reading;
+    use wye_domain::time::Micros;
 
     use super::*;
 
@@ -115,7 +117,7 @@ mod tests {
                 device_id,
                 metric: "m",
                 value: i as f64,
-                event_time: 1_700_000_000_000_000 + i,
+                event_time: Micros(1_700_000_000_000_000 + i),
                 sequence: None,
                 unit: None,
                 tags: None,
@@ -127,12 +129,12 @@ mod tests {
         let mut values = Vec::new();
         for part in &parts {
             let mut assembler = Assembler::default();
-            assembler.push(&part.payload, 0, 1_800_000_000_000_000);
+            assembler.push(&part.payload, Offset::START, Micros(1_800_000_000_000_000));
             for placed in assembler.take() {
                 let columns = ReadingColumns::of(&placed.batch).unwrap();
                 for row in 0..placed.batch.num_rows() {
                     let reading = columns.reading(row);
-                    assert_eq!(partition_of(reading.device_id.as_bytes(), 4), part.kafka_partition.0);
+                    assert_eq!(partition_of(reading.device_id.as_bytes(), 4), part.kafka_partition);
                     values.push(reading.value as i64);
                 }
             }

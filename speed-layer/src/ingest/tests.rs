@@ -1,10 +1,11 @@
-//! Requests whose clients leave, that are sent again, and whose log is away.
+//! Requests whose clients disconnect, requests that are sent again, and requests while the log is unavailable.
 
 use std::path::Path;
 
 use tempfile::TempDir;
 use wye_broker::{Broker, BrokerConfig, Port};
 use wye_domain::assemble::Assembler;
+use wye_domain::place::KafkaPartition;
 use wye_domain::time::Micros;
 use wye_log::client::LogConfig;
 use wye_log::reader::read_all;
@@ -14,7 +15,7 @@ use super::*;
 use wye_runtime::clock::SystemClock;
 
 /// After the event time of [`request`].
-const NOW: i64 = 1_800_000_000_000_000;
+const NOW: Micros = Micros(1_800_000_000_000_000);
 const PATIENCE: Duration = Duration::from_secs(30);
 const ACK_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -74,7 +75,7 @@ async fn logged(log: &Log) -> usize {
     let log = log.clone();
     tokio::task::spawn_blocking(move || {
         let mut assembler = Assembler::default();
-        for kafka_partition in 0..2 {
+        for kafka_partition in KafkaPartition::all(2) {
             read_all(&log, (READINGS, kafka_partition), None, |message| {
                 assembler.push(message.payload, message.offset, NOW);
             })
@@ -104,7 +105,7 @@ async fn a_receipt_says_where_the_readings_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_frees_its_key_and_its_readings_count_once() {
+async fn a_client_that_disconnects_frees_its_key_and_its_readings_count_once() {
     let (ingest, log, _broker, _directory) = site(PATIENCE).await;
     for number in 0..20 {
         let key = format!("left-{number}");
@@ -119,7 +120,7 @@ async fn a_client_that_leaves_frees_its_key_and_its_readings_count_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_the_log_away_clients_get_an_answer_in_time_and_nothing_counts_twice() {
+async fn while_the_log_is_unavailable_clients_get_an_answer_in_time_and_nothing_counts_twice() {
     let (ingest, log, gone, directory) = site(ACK_TIMEOUT).await;
     assert_eq!(until_accepted(&ingest, "before").await.accepted, 10);
     let port = gone.bootstrap_servers().rsplit(':').next().unwrap().parse().unwrap();

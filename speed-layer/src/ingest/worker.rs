@@ -8,7 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::{join_all, try_join_all};
 use tracing::{info, warn};
-use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::ledger::Tables;
+use wye_domain::place::KafkaPartition;
 use wye_domain::position::Position;
 use wye_domain::time::Micros;
 use wye_domain::wire::Acceptance;
@@ -18,7 +19,7 @@ use wye_log::topics::READINGS;
 use wye_runtime::telemetry::ReasonLabel;
 
 use super::in_flight::{InFlight, Queue, Waiting};
-use super::ledger::{Ledger, Place, Progress, Tables};
+use super::ledger::{Ledger, Place, Progress};
 use super::letter::Letter;
 use super::parse::{Format, Parsed, parse};
 use super::route::{self, Part};
@@ -28,9 +29,9 @@ use crate::settings::IngestSettings;
 use wye_runtime::clock::Clock;
 
 /// The wait before a message is handed again to a producer whose queue was full.
-const QUEUE_FULL_REST: Duration = Duration::from_millis(2);
+const QUEUE_FULL_DELAY: Duration = Duration::from_millis(2);
 /// How often it is checked whether another server has finished a key that it works on.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Bodies from this size on, in bytes, are parsed on a thread for blocking work; parsing smaller ones takes well below a
 /// millisecond.
 const LARGE_BODY: usize = 64 * 1024;
@@ -157,7 +158,7 @@ impl Worker {
             if !self.ledger.is_elsewhere(key, patience) || self.clock.monotonic() >= deadline {
                 return self.ledger.progress(key).await;
             }
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
@@ -209,7 +210,7 @@ impl Worker {
             };
             let message = Outgoing {
                 topic: READINGS,
-                kafka_partition: part.kafka_partition.0,
+                kafka_partition: part.kafka_partition,
                 key: part.device_id.as_deref().map(str::as_bytes),
                 payload: &part.payload,
                 headers,
@@ -224,13 +225,13 @@ impl Worker {
         }
         let mut position = Position::default();
         for place in landed.values() {
-            position.include(place.kafka_partition.0, place.offset.0);
+            position.include(place.kafka_partition, place.offset);
         }
         for delivered in join_all(deliveries.into_iter().map(Sent::place)).await {
             match delivered {
                 Ok(place) => {
                     self.ledger.acknowledged(place);
-                    position.include(place.kafka_partition.0, place.offset.0);
+                    position.include(place.kafka_partition, place.offset);
                 }
                 Err(error) => outcome = Err(error),
             }
@@ -241,11 +242,11 @@ impl Worker {
     /// Hands a message to the producer, and waits while its queue is full.
     async fn enqueue(&self, message: Outgoing<'_>, queue: Queue) -> Result<Sent<'_>, LogError> {
         let waiting = self.in_flight.begin(queue);
-        let kafka_partition = KafkaPartition(message.kafka_partition);
+        let kafka_partition = message.kafka_partition;
         loop {
             match self.producer.enqueue(message) {
                 Ok(delivery) => return Ok(Sent { kafka_partition, delivery, _waiting: waiting }),
-                Err(LogError::QueueFull) => tokio::time::sleep(QUEUE_FULL_REST).await,
+                Err(LogError::QueueFull) => tokio::time::sleep(QUEUE_FULL_DELAY).await,
                 Err(error) => return Err(error),
             }
         }
@@ -275,7 +276,6 @@ struct Sent<'a> {
 impl Sent<'_> {
     /// Waits until the log has acknowledged the message or given it up.
     async fn place(self) -> Result<Place, LogError> {
-        let offset = Offset(self.delivery.await?);
-        Ok(Place { kafka_partition: self.kafka_partition, offset })
+        Ok(Place { kafka_partition: self.kafka_partition, offset: self.delivery.await? })
     }
 }

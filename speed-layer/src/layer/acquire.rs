@@ -27,9 +27,9 @@ use crate::SpeedError;
 use crate::owner::Owner;
 
 /// How often the control topic is read while a request waits for its answer.
-const LOOK: Duration = Duration::from_millis(100);
-/// The wait after a failure.
-const REST: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// About how long the wait after a failure is.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 /// The most times that the wait after being fenced is doubled.
 const DOUBLINGS: u32 = 4;
 
@@ -46,12 +46,12 @@ pub(super) struct Owned {
 pub(super) enum Vacancy {
     /// This process has just started.
     New,
-    /// The owner of this generation has failed in this process. The next one may follow at once, unless another process has
-    /// claimed since.
+    /// The owner of this generation has failed in this process; `None` where it failed before it had claimed. The next one
+    /// may follow at once, unless another process has claimed since.
     Failed { generation: Option<Generation> },
     /// A batch run has pinned a start inside its open epoch. As `Failed`, without a wait.
     Overtaken { generation: Generation },
-    /// Another process has claimed it; so many times in a row without a long ownership in between.
+    /// Another process has claimed it, this many times in a row without a stable ownership in between.
     Fenced { times: u32 },
 }
 
@@ -84,33 +84,33 @@ impl Acquisition {
 
     fn wait_until_free(&self, executor: &Executor, vacancy: Vacancy) -> Result<(), SpeedError> {
         let patience = self.shared.settings.answer_patience;
-        let (last, rest) = match vacancy {
+        let (last, delay) = match vacancy {
             Vacancy::New => return Ok(()),
             Vacancy::Overtaken { generation } => (Some(generation), Duration::ZERO),
-            Vacancy::Failed { generation } => (generation, REST),
+            Vacancy::Failed { generation } => (generation, RETRY_DELAY),
             Vacancy::Fenced { times } => (None, patience.saturating_mul(1 << times.min(DOUBLINGS))),
         };
         let mut control = Control::default();
-        self.rest(rest)?;
+        self.sleep_about(delay)?;
         loop {
             control.read(&self.shared.parts.log, self.kafka_partition)?;
-            if control.generation() == last {
+            if control.view.generation == last {
                 return Ok(());
             }
-            let kafka_partition = self.kafka_partition.0;
+            let kafka_partition = self.kafka_partition;
             if !self.an_owner_answers(executor, &mut control)? {
-                info!(kafka_partition, "no owner answers; taking the kafka partition over");
+                info!(%kafka_partition, "no owner answers; taking the kafka partition over");
                 return Ok(());
             }
-            debug!(kafka_partition, "another process owns the kafka partition");
-            self.rest(patience)?;
+            debug!(%kafka_partition, "another process owns the kafka partition");
+            self.sleep_about(patience)?;
         }
     }
 
     /// Whether an owner answers within the patience, or another process claims meanwhile.
     fn an_owner_answers(&self, executor: &Executor, control: &mut Control) -> Result<bool, SpeedError> {
         let asked_by = self.shared.parts.name.clone();
-        let request = ControlRecord::CutRequest { asked_by, through: Offset::START.0 };
+        let request = ControlRecord::CutRequest { asked_by, through: Offset::START };
         let request = executor.send(CONTROL, &request.encode())?;
         let clock = &self.shared.parts.clock;
         let deadline = clock.monotonic().saturating_add(self.shared.settings.answer_patience);
@@ -122,20 +122,22 @@ impl Acquisition {
             if clock.monotonic() >= deadline {
                 return Ok(false);
             }
-            self.sleep(LOOK)?;
+            self.sleep(POLL_INTERVAL)?;
         }
     }
 
-    /// Waits between half of `around` and one and a half times as long. The name of the process and the time of its clock
+    /// Waits between half of `duration` and one and a half times as long. The name of the process and the time of its clock
     /// decide, so that no two processes wait equally long again and again.
-    fn rest(&self, around: Duration) -> Result<(), SpeedError> {
+    fn sleep_about(&self, duration: Duration) -> Result<(), SpeedError> {
         let mut hasher = DefaultHasher::new();
         let parts = &self.shared.parts;
         (&parts.name, self.kafka_partition, parts.clock.monotonic()).hash(&mut hasher);
         let share = hasher.finish() % 1_000;
-        self.sleep((around / 2).saturating_add(around.mul_f64(share as f64 / 1_000.0)))
+        self.sleep((duration / 2).saturating_add(duration.mul_f64(share as f64 / 1_000.0)))
     }
 
+    /// Waits for a duration.
+    ///
     /// # Errors
     /// `ShuttingDown` at a shutdown, at once.
     fn sleep(&self, duration: Duration) -> Result<(), SpeedError> {
@@ -153,23 +155,18 @@ struct Control {
 impl Control {
     fn read(&mut self, log: &Log, kafka_partition: KafkaPartition) -> Result<(), LogError> {
         let Self { next, view } = self;
-        let from = next.map(|next| next.0);
-        let end = read_all(log, (CONTROL, kafka_partition.0), from, |message| {
+        let end = read_all(log, (CONTROL, kafka_partition), *next, |message| {
             // A record of a later version is skipped.
             if let Ok(record) = ControlRecord::decode(message.payload) {
                 view.apply(message.offset, &record);
             }
         })?;
-        self.next = Some(Offset(end));
+        self.next = Some(end);
         Ok(())
-    }
-
-    fn generation(&self) -> Option<Generation> {
-        self.view.generation.map(Offset).map(Generation)
     }
 
     /// The newest request that an owner has answered, or the newest claim: a new owner answers all requests before it.
     fn newest_answer(&self) -> Option<Offset> {
-        self.view.answered.max(self.view.generation).map(Offset)
+        self.view.answered.max(self.view.generation.map(Generation::claim))
     }
 }

@@ -8,7 +8,6 @@ use tracing::{debug, info, warn};
 use wye_domain::control::{ControlRecord, ControlView};
 use wye_domain::place::{Generation, KafkaPartition, Offset};
 use wye_domain::realtime_row::{self, Header};
-use wye_domain::time::Micros;
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::reader::read_all;
@@ -34,11 +33,11 @@ pub(super) fn take_over(
     if shared.shutdown.is_cancelled() {
         return Err(SpeedError::ShuttingDown);
     }
-    let generation = claimed.generation.claim().0;
+    let generation = claimed.generation;
     let taken = decide(claimed, shared.rules.plans.fingerprint());
     info!(
-        kafka_partition = kafka_partition.0,
-        generation,
+        %kafka_partition,
+        %generation,
         recovery = ?taken.recovery,
         rows = taken.rows.len(),
         "kafka partition taken over"
@@ -59,15 +58,15 @@ fn claim(
 ) -> Result<Claimed, SpeedError> {
     let log = &shared.parts.log;
     let claim = ControlRecord::Claim { owner: shared.parts.name.clone() };
-    let claim = executor.send(CONTROL, &claim.encode())?;
-    let marker = Header::Claim { generation: claim.0 };
+    let generation = Generation(executor.send(CONTROL, &claim.encode())?);
+    let marker = Header::Claim { generation };
     let marker = executor.send(REALTIME_VIEWS, &realtime_row::encode(&marker, None))?;
 
     let mut control = ControlView::default();
-    read_through(log, (CONTROL, kafka_partition), claim, |offset, payload| {
+    read_through(log, (CONTROL, kafka_partition), generation.claim(), |offset, payload| {
         // A record of a later version is skipped.
         if let Ok(record) = ControlRecord::decode(payload) {
-            control.apply(offset.0, &record);
+            control.apply(offset, &record);
         }
     })?;
     let mut views = ViewsState::default();
@@ -75,17 +74,12 @@ fn claim(
     read_through(log, (REALTIME_VIEWS, kafka_partition), marker, |offset, payload| {
         if let Err(error) = views.apply(offset, payload) {
             undecodable += 1;
-            warn!(
-                kafka_partition = kafka_partition.0,
-                offset = offset.0,
-                %error,
-                "skipped a record of the realtime views; its epoch is rebuilt"
-            );
+            warn!(%kafka_partition, %offset, %error, "skipped a record of the realtime views; its epoch is rebuilt");
         }
     })?;
     shared.parts.telemetry.undecodable.get_or_create(&label(kafka_partition)).inc_by(undecodable);
-    let log_start = Offset(log.offsets_blocking(READINGS, kafka_partition.0)?.low);
-    Ok(Claimed { generation: Generation(claim), control, views, log_start })
+    let log_start = log.offsets_blocking(READINGS, kafka_partition)?.low;
+    Ok(Claimed { generation, control, views, log_start })
 }
 
 /// Fills the duplicate window from the log below the owner's position.
@@ -95,20 +89,14 @@ fn remember_past(log: &Log, owner: &mut Owner, kafka_partition: KafkaPartition) 
         return Ok(());
     }
     let mut remembered = Ok(());
-    read_all(log, (READINGS, kafka_partition.0), from.map(|from| from.0), |message| {
-        let offset = Offset(message.offset);
-        if offset < position && remembered.is_ok() {
-            let ingest_time = Micros::from_millis(message.timestamp_ms);
-            remembered = owner.remember(offset, ingest_time, message.payload);
+    read_all(log, (READINGS, kafka_partition), from, |message| {
+        if message.offset < position && remembered.is_ok() {
+            remembered = owner.remember(message.offset, message.ingest_time, message.payload);
         }
     })?;
     remembered.and_then(|()| owner.remember_taken())?;
-    debug!(
-        kafka_partition = kafka_partition.0,
-        position = position.0,
-        remembered = owner.remembered(),
-        "the duplicate window is filled"
-    );
+    let remembered = owner.remembered();
+    debug!(%kafka_partition, %position, remembered, "the duplicate window is filled");
     Ok(())
 }
 
@@ -121,12 +109,12 @@ fn read_through(
 ) -> Result<(), LogError> {
     let mut from = None;
     loop {
-        let end = read_all(log, (topic, kafka_partition.0), from, |message| {
-            if message.offset <= last.0 {
-                on(Offset(message.offset), message.payload);
+        let end = read_all(log, (topic, kafka_partition), from, |message| {
+            if message.offset <= last {
+                on(message.offset, message.payload);
             }
         })?;
-        if end > last.0 {
+        if end > last {
             return Ok(());
         }
         // The broker has acknowledged the record, and readers get it in a moment.

@@ -18,7 +18,7 @@ use crate::SpeedError;
 use crate::owner::{Effect, Input, Owner};
 
 /// The wait before a message is handed again to a producer whose queue was full.
-const QUEUE_FULL_REST: Duration = Duration::from_millis(1);
+const QUEUE_FULL_DELAY: Duration = Duration::from_millis(1);
 
 /// Writes for the owner of one Kafka partition.
 pub(super) struct Executor {
@@ -69,7 +69,7 @@ impl Executor {
             Header::Claim { .. } => self.send(REALTIME_VIEWS, &record).map(|_| ()),
             Header::Begin { epoch, .. } => {
                 let offset = self.send(REALTIME_VIEWS, &record)?;
-                let effects = owner.step(Input::Begun { epoch: Offset(epoch), offset })?;
+                let effects = owner.step(Input::Begun { epoch, offset })?;
                 self.carry_out(owner, effects)
             }
         }
@@ -77,18 +77,18 @@ impl Executor {
 
     /// Writes a record, waits until it is acknowledged, and returns its offset.
     pub(super) fn send(&self, topic: &str, payload: &[u8]) -> Result<Offset, SpeedError> {
-        Ok(Offset(self.runtime.block_on(self.producer.send(self.outgoing(topic, payload)))?))
+        Ok(self.runtime.block_on(self.producer.send(self.outgoing(topic, payload)))?)
     }
 
-    /// Records that cannot be deleted now are deleted after the next batch run.
+    /// Deletes the records below an offset. If that fails, they are deleted after the next batch run.
     fn trim(&self, topic: &str, before: Offset) {
-        let kafka_partition = self.kafka_partition.0;
-        let deleted = self.runtime.block_on(self.log.delete_records(topic, kafka_partition, before.0));
+        let kafka_partition = self.kafka_partition;
+        let deleted = self.runtime.block_on(self.log.delete_records(topic, kafka_partition, before));
         if let Err(error) = deleted {
             warn!(
-                kafka_partition,
+                %kafka_partition,
                 topic,
-                before = before.0,
+                %before,
                 %error,
                 "cannot delete old records; trying again after the next batch run"
             );
@@ -104,7 +104,7 @@ impl Executor {
                 }
                 Err(LogError::QueueFull) => {
                     self.settle()?;
-                    std::thread::sleep(QUEUE_FULL_REST);
+                    std::thread::sleep(QUEUE_FULL_DELAY);
                 }
                 Err(error) => return Err(error.into()),
             }
@@ -112,7 +112,7 @@ impl Executor {
     }
 
     fn outgoing<'a>(&self, topic: &'a str, payload: &'a [u8]) -> Outgoing<'a> {
-        Outgoing { topic, kafka_partition: self.kafka_partition.0, key: None, payload, headers: &[] }
+        Outgoing { topic, kafka_partition: self.kafka_partition, key: None, payload, headers: &[] }
     }
 
     /// Waits until everything written is acknowledged.

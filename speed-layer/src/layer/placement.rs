@@ -8,7 +8,7 @@ use wye_domain::place::KafkaPartition;
 use wye_log::partitioner::partition_of;
 
 /// The least time between two warnings.
-const NOTICE: Duration = Duration::from_secs(60);
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The keys of one Kafka partition's messages.
 #[derive(Debug)]
@@ -29,26 +29,26 @@ impl Placement {
         Self { kafka_partition, kafka_partitions, misplaced: 0, example: Vec::new(), noticed: None }
     }
 
-    /// Looks at the key of a message. One without a key may be anywhere.
+    /// Checks the key of a message. A message without a key may be in any Kafka partition.
     #[inline]
-    pub(super) fn look_at(&mut self, key: Option<&[u8]>) {
+    pub(super) fn check(&mut self, key: Option<&[u8]>) {
         if let Some(key) = key
-            && partition_of(key, self.kafka_partitions) != self.kafka_partition.0
+            && partition_of(key, self.kafka_partitions) != self.kafka_partition
         {
             self.misplaced += 1;
             key.clone_into(&mut self.example);
         }
     }
 
-    /// How many messages were misplaced since the last report; warns of them from time to time. `now` is a monotonic time.
+    /// How many messages were misplaced since the last report. Warns of them from time to time. `now` is a monotonic time.
     pub(super) fn report(&mut self, now: Duration) -> u64 {
         let misplaced = std::mem::take(&mut self.misplaced);
-        if misplaced > 0 && self.noticed.is_none_or(|last| now.saturating_sub(last) >= NOTICE) {
+        if misplaced > 0 && self.noticed.is_none_or(|last| now.saturating_sub(last) >= WARNING_INTERVAL) {
             self.noticed = Some(now);
             let device = String::from_utf8_lossy(&self.example);
             warn!(
-                kafka_partition = self.kafka_partition.0,
-                belongs_to = partition_of(&self.example, self.kafka_partitions),
+                kafka_partition = %self.kafka_partition,
+                belongs_to = %partition_of(&self.example, self.kafka_partitions),
                 misplaced,
                 "a producer writes device {device:?} into another Kafka partition than Wye does, so its duplicates are \
                  not detected until the next batch run; set partitioner=murmur2_random in producers that use librdkafka"
@@ -65,12 +65,13 @@ mod tests {
     #[test]
     fn keys_that_belong_elsewhere_are_counted() {
         let mut placement = Placement::new(KafkaPartition(1), 4);
-        let (here, elsewhere): (Vec<String>, Vec<String>) =
-            (0..100).map(|n| format!("pump-{n}")).partition(|key| partition_of(key.as_bytes(), 4) == 1);
-        placement.look_at(None);
-        here.iter().for_each(|key| placement.look_at(Some(key.as_bytes())));
+        let (here, elsewhere): (Vec<String>, Vec<String>) = (0..100)
+            .map(|n| format!("pump-{n}"))
+            .partition(|key| partition_of(key.as_bytes(), 4) == KafkaPartition(1));
+        placement.check(None);
+        here.iter().for_each(|key| placement.check(Some(key.as_bytes())));
         assert_eq!(placement.report(Duration::ZERO), 0);
-        elsewhere.iter().for_each(|key| placement.look_at(Some(key.as_bytes())));
+        elsewhere.iter().for_each(|key| placement.check(Some(key.as_bytes())));
         assert_eq!(placement.report(Duration::ZERO), elsewhere.len() as u64);
         assert_eq!(placement.report(Duration::ZERO), 0);
         assert!(!here.is_empty() && !elsewhere.is_empty());

@@ -18,8 +18,9 @@ use crate::SpeedError;
 use crate::owner::{Due, Input, Owner};
 use crate::telemetry::label;
 
-/// After an ownership of this length, a process is no longer in a fight with another one for the Kafka partition.
-const PEACE: Duration = Duration::from_secs(60);
+/// An owner that is fenced after this long was stable: no other process competes for the Kafka partition, and earlier
+/// fencings no longer count.
+const STABLE_OWNERSHIP: Duration = Duration::from_secs(60);
 
 /// One Kafka partition of a worker.
 pub(super) struct Slot {
@@ -59,7 +60,7 @@ impl Slot {
         }
     }
 
-    /// One step of the owner, if there is one; whether it is lost by that.
+    /// One step of the owner, if there is one. Returns whether the owner was lost.
     pub(super) fn step(&mut self, input: Input<'_>) -> bool {
         let State::Owned(Owned { owner, executor, .. }) = &mut self.state else { return false };
         let stepped = catch_unwind(AssertUnwindSafe(|| {
@@ -89,7 +90,7 @@ impl Slot {
         let vacancy = match error {
             SpeedError::Fenced { .. } => {
                 let owned_for = self.shared.parts.clock.monotonic().saturating_sub(*since);
-                self.fenced = if owned_for < PEACE { self.fenced + 1 } else { 0 };
+                self.fenced = if owned_for < STABLE_OWNERSHIP { self.fenced + 1 } else { 0 };
                 Vacancy::Fenced { times: self.fenced }
             }
             SpeedError::Overtaken { .. } => Vacancy::Overtaken { generation },
@@ -108,8 +109,8 @@ impl Slot {
         self.state = State::Vacant(vacancy);
     }
 
-    /// Acquires the Kafka partition if it has no owner; whether it has one now that it did not have before.
-    pub(super) fn tend(&mut self) -> bool {
+    /// Acquires the Kafka partition if it has no owner. Returns whether a new owner was acquired.
+    pub(super) fn acquire_if_vacant(&mut self) -> bool {
         match std::mem::replace(&mut self.state, State::Vacant(Vacancy::Failed { generation: None })) {
             State::Vacant(vacancy) => {
                 self.state = self.acquire(vacancy);
@@ -142,7 +143,7 @@ impl Slot {
         }
     }
 
-    /// Takes what a finished thread has acquired; whether it is an owner. After a failure the slot stays vacant.
+    /// Takes what a finished thread has acquired. Returns whether that is an owner; after a failure the slot stays vacant.
     fn take(&mut self, acquiring: JoinHandle<Result<Owned, SpeedError>>) -> bool {
         let acquired = acquiring.join();
         match acquired.unwrap_or_else(|panic| Err(SpeedError::panicked(self.kafka_partition, &*panic))) {
@@ -166,7 +167,7 @@ impl Slot {
         self.measure();
         if let State::Owned(Owned { executor, .. }) = &mut self.state {
             match executor.settle() {
-                Ok(()) => info!(kafka_partition = self.kafka_partition.0, "flushed at the shutdown"),
+                Ok(()) => info!(kafka_partition = %self.kafka_partition, "flushed at the shutdown"),
                 Err(error) => report(&error, "the next owner reads again what the last flush had"),
             }
         }
@@ -193,8 +194,8 @@ impl Slot {
     /// Updates how many messages the owner still has to read.
     pub(super) fn measure_lag(&self) {
         let Some(owner) = self.owner() else { return };
-        if let Ok(range) = self.shared.parts.log.offsets_blocking(READINGS, self.kafka_partition.0) {
-            let lag = (range.high - owner.next().0).max(0);
+        if let Ok(range) = self.shared.parts.log.offsets_blocking(READINGS, self.kafka_partition) {
+            let lag = i64::try_from(range.high.since(owner.next())).unwrap_or(i64::MAX);
             self.shared.parts.telemetry.log_lag.get_or_create(&label(self.kafka_partition)).set(lag);
         }
     }

@@ -10,10 +10,11 @@ use tokio_util::sync::CancellationToken;
 use wye_broker::{Broker, BrokerConfig};
 use wye_domain::control::{ControlRecord, ControlView};
 use wye_domain::epoch::Fence;
-use wye_domain::place::KafkaPartition;
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::realtime_row::{self, Header, Record, Rows};
 use wye_domain::registry::Registry;
 use wye_domain::summary::Summary;
+use wye_domain::time::Micros;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
 use wye_log::producer::{Outgoing, Producer};
@@ -27,6 +28,9 @@ use super::*;
 use crate::telemetry::{SpeedTelemetry, label};
 use wye_runtime::clock::SystemClock;
 
+/// The Kafka partition that has the readings.
+const FIRST: KafkaPartition = KafkaPartition(0);
+const SECOND: KafkaPartition = KafkaPartition(1);
 const PATIENCE: Duration = Duration::from_secs(60);
 const SHORT_EPOCHS: Duration = Duration::from_millis(200);
 /// Longer than a test runs.
@@ -82,18 +86,18 @@ impl Site {
         (start(settings, parts, shutdown.clone()).await.unwrap(), shutdown)
     }
 
-    async fn control(&self, record: &ControlRecord) -> i64 {
+    async fn control(&self, record: &ControlRecord) -> Offset {
         let payload = record.encode();
         let message =
-            Outgoing { topic: CONTROL, kafka_partition: 0, key: None, payload: &payload, headers: &[] };
+            Outgoing { topic: CONTROL, kafka_partition: FIRST, key: None, payload: &payload, headers: &[] };
         self.producer.send(message).await.unwrap()
     }
 
     fn control_view(&self) -> ControlView {
-        self.control_view_of(0)
+        self.control_view_of(FIRST)
     }
 
-    fn control_view_of(&self, kafka_partition: i32) -> ControlView {
+    fn control_view_of(&self, kafka_partition: KafkaPartition) -> ControlView {
         let mut view = ControlView::default();
         read_all(&self.log, (CONTROL, kafka_partition), None, |message| {
             view.apply(message.offset, &ControlRecord::decode(message.payload).unwrap());
@@ -103,9 +107,9 @@ impl Site {
     }
 
     /// The first readings offsets of the epochs that began, in the order of the topic.
-    fn begun(&self) -> Vec<i64> {
+    fn begun(&self) -> Vec<Offset> {
         let mut begun = Vec::new();
-        read_all(&self.log, (REALTIME_VIEWS, 0), None, |message| {
+        read_all(&self.log, (REALTIME_VIEWS, FIRST), None, |message| {
             if let Ok(Record { header: Header::Begin { epoch, .. }, .. }) =
                 realtime_row::decode(message.payload)
             {
@@ -119,7 +123,7 @@ impl Site {
     async fn send(&self, payload: &str) {
         let message = Outgoing {
             topic: READINGS,
-            kafka_partition: 0,
+            kafka_partition: FIRST,
             key: Some(b"d"),
             payload: payload.as_bytes(),
             headers: &[],
@@ -152,9 +156,9 @@ impl Site {
     }
 
     /// The rows that count, by epoch, series and window.
-    fn rows(&self) -> BTreeMap<(i64, String, i64), Summary> {
-        let (mut fence, mut epochs) = (Fence::default(), BTreeMap::<(i64, String, i64), Summary>::new());
-        read_all(&self.log, (REALTIME_VIEWS, 0), None, |message| {
+    fn rows(&self) -> BTreeMap<(Offset, String, Micros), Summary> {
+        let (mut fence, mut epochs) = (Fence::default(), BTreeMap::new());
+        read_all(&self.log, (REALTIME_VIEWS, FIRST), None, |message| {
             let Ok(record) = realtime_row::decode(message.payload) else { return };
             if !fence.admit(record.header.generation()) {
                 return;
@@ -163,7 +167,7 @@ impl Site {
                 Header::Claim { .. } => {}
                 Header::Begin { epoch, reset, .. } => {
                     if reset {
-                        epochs.split_off(&(epoch, String::new(), i64::MIN));
+                        epochs.split_off(&(epoch, String::new(), Micros::MIN));
                     }
                 }
                 Header::Rows { epoch, .. } => {
@@ -172,7 +176,7 @@ impl Site {
                     for row in 0..batch.num_rows() {
                         let summary = rows.summaries.summary(row).unwrap();
                         let series = rows.series.text(row).unwrap().to_owned();
-                        epochs.insert((epoch, series, rows.window_start[row]), summary);
+                        epochs.insert((epoch, series, rows.window_start(row)), summary);
                     }
                 }
             }
@@ -223,7 +227,7 @@ async fn invalid_readings_are_counted_and_stop_nothing() {
         assert_eq!(parts.telemetry.rejected.get_or_create(&ReasonLabel { reason }).get(), 1, "{reason}");
     }
     // The archiver writes the letters.
-    assert_eq!(site.log.offsets(DEAD_LETTER, 0).await.unwrap().high, 0);
+    assert_eq!(site.log.offsets(DEAD_LETTER, FIRST).await.unwrap().high, Offset::START);
 }
 
 /// The same ownership of so many Kafka partitions.
@@ -270,16 +274,16 @@ async fn an_owner_that_fails_gives_up_its_kafka_partition_and_no_other() {
     let (layer, shutdown) = site.start_with(parts.clone(), LONG_EPOCHS).await;
     let owns = layer.ownerships();
     until("both are owned", async || owns.get() == all(2, Ownership::Owned)).await;
-    let (lost, kept) = (site.control_view_of(0).generation, site.control_view_of(1).generation);
+    let (lost, kept) = (site.control_view_of(FIRST).generation, site.control_view_of(SECOND).generation);
     // Another process claims the one and stops.
     site.control(&ControlRecord::Claim { owner: "another".into() }).await;
     until("it is owned again", async || {
-        let given_up = parts.telemetry.given_up.get_or_create(&label(KafkaPartition(0))).get();
+        let given_up = parts.telemetry.given_up.get_or_create(&label(FIRST)).get();
         given_up == 1 && owns.get() == all(2, Ownership::Owned)
     })
     .await;
-    assert!(site.control_view_of(0).generation > lost);
-    assert_eq!(site.control_view_of(1).generation, kept);
+    assert!(site.control_view_of(FIRST).generation > lost);
+    assert_eq!(site.control_view_of(SECOND).generation, kept);
     site.send_values(0..10).await;
     assert_eq!(site.wait_for(10).await.count, 10);
     shutdown.cancel();
@@ -313,13 +317,13 @@ async fn a_request_for_a_cut_is_answered_at_once_by_a_start_behind_what_was_ther
     let site = Site::new().await;
     let (layer, shutdown) = site.start_with(site.parts(), LONG_EPOCHS).await;
     site.send_values(0..30).await;
-    let through = site.log.offsets(READINGS, 0).await.unwrap().high;
+    let through = site.log.offsets(READINGS, FIRST).await.unwrap().high;
     let clock = SystemClock::default();
     let request = site.control(&ControlRecord::CutRequest { asked_by: "test".into(), through }).await;
     until("an answer", async || site.control_view().answered == Some(request)).await;
     let elapsed = clock.monotonic();
     assert!(elapsed < Duration::from_secs(10), "{elapsed:?}");
-    assert_eq!(site.control_view().first_start_from(1), Some(through));
+    assert_eq!(site.control_view().first_start_from(Offset(1)), Some(through));
     // It begins there, whether it was there already or not.
     until("the epoch begins", async || site.begun().contains(&through)).await;
     assert_eq!(site.wait_for(30).await.count, 30);
@@ -332,16 +336,17 @@ async fn a_start_pinned_by_a_batch_run_costs_the_open_epoch_and_no_earlier_one()
     let site = Site::new().await;
     let (layer, shutdown) = site.start_with(site.parts(), LONG_EPOCHS).await;
     site.send_values(0..10).await;
-    let request = site.control(&ControlRecord::CutRequest { asked_by: "test".into(), through: 10 }).await;
+    let through = Offset(10);
+    let request = site.control(&ControlRecord::CutRequest { asked_by: "test".into(), through }).await;
     until("an epoch at 10", async || site.control_view().answered == Some(request)).await;
     site.send_values(10..30).await;
     site.wait_for(30).await;
-    let pin = ControlRecord::Epoch { generation: None, start: 20, announced_at: 0, answers: None };
+    let pin = ControlRecord::Epoch { generation: None, start: Offset(20), announced_at: None, answers: None };
     site.control(&pin).await;
-    until("the pinned epoch begins", async || site.begun().contains(&20)).await;
+    until("the pinned epoch begins", async || site.begun().contains(&Offset(20))).await;
     let summary = site.wait_for(30).await;
     assert_eq!((summary.count, summary.sum.value()), (30, (0..30).sum::<i64>() as f64));
-    assert_eq!(site.begun(), [0, 10, 10, 20]);
+    assert_eq!(site.begun(), [0, 10, 10, 20].map(Offset));
     shutdown.cancel();
     layer.join().await;
 }
@@ -355,14 +360,15 @@ async fn a_record_that_does_not_decode_costs_a_rebuild_and_blocks_nothing() {
     shutdown.cancel();
     layer.join().await;
     let payload = b"WYR\x02 from a later version";
-    let message = Outgoing { topic: REALTIME_VIEWS, kafka_partition: 0, key: None, payload, headers: &[] };
+    let message =
+        Outgoing { topic: REALTIME_VIEWS, kafka_partition: FIRST, key: None, payload, headers: &[] };
     site.producer.send(message).await.unwrap();
     let parts = site.parts();
     let (layer, shutdown) = site.start_with(parts.clone(), SHORT_EPOCHS).await;
     site.send_values(10..20).await;
     let summary = site.wait_for(20).await;
     assert_eq!((summary.count, summary.sum.value()), (20, (0..20).sum::<i64>() as f64));
-    assert_eq!(parts.telemetry.undecodable.get_or_create(&label(KafkaPartition(0))).get(), 1);
+    assert_eq!(parts.telemetry.undecodable.get_or_create(&label(FIRST)).get(), 1);
     shutdown.cancel();
     layer.join().await;
 }
@@ -393,17 +399,8 @@ fn at_line(line: &str) -> Registry {
 
 /// The default definition, or one that groups by line where a registry says the lines.
 fn plans(registry: Registry) -> Arc<MetricPlans> {
-    let by_line = MetricConfig {
-        name: "by_line".into(),
-        help: String::new(),
-        unit: String::new(),
-        filter: None,
-        value: None,
-        by: Some(vec!["line".into()]),
-        window: None,
-        rollups: vec![],
-        aggregates: None,
-    };
+    let by_line =
+        MetricConfig { name: "by_line".into(), by: Some(vec!["line".into()]), ..MetricConfig::default() };
     let definitions =
         if registry.devices().is_empty() { vec![] } else { vec![Definition::check(&by_line).unwrap()] };
     Arc::new(MetricPlans::new(definitions, Arc::new(registry)).unwrap())

@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 use wye_domain::control::ControlRecord;
-use wye_domain::place::{KafkaPartition, Offset};
-use wye_domain::time::Micros;
+use wye_domain::place::KafkaPartition;
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::producer::Producer;
@@ -19,9 +18,9 @@ use super::{Shared, report};
 use crate::SpeedError;
 use crate::owner::{Due, Input};
 
-/// The wait after a failure of the readers.
-const REST: Duration = Duration::from_secs(1);
-/// The most messages between two ticks' checks of the clock.
+/// The wait before the readers are started again after a failure.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+/// The most messages that are read between two checks of the clock.
 const POLL_MESSAGES: usize = 20_000;
 /// How often the lag is measured.
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
@@ -60,7 +59,7 @@ impl Worker {
     pub(super) fn run(mut self) {
         while let Err(error) = self.follow() {
             report(&error, "the speed layer cannot read the log; trying again");
-            if self.shared.is_shut_down_within(REST) {
+            if self.shared.is_shut_down_within(RETRY_DELAY) {
                 break;
             }
         }
@@ -79,10 +78,10 @@ impl Worker {
         let mut next = Schedule { flush: now, epoch, lag: now };
         loop {
             let wait = next.flush.saturating_sub(self.shared.parts.clock.monotonic());
-            let mut changed = self.read(&mut readers.readings, wait)?;
+            let mut changed = self.read_readings(&mut readers.readings, wait)?;
             let now = self.shared.parts.clock.monotonic();
             if now >= next.flush {
-                changed |= self.listen(&mut readers.control)?;
+                changed |= self.read_control(&mut readers.control)?;
                 changed |= self.tick(now, &mut next);
             }
             if self.shared.shutdown.is_cancelled() {
@@ -95,8 +94,8 @@ impl Worker {
         }
     }
 
-    /// Feeds new readings; whether some Kafka partition has lost its owner.
-    fn read(&mut self, readings: &mut Reader, wait: Duration) -> Result<bool, SpeedError> {
+    /// Feeds new readings. Returns whether some Kafka partition has lost its owner.
+    fn read_readings(&mut self, readings: &mut Reader, wait: Duration) -> Result<bool, SpeedError> {
         let slots = &mut self.slots;
         if slots.iter().all(|slot| slot.owner().is_none()) {
             std::thread::sleep(wait);
@@ -105,21 +104,21 @@ impl Worker {
         let mut changed = false;
         let polled = readings.poll_batch(POLL_MESSAGES, wait, &mut |message| {
             let Some(slot) = find(slots, message.kafka_partition) else { return };
-            slot.placement.look_at(message.key);
+            slot.placement.check(message.key);
             changed |= slot.step(Input::Message {
-                offset: Offset(message.offset),
-                ingest_time: Micros::from_millis(message.timestamp_ms),
+                offset: message.offset,
+                ingest_time: message.ingest_time,
                 payload: message.payload,
             });
         });
-        if let Err(LogError::Unreadable { kafka_partition, next, .. }) = polled {
+        if let Err(LogError::Unreadable { kafka_partition, offsets, .. }) = polled {
             // The archiver writes the dead letter.
-            let skip = Input::Skip { next: Offset(next) };
+            let skip = Input::Skip { next: offsets.end };
             return Ok(changed | find(slots, kafka_partition).is_some_and(|slot| slot.step(skip)));
         }
         changed |= give_up_on(polled, slots)?;
         for slot in slots {
-            let Some(reached) = readings.position(slot.kafka_partition.0).map(Offset) else { continue };
+            let Some(reached) = readings.position(slot.kafka_partition) else { continue };
             if slot.owner().is_some_and(|owner| reached > owner.next()) {
                 changed |= slot.step(Input::Empty { next: reached });
             }
@@ -127,16 +126,15 @@ impl Worker {
         Ok(changed)
     }
 
-    /// Feeds new records of the control topic; whether some Kafka partition has lost its owner.
-    fn listen(&mut self, control: &mut Reader) -> Result<bool, SpeedError> {
+    /// Feeds new records of the control topic. Returns whether some Kafka partition has lost its owner.
+    fn read_control(&mut self, control: &mut Reader) -> Result<bool, SpeedError> {
         let slots = &mut self.slots;
         let mut changed = false;
         let polled = control.poll_batch(POLL_MESSAGES, Duration::ZERO, &mut |message| {
             let Some(slot) = find(slots, message.kafka_partition) else { return };
             // A record of a later version is skipped.
             if let Ok(record) = ControlRecord::decode(message.payload) {
-                let offset = Offset(message.offset);
-                changed |= slot.step(Input::Control { offset, record: &record });
+                changed |= slot.step(Input::Control { offset: message.offset, record: &record });
             }
         });
         if let Err(error @ LogError::Unreadable { .. }) = &polled {
@@ -146,7 +144,7 @@ impl Worker {
         Ok(changed | give_up_on(polled, slots)?)
     }
 
-    /// Does what is due; whether some Kafka partition has got or lost its owner.
+    /// Does what is due. Returns whether some Kafka partition has got or lost an owner.
     fn tick(&mut self, now: Duration, next: &mut Schedule) -> bool {
         let settings = &self.shared.settings;
         next.flush = now.saturating_add(settings.flush_interval);
@@ -158,7 +156,7 @@ impl Worker {
         for slot in &mut self.slots {
             changed |= slot.step(Input::Tick(due));
             slot.measure();
-            changed |= slot.tend();
+            changed |= slot.acquire_if_vacant();
         }
         if now >= next.lag {
             next.lag = now.saturating_add(LAG_INTERVAL);
@@ -178,20 +176,21 @@ impl Readers {
         let (mut readings, mut control) = (Vec::new(), Vec::new());
         for slot in slots {
             if let Some(owner) = slot.owner() {
-                readings.push((slot.kafka_partition.0, owner.next().0));
-                control.push((slot.kafka_partition.0, owner.next_control().0));
+                readings.push((slot.kafka_partition, owner.next()));
+                control.push((slot.kafka_partition, owner.next_control()));
             }
         }
         self.readings.assign(&readings)?;
         self.control.assign(&control)?;
         let kafka_partitions: Vec<i32> =
-            readings.iter().map(|(kafka_partition, _)| *kafka_partition).collect();
+            readings.iter().map(|(kafka_partition, _)| kafka_partition.0).collect();
         info!(?kafka_partitions, "reading the kafka partitions that this process owns");
         Ok(())
     }
 }
 
-/// An error of a reader that is about one Kafka partition ends its owner; any other is returned. Whether an owner was lost.
+/// An error about one Kafka partition makes its slot give up the owner; any other error is returned. Returns whether an
+/// owner was lost.
 fn give_up_on(polled: Result<usize, LogError>, slots: &mut [Slot]) -> Result<bool, SpeedError> {
     match polled {
         Ok(_) => Ok(false),
@@ -208,6 +207,7 @@ fn give_up_on(polled: Result<usize, LogError>, slots: &mut [Slot]) -> Result<boo
     }
 }
 
-fn find(slots: &mut [Slot], kafka_partition: i32) -> Option<&mut Slot> {
-    slots.iter_mut().find(|slot| slot.kafka_partition.0 == kafka_partition)
+/// The slot of a Kafka partition.
+fn find(slots: &mut [Slot], kafka_partition: KafkaPartition) -> Option<&mut Slot> {
+    slots.iter_mut().find(|slot| slot.kafka_partition == kafka_partition)
 }

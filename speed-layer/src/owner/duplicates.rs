@@ -7,7 +7,7 @@ use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
 use wye_domain::identity::{Fingerprint, Novelty, copy_of};
 use wye_domain::place::Offset;
-use wye_domain::time::{Micros, SECOND, Span};
+use wye_domain::time::{Micros, Span};
 
 /// How many segments the window is divided into.
 const SEGMENTS: i64 = 8;
@@ -15,7 +15,7 @@ const SEGMENTS: i64 = 8;
 /// A remembered identity. Packed, since there are millions of them.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed(4))]
-struct Identity {
+struct Remembered {
     fingerprint: u64,
     /// The value that counts.
     value: f64,
@@ -31,7 +31,7 @@ struct Segment {
 /// The identities of the readings of one Kafka partition.
 #[derive(Debug)]
 pub(super) struct DuplicateWindow {
-    identities: HashTable<Identity>,
+    identities: HashTable<Remembered>,
     segments: Vec<Segment>,
     segment_length: Span,
     capacity: usize,
@@ -45,7 +45,7 @@ impl DuplicateWindow {
             identities: HashTable::new(),
             segments: Vec::new(),
             // A second at least, so that segment numbers stay small.
-            segment_length: Span((duration.0 / SEGMENTS).max(SECOND)),
+            segment_length: (duration / SEGMENTS).max(Span::from_secs(1)),
             capacity: capacity.max(1),
             forgotten_early: 0,
         }
@@ -78,7 +78,7 @@ impl DuplicateWindow {
         match entry {
             Entry::Occupied(first) => copy_of(first.get().value, value),
             Entry::Vacant(entry) => {
-                entry.insert(Identity { fingerprint, value, segment });
+                entry.insert(Remembered { fingerprint, value, segment });
                 Novelty::First
             }
         }
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn any_two_values_are_distinguished() {
-        assert_eq!(size_of::<Identity>(), 20);
+        assert_eq!(size_of::<Remembered>(), 20);
         let mut window = DuplicateWindow::new(Span(1_000), 1_000_000);
         window.advance(Micros(0), Offset(0));
         // Far more pairs than a digest of 32 bits could distinguish.

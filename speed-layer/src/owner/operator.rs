@@ -6,18 +6,17 @@
 use std::ops::AddAssign;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, RecordBatch};
-use arrow::datatypes::{ArrowPrimitiveType, Int64Type, TimestampMicrosecondType};
+use arrow::array::{Array, RecordBatch};
 use datafusion::error::DataFusionError;
 use wye_domain::DomainError;
-use wye_domain::assemble::Placed;
-use wye_domain::identity::{Novelty, fingerprint, word_hash};
+use wye_domain::assemble::{Placed, PlacedColumns};
+use wye_domain::identity::{Identity, Novelty, word_hash};
 use wye_domain::place::Offset;
-use wye_domain::reading::{ReadingColumns, TextColumn};
+use wye_domain::reading::TextColumn;
 use wye_domain::realtime_row::RowsBuilder;
-use wye_domain::series::SeriesTable;
 use wye_domain::time::Micros;
 use wye_metrics::failures::Failures;
+use wye_metrics::fold::Fold;
 use wye_metrics::plan::MetricPlans;
 use wye_metrics::window_table::WindowTable;
 
@@ -46,29 +45,17 @@ impl AddAssign for Counts {
 /// The windows of the open epoch, and the duplicate window.
 #[derive(Debug)]
 pub(super) struct Operator {
-    plans: Arc<MetricPlans>,
-    series: SeriesTable,
+    fold: Fold,
     /// The stored form of each series, by id.
     stored: Vec<String>,
-    windows: WindowTable,
     duplicates: DuplicateWindow,
     newest_event_time: Option<Micros>,
-    /// Since the last [`Operator::take_failures`].
-    failures: Failures,
 }
 
 impl Operator {
     /// An operator with an empty epoch.
     pub(super) fn new(plans: Arc<MetricPlans>, duplicates: DuplicateWindow) -> Self {
-        Self {
-            plans,
-            series: SeriesTable::default(),
-            stored: Vec::new(),
-            windows: WindowTable::default(),
-            duplicates,
-            newest_event_time: None,
-            failures: Failures::default(),
-        }
+        Self { fold: Fold::new(plans), stored: Vec::new(), duplicates, newest_event_time: None }
     }
 
     /// Takes in readings of the open epoch, in log order.
@@ -76,30 +63,9 @@ impl Operator {
     /// # Errors
     /// When the batch lacks a column.
     pub(super) fn on_batch(&mut self, placed: &Placed) -> Result<Counts, DataFusionError> {
-        let batch = &placed.batch;
-        let (novelty, counts) = self.novelty(batch).map_err(external)?;
-        let offsets = column::<Int64Type>(batch, "kafka_offset").map_err(external)?;
-        let plans = Arc::clone(&self.plans);
-        let contributions = plans.contributions(batch, &mut self.series)?;
-        for (plan, contributions) in plans.plans().iter().zip(contributions) {
-            let definition = &plan.definition().name;
-            self.failures
-                .add(definition, &contributions.failed, batch, |row| novelty[row] == Novelty::First)
-                .map_err(external)?;
-            let step = contributions.step().map_err(external)?;
-            let windows = &mut self.windows;
-            contributions.for_each(|c| {
-                let novelty = novelty[c.row];
-                if novelty == Novelty::Duplicate {
-                    return;
-                }
-                let slot = windows.entry(c.series, c.window_start);
-                if windows.get(slot).through > offsets[c.row] {
-                    return;
-                }
-                step.add(&c, novelty, &mut windows.change(slot).summary);
-            });
-        }
+        let columns = PlacedColumns::of(&placed.batch).map_err(external)?;
+        let (novelty, counts) = self.novelty(&columns);
+        self.fold.add_at(&placed.batch, columns.kafka_offset, |row| Some(novelty[row]))?;
         Ok(counts)
     }
 
@@ -108,48 +74,47 @@ impl Operator {
     /// # Errors
     /// When the batch lacks a column.
     pub(super) fn remember(&mut self, placed: &Placed) -> Result<(), DataFusionError> {
-        self.novelty(&placed.batch).map(|_| ()).map_err(external)
+        self.novelty(&PlacedColumns::of(&placed.batch).map_err(external)?);
+        Ok(())
     }
 
     /// Compares each reading of a batch with those before it.
-    fn novelty(&mut self, batch: &RecordBatch) -> Result<(Vec<Novelty>, Counts), DomainError> {
-        let columns = ReadingColumns::of(batch)?;
+    fn novelty(&mut self, placed: &PlacedColumns<'_>) -> (Vec<Novelty>, Counts) {
+        let columns = &placed.readings;
         let (device_hash, metric_hash) = (word_hashes(&columns.device_id), word_hashes(&columns.metric));
-        let rows = batch.num_rows();
-        let ingest_time = column::<TimestampMicrosecondType>(batch, "ingest_time")?;
-        let offsets = column::<Int64Type>(batch, "kafka_offset")?;
-        if let (Some(ingest_time), Some(offset)) = (ingest_time.last(), offsets.last()) {
+        if let (Some(ingest_time), Some(offset)) = (placed.ingest_time.last(), placed.kafka_offset.last()) {
             self.duplicates.advance(Micros(*ingest_time), Offset(*offset));
         }
+        let rows = columns.value.len();
         let mut counts = Counts { readings: rows as u64, ..Counts::default() };
         let mut novelties = Vec::with_capacity(rows);
         let sequences = (columns.sequence.null_count() < rows).then_some(columns.sequence);
         for row in 0..rows {
             let sequence =
                 sequences.filter(|sequence| !sequence.is_null(row)).map(|sequence| sequence.value(row));
-            let print = fingerprint(
-                device_hash[columns.device_id.code(row).unwrap_or_default()],
-                metric_hash[columns.metric.code(row).unwrap_or_default()],
-                columns.event_time[row],
+            let identity = Identity {
+                device_hash: device_hash[columns.device_id.code(row).unwrap_or_default()],
+                metric_hash: metric_hash[columns.metric.code(row).unwrap_or_default()],
+                event_time: Micros(columns.event_time[row]),
                 sequence,
-            );
-            let novelty = self.duplicates.observe(print, columns.value[row]);
+            };
+            let novelty = self.duplicates.observe(identity.fingerprint(), columns.value[row]);
             counts.duplicates += u64::from(novelty == Novelty::Duplicate);
             counts.conflicts += u64::from(novelty == Novelty::Conflict);
             novelties.push(novelty);
         }
         let newest = columns.event_time.iter().max();
         self.newest_event_time = self.newest_event_time.max(newest.copied().map(Micros));
-        Ok((novelties, counts))
+        (novelties, counts)
     }
 
     /// Emits the rows that changed since the last flush, in batches of at most `rows`.
     pub(super) fn flush(&mut self, rows: usize, mut emit: impl FnMut(RecordBatch)) {
-        let Self { windows, series, stored, .. } = self;
+        let Self { fold, stored, .. } = self;
         let encoded = stored.len();
-        stored.extend(series.keys().iter().skip(encoded).map(|key| key.encode()));
+        stored.extend(fold.series.keys().iter().skip(encoded).map(|key| key.encode()));
         let mut builder = RowsBuilder::default();
-        windows.take_changed(|entry| {
+        fold.windows.take_changed(|entry| {
             builder.append(&stored[entry.series.0 as usize], entry.window_start, &entry.summary);
             if builder.len() >= rows {
                 emit(builder.finish());
@@ -162,41 +127,39 @@ impl Operator {
 
     /// Puts back a row of the open epoch.
     pub(super) fn restore(&mut self, row: StoredRow) {
-        let id = self.series.id(row.series);
-        let slot = self.windows.entry(id, row.window_start.0);
-        let entry = self.windows.restore(slot);
-        entry.summary = row.summary;
-        entry.through = row.through.0;
+        let StoredRow { series, window_start, summary, through } = row;
+        let series = self.fold.series.id(series);
+        self.fold.windows.restore(series, window_start, summary, through);
     }
 
     /// Starts an epoch: drops the windows of the last one, which must have been flushed.
     pub(super) fn start_epoch(&mut self) {
-        self.windows = WindowTable::default();
+        self.fold.windows = WindowTable::default();
     }
 
     /// How many windows the open epoch has.
     pub(super) fn windows(&self) -> usize {
-        self.windows.len()
+        self.fold.windows.len()
     }
 
     /// How many of them changed since the last flush.
     pub(super) fn changed(&self) -> usize {
-        self.windows.changed_len()
+        self.fold.windows.changed_len()
     }
 
     /// Whether summaries carry sketches, so that rows are large.
     pub(super) fn has_sketches(&self) -> bool {
-        self.plans.plans().iter().any(|plan| plan.needs().any())
+        self.fold.plans().plans().iter().any(|plan| plan.needs().any())
     }
 
     /// Readings that definitions could not compute since the last call.
     pub(super) fn take_failures(&mut self) -> Failures {
-        std::mem::take(&mut self.failures)
+        std::mem::take(&mut self.fold.failures)
     }
 
     /// The fingerprint of the definitions that are computed.
     pub(super) fn definitions(&self) -> u64 {
-        self.plans.fingerprint()
+        self.fold.plans().fingerprint()
     }
 
     /// The newest event time; `None` before the first reading.
@@ -218,15 +181,6 @@ impl Operator {
 /// The hash of each word of a column, by its code.
 fn word_hashes(column: &TextColumn<'_>) -> Vec<u64> {
     column.words().iter().map(|word| word_hash(word.unwrap_or_default())).collect()
-}
-
-/// The values of a column of placed readings.
-fn column<'a, T: ArrowPrimitiveType>(
-    batch: &'a RecordBatch,
-    name: &'static str,
-) -> Result<&'a [T::Native], DomainError> {
-    let column = batch.column_by_name(name).and_then(|column| column.as_primitive_opt::<T>());
-    column.map(|column| column.values().as_ref()).ok_or(DomainError::Shape { column: name })
 }
 
 fn external(error: DomainError) -> DataFusionError {

@@ -20,7 +20,7 @@ fn rules() -> Rules {
 }
 
 fn owner(mut taken: TakenOver) -> Owner {
-    taken.control.apply(GENERATION.claim().0, &ControlRecord::Claim { owner: "test".into() });
+    taken.control.apply(GENERATION.claim(), &ControlRecord::Claim { owner: "test".into() });
     let mut owner = Owner::new(&rules(), KafkaPartition(0), taken);
     owner.start().unwrap();
     owner
@@ -37,15 +37,19 @@ fn taken(recovery: Recovery) -> TakenOver {
     }
 }
 
+fn rebuild() -> Recovery {
+    Recovery::Rebuild { from: Offset(0) }
+}
+
 fn fresh() -> Owner {
-    owner(taken(Recovery::Rebuild { from: 0 }))
+    owner(taken(rebuild()))
 }
 
 /// An owner at 5 in an epoch from 0, some of whose rows hold readings up to 9.
 fn after_an_incomplete_flush() -> Owner {
     let mut control = ControlView::default();
-    control.expect_start(0, 0);
-    let resumed = taken(Recovery::Resume { position: 5, epoch: 0 });
+    control.expect_start(Offset(0), None);
+    let resumed = taken(Recovery::Resume { position: Offset(5), epoch: Offset(0) });
     owner(TakenOver {
         control,
         rows_through: Some(Offset(9)),
@@ -73,11 +77,12 @@ fn receive(owner: &mut Owner, record: &ControlRecord) -> Result<Vec<Effect>, Spe
 }
 
 fn ask(owner: &mut Owner, through: i64) -> Vec<Effect> {
+    let through = Offset(through);
     receive(owner, &ControlRecord::CutRequest { asked_by: "test".into(), through }).unwrap()
 }
 
 fn pinned(start: i64) -> ControlRecord {
-    ControlRecord::Epoch { generation: None, start, announced_at: 0, answers: None }
+    ControlRecord::Epoch { generation: None, start: Offset(start), announced_at: None, answers: None }
 }
 
 /// Effects as short texts: `rows E..T`, `begin E`, `announce S`, with `for R` where it answers a request.
@@ -175,9 +180,9 @@ fn announcements_of_a_fenced_owner_are_ignored() {
     let mut owner = fresh();
     read(&mut owner, 8);
     let fenced = ControlRecord::Epoch {
-        generation: Some(GENERATION.claim().0 - 1),
-        start: 5,
-        announced_at: 0,
+        generation: Some(Generation(Offset(9))),
+        start: Offset(5),
+        announced_at: None,
         answers: None,
     };
     assert_eq!(short(&receive(&mut owner, &fenced).unwrap()), [""; 0]);
@@ -188,8 +193,9 @@ fn announcements_of_a_fenced_owner_are_ignored() {
 #[test]
 fn a_request_from_before_the_owner_is_answered_at_its_start() {
     let mut control = ControlView::default();
-    control.apply(3, &ControlRecord::CutRequest { asked_by: "test".into(), through: 6 });
-    let taken = TakenOver { control, ..taken(Recovery::Rebuild { from: 0 }) };
+    let request = ControlRecord::CutRequest { asked_by: "test".into(), through: Offset(6) };
+    control.apply(Offset(3), &request);
+    let taken = TakenOver { control, ..taken(rebuild()) };
     let mut owner = Owner::new(&rules(), KafkaPartition(0), taken);
     assert_eq!(short(&owner.start().unwrap()), ["reset 0", "announce 0", "announce 6 for 3"]);
 }
@@ -207,7 +213,7 @@ fn a_new_horizon_deletes_what_is_not_needed_and_nothing_else() {
         }
         owner.step(Input::Begun { epoch: Offset(to), offset: Offset(offset) }).unwrap();
     }
-    let effects = receive(&mut owner, &ControlRecord::Horizon { offset: 20, version: 1 }).unwrap();
+    let effects = receive(&mut owner, &ControlRecord::Horizon { offset: Offset(20), version: 1 }).unwrap();
     // The duplicate window is a second, so that what was announced at 20 is old enough.
     let trimmed = short(&effects);
     assert_eq!(trimmed[..2], ["trim realtime-views 8", "trim readings 20"]);
@@ -217,10 +223,10 @@ fn a_new_horizon_deletes_what_is_not_needed_and_nothing_else() {
 #[test]
 fn an_owner_that_is_behind_the_horizon_keeps_what_it_has_not_read() {
     let mut control = ControlView::default();
-    control.expect_start(50, 1);
-    let mut owner = owner(TakenOver { control, ..taken(Recovery::Rebuild { from: 0 }) });
+    control.expect_start(Offset(50), Some(Micros(1)));
+    let mut owner = owner(TakenOver { control, ..taken(rebuild()) });
     read(&mut owner, 3);
-    let effects = receive(&mut owner, &ControlRecord::Horizon { offset: 60, version: 1 }).unwrap();
+    let effects = receive(&mut owner, &ControlRecord::Horizon { offset: Offset(60), version: 1 }).unwrap();
     assert_eq!(short(&effects), ["trim readings 3"]);
 }
 

@@ -1,21 +1,17 @@
-//! Records of Wye's own topics, and the values that stand in them, in tables and in requests.
+//! Records of Wye's own topics, and the values that they, tables and requests hold.
 
 use std::str::FromStr;
 
 use wye_domain::control::{ControlRecord, ControlView};
 use wye_domain::dead_letter::Context;
 use wye_domain::device_counts::DeviceCounts;
+use wye_domain::ledger::{self, LedgerState};
 use wye_domain::place::Offset;
 use wye_domain::position::Position;
 use wye_domain::realtime_row::{self, Rows};
 use wye_domain::series::SeriesKey;
 use wye_domain::sketches::{Sketches, Stored};
 use wye_domain::time::{Micros, format_rfc3339, parse_rfc3339};
-
-// The crate that it belongs to takes DataFusion along, which nobody wants to fuzz with every decoder.
-#[path = "../../../speed-layer/src/ingest/ledger/state.rs"]
-#[expect(unreachable_pub, reason = "public in the crate that it belongs to")]
-mod ledger_state;
 
 pub(crate) fn control(bytes: &[u8]) {
     let mut state = ControlView::default();
@@ -46,19 +42,19 @@ pub(crate) fn dead_letter_context(bytes: &[u8]) {
 }
 
 pub(crate) fn ledger(bytes: &[u8]) {
-    let mut state = ledger_state::LedgerState::default();
+    let mut state = LedgerState::default();
     for line in bytes.split(|byte| *byte == b'\n') {
-        let Ok(record) = ledger_state::Record::decode(line) else { continue };
-        assert_eq!(ledger_state::Record::decode(&record.encode()).expect("own records decode"), record);
+        let Ok(record) = ledger::Record::decode(line) else { continue };
+        assert_eq!(ledger::Record::decode(&record.encode()).expect("own records decode"), record);
         state.apply(record);
     }
     let _ = (state.key("file/3"), state.tables());
-    state.forget(Micros::EPOCH + ledger_state::RETENTION);
+    state.forget(Micros::EPOCH + ledger::RETENTION);
     let records = state.records();
-    assert_eq!(records.len(), state.len());
-    let mut again = ledger_state::LedgerState::default();
+    assert_eq!(records.len(), state.record_count());
+    let mut again = LedgerState::default();
     records.into_iter().for_each(|record| again.apply(record));
-    assert_eq!(again.len(), state.len(), "the fewest records say the same");
+    assert_eq!(again.record_count(), state.record_count(), "the fewest records say the same");
 }
 
 /// The first byte says which sketch the others are.

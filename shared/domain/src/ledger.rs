@@ -1,5 +1,5 @@
-//! Records of the ingest-ledger topic, and what they add up to: a pure value. Records in, progress of idempotency keys out,
-//! and the fewest records that say the same.
+//! Records of the ingest-ledger topic, and what they add up to: records in, progress of idempotency keys out, and the
+//! fewest records that say the same.
 //!
 //! A key `name/number`, such as a load gives to the chunks of a file, is kept for ever, as part of a range of numbers. Any
 //! other key, and a key that was begun and is not done, is forgotten after [`RETENTION`].
@@ -12,24 +12,24 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
+use crate::place::{KafkaPartition, Offset};
+use crate::time::{Micros, Span};
+use crate::{DomainError, json};
 use rangemap::RangeSet;
 use serde::{Deserialize, Serialize};
-use wye_domain::DomainError;
-use wye_domain::place::{KafkaPartition, Offset};
-use wye_domain::time::{Micros, Span};
 
 /// How long a key that is no part of a range is remembered: a week. Clients send a request again within minutes, or after
 /// a weekend.
-pub(super) const RETENTION: Span = Span::from_secs(7 * 24 * 3_600);
+pub const RETENTION: Span = Span::from_days(7);
 
 /// By Kafka partition, an offset of the readings topic.
-pub(super) type Ends = BTreeMap<KafkaPartition, Offset>;
+pub type Ends = BTreeMap<KafkaPartition, Offset>;
 
 /// A record of the topic. (An internal tag is not possible: serde then cannot read the numbers that are keys of `ends`, which
 /// JSON quotes.)
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Record {
+pub enum Record {
     /// A server works on a key from now on. The messages of the key are at or above `ends`.
     Begun {
         /// The idempotency key.
@@ -73,15 +73,15 @@ pub struct Tables {
 
 impl Record {
     /// The stored form.
-    pub(super) fn encode(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("strings, numbers and maps with numbers as keys have a JSON form")
+    pub fn encode(&self) -> Vec<u8> {
+        json::to_vec(self)
     }
 
     /// Reads the stored form.
     ///
     /// # Errors
     /// [`DomainError::Decode`] when the bytes are something else.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, DomainError> {
+    pub fn decode(bytes: &[u8]) -> Result<Self, DomainError> {
         serde_json::from_slice(bytes)
             .map_err(|error| DomainError::Decode { what: "ledger record", reason: error.to_string() })
     }
@@ -89,7 +89,7 @@ impl Record {
 
 /// How far a key has come, as far as the records say.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum KeyState {
+pub enum KeyState {
     /// No record names it.
     New,
     /// It is begun and not done.
@@ -100,18 +100,27 @@ pub(super) enum KeyState {
 
 /// A key that is begun and not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Begun {
+pub struct Begun {
     /// The messages of the key are at or above these offsets: the lowest that a record says.
-    pub(super) ends: Ends,
+    pub ends: Ends,
     /// When it was begun first.
-    pub(super) at: Micros,
-    /// When a server began to work on it last, and which one.
-    pub(super) last: (Micros, Option<String>),
+    pub at: Micros,
+    /// The last attempt.
+    pub last: Attempt,
+}
+
+/// An attempt of a server to write the messages of a key.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Attempt {
+    /// When it began.
+    pub at: Micros,
+    /// The name of the server; `None` in records of earlier versions.
+    pub by: Option<String>,
 }
 
 /// What the records of the topic add up to.
 #[derive(Clone, Debug, Default)]
-pub(super) struct LedgerState {
+pub struct LedgerState {
     begun: BTreeMap<String, Begun>,
     /// When each key was done.
     done: BTreeMap<String, Micros>,
@@ -122,11 +131,11 @@ pub(super) struct LedgerState {
 
 impl LedgerState {
     /// Takes in a record.
-    pub(super) fn apply(&mut self, record: Record) {
+    pub fn apply(&mut self, record: Record) {
         match record {
             Record::Begun { key, ends, at, by } => {
                 if !self.is_done(&key) {
-                    self.begin(key, ends, (at, by));
+                    self.begin(key, ends, Attempt { at, by });
                 }
             }
             Record::Done { key, at } => {
@@ -150,14 +159,14 @@ impl LedgerState {
         }
     }
 
-    fn begin(&mut self, key: String, ends: Ends, last: (Micros, Option<String>)) {
+    fn begin(&mut self, key: String, ends: Ends, last: Attempt) {
         match self.begun.entry(key) {
             Entry::Vacant(entry) => {
-                entry.insert(Begun { ends, at: last.0, last });
+                entry.insert(Begun { ends, at: last.at, last });
             }
             Entry::Occupied(mut entry) => {
                 let begun = entry.get_mut();
-                begun.at = begun.at.min(last.0);
+                begun.at = begun.at.min(last.at);
                 for (kafka_partition, end) in ends {
                     let lowest = begun.ends.entry(kafka_partition).or_insert(end);
                     *lowest = end.min(*lowest);
@@ -170,12 +179,12 @@ impl LedgerState {
     }
 
     /// The tables that the log belongs to: the first that a record names.
-    pub(super) fn tables(&self) -> Option<&Tables> {
+    pub fn tables(&self) -> Option<&Tables> {
         self.tables.as_ref()
     }
 
     /// How far a key has come.
-    pub(super) fn key(&self, key: &str) -> KeyState {
+    pub fn key(&self, key: &str) -> KeyState {
         if self.is_done(key) {
             return KeyState::Done;
         }
@@ -190,18 +199,18 @@ impl LedgerState {
     }
 
     /// Forgets what is older than [`RETENTION`].
-    pub(super) fn forget(&mut self, now: Micros) {
+    pub fn forget(&mut self, now: Micros) {
         self.begun.retain(|_, begun| now - begun.at < RETENTION);
         self.done.retain(|_, at| now - *at < RETENTION);
     }
 
     /// The fewest records that say all of this.
-    pub(super) fn records(&self) -> Vec<Record> {
+    pub fn records(&self) -> Vec<Record> {
         let begun = self.begun.iter().map(|(key, begun)| Record::Begun {
             key: key.clone(),
             ends: begun.ends.clone(),
             at: begun.at,
-            by: begun.last.1.clone(),
+            by: begun.last.by.clone(),
         });
         let done = self.done.iter().map(|(key, at)| Record::Done { key: key.clone(), at: *at });
         let numbers = self.numbers.iter().flat_map(|(name, numbers)| {
@@ -216,7 +225,7 @@ impl LedgerState {
     }
 
     /// How many [`Self::records`] there are.
-    pub(super) fn len(&self) -> usize {
+    pub fn record_count(&self) -> usize {
         let numbers: usize = self.numbers.values().map(RangeSet::len).sum();
         self.begun.len() + self.done.len() + numbers + usize::from(self.tables.is_some())
     }
@@ -253,7 +262,7 @@ mod tests {
 
     fn state_begun(end: i64, at: i64) -> KeyState {
         let at = Micros(at);
-        KeyState::Begun(Begun { ends: ends(end), at, last: (at, Some("a".to_owned())) })
+        KeyState::Begun(Begun { ends: ends(end), at, last: Attempt { at, by: Some("a".to_owned()) } })
     }
 
     /// Where the messages of a key can begin.
@@ -301,7 +310,7 @@ mod tests {
         for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2]] {
             let mut state = LedgerState::default();
             order.into_iter().for_each(|index: usize| state.apply(records[index].clone()));
-            let last = (Micros(30), Some("b".to_owned()));
+            let last = Attempt { at: Micros(30), by: Some("b".to_owned()) };
             let begun = Begun { ends: ends(7), at: Micros(10), last };
             assert_eq!(state.key("k"), KeyState::Begun(begun), "{order:?}");
         }
@@ -314,8 +323,8 @@ mod tests {
         let mut state = LedgerState::default();
         state.apply(first.clone());
         state.apply(second);
-        state.forget(Micros(i64::MAX));
-        assert_eq!((state.records(), state.len()), (vec![first], 1));
+        state.forget(Micros::MAX);
+        assert_eq!((state.records(), state.record_count()), (vec![first], 1));
     }
 
     #[test]
@@ -337,7 +346,7 @@ mod tests {
         }
         state.apply(done("request", 10));
         state.apply(begun("cut-off", 7, 10));
-        assert_eq!(state.len(), 3);
+        assert_eq!(state.record_count(), 3);
         state.forget(Micros(9) + RETENTION);
         assert_eq!((state.key("request"), state.key("cut-off")), (KeyState::Done, state_begun(7, 10)));
         state.forget(Micros(10) + RETENTION);
@@ -378,7 +387,7 @@ mod tests {
                 if compacts && waiting.is_none() {
                     let mut state = LedgerState::default();
                     topic.iter().cloned().for_each(|record| state.apply(record));
-                    prop_assert_eq!(state.len(), state.records().len());
+                    prop_assert_eq!(state.record_count(), state.records().len());
                     waiting = Some((number + delay, topic.len(), state.records()));
                 }
                 // The compacted records come after what others wrote meanwhile; then the records that they replace go.
