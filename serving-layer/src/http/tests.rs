@@ -16,7 +16,7 @@ use super::{Api, BatchRefusal, BatchTrigger, router};
 use crate::hub::Input;
 use crate::telemetry::Instruments;
 use crate::testing::{
-    MINUTE, Row, Site, begin, family, flush, flush_through, line, log_ends, sketched, summary,
+    Row, Site, begin, family, flush, flush_through, line, log_ends, minute, sketched, summary,
 };
 use wye_runtime::clock::{Clock, SystemClock};
 
@@ -92,15 +92,15 @@ impl Client {
         self.site.batch(10, &[vec![row("a", 1.0, 1), row("b", 5.0, 2)]]).await;
         self.site.log_ends_at(10);
         begin(&self.site.hub, 10);
-        let late = (family("t", "a"), 61 * MINUTE, summary(&[(7.0, 61 * 60)]));
-        let named = (line("L1"), 0, sketched(&[(2.0, 1), (4.0, 2)], "a"));
+        let late = (family("t", "a"), minute(61), summary(&[(7.0, 61 * 60)]));
+        let named = (line("L1"), minute(0), sketched(&[(2.0, 1), (4.0, 2)], "a"));
         flush(&self.site.hub, 10, &[row("a", 3.0, 3), late, named]);
     }
 }
 
 /// A reading of `t` in the first minute.
 fn row(device_id: &str, value: f64, second: i64) -> Row {
-    (family("t", device_id), 0, summary(&[(value, second)]))
+    (family("t", device_id), minute(0), summary(&[(value, second)]))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,7 +247,7 @@ async fn cached_answers_are_valid_until_something_changes() {
     }
     assert!(statuses.contains(&304), "{statuses:?}");
     let before = tag(&ask(None).await);
-    flush(&client.site.hub, 10, &[(family("t", "b"), 0, summary(&[(1.0, 9)]))]);
+    flush(&client.site.hub, 10, &[(family("t", "b"), minute(0), summary(&[(1.0, 9)]))]);
     assert_eq!(ask(Some(before)).await.status(), 200);
 }
 

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use wye_domain::summary::Summary;
 
 use super::*;
+use crate::testing;
 
 const DEFINITIONS: u64 = 7;
 const PARTITION: KafkaPartition = KafkaPartition(0);
@@ -23,18 +24,32 @@ fn reach(covered: i64, flaw: Option<Flaw>) -> Reach {
     Reach { covered: Offset(covered), flaw }
 }
 
-fn begin(generation: i64, epoch: i64, reset: bool) -> Header {
-    Header::Begin { generation, epoch, definitions: DEFINITIONS, reset }
+fn owner(claim: i64) -> Generation {
+    Generation(Offset(claim))
 }
 
-fn rows(generation: i64, epoch: i64) -> Header {
-    Header::Rows { generation, epoch, through: 0, complete: true, newest_event_time: 0 }
+fn begin(claim: i64, epoch: i64, reset: bool) -> Header {
+    Header::Begin { generation: owner(claim), epoch: Offset(epoch), definitions: DEFINITIONS, reset }
+}
+
+fn rows(claim: i64, epoch: i64) -> Header {
+    flushed(claim, epoch, 0)
+}
+
+fn flushed(claim: i64, epoch: i64, through: i64) -> Header {
+    testing::flushed(owner(claim), epoch, through)
+}
+
+/// The header of a record of a flush that is not the last one.
+fn partly(claim: i64, epoch: i64, through: i64) -> Header {
+    let (generation, epoch, through) = (owner(claim), Offset(epoch), Offset(through));
+    Header::Rows { generation, epoch, through, complete: false, newest_event_time: None }
 }
 
 fn row(series: u32, window_start: i64, values: &[i64]) -> RealtimeRow {
     let mut summary = Summary::EMPTY;
     for value in values {
-        summary.add(*value as f64, window_start + value);
+        summary.add(*value as f64, Micros(window_start + value));
     }
     RealtimeRow { series: SeriesId(series), window_start: Micros(window_start), summary }
 }
@@ -51,7 +66,7 @@ fn apply(store: &mut RealtimeStore, header: &Header, rows: &[RealtimeRow]) -> Ap
 fn records_of_a_replaced_owner_are_ignored() {
     let mut store = store();
     assert_eq!(apply(&mut store, &begin(1, 0, false), &[]), Applied::Taken);
-    assert_eq!(apply(&mut store, &Header::Claim { generation: 4 }, &[]), Applied::Taken);
+    assert_eq!(apply(&mut store, &Header::Claim { generation: owner(4) }, &[]), Applied::Taken);
     assert_eq!(apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]), Applied::Fenced);
     assert_eq!(apply(&mut store, &rows(4, 0), &[row(0, 0, &[2])]), Applied::Taken);
     assert_eq!(store.newest_summary(SeriesId(0), Micros(0)).unwrap().last.value, 2.0);
@@ -84,7 +99,7 @@ fn a_resumed_epoch_keeps_its_rows() {
 #[test]
 fn rows_of_other_definitions_are_left_out() {
     let mut store = store();
-    let other = Header::Begin { generation: 1, epoch: 0, definitions: 8, reset: false };
+    let other = Header::Begin { generation: owner(1), epoch: Offset(0), definitions: 8, reset: false };
     assert_eq!(apply(&mut store, &other, &[]), Applied::OtherDefinitions);
     assert_eq!(apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]), Applied::OtherDefinitions);
     assert!(store.has_other_definitions());
@@ -125,14 +140,6 @@ fn a_cleared_kafka_partition_keeps_its_horizon() {
     assert_eq!(apply(&mut store, &begin(1, 10, false), &[]), Applied::Taken);
 }
 
-fn flushed(generation: i64, epoch: i64, through: i64) -> Header {
-    Header::Rows { generation, epoch, through, complete: true, newest_event_time: 0 }
-}
-
-fn partly(generation: i64, epoch: i64, through: i64) -> Header {
-    Header::Rows { generation, epoch, through, complete: false, newest_event_time: 0 }
-}
-
 #[test]
 fn epochs_reach_to_their_last_complete_flush() {
     let mut store = store();
@@ -149,7 +156,7 @@ fn epochs_reach_to_their_last_complete_flush() {
     assert_eq!(store.reach(PARTITION, from(6)), reach(9, None));
     // Nothing says what lies between this horizon and the next epoch.
     assert_eq!(store.reach(PARTITION, from(4)), reach(4, Some(Flaw::Gap)));
-    assert_eq!(store.generation(PARTITION), Some(Generation(Offset(1))));
+    assert_eq!(store.generation(PARTITION), Some(owner(1)));
 }
 
 #[test]
@@ -270,10 +277,13 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-type Model = BTreeMap<(i32, i64), BTreeMap<(SeriesId, i64), Summary>>;
+type Windows = BTreeMap<(SeriesId, Micros), Summary>;
 
-fn merged(model: &Model) -> BTreeMap<(SeriesId, i64), Summary> {
-    let mut all: BTreeMap<(SeriesId, i64), Summary> = BTreeMap::new();
+/// By Kafka partition and start of an epoch.
+type Model = BTreeMap<(i32, i64), Windows>;
+
+fn merged(model: &Model) -> Windows {
+    let mut all = Windows::new();
     for (key, summary) in model.values().flatten() {
         all.entry(*key).or_default().merge(summary);
     }
@@ -305,12 +315,12 @@ proptest! {
                         }
                     };
                     store.apply(KafkaPartition(kafka_partition), &begin(generation, epoch, reset), &[]);
-                    model.insert((kafka_partition, epoch), BTreeMap::new());
+                    model.insert((kafka_partition, epoch), Windows::new());
                 }
                 Step::Resume => {
                     generation += 1;
                     for kafka_partition in 0..2 {
-                        store.apply(KafkaPartition(kafka_partition), &Header::Claim { generation }, &[]);
+                        store.apply(KafkaPartition(kafka_partition), &Header::Claim { generation: owner(generation) }, &[]);
                     }
                 }
                 Step::Upsert { kafka_partition, back, series, window, values } => {
@@ -319,7 +329,7 @@ proptest! {
                     let mut row = row(series, window, &values);
                     // Absolute upserts only ever grow.
                     let known = model.get_mut(&(kafka_partition, *epoch)).unwrap();
-                    let known = known.entry((SeriesId(series), window)).or_default();
+                    let known = known.entry((row.series, row.window_start)).or_default();
                     row.summary.merge(known);
                     row.summary.conflicts += u64::from(values.is_empty());
                     *known = row.summary.clone();
@@ -344,9 +354,9 @@ proptest! {
             }
             for series in (0..3).map(SeriesId) {
                 let newest = expected.iter().rfind(|(key, summary)| key.0 == series && summary.count > 0);
-                prop_assert_eq!(store.newest_window(series), newest.map(|(key, _)| Micros(key.1)));
+                prop_assert_eq!(store.newest_window(series), newest.map(|(key, _)| key.1));
                 if let Some((key, summary)) = newest {
-                    let found = store.newest_summary(series, Micros(key.1)).unwrap();
+                    let found = store.newest_summary(series, key.1).unwrap();
                     prop_assert_eq!((found.count, found.conflicts, found.last), (summary.count, summary.conflicts, summary.last));
                 }
             }

@@ -245,8 +245,8 @@ impl MergedColumns {
             Column::MetricKey | Column::Definition | Column::Metric | Column::Dimension(_) => {
                 texts(answers.iter().map(|(info, _)| self.series_text(column, info)))
             }
-            Column::WindowStart => times(answers, |answer| Micros(answer.window_start)),
-            Column::WindowEnd => times(answers, |answer| Micros(answer.window_end)),
+            Column::WindowStart => times(answers, |answer| answer.window_start),
+            Column::WindowEnd => times(answers, |answer| answer.window_end),
             Column::Aggregate(Aggregate::Count) | Column::DataPoints => {
                 counts(answers, |_, answer| Some(answer.summary.count))
             }
@@ -262,19 +262,15 @@ impl MergedColumns {
                     }),
                 }
             }
-            Column::FirstTime => times(answers, |answer| Micros(answer.summary.first.event_time)),
-            Column::LastTime | Column::LastUpdated => {
-                times(answers, |answer| Micros(answer.summary.last.event_time))
-            }
+            Column::FirstTime => times(answers, |answer| answer.summary.first.event_time),
+            Column::LastTime | Column::LastUpdated => times(answers, |answer| answer.summary.last.event_time),
             Column::Source => texts(answers.iter().map(|(_, answer)| Some(answer.source.name()))),
-            Column::ConfidenceScore => {
-                scores(answers.iter().map(|(_, answer)| answer.scored.confidence.score))
-            }
-            Column::Completeness => floats(answers, |_, answer| Some(answer.scored.confidence.completeness)),
-            Column::Validity => floats(answers, |_, answer| Some(answer.scored.confidence.validity)),
-            Column::Expected => floats(answers, |_, answer| answer.scored.confidence.expected),
+            Column::ConfidenceScore => scores(answers.iter().map(|(_, answer)| answer.confidence.score)),
+            Column::Completeness => floats(answers, |_, answer| Some(answer.confidence.completeness)),
+            Column::Validity => floats(answers, |_, answer| Some(answer.confidence.validity)),
+            Column::Expected => floats(answers, |_, answer| answer.confidence.expected),
             Column::ExpectedSource => {
-                texts(answers.iter().map(|(_, answer)| Some(answer.scored.expected_source.name())))
+                texts(answers.iter().map(|(_, answer)| Some(answer.confidence.expected_source.name())))
             }
             Column::State => texts(answers.iter().map(|(_, answer)| Some(answer.state.name()))),
             Column::CurrentValue => floats(answers, |_, answer| Some(answer.summary.last.value)),
@@ -362,14 +358,14 @@ fn constant(word: &str, rows: usize) -> ArrayRef {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture;
+    use crate::testing;
 
     /// The columns that neither a batch view nor a list of aggregates has. A dimension may not have such a name either.
     const ONLY_IN_ANSWERS: [&str; 4] = ["source", "current_value", "data_points", "last_updated"];
 
     #[test]
     fn columns_that_no_batch_view_has_are_listed() {
-        let directory = fixture::directory();
+        let directory = testing::directory();
         let mut columns = vec![Column::CurrentValue, Column::DataPoints, Column::LastUpdated];
         columns.extend([Column::MetricKey, Column::Definition, Column::Metric]);
         columns.extend([Column::WindowStart, Column::WindowEnd, Column::FirstTime, Column::LastTime]);
