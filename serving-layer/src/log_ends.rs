@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
+use wye_domain::error_chain;
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::end_offsets::EndOffsets;
 use wye_log::topics::READINGS;
 
 use crate::ServingError;
-use crate::error::chain;
 use crate::hub::{Hub, Input};
 use crate::telemetry::Instruments;
 use wye_runtime::clock::Clock;
@@ -55,7 +55,7 @@ impl LogEnds {
                 && !failing
             {
                 warn!(
-                    error = chain(error),
+                    error = error_chain(error),
                     "cannot ask the log for its end; answers are marked incomplete until it answers"
                 );
             }

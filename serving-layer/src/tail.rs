@@ -9,15 +9,14 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use wye_domain::ErrorKind;
 use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::{ErrorKind, error_chain};
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::reader::{Message, Reader};
 use wye_log::topics::REALTIME_VIEWS;
 
 use crate::ServingError;
-use crate::error::chain;
 use crate::hub::{Hub, Input};
 use crate::realtime::{Applied, Record};
 use crate::telemetry::Instruments;
@@ -82,10 +81,10 @@ impl Tail {
             match self.follow(&mut positions) {
                 Ok(()) => return,
                 Err(problem) if problem.kind() == ErrorKind::Unavailable => {
-                    warn!(error = chain(&problem), "cannot read the realtime views; trying again");
+                    warn!(error = error_chain(&problem), "cannot read the realtime views; trying again");
                 }
                 Err(problem) => {
-                    error!(error = chain(&problem), "cannot read the realtime views; trying again");
+                    error!(error = error_chain(&problem), "cannot read the realtime views; trying again");
                 }
             }
             std::thread::sleep(RETRY_PAUSE);
@@ -128,7 +127,7 @@ impl Tail {
                 }
                 Err(problem @ LogError::OffsetAhead { kafka_partition, .. }) => {
                     warn!(
-                        error = chain(&problem),
+                        error = error_chain(&problem),
                         %kafka_partition,
                         "the topic was replaced; reading the realtime views from its start"
                     );
@@ -139,7 +138,7 @@ impl Tail {
                 }
                 Err(problem @ LogError::Unreadable { .. }) => {
                     self.instruments.skip("undecodable");
-                    warn!(error = chain(&problem), "realtime records are skipped");
+                    warn!(error = error_chain(&problem), "realtime records are skipped");
                 }
                 Err(problem) => return Err(problem),
             }
@@ -153,7 +152,7 @@ impl Tail {
             Err(problem) => {
                 self.instruments.skip("undecodable");
                 self.hub.step(Input::Undecodable { kafka_partition });
-                warn!(error = chain(&problem), %kafka_partition, %offset, "cannot decode realtime record");
+                warn!(error = error_chain(&problem), %kafka_partition, %offset, "cannot decode realtime record");
                 return;
             }
         };

@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use wye_domain::error_chain;
 use wye_domain::time::Micros;
 use wye_log::client::Log;
 use wye_log::topics::REALTIME_VIEWS;
 use wye_tables::views::{BatchViews, ViewSnapshot};
 
 use crate::ServingError;
-use crate::error::chain;
 use crate::hub::{Hub, Input};
 use crate::snapshot::BatchSnapshot;
 use crate::sql::QueryRuntime;
@@ -55,7 +55,7 @@ impl Watcher {
                     }
                     Err(error) if !failing => {
                         failing = true;
-                        warn!(error = chain(&error), "cannot read the batch views; trying again");
+                        warn!(error = error_chain(&error), "cannot read the batch views; trying again");
                     }
                     Err(_) => {}
                 }

@@ -28,8 +28,15 @@ fn owner(claim: i64) -> Generation {
     Generation(Offset(claim))
 }
 
-fn begin(claim: i64, epoch: i64, reset: bool) -> Header {
-    Header::Begin { generation: owner(claim), epoch: Offset(epoch), definitions: DEFINITIONS, reset }
+fn begin(claim: i64, epoch: i64) -> Header {
+    let (generation, epoch) = (owner(claim), Offset(epoch));
+    Header::Begin { generation, epoch, definitions: DEFINITIONS, reset: false }
+}
+
+/// Begins an epoch again, without rows.
+fn reset(claim: i64, epoch: i64) -> Header {
+    let (generation, epoch) = (owner(claim), Offset(epoch));
+    Header::Begin { generation, epoch, definitions: DEFINITIONS, reset: true }
 }
 
 fn rows(claim: i64, epoch: i64) -> Header {
@@ -65,7 +72,7 @@ fn apply(store: &mut RealtimeStore, header: &Header, rows: &[RealtimeRow]) -> Ap
 #[test]
 fn records_of_a_replaced_owner_are_ignored() {
     let mut store = store();
-    assert_eq!(apply(&mut store, &begin(1, 0, false), &[]), Applied::Taken);
+    assert_eq!(apply(&mut store, &begin(1, 0), &[]), Applied::Taken);
     assert_eq!(apply(&mut store, &Header::Claim { generation: owner(4) }, &[]), Applied::Taken);
     assert_eq!(apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]), Applied::Fenced);
     assert_eq!(apply(&mut store, &rows(4, 0), &[row(0, 0, &[2])]), Applied::Taken);
@@ -77,11 +84,11 @@ fn records_of_a_replaced_owner_are_ignored() {
 fn a_reset_removes_this_and_later_epochs() {
     let mut store = store();
     for epoch in [0, 10, 20] {
-        apply(&mut store, &begin(1, epoch, false), &[]);
+        apply(&mut store, &begin(1, epoch), &[]);
         apply(&mut store, &rows(1, epoch), &[row(0, epoch, &[1])]);
     }
     assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(20)));
-    apply(&mut store, &begin(2, 10, true), &[]);
+    apply(&mut store, &reset(2, 10), &[]);
     assert_eq!(store.capture().iter().map(|view| view.start()).collect::<Vec<_>>(), [Offset(0), Offset(10)]);
     assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(0)));
     assert_eq!(store.size(), (2, 1));
@@ -90,9 +97,9 @@ fn a_reset_removes_this_and_later_epochs() {
 #[test]
 fn a_resumed_epoch_keeps_its_rows() {
     let mut store = store();
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]);
-    apply(&mut store, &begin(2, 0, false), &[]);
+    apply(&mut store, &begin(2, 0), &[]);
     assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(0)));
 }
 
@@ -103,14 +110,14 @@ fn rows_of_other_definitions_are_left_out() {
     assert_eq!(apply(&mut store, &other, &[]), Applied::OtherDefinitions);
     assert_eq!(apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]), Applied::OtherDefinitions);
     assert!(store.has_other_definitions());
-    apply(&mut store, &begin(2, 0, true), &[]);
+    apply(&mut store, &reset(2, 0), &[]);
     assert!(!store.has_other_definitions());
 }
 
 #[test]
 fn a_capture_stays_as_it_is() {
     let mut store = store();
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]);
     let capture = store.capture();
     apply(&mut store, &rows(1, 0), &[row(0, 0, &[1, 2]), row(1, 0, &[5])]);
@@ -123,21 +130,21 @@ fn a_capture_stays_as_it_is() {
 #[test]
 fn epochs_below_the_horizon_do_not_come_back() {
     let mut store = store();
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     store.trim(&horizon(10));
-    assert_eq!(apply(&mut store, &begin(1, 5, false), &[]), Applied::NoEpoch);
-    assert_eq!(apply(&mut store, &begin(1, 10, false), &[]), Applied::Taken);
+    assert_eq!(apply(&mut store, &begin(1, 5), &[]), Applied::NoEpoch);
+    assert_eq!(apply(&mut store, &begin(1, 10), &[]), Applied::Taken);
 }
 
 #[test]
 fn a_cleared_kafka_partition_keeps_its_horizon() {
     let mut store = store();
-    apply(&mut store, &begin(7, 0, false), &[]);
+    apply(&mut store, &begin(7, 0), &[]);
     store.trim(&horizon(10));
     store.clear(PARTITION);
     // The topic was replaced, so generations begin again; what the batch view holds must not come back.
-    assert_eq!(apply(&mut store, &begin(1, 5, false), &[]), Applied::NoEpoch);
-    assert_eq!(apply(&mut store, &begin(1, 10, false), &[]), Applied::Taken);
+    assert_eq!(apply(&mut store, &begin(1, 5), &[]), Applied::NoEpoch);
+    assert_eq!(apply(&mut store, &begin(1, 10), &[]), Applied::Taken);
 }
 
 #[test]
@@ -145,12 +152,12 @@ fn epochs_reach_to_their_last_complete_flush() {
     let mut store = store();
     let start = from(0);
     assert_eq!(store.reach(PARTITION, start), reach(0, None));
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     apply(&mut store, &partly(1, 0, 6), &[row(0, 0, &[1])]);
     assert_eq!(store.reach(PARTITION, start).covered, Offset(0));
     apply(&mut store, &flushed(1, 0, 6), &[]);
     assert_eq!(store.reach(PARTITION, start).covered, Offset(6));
-    apply(&mut store, &begin(1, 6, false), &[]);
+    apply(&mut store, &begin(1, 6), &[]);
     apply(&mut store, &flushed(1, 6, 9), &[]);
     assert_eq!(store.reach(PARTITION, start), reach(9, None));
     assert_eq!(store.reach(PARTITION, from(6)), reach(9, None));
@@ -163,9 +170,9 @@ fn epochs_reach_to_their_last_complete_flush() {
 fn a_rebuild_is_a_flaw_until_it_is_done() {
     let mut store = store();
     let start = from(0);
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     apply(&mut store, &flushed(1, 0, 9), &[]);
-    apply(&mut store, &begin(4, 0, true), &[]);
+    apply(&mut store, &reset(4, 0), &[]);
     assert_eq!(store.reach(PARTITION, start), reach(0, Some(Flaw::Rebuilding)));
     apply(&mut store, &flushed(4, 0, 5), &[]);
     assert_eq!(store.reach(PARTITION, start), reach(5, Some(Flaw::Rebuilding)));
@@ -185,10 +192,10 @@ fn count(store: &RealtimeStore) -> u64 {
 #[test]
 fn rows_of_an_epoch_that_was_rebuilt_at_a_newer_horizon_wait_for_it() {
     let mut store = store();
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     apply(&mut store, &flushed(1, 0, 9), &[row(0, 0, &[1, 2]), row(1, 0, &[1])]);
     // A batch run has pinned 6; the next owner begins there, and writes the readings from 6 to 9 again.
-    apply(&mut store, &begin(4, 6, true), &[]);
+    apply(&mut store, &reset(4, 6), &[]);
     apply(&mut store, &flushed(4, 6, 12), &[row(0, 0, &[2]), row(0, 60, &[3])]);
     assert_eq!(count(&store), 3);
     assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(0)));
@@ -204,7 +211,7 @@ fn rows_of_an_epoch_that_was_rebuilt_at_a_newer_horizon_wait_for_it() {
 fn a_record_that_does_not_decode_is_a_flaw_until_its_epoch_is_removed() {
     let mut store = store();
     for epoch in [0, 10] {
-        apply(&mut store, &begin(1, epoch, false), &[]);
+        apply(&mut store, &begin(1, epoch), &[]);
         apply(&mut store, &flushed(1, epoch, epoch + 10), &[]);
     }
     store.damage(PARTITION);
@@ -217,13 +224,13 @@ fn a_record_that_does_not_decode_is_a_flaw_until_its_epoch_is_removed() {
 fn an_epoch_whose_reset_did_not_decode_is_a_flaw_beyond_its_horizon_too() {
     let mut store = store();
     for epoch in [0, 10] {
-        apply(&mut store, &begin(1, epoch, false), &[]);
+        apply(&mut store, &begin(1, epoch), &[]);
         apply(&mut store, &flushed(1, epoch, epoch + 10), &[]);
     }
     // A reset of the first epoch is lost, and its owner cuts at 5, which was pinned.
     store.damage(PARTITION);
     apply(&mut store, &flushed(4, 0, 5), &[]);
-    apply(&mut store, &begin(4, 5, false), &[]);
+    apply(&mut store, &begin(4, 5), &[]);
     apply(&mut store, &flushed(4, 5, 20), &[]);
     assert_eq!(store.reach(PARTITION, from(0)).flaw, Some(Flaw::Damaged));
     store.trim(&horizon(5));
@@ -235,7 +242,7 @@ fn an_epoch_whose_reset_did_not_decode_is_a_flaw_beyond_its_horizon_too() {
 #[test]
 fn the_oldest_window_is_remembered() {
     let mut store = store();
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     apply(&mut store, &rows(1, 0), &[row(0, 60, &[1]), row(0, 0, &[1]), row(0, 120, &[1])]);
     store.trim(&horizon(10));
     assert_eq!((store.oldest_window(SeriesId(0)), store.newest_window(SeriesId(0))), (Some(Micros(0)), None));
@@ -245,7 +252,7 @@ fn the_oldest_window_is_remembered() {
 fn conflicts_without_readings_lower_the_window_they_belong_to() {
     let mut store = store();
     for epoch in [0, 10] {
-        apply(&mut store, &begin(1, epoch, false), &[]);
+        apply(&mut store, &begin(1, epoch), &[]);
     }
     let conflict = Summary { conflicts: 1, ..Summary::EMPTY };
     let ahead = RealtimeRow { series: SeriesId(0), window_start: Micros(60), summary: conflict };
@@ -314,7 +321,9 @@ proptest! {
                             next[kafka_partition as usize]
                         }
                     };
-                    store.apply(KafkaPartition(kafka_partition), &begin(generation, epoch, reset), &[]);
+                    let header =
+                        if reset { self::reset(generation, epoch) } else { begin(generation, epoch) };
+                    store.apply(KafkaPartition(kafka_partition), &header, &[]);
                     model.insert((kafka_partition, epoch), Windows::new());
                 }
                 Step::Resume => {

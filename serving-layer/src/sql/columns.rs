@@ -12,10 +12,12 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::error::Result;
 use wye_domain::DomainError;
 use wye_domain::reading::{TextBuilder, TextColumn, text_type, time_type};
+use wye_domain::summary_columns::SummaryColumn;
 use wye_domain::time::Micros;
 use wye_metrics::definition::Aggregate;
 use wye_metrics::finish::{self, numbers, of_rows, stored_columns};
 use wye_metrics::merge::{Answer, Source};
+use wye_metrics::view_rows::ViewColumn;
 
 use super::messages::external;
 use crate::directory::{Directory, SeriesInfo};
@@ -68,22 +70,22 @@ impl Column {
     /// The name in SQL.
     pub(super) fn name(self, directory: &Directory) -> &str {
         match self {
-            Self::MetricKey => "metric_key",
-            Self::Definition => "definition",
-            Self::Metric => "metric",
+            Self::MetricKey => ViewColumn::MetricKey.name(),
+            Self::Definition => ViewColumn::Definition.name(),
+            Self::Metric => ViewColumn::Metric.name(),
             Self::Dimension(index) => &directory.dimensions()[index],
-            Self::WindowStart => "window_start",
-            Self::WindowEnd => "window_end",
+            Self::WindowStart => ViewColumn::WindowStart.name(),
+            Self::WindowEnd => ViewColumn::WindowEnd.name(),
             Self::Aggregate(aggregate) => aggregate.name(),
-            Self::FirstTime => "first_time",
-            Self::LastTime => "last_time",
+            Self::FirstTime => SummaryColumn::FirstTime.name(),
+            Self::LastTime => SummaryColumn::LastTime.name(),
             Self::Source => "source",
-            Self::ConfidenceScore => "confidence_score",
-            Self::Completeness => "completeness",
-            Self::Validity => "validity",
-            Self::Expected => "expected",
-            Self::ExpectedSource => "expected_source",
-            Self::State => "state",
+            Self::ConfidenceScore => ViewColumn::ConfidenceScore.name(),
+            Self::Completeness => ViewColumn::Completeness.name(),
+            Self::Validity => ViewColumn::Validity.name(),
+            Self::Expected => ViewColumn::Expected.name(),
+            Self::ExpectedSource => ViewColumn::ExpectedSource.name(),
+            Self::State => ViewColumn::State.name(),
             Self::CurrentValue => "current_value",
             Self::DataPoints => "data_points",
             Self::LastUpdated => "last_updated",
@@ -129,22 +131,24 @@ impl Column {
         match self {
             Self::Aggregate(aggregate) => stored_columns(aggregate).to_vec(),
             Self::Source => vec![],
-            Self::CurrentValue => vec!["last"],
-            Self::DataPoints => vec!["count"],
-            Self::LastUpdated => vec!["last_time"],
+            Self::CurrentValue => vec![SummaryColumn::Last.name()],
+            Self::DataPoints => vec![SummaryColumn::Count.name()],
+            Self::LastUpdated => vec![SummaryColumn::LastTime.name()],
             column => vec![column.name(directory)],
         }
     }
 
     /// The columns of a batch view, besides [`Column::stored`], that merging it needs.
-    pub(super) fn merged_from(self) -> &'static [&'static str] {
+    pub(super) fn merged_from(self) -> &'static [SummaryColumn] {
         match self {
-            Self::Aggregate(Aggregate::First) | Self::FirstTime => &["first", "first_time"],
+            Self::Aggregate(Aggregate::First) | Self::FirstTime => {
+                &[SummaryColumn::First, SummaryColumn::FirstTime]
+            }
             Self::Aggregate(Aggregate::Last) | Self::LastTime | Self::CurrentValue | Self::LastUpdated => {
-                &["last", "last_time"]
+                &[SummaryColumn::Last, SummaryColumn::LastTime]
             }
             Self::ConfidenceScore | Self::Completeness | Self::Validity | Self::Expected => {
-                &["invalid", "conflicts", "device_counts"]
+                &[SummaryColumn::Invalid, SummaryColumn::Conflicts, SummaryColumn::DeviceCounts]
             }
             _ => &[],
         }
@@ -252,13 +256,12 @@ impl MergedColumns {
             }
             Column::Aggregate(aggregate) => {
                 let unlisted = self.definitions_without(aggregate);
-                let is_listed = |info: &SeriesInfo| !unlisted.contains(&info.definition);
                 match aggregate {
                     Aggregate::DistinctDevices => counts(answers, |info, answer| {
-                        answer.summary.distinct_devices().filter(|_| is_listed(info))
+                        answer.summary.distinct_devices().filter(|_| !unlisted.contains(&info.definition))
                     }),
                     _ => floats(answers, |info, answer| {
-                        aggregate.finish(&answer.summary).filter(|_| is_listed(info))
+                        aggregate.finish(&answer.summary).filter(|_| !unlisted.contains(&info.definition))
                     }),
                 }
             }
@@ -281,7 +284,7 @@ impl MergedColumns {
         match column {
             Column::Source => Ok(constant(Source::Batch.name(), rows.num_rows())),
             Column::ConfidenceScore => {
-                let stored = numbers(rows, "confidence_score").map_err(external)?;
+                let stored = numbers(rows, ViewColumn::ConfidenceScore.name()).map_err(external)?;
                 Ok(scores(stored.values().iter().copied()))
             }
             Column::Aggregate(aggregate) => self.aggregate_of_view(aggregate, rows),
@@ -312,7 +315,7 @@ impl MergedColumns {
         rows: &RecordBatch,
         definitions: &[usize],
     ) -> std::result::Result<BooleanArray, DomainError> {
-        let column = TextColumn::of(rows, "definition")?;
+        let column = TextColumn::of(rows, ViewColumn::Definition.name())?;
         let names: Vec<&str> =
             definitions.iter().map(|index| self.directory.definition(*index).name.as_str()).collect();
         let is_wanted: Vec<bool> =

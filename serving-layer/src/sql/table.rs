@@ -167,8 +167,9 @@ impl MergedTable {
 
 /// The columns of the batch view that are needed to merge its rows with others.
 fn merge_columns(columns: &MergedColumns, step: Option<WindowSize>) -> impl Iterator<Item = &str> {
-    let merged = columns.columns.iter().flat_map(|column| column.merged_from()).copied();
+    let merged = columns.columns.iter().flat_map(|column| column.merged_from());
     merged
+        .map(|column| column.name())
         .chain([ViewColumn::Series.name(), ViewColumn::WindowStart.name()])
         .chain(step.map(|_| ViewColumn::State.name()))
 }

@@ -46,4 +46,4 @@ pub mod position;
 pub mod realtime_row;
 
 mod error;
-pub use error::{DomainError, ErrorKind};
+pub use error::{DomainError, ErrorKind, error_chain, first_cause};
