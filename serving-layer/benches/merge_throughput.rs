@@ -5,21 +5,22 @@
 
 #![expect(clippy::print_stdout, reason = "a report for people")]
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use arrow::array::RecordBatch;
-use wye_domain::place::KafkaPartition;
+use wye_domain::horizon::Horizon;
+use wye_domain::place::{Generation, KafkaPartition, Offset};
 use wye_domain::realtime_row::Header;
 use wye_domain::registry::Registry;
-use wye_domain::series::{SeriesKey, SeriesTable};
+use wye_domain::series::SeriesKey;
 use wye_domain::summary::Summary;
-use wye_domain::time::{Micros, SECOND};
+use wye_domain::time::{Micros, Span};
+use wye_metrics::confidence::{Evidence, LatenessHistogram, judge};
 use wye_metrics::plan::{Expectations, MetricPlans};
-use wye_metrics::view_rows::{self, AsOf, RowMaker};
-use wye_metrics::window_table::WindowTable;
+use wye_metrics::view_rows::ViewSchema;
+use wye_metrics::view_rows::builder::{ViewRowsBuilder, ViewSeries};
 use wye_serving::directory::{Directory, SeriesInfo};
 use wye_serving::hub::{Hub, Input};
 use wye_serving::realtime::RealtimeRow;
@@ -27,14 +28,15 @@ use wye_serving::snapshot::BatchSnapshot;
 use wye_serving::sql::{Limits, Sources, SqlEngine, UnknownHost};
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
+use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
+use wye_tables::views::{BatchViews, ViewCommit};
 
 const SERIES: usize = 120;
 const WINDOWS: i64 = 32_000;
-const EPOCH_ROWS: i64 = 500_000;
-const HOUR: i64 = 3_600 * SECOND;
+const EPOCH_ROWS: u64 = 500_000;
 const PARTITION: KafkaPartition = KafkaPartition(0);
+const OWNER: Generation = Generation(Offset(1));
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -62,23 +64,25 @@ async fn main() -> Result<()> {
 
     let before = resident();
     let started = Instant::now();
-    fill(&hub, &infos, 0..WINDOWS, 0);
+    fill(&hub, &infos, 0..WINDOWS, Offset::START);
     println!("apply {} windows: {:.2} s", SERIES as i64 * WINDOWS, started.elapsed().as_secs_f64());
     println!("held: {} MB more", resident() - before);
     ask(&engine, "all in epochs").await?;
     latency(&hub, &infos);
 
-    let schema = view_rows::schema(directory.plans());
+    let schema = ViewSchema::of(directory.plans());
+    let end = Offset(SERIES as i64 * WINDOWS);
     let mut files = Vec::new();
     for part in infos.chunks(SERIES / 4) {
-        let mut writer = views.writer(&schema)?;
+        let mut writer = views.writer(schema.arrow())?;
         for info in part {
-            writer.write(&rows_of(&directory, info)?)?;
+            writer.write(&rows_of(&schema, &directory, info)).await?;
         }
         files.extend(writer.finish().await?);
     }
     let run = RunRecord { definitions: directory.plans().fingerprint().to_string(), ..RunRecord::default() };
-    let horizon = BTreeMap::from([(0, SERIES as i64 * WINDOWS)]);
+    let horizon = Horizon::from_iter([(PARTITION, end)]);
+    let schema = Arc::clone(schema.arrow());
     views.commit(ViewCommit { schema, files, horizon, run, expected_version: None }).await?;
     let view = views.latest().await?.expect("it was just committed");
     println!("batch view: {} MB", view.bytes() >> 20);
@@ -89,7 +93,7 @@ async fn main() -> Result<()> {
     hub.step(Input::BatchView(Arc::new(snapshot)));
     println!("held: {} MB more", resident() - before);
     ask(&engine, "all in the view").await?;
-    fill(&hub, &infos, WINDOWS - 1..WINDOWS + 10, SERIES as i64 * WINDOWS);
+    fill(&hub, &infos, WINDOWS - 1..WINDOWS + 10, end);
     ask(&engine, "eleven windows of each series in epochs").await?;
     latency(&hub, &infos);
     Ok(())
@@ -100,37 +104,47 @@ fn series(n: usize) -> String {
     SeriesKey { definition: "*".into(), metric: format!("metric-{}", n % 12).into(), group }.encode()
 }
 
+/// The start of a window, counted from 1970 on.
+fn start_of(window: i64) -> Micros {
+    Micros::EPOCH + Span::from_hours(window)
+}
+
 fn reading(window: i64) -> Summary {
     let mut summary = Summary::EMPTY;
-    summary.add(window as f64 / 8.0, window * HOUR);
+    summary.add(window as f64 / 8.0, start_of(window));
     summary
 }
 
 /// Writes windows hour by hour, as a load in order of time does.
-fn fill(hub: &Hub, infos: &[Arc<SeriesInfo>], windows: std::ops::Range<i64>, first: i64) {
+fn fill(hub: &Hub, infos: &[Arc<SeriesInfo>], windows: std::ops::Range<i64>, first: Offset) {
     let definitions = hub.directory().plans().fingerprint();
-    let (mut offset, mut epoch) = (first, None);
+    let (mut next, mut open) = (first, None);
     for window in windows {
-        if epoch.is_none_or(|start| offset - start >= EPOCH_ROWS) {
-            epoch = Some(offset);
-            hub.apply(
-                PARTITION,
-                &Header::Begin { generation: 1, epoch: offset, definitions, reset: false },
-                &[],
-            );
-        }
+        let epoch = match open {
+            Some(epoch) if next.since(epoch) < EPOCH_ROWS => epoch,
+            _ => {
+                let header = Header::Begin { generation: OWNER, epoch: next, definitions, reset: false };
+                hub.apply(PARTITION, &header, &[]);
+                *open.insert(next)
+            }
+        };
         let rows: Vec<RealtimeRow> = infos
             .iter()
             .map(|info| RealtimeRow {
                 series: info.id,
-                window_start: Micros(window * HOUR),
+                window_start: start_of(window),
                 summary: reading(window),
             })
             .collect();
-        let epoch = epoch.unwrap_or_default();
-        let header = Header::Rows { generation: 1, epoch, through: 0, complete: true, newest_event_time: 0 };
+        let header = Header::Rows {
+            generation: OWNER,
+            epoch,
+            through: Offset::START,
+            complete: true,
+            newest_event_time: None,
+        };
         hub.apply(PARTITION, &header, &rows);
-        offset += rows.len() as i64;
+        next.0 += rows.len() as i64;
     }
 }
 
@@ -191,14 +205,13 @@ fn resident() -> i64 {
 }
 
 /// All windows of a series as rows of a batch view.
-fn rows_of(directory: &Directory, info: &SeriesInfo) -> Result<RecordBatch> {
-    let (mut series, mut windows) = (SeriesTable::default(), WindowTable::default());
-    let id = series.id(info.key.clone());
-    for window in 0..WINDOWS {
-        let slot = windows.entry(id, window * HOUR);
-        windows.restore(slot).summary = reading(window);
+fn rows_of(schema: &ViewSchema, directory: &Directory, info: &SeriesInfo) -> RecordBatch {
+    let series = ViewSeries::new(schema, directory.definition(info.definition), &info.key);
+    let mut rows = ViewRowsBuilder::with_capacity(schema, WINDOWS as usize);
+    for n in 0..WINDOWS {
+        let (window, summary) = (series.window_at(start_of(n)), reading(n));
+        let evidence = Evidence { summary: &summary, expectation: info.expectation.as_deref(), window };
+        rows.append(&series, window, &summary, judge(evidence, Micros::MAX, &LatenessHistogram::default()));
     }
-    let as_of = AsOf { time: i64::MAX, lateness: Arc::default() };
-    let maker = RowMaker::new(directory.plans(), &Expectations::new(directory.plans())?, &series, &as_of);
-    Ok(maker.rows(windows.entries().iter()))
+    rows.finish()
 }

@@ -6,9 +6,10 @@
 mod log_end;
 
 use wye_domain::horizon::Horizon;
-use wye_domain::place::KafkaPartition;
+use wye_domain::place::{Generation, KafkaPartition, Offset};
 use wye_domain::position::Position;
-use wye_domain::time::Span;
+use wye_domain::time::{Micros, Span};
+use wye_tables::views::ViewVersion;
 
 pub use log_end::{Asked, LogEnd};
 
@@ -48,25 +49,30 @@ impl Reason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartitionCoverage {
     /// Which one.
-    pub kafka_partition: i32,
+    pub kafka_partition: KafkaPartition,
     /// Readings below are from the batch view; `None` without one.
-    pub horizon: Option<i64>,
+    pub horizon: Option<Offset>,
     /// Readings below are in the answer.
-    pub covered: i64,
+    pub covered: Offset,
     /// The offset that the next record gets; `None` where the log does not answer.
-    pub log_end: Option<i64>,
-    /// Since when (µs) the oldest missing record has been in the log; `None` where nothing is missing.
-    pub lacking_since: Option<i64>,
+    pub log_end: Option<Offset>,
+    /// Since when the oldest missing record has been in the log; `None` where nothing is missing.
+    pub lacking_since: Option<Micros>,
     /// The owner that writes its realtime rows; `None` before the first.
-    pub generation: Option<i64>,
+    pub generation: Option<Generation>,
     /// Why it is incomplete.
     pub reason: Option<Reason>,
 }
 
 impl PartitionCoverage {
     /// How many records of the log are not in the answer; a record may hold many readings.
-    pub fn lacking(&self) -> Option<i64> {
-        self.log_end.map(|end| (end - self.covered).max(0))
+    pub fn lacking(&self) -> Option<u64> {
+        self.log_end.map(|end| end.since(self.covered))
+    }
+
+    /// How long the oldest missing record has been in the log at `now`; nothing where none is missing.
+    pub fn lacking_for(&self, now: Micros) -> Span {
+        self.lacking_since.map_or(Span::ZERO, |since| (now - since).max(Span::ZERO))
     }
 }
 
@@ -74,13 +80,13 @@ impl PartitionCoverage {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
     /// The version of the batch view; `None` without one.
-    pub version: Option<u64>,
+    pub version: Option<ViewVersion>,
     /// The batch view's horizon; `None` without one.
     pub horizon: Option<Horizon>,
     /// Ascending.
     pub kafka_partitions: Vec<PartitionCoverage>,
-    /// The time of the answer (µs).
-    pub now: i64,
+    /// The time of the answer.
+    pub now: Micros,
 }
 
 impl Coverage {
@@ -97,44 +103,34 @@ impl Coverage {
 
     /// Up to where the answer holds everything.
     pub fn covered(&self) -> Position {
-        position(self.kafka_partitions.iter().map(|partition| (partition.kafka_partition, partition.covered)))
+        self.kafka_partitions.iter().map(|partition| (partition.kafka_partition, partition.covered)).collect()
     }
 
     /// What the answer covers of a Kafka partition; `None` where the log does not have it.
     pub fn of(&self, kafka_partition: KafkaPartition) -> Option<&PartitionCoverage> {
-        self.kafka_partitions.iter().find(|known| known.kafka_partition == kafka_partition.0)
+        self.kafka_partitions.iter().find(|known| known.kafka_partition == kafka_partition)
     }
 
     /// Whether the answer holds everything below a position.
     pub fn covers(&self, position: &Position) -> bool {
         position.iter().all(|(kafka_partition, next)| {
-            self.of(KafkaPartition(kafka_partition)).is_some_and(|own| own.covered >= next)
+            self.of(kafka_partition).is_some_and(|partition| partition.covered >= next)
         })
     }
 
     /// The horizon as a position; empty without a batch view.
     pub fn horizon_position(&self) -> Position {
-        let offsets = self.horizon.iter().flat_map(Horizon::iter);
-        position(offsets.map(|(kafka_partition, offset)| (kafka_partition.0, offset.0)))
+        self.horizon.iter().flat_map(Horizon::iter).collect()
     }
 
     /// How many records of the log are not in the answer; `None` where the log does not answer.
-    pub fn lacking(&self) -> Option<i64> {
+    pub fn lacking(&self) -> Option<u64> {
         self.kafka_partitions.iter().map(PartitionCoverage::lacking).sum()
     }
 
     /// How long the oldest missing record has been in the log; nothing where none is missing.
     pub fn lacking_for(&self) -> Span {
-        let since = self.kafka_partitions.iter().filter_map(|partition| partition.lacking_since).min();
-        since.map_or(Span::ZERO, |since| Span(self.now.saturating_sub(since).max(0)))
+        let each = self.kafka_partitions.iter().map(|partition| partition.lacking_for(self.now));
+        each.max().unwrap_or(Span::ZERO)
     }
-}
-
-/// A position from Kafka partitions and next offsets.
-fn position(offsets: impl Iterator<Item = (i32, i64)>) -> Position {
-    let mut position = Position::default();
-    for (kafka_partition, next) in offsets {
-        position.include(kafka_partition, next.saturating_sub(1));
-    }
-    position
 }

@@ -1,7 +1,5 @@
 //! The error of this crate, by operation, and what a caller can do about it.
 
-use std::error::Error;
-
 use datafusion::error::DataFusionError;
 use wye_domain::{DomainError, ErrorKind};
 use wye_log::LogError;
@@ -100,33 +98,23 @@ impl ServingError {
     }
 }
 
-/// An error with its causes, from the outermost to the first one. A cause whose text the error before it ends with
-/// already is not repeated.
-pub(crate) fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
+    use wye_domain::error_chain;
+
     use super::*;
 
     #[test]
     fn each_cause_is_named_once() {
         let root = std::io::Error::other("disk on fire");
         let source = Box::new(DataFusionError::IoError(root));
-        assert_eq!(chain(&ServingError::Run { source }), "cannot run the query: IO error: disk on fire");
+        assert_eq!(
+            error_chain(&ServingError::Run { source }),
+            "cannot run the query: IO error: disk on fire"
+        );
         let source = DomainError::Shape { column: "count" };
         assert_eq!(
-            chain(&ServingError::View { source }),
+            error_chain(&ServingError::View { source }),
             "cannot use the batch view: record batch has no usable column \"count\""
         );
     }

@@ -15,6 +15,7 @@ use wye_domain::position::Position;
 use wye_domain::realtime_row::Header;
 use wye_domain::time::Micros;
 use wye_metrics::merge::Answer;
+use wye_tables::views::ViewVersion;
 
 pub use state::{Facts, HubState, Input, Outcome, Starting};
 
@@ -52,7 +53,7 @@ pub struct Capture {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Edition {
     /// The version of the batch view; `None` without one.
-    pub version: Option<u64>,
+    pub version: Option<ViewVersion>,
     /// Changes of the realtime side.
     pub changes: u64,
 }
@@ -125,17 +126,17 @@ impl Hub {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What an answer is made of, as it is at `now` (µs).
-    pub fn capture(&self, now: i64) -> Capture {
-        self.read().capture(Micros(now))
+    /// What an answer is made of, as it is at `now`.
+    pub fn capture(&self, now: Micros) -> Capture {
+        self.read().capture(now)
     }
 
-    /// The same together with the newest windows of all series, in one step, at `now` (µs).
-    pub fn capture_with_current(&self, now: i64) -> (Capture, Vec<Current>) {
+    /// The same together with the newest windows of all series, in one step, at `now`.
+    pub fn capture_with_current(&self, now: Micros) -> (Capture, Vec<Current>) {
         let infos = self.directory.infos();
         let state = self.read();
-        let current = state.current_of_both(&infos, Micros(now));
-        (state.capture(Micros(now)), current)
+        let current = state.current_of_both(&infos, now);
+        (state.capture(now), current)
     }
 
     /// Waits until answers can be used; however long it takes.
@@ -149,7 +150,7 @@ impl Hub {
     }
 
     /// Waits until this or a later version of the batch views is served. Returns whether it is within `patience`.
-    pub async fn until_version(&self, version: u64, patience: Duration) -> bool {
+    pub async fn until_version(&self, version: ViewVersion, patience: Duration) -> bool {
         let served = self.until(|state| state.version().is_some_and(|served| served >= version));
         tokio::time::timeout(patience, served).await.is_ok()
     }

@@ -39,5 +39,3 @@ pub use error::ServingError;
 
 #[cfg(test)]
 mod testing;
-#[cfg(test)]
-use testing as fixture;

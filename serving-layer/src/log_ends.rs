@@ -8,14 +8,13 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
-use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::error_chain;
 use wye_log::LogError;
 use wye_log::client::Log;
-use wye_log::ends::Ends;
+use wye_log::end_offsets::EndOffsets;
 use wye_log::topics::READINGS;
 
 use crate::ServingError;
-use crate::error::chain;
 use crate::hub::{Hub, Input};
 use crate::telemetry::Instruments;
 use wye_runtime::clock::Clock;
@@ -40,7 +39,7 @@ impl LogEnds {
     /// # Errors
     /// [`ServingError::Thread`] when the system gives no thread; [`ServingError::Log`] when the client cannot be set up.
     pub(crate) fn start(self) -> Result<JoinHandle<()>, ServingError> {
-        let ends = Ends::new(&self.log, READINGS, self.hub.read().kafka_partitions())?;
+        let ends = EndOffsets::new(&self.log, READINGS, self.hub.read().kafka_partitions())?;
         let handle = Handle::current();
         std::thread::Builder::new()
             .name("wye-serving-log-ends".to_owned())
@@ -48,7 +47,7 @@ impl LogEnds {
             .map_err(|source| ServingError::Thread { source })
     }
 
-    fn run(self, ends: &Ends, handle: &Handle) {
+    fn run(self, ends: &EndOffsets, handle: &Handle) {
         let mut failing = false;
         while !self.shutdown.is_cancelled() {
             let asked = self.ask(ends);
@@ -56,7 +55,7 @@ impl LogEnds {
                 && !failing
             {
                 warn!(
-                    error = chain(error),
+                    error = error_chain(error),
                     "cannot ask the log for its end; answers are marked incomplete until it answers"
                 );
             }
@@ -71,15 +70,13 @@ impl LogEnds {
         }
     }
 
-    fn ask(&self, ends: &Ends) -> Result<(), LogError> {
+    fn ask(&self, ends: &EndOffsets) -> Result<(), LogError> {
         let asked_at = self.clock.now();
-        let ends = ends.ask(TIMEOUT)?;
-        let ends =
-            ends.into_iter().map(|(partition, end)| (KafkaPartition(partition), Offset(end))).collect();
+        let ends = ends.fetch(TIMEOUT)?;
         self.hub.step(Input::LogEnds { ends: &ends, asked_at });
         let without_start = self.hub.read().without_start(self.clock.now());
         for kafka_partition in without_start {
-            let oldest = Offset(self.log.offsets_blocking(READINGS, kafka_partition.0)?.low);
+            let oldest = self.log.offsets_blocking(READINGS, kafka_partition)?.low;
             self.hub.step(Input::LogStart { kafka_partition, oldest });
         }
         Ok(())

@@ -131,18 +131,17 @@ impl RealtimeStore {
         if !epochs.fence.admit(header.generation()) {
             return (Applied::Fenced, Dropped::new());
         }
-        epochs.generation = Some(Generation(Offset(header.generation())));
+        epochs.generation = Some(header.generation());
         match *header {
             Header::Claim { .. } => (Applied::Taken, Dropped::new()),
             Header::Begin { epoch, definitions, reset, .. } => {
                 self.changes += 1;
-                let void = if reset { epochs.by_start.split_off(&Offset(epoch)) } else { BTreeMap::new() };
+                let void = if reset { epochs.by_start.split_off(&epoch) } else { BTreeMap::new() };
                 let mut gone: Vec<Epoch> = void.into_values().collect();
-                let applied = self.begin(kafka_partition, Offset(epoch), definitions, &mut gone);
+                let applied = self.begin(kafka_partition, epoch, definitions, &mut gone);
                 (applied, self.forget(gone))
             }
             Header::Rows { epoch, through, complete, .. } => {
-                let (epoch, through) = (Offset(epoch), Offset(through));
                 if complete {
                     epochs.reached = epochs.reached.max(Some(through));
                 }

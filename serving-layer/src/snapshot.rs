@@ -20,14 +20,15 @@ use datafusion::prelude::SessionContext;
 use futures::TryStreamExt;
 use tracing::warn;
 use wye_domain::horizon::Horizon;
-use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::series::SeriesId;
 use wye_domain::time::Micros;
 use wye_metrics::confidence::LatenessHistogram;
 use wye_metrics::failures::Failures;
 use wye_metrics::merge::BatchRow;
-use wye_metrics::view_rows::reader::ROW_COLUMNS;
-use wye_tables::views::{RunRecord, ViewSnapshot};
+use wye_metrics::view_rows::ViewColumn;
+use wye_metrics::view_rows::reader::row_columns;
+use wye_tables::run_record::RunRecord;
+use wye_tables::views::{ViewSnapshot, ViewVersion};
 
 use crate::ServingError;
 use crate::directory::Directory;
@@ -50,7 +51,7 @@ pub struct RunFacts {
 #[derive(Clone, Debug)]
 pub struct MemoryView {
     /// Its version; each view has a higher one than the view before.
-    pub version: u64,
+    pub version: ViewVersion,
     /// The offsets below which readings are in the view.
     pub horizon: Horizon,
     /// What its run says of itself.
@@ -62,7 +63,7 @@ pub struct MemoryView {
 /// A batch view with what is known of all its series.
 #[derive(Debug)]
 pub struct BatchSnapshot {
-    version: u64,
+    version: ViewVersion,
     horizon: Horizon,
     facts: RunFacts,
     usable: bool,
@@ -87,10 +88,9 @@ impl BatchSnapshot {
         directory: &Directory,
         context: &Arc<TaskContext>,
     ) -> Result<Self, ServingError> {
-        let horizon = view.horizon.iter();
         let mut loaded = Self::without_windows(
             view.version(),
-            horizon.map(|(partition, offset)| (KafkaPartition(*partition), Offset(*offset))).collect(),
+            view.horizon.clone(),
             view.run.as_ref().map(RunFacts::of).unwrap_or_default(),
             ViewRows::Files(Box::new(view)),
             directory,
@@ -104,7 +104,8 @@ impl BatchSnapshot {
         }
         let Some(first) = bounds.first_newest() else { return Ok(loaded) };
         let mut windows = SeriesWindows::new(bounds);
-        if let Some(plan) = loaded.scan(&ROW_COLUMNS, &[col("window_start").gt_eq(time_literal(first.0))])? {
+        let is_newest = col(ViewColumn::WindowStart.name()).gt_eq(time_literal(first));
+        if let Some(plan) = loaded.scan(&row_columns(), &[is_newest])? {
             let mut batches = Batches::of(plan, context);
             while let Some(batch) = batches.next().await? {
                 windows.add(&batch, directory)?;
@@ -136,7 +137,7 @@ impl BatchSnapshot {
     }
 
     fn without_windows(
-        version: u64,
+        version: ViewVersion,
         horizon: Horizon,
         facts: RunFacts,
         rows: ViewRows,
@@ -145,7 +146,7 @@ impl BatchSnapshot {
         let usable = facts.definitions == Some(directory.plans().fingerprint());
         if !usable {
             warn!(
-                version,
+                %version,
                 "the batch view was made with other metric definitions; its numbers are left out until the next run"
             );
         }
@@ -153,7 +154,7 @@ impl BatchSnapshot {
     }
 
     /// The version of the batch views table.
-    pub fn version(&self) -> u64 {
+    pub fn version(&self) -> ViewVersion {
         self.version
     }
 
@@ -205,8 +206,7 @@ impl BatchSnapshot {
         match &self.rows {
             ViewRows::Files(view) if view.rows() == 0 => Ok(None),
             ViewRows::Files(view) => Ok(Some(view.scan(columns, filters)?)),
-            ViewRows::Memory(rows) => scan_memory(rows, columns, filters)
-                .map_err(|source| ServingError::Run { source: Box::new(source) }),
+            ViewRows::Memory(rows) => scan_memory(rows, columns, filters).map_err(ServingError::run),
         }
     }
 }
@@ -216,7 +216,7 @@ impl RunFacts {
     pub fn of(run: &RunRecord) -> Self {
         Self {
             definitions: run.definitions.parse().ok(),
-            as_of: Some(Micros(run.as_of)),
+            as_of: Some(run.as_of),
             lateness: Arc::new(run.lateness.clone()),
             failures: Arc::new(run.failures.clone()),
         }
@@ -245,8 +245,8 @@ fn scan_memory(
 }
 
 /// A time as the type of the view's time columns.
-pub(crate) fn time_literal(micros: i64) -> Expr {
-    lit(ScalarValue::TimestampMicrosecond(Some(micros), Some("UTC".into())))
+pub(crate) fn time_literal(time: Micros) -> Expr {
+    lit(ScalarValue::TimestampMicrosecond(Some(time.0), Some("UTC".into())))
 }
 
 /// The batches of a plan, plan partition by plan partition.

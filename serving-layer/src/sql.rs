@@ -8,8 +8,8 @@
 //!    and sets priorities (`host`). The numbers are in `limits`.
 //! 2. **It is checked** (`statement`): not too large, not too deep, and it only reads.
 //! 3. **It gets its tables** (`planner`). One [`Capture`](crate::hub::Capture) is taken for all tables of the statement,
-//!    so that they all show the same moment. `sql_tables` lists the tables that there always are, `catalog` has these and
-//!    the views of the metrics.
+//!    so that they all show the same moment. `catalog` has them: those that there always are
+//!    ([`wye_metrics::sql_tables`]), and the views of the metrics.
 //! 4. **It is planned** (`names`): DataFusion plans it. Names without quotes are found in another case too, and for unknown
 //!    names similar ones are suggested.
 //! 5. **The merged tables are scanned** (`table`): conditions on series and windows are applied to both layers. The operator
@@ -37,7 +37,6 @@ mod operator;
 mod planner;
 mod runtime;
 mod slots;
-mod sql_tables;
 mod statement;
 pub(crate) mod table;
 #[cfg(test)]

@@ -9,15 +9,14 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
-use wye_domain::ErrorKind;
 use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::{ErrorKind, error_chain};
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::reader::{Message, Reader};
 use wye_log::topics::REALTIME_VIEWS;
 
 use crate::ServingError;
-use crate::error::chain;
 use crate::hub::{Hub, Input};
 use crate::realtime::{Applied, Record};
 use crate::telemetry::Instruments;
@@ -82,10 +81,10 @@ impl Tail {
             match self.follow(&mut positions) {
                 Ok(()) => return,
                 Err(problem) if problem.kind() == ErrorKind::Unavailable => {
-                    warn!(error = chain(&problem), "cannot read the realtime views; trying again");
+                    warn!(error = error_chain(&problem), "cannot read the realtime views; trying again");
                 }
                 Err(problem) => {
-                    error!(error = chain(&problem), "cannot read the realtime views; trying again");
+                    error!(error = error_chain(&problem), "cannot read the realtime views; trying again");
                 }
             }
             std::thread::sleep(RETRY_PAUSE);
@@ -96,9 +95,9 @@ impl Tail {
     fn follow(&self, positions: &mut Positions) -> Result<(), LogError> {
         let mut targets = Positions::new();
         for kafka_partition in KafkaPartition::all(self.log.config().kafka_partitions) {
-            let range = self.log.offsets_blocking(REALTIME_VIEWS, kafka_partition.0)?;
-            positions.entry(kafka_partition).or_insert(Offset(range.low));
-            targets.insert(kafka_partition, Offset(range.high));
+            let range = self.log.offsets_blocking(REALTIME_VIEWS, kafka_partition)?;
+            positions.entry(kafka_partition).or_insert(range.low);
+            targets.insert(kafka_partition, range.high);
         }
         let mut reader = Reader::new(&self.log, REALTIME_VIEWS)?;
         assign(&mut reader, positions)?;
@@ -116,29 +115,30 @@ impl Tail {
             let polled =
                 reader.poll_batch(RECORDS_PER_TURN, POLL_TIMEOUT, &mut |message| self.take(&message));
             for (kafka_partition, position) in positions.iter_mut() {
-                *position = reader.position(kafka_partition.0).map_or(*position, Offset);
+                *position = reader.position(*kafka_partition).unwrap_or(*position);
             }
             self.positions.set(positions);
             match polled {
                 Ok(_) => {}
                 // Only epochs that a batch view has are deleted.
                 Err(LogError::OffsetGone { kafka_partition, low, .. }) => {
-                    positions.insert(KafkaPartition(kafka_partition), Offset(low));
+                    positions.insert(kafka_partition, low);
                     assign(&mut reader, positions)?;
                 }
                 Err(problem @ LogError::OffsetAhead { kafka_partition, .. }) => {
                     warn!(
-                        error = chain(&problem),
-                        kafka_partition, "the topic was replaced; reading the realtime views from its start"
+                        error = error_chain(&problem),
+                        %kafka_partition,
+                        "the topic was replaced; reading the realtime views from its start"
                     );
-                    self.hub.step(Input::TopicReplaced { kafka_partition: KafkaPartition(kafka_partition) });
+                    self.hub.step(Input::TopicReplaced { kafka_partition });
                     let low = self.log.offsets_blocking(REALTIME_VIEWS, kafka_partition)?.low;
-                    positions.insert(KafkaPartition(kafka_partition), Offset(low));
+                    positions.insert(kafka_partition, low);
                     assign(&mut reader, positions)?;
                 }
                 Err(problem @ LogError::Unreadable { .. }) => {
                     self.instruments.skip("undecodable");
-                    warn!(error = chain(&problem), "realtime records are skipped");
+                    warn!(error = error_chain(&problem), "realtime records are skipped");
                 }
                 Err(problem) => return Err(problem),
             }
@@ -146,14 +146,13 @@ impl Tail {
     }
 
     fn take(&self, message: &Message<'_>) {
-        let kafka_partition = KafkaPartition(message.kafka_partition);
+        let (kafka_partition, offset) = (message.kafka_partition, message.offset);
         let applied = match Record::decode(message.payload, self.hub.directory()) {
             Ok(Record { header, rows }) => self.hub.apply(kafka_partition, &header, &rows),
             Err(problem) => {
                 self.instruments.skip("undecodable");
                 self.hub.step(Input::Undecodable { kafka_partition });
-                let offset = message.offset;
-                warn!(error = chain(&problem), %kafka_partition, offset, "cannot decode realtime record");
+                warn!(error = error_chain(&problem), %kafka_partition, %offset, "cannot decode realtime record");
                 return;
             }
         };
@@ -167,7 +166,7 @@ impl Tail {
 }
 
 fn assign(reader: &mut Reader, positions: &Positions) -> Result<(), LogError> {
-    let starts: Vec<(i32, i64)> =
-        positions.iter().map(|(partition, offset)| (partition.0, offset.0)).collect();
+    let starts: Vec<(KafkaPartition, Offset)> =
+        positions.iter().map(|(kafka_partition, next)| (*kafka_partition, *next)).collect();
     reader.assign(&starts)
 }

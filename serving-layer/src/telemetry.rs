@@ -5,6 +5,7 @@ use wye_runtime::telemetry::{
     KafkaPartitionLabel, PartitionGauge, PlainCounter, PlainGauge, RealGauge, ReasonCounter, ReasonLabel,
     Telemetry,
 };
+use wye_tables::views::ViewVersion;
 
 use crate::coverage::Coverage;
 
@@ -15,11 +16,11 @@ pub(crate) struct Instruments {
     lacking: PartitionGauge,
     skipped: ReasonCounter,
     /// Epochs held of all Kafka partitions.
-    pub(crate) epochs: PlainGauge,
+    epochs: PlainGauge,
     /// Windows held of all epochs.
-    pub(crate) windows: PlainGauge,
+    windows: PlainGauge,
     /// The served version of the batch views.
-    pub(crate) version: PlainGauge,
+    version: PlainGauge,
     /// The newest ingest time (seconds since 1970) that the served batch view has seen.
     pub(crate) as_of: PlainGauge,
     /// How long (s) the oldest record that is not in answers has been in the log.
@@ -69,17 +70,25 @@ impl Instruments {
         }
     }
 
-    pub(crate) fn set_lag(&self, kafka_partition: KafkaPartition, records: i64) {
-        self.lag.get_or_create(&KafkaPartitionLabel { kafka_partition: kafka_partition.0 }).set(records);
+    pub(crate) fn set_lag(&self, kafka_partition: KafkaPartition, records: u64) {
+        self.lag.get_or_create(&label(kafka_partition)).set(whole(records));
+    }
+
+    pub(crate) fn set_version(&self, version: ViewVersion) {
+        self.version.set(whole(version.0));
+    }
+
+    pub(crate) fn set_size(&self, epochs: usize, windows: usize) {
+        self.epochs.set(whole(epochs as u64));
+        self.windows.set(whole(windows as u64));
     }
 
     pub(crate) fn covered(&self, coverage: &Coverage) {
         self.complete.set(i64::from(coverage.complete()));
-        self.lacking_for.set(coverage.lacking_for().0 as f64 / 1e6);
+        self.lacking_for.set(coverage.lacking_for().as_secs_f64());
         for partition in &coverage.kafka_partitions {
-            let label = KafkaPartitionLabel { kafka_partition: partition.kafka_partition };
             if let Some(lacking) = partition.lacking() {
-                self.lacking.get_or_create(&label).set(lacking);
+                self.lacking.get_or_create(&label(partition.kafka_partition)).set(whole(lacking));
             }
         }
     }
@@ -87,6 +96,15 @@ impl Instruments {
     pub(crate) fn skip(&self, reason: &'static str) {
         self.skipped.get_or_create(&ReasonLabel { reason }).inc();
     }
+}
+
+fn label(kafka_partition: KafkaPartition) -> KafkaPartitionLabel {
+    KafkaPartitionLabel { kafka_partition: kafka_partition.0 }
+}
+
+/// A count as a gauge holds it.
+fn whole(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 fn gauge(telemetry: &Telemetry, name: &str, help: &str) -> PlainGauge {

@@ -6,22 +6,24 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use wye_domain::horizon::Horizon;
-use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::place::{Generation, KafkaPartition, Offset};
 use wye_domain::realtime_row::Header;
 use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
-use wye_domain::series::{SeriesKey, SeriesTable};
+use wye_domain::series::SeriesKey;
 use wye_domain::sketches::Sketches;
 use wye_domain::summary::Summary;
-use wye_domain::time::{Micros, SECOND};
+use wye_domain::time::{Micros, Span};
+use wye_metrics::confidence::{Evidence, LatenessHistogram, judge};
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::failures::Failures;
 use wye_metrics::plan::{Expectations, MetricPlans};
-use wye_metrics::view_rows::{AsOf, RowMaker};
-use wye_metrics::window_table::WindowTable;
+use wye_metrics::view_rows::ViewSchema;
+use wye_metrics::view_rows::builder::{ViewRowsBuilder, ViewSeries};
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
+use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
+use wye_tables::views::{BatchViews, ViewCommit};
 
 use crate::directory::Directory;
 use crate::hub::{Hub, Input};
@@ -30,9 +32,15 @@ use crate::snapshot::BatchSnapshot;
 use crate::sql::{Limits, Sources, SqlEngine, UnknownHost};
 use wye_runtime::clock::{Clock, SystemClock};
 
-pub(crate) const MINUTE: i64 = 60 * SECOND;
 /// The only Kafka partition.
 pub(crate) const PARTITION: KafkaPartition = KafkaPartition(0);
+/// Its only owner.
+pub(crate) const OWNER: Generation = Generation(Offset(1));
+
+/// The start of a minute, counted from 1970 on.
+pub(crate) fn minute(n: i64) -> Micros {
+    Micros::EPOCH + Span::from_mins(n)
+}
 
 /// The family, and a named definition by line with all aggregates; device `a` reports every second.
 pub(crate) fn plans() -> Arc<MetricPlans> {
@@ -90,7 +98,7 @@ pub(crate) fn line(name: &str) -> String {
 pub(crate) fn summary(readings: &[(f64, i64)]) -> Summary {
     let mut summary = Summary::EMPTY;
     for (value, seconds) in readings {
-        summary.add(*value, seconds * SECOND);
+        summary.add(*value, Micros::from_secs(*seconds));
     }
     summary
 }
@@ -106,11 +114,12 @@ pub(crate) fn sketched(readings: &[(f64, i64)], device_id: &str) -> Summary {
 }
 
 /// A row of the realtime views, or of a batch view.
-pub(crate) type Row = (String, i64, Summary);
+pub(crate) type Row = (String, Micros, Summary);
 
 pub(crate) fn begin(hub: &Hub, epoch: i64) {
     let definitions = hub.directory().plans().fingerprint();
-    hub.apply(PARTITION, &Header::Begin { generation: 1, epoch, definitions, reset: false }, &[]);
+    let header = Header::Begin { generation: OWNER, epoch: Offset(epoch), definitions, reset: false };
+    hub.apply(PARTITION, &header, &[]);
 }
 
 /// Writes rows of an epoch without moving its end.
@@ -124,12 +133,17 @@ pub(crate) fn flush_through(hub: &Hub, epoch: i64, through: i64, rows: &[Row]) {
         .iter()
         .map(|(text, window_start, summary)| RealtimeRow {
             series: hub.directory().resolve(std::iter::once(text.as_str()))[0].unwrap(),
-            window_start: Micros(*window_start),
+            window_start: *window_start,
             summary: summary.clone(),
         })
         .collect();
-    let header = Header::Rows { generation: 1, epoch, through, complete: true, newest_event_time: 0 };
-    hub.apply(PARTITION, &header, &rows);
+    hub.apply(PARTITION, &flushed(OWNER, epoch, through), &rows);
+}
+
+/// The header of the last record of a flush.
+pub(crate) fn flushed(generation: Generation, epoch: i64, through: i64) -> Header {
+    let (epoch, through) = (Offset(epoch), Offset(through));
+    Header::Rows { generation, epoch, through, complete: true, newest_event_time: None }
 }
 
 /// The log answers a question asked at a time.
@@ -219,16 +233,16 @@ impl Site {
 
 /// Commits a batch view, a file for each list of rows.
 pub(crate) async fn commit(views: &BatchViews, directory: &Directory, horizon: i64, files: &[Vec<Row>]) {
-    let schema = wye_metrics::view_rows::schema(directory.plans());
+    let schema = Arc::clone(ViewSchema::of(directory.plans()).arrow());
     let mut written = Vec::new();
     for rows in files {
         let mut writer = views.writer(&schema).unwrap();
-        writer.write(&view_rows(directory.plans(), rows)).unwrap();
+        writer.write(&view_rows(directory.plans(), rows)).await.unwrap();
         written.extend(writer.finish().await.unwrap());
     }
     let run = run(directory.plans());
     let expected_version = views.latest_version().await.unwrap();
-    let horizon = BTreeMap::from([(PARTITION.0, horizon)]);
+    let horizon = self::horizon(horizon);
     views.commit(ViewCommit { schema, files: written, horizon, run, expected_version }).await.unwrap();
 }
 
@@ -237,7 +251,7 @@ pub(crate) fn run(plans: &MetricPlans) -> RunRecord {
     RunRecord {
         run_id: "r".to_owned(),
         definitions: plans.fingerprint().to_string(),
-        as_of: 1_000 * SECOND,
+        as_of: Micros::from_secs(1_000),
         failures: failures(),
         ..RunRecord::default()
     }
@@ -253,12 +267,18 @@ fn failures() -> Failures {
 pub(crate) fn view_rows(plans: &MetricPlans, rows: &[Row]) -> RecordBatch {
     let mut rows = rows.to_vec();
     rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-    let (mut series, mut windows) = (SeriesTable::default(), WindowTable::default());
-    for (text, window_start, summary) in rows {
-        let slot = windows.entry(series.id(SeriesKey::decode(&text).unwrap()), window_start);
-        windows.restore(slot).summary = summary;
+    let keys: Vec<SeriesKey> = rows.iter().map(|(text, ..)| SeriesKey::decode(text).unwrap()).collect();
+    let schema = ViewSchema::of(plans);
+    let series: Vec<ViewSeries> = keys
+        .iter()
+        .map(|key| ViewSeries::new(&schema, plans.find(&key.definition).unwrap().definition(), key))
+        .collect();
+    let (expectations, lateness) = (Expectations::new(plans).unwrap(), LatenessHistogram::default());
+    let mut builder = ViewRowsBuilder::with_capacity(&schema, rows.len());
+    for ((key, series), (_, window_start, summary)) in keys.iter().zip(&series).zip(&rows) {
+        let (window, expectation) = (series.window_at(*window_start), expectations.of(key));
+        let evidence = Evidence { summary, expectation: expectation.map(AsRef::as_ref), window };
+        builder.append(series, window, summary, judge(evidence, Micros::MAX, &lateness));
     }
-    let as_of = AsOf { time: i64::MAX, lateness: Arc::default() };
-    let maker = RowMaker::new(plans, &Expectations::new(plans).unwrap(), &series, &as_of);
-    maker.rows(windows.entries().iter())
+    builder.finish()
 }

@@ -8,10 +8,10 @@ use arrow::array::AsArray;
 use hashbrown::HashMap;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
+use wye_domain::error_chain;
 
 use crate::ServingError;
 use crate::directory::Directory;
-use crate::error::chain;
 use crate::sql::SqlEngine;
 use wye_runtime::clock::Clock;
 
@@ -62,7 +62,7 @@ impl Units {
                         Ok(found) => self.note(metric, found, clock.monotonic()),
                         Err(error) => debug!(
                             metric = &*metric,
-                            error = chain(&error),
+                            error = error_chain(&error),
                             "cannot look up the unit of a metric; trying again"
                         ),
                     }

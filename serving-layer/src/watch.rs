@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use wye_domain::error_chain;
+use wye_domain::time::Micros;
 use wye_log::client::Log;
 use wye_log::topics::REALTIME_VIEWS;
 use wye_tables::views::{BatchViews, ViewSnapshot};
 
 use crate::ServingError;
-use crate::error::chain;
 use crate::hub::{Hub, Input};
 use crate::snapshot::BatchSnapshot;
 use crate::sql::QueryRuntime;
@@ -54,7 +55,7 @@ impl Watcher {
                     }
                     Err(error) if !failing => {
                         failing = true;
-                        warn!(error = chain(&error), "cannot read the batch views; trying again");
+                        warn!(error = error_chain(&error), "cannot read the batch views; trying again");
                     }
                     Err(_) => {}
                 }
@@ -90,18 +91,19 @@ impl Watcher {
         let version = snapshot.version();
         if tokio::time::timeout(COVERAGE_TIMEOUT, self.until_nothing_is_lost(&snapshot)).await.is_err() {
             let losing = self.hub.read().would_lose(snapshot.horizon());
-            let kafka_partitions: Vec<i32> = losing.into_iter().map(|partition| partition.0).collect();
+            let kafka_partitions: Vec<i32> =
+                losing.into_iter().map(|kafka_partition| kafka_partition.0).collect();
             warn!(
-                version,
+                %version,
                 ?kafka_partitions,
                 "the realtime views do not resume where the batch view ends; answers are incomplete until they do"
             );
         }
         let as_of = snapshot.facts().as_of;
         self.hub.step(Input::BatchView(Arc::new(snapshot)));
-        self.instruments.version.set(i64::try_from(version).unwrap_or(i64::MAX));
-        self.instruments.as_of.set(as_of.unwrap_or_default().seconds());
-        info!(version, "serving a new batch view");
+        self.instruments.set_version(version);
+        self.instruments.as_of.set(as_of.map_or(0, Micros::seconds));
+        info!(%version, "serving a new batch view");
         Ok(())
     }
 
@@ -115,13 +117,11 @@ impl Watcher {
     async fn report(&self) {
         for (kafka_partition, position) in self.positions.get() {
             // Where the log does not answer, those who need it say so.
-            if let Ok(range) = self.log.offsets(REALTIME_VIEWS, kafka_partition.0).await {
-                let lag = (range.high - position.0.max(range.low)).max(0);
-                self.instruments.set_lag(kafka_partition, lag);
+            if let Ok(range) = self.log.offsets(REALTIME_VIEWS, kafka_partition).await {
+                self.instruments.set_lag(kafka_partition, range.high.since(position.max(range.low)));
             }
         }
         let (epochs, windows) = self.hub.read().size();
-        self.instruments.epochs.set(i64::try_from(epochs).unwrap_or(i64::MAX));
-        self.instruments.windows.set(i64::try_from(windows).unwrap_or(i64::MAX));
+        self.instruments.set_size(epochs, windows);
     }
 }

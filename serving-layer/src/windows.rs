@@ -8,7 +8,7 @@ use std::sync::Arc;
 use arrow::array::RecordBatch;
 use wye_domain::DomainError;
 use wye_domain::series::SeriesId;
-use wye_domain::time::{Micros, Span, WindowSize};
+use wye_domain::time::{Micros, WindowSize};
 use wye_metrics::merge::{Answer, Judge, Rollup};
 use wye_metrics::view_rows::reader::ViewRows;
 
@@ -71,9 +71,9 @@ impl WindowMerge {
         for (range, id) in runs(&rows.series, rows.len(), directory) {
             let Some(id) = id.filter(|id| self.wanted.get(id.0 as usize) == Some(&true)) else { continue };
             for row in range {
-                let start = Micros(rows.window_start.value(row));
+                let start = rows.window_start(row);
                 if self.question.windows.contains(&start) {
-                    let window = Micros(self.question.step.start_of(start.0));
+                    let window = self.question.step.start_of(start);
                     self.windows.entry((id, window)).or_default().add_batch(&rows.row(row)?);
                 }
             }
@@ -85,13 +85,12 @@ impl WindowMerge {
     pub fn add_epochs(&mut self, epochs: &[Arc<EpochView>]) {
         let selection = Selection {
             series: Some(self.wanted.clone()),
-            windows: self.question.windows.start.0..self.question.windows.end.0,
+            windows: self.question.windows.clone(),
             step: Some(self.question.step),
         };
         let rows = CapturedRows::collect(epochs, &selection);
         for group in 0..rows.len() {
-            let (series, start) = rows.key(group);
-            self.windows.entry((series, Micros(start))).or_default().add_realtime(&rows.summary(group));
+            self.windows.entry(rows.key(group)).or_default().add_realtime(&rows.summary(group));
         }
     }
 
@@ -100,11 +99,10 @@ impl WindowMerge {
         let step = self.question.step;
         let mut answers = Vec::with_capacity(self.question.infos.len());
         for info in self.question.infos {
-            let own = self.windows.range((info.id, Micros(i64::MIN))..=(info.id, Micros(i64::MAX)));
+            let own = self.windows.range((info.id, Micros::MIN)..=(info.id, Micros::MAX));
             let own: Vec<Answer> = own
                 .filter_map(|((_, start), rollup)| {
-                    let end = *start + Span(step.micros());
-                    rollup.clone().finish(info.facts(), (start.0, end.0), judge)
+                    rollup.clone().finish(info.facts(), step.window_at(*start), judge)
                 })
                 .collect();
             if !own.is_empty() {

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::http::header::{CACHE_CONTROL, ETAG, IF_NONE_MATCH};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::ser::SerializeMap;
@@ -40,7 +40,7 @@ pub(super) struct Covered {
     /// Readings below are in the answer: `KAFKA_PARTITION:OFFSET,..`.
     covered: String,
     /// How many records of the log are not; null where the log does not answer.
-    lacking: Option<i64>,
+    lacking: Option<u64>,
     /// How long the oldest of them has been in the log.
     lacking_seconds: f64,
     /// Why the answer is incomplete.
@@ -138,7 +138,7 @@ struct Values<'a> {
 
 impl<'a> Point<'a> {
     pub(super) fn new(choice: &'a Choice, answer: &'a Answer) -> Self {
-        let confidence = &answer.scored.confidence;
+        let confidence = &answer.confidence;
         Self {
             window_start: format_rfc3339(answer.window_start),
             window_end: format_rfc3339(answer.window_end),
@@ -152,7 +152,7 @@ impl<'a> Point<'a> {
                 completeness: confidence.completeness,
                 validity: confidence.validity,
                 expected: confidence.expected,
-                expected_source: answer.scored.expected_source.name(),
+                expected_source: confidence.expected_source.name(),
             },
             state: answer.state.name(),
         }
@@ -179,7 +179,7 @@ fn number(aggregate: Aggregate, answer: &Answer) -> Option<Number> {
 
 /// Tells one state of the data from another, for the caches of clients.
 #[derive(Clone, Debug)]
-pub(super) struct Tag(HeaderValue);
+pub(super) struct Tag(String);
 
 impl Api {
     /// The tag of an answer at `now`.
@@ -199,15 +199,15 @@ impl Tag {
             edition.changes,
             if coverage.complete() { "complete" } else { "incomplete" },
             shown(coverage.lacking()),
-            coverage.now.div_euclid(SCORES_LAST.0)
+            coverage.now.0.div_euclid(SCORES_LAST.0)
         );
-        Self(HeaderValue::from_str(&text).expect("letters, digits and signs are a header value"))
+        Self(text)
     }
 
     /// The answer without a body, where the client has this state already.
     pub(super) fn unchanged(&self, headers: &HeaderMap) -> Option<Response> {
         let given = headers.get(IF_NONE_MATCH)?.to_str().ok()?;
-        let same = given.split(',').any(|tag| tag.trim().as_bytes() == self.0.as_bytes());
+        let same = given.split(',').any(|tag| tag.trim() == self.0);
         same.then(|| (StatusCode::NOT_MODIFIED, self.headers()).into_response())
     }
 
@@ -216,9 +216,9 @@ impl Tag {
         (self.headers(), Json(body)).into_response()
     }
 
-    fn headers(&self) -> [(HeaderName, HeaderValue); 2] {
+    fn headers(&self) -> [(HeaderName, &str); 2] {
         // A client may keep the answer, but has to check it.
-        [(ETAG, self.0.clone()), (CACHE_CONTROL, HeaderValue::from_static("no-cache"))]
+        [(ETAG, &self.0), (CACHE_CONTROL, "no-cache")]
     }
 }
 

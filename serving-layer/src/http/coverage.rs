@@ -9,7 +9,9 @@ use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use wye_domain::time::Span;
+use wye_domain::place::{Generation, KafkaPartition, Offset};
+use wye_domain::time::Micros;
+use wye_tables::views::ViewVersion;
 
 use super::Api;
 use super::answer::{Covered, seconds};
@@ -28,7 +30,7 @@ pub(super) struct Parameters {
 struct Body {
     complete: bool,
     /// The version of the batch view.
-    version: Option<u64>,
+    version: Option<ViewVersion>,
     horizon: String,
     #[serde(flatten)]
     covered: Covered,
@@ -37,28 +39,26 @@ struct Body {
 
 #[derive(Serialize)]
 struct Row {
-    kafka_partition: i32,
-    horizon: Option<i64>,
-    covered: i64,
-    log_end: Option<i64>,
-    lacking: Option<i64>,
+    kafka_partition: KafkaPartition,
+    horizon: Option<Offset>,
+    covered: Offset,
+    log_end: Option<Offset>,
+    lacking: Option<u64>,
     lacking_seconds: f64,
-    generation: Option<i64>,
+    generation: Option<Generation>,
     complete: bool,
     reason: Option<&'static str>,
 }
 
 impl Row {
-    fn of(partition: &PartitionCoverage, now: i64) -> Self {
+    fn of(partition: &PartitionCoverage, now: Micros) -> Self {
         Self {
             kafka_partition: partition.kafka_partition,
             horizon: partition.horizon,
             covered: partition.covered,
             log_end: partition.log_end,
             lacking: partition.lacking(),
-            lacking_seconds: partition
-                .lacking_since
-                .map_or(0.0, |since| seconds(Span(now.saturating_sub(since).max(0)))),
+            lacking_seconds: seconds(partition.lacking_for(now)),
             generation: partition.generation,
             complete: partition.reason.is_none(),
             reason: partition.reason.map(Reason::name),

@@ -1,27 +1,23 @@
-//! The one error body, and the only place that knows HTTP statuses of errors.
+//! The statuses of errors, and the place where every error gets its body.
 //!
-//! `{"request_id", "error_code", "message"}`. A handler of any layer answers an error with its status and a text, and
-//! [`one_body`] makes the body of it. The text of an internal error (500) goes to the server log alone, under the
-//! request's id.
+//! A handler of any layer answers an error with its status and a text, and [`one_body`] makes an [`ErrorBody`] of them.
+//! The text of an internal error (500) goes to the server log alone, under the request's id.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::panic::AssertUnwindSafe;
-use std::sync::LazyLock;
-use std::sync::atomic::{AtomicU64, Ordering};
 
+use axum::Json;
 use axum::body::to_bytes;
 use axum::extract::Request;
 use axum::http::header::{ACCEPT_ENCODING, ALLOW, CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::FutureExt;
-use serde_json::json;
 use tracing::{error, info};
-use wye_domain::ErrorKind;
+use wye_domain::{ErrorKind, error_chain};
+use wye_runtime::http_error::ErrorBody;
 
 use crate::ServingError;
-use crate::error::chain;
 
 /// When to ask again, where it is not known when that will help.
 const RETRY_SECONDS: &str = "2";
@@ -62,7 +58,7 @@ impl ApiError {
 
 impl From<ServingError> for ApiError {
     fn from(error: ServingError) -> Self {
-        Self::new(error.kind(), chain(&error))
+        Self::new(error.kind(), error_chain(&error))
     }
 }
 
@@ -106,21 +102,25 @@ pub(super) async fn one_body(request: Request, next: Next) -> Response {
         return response;
     }
     let (mut head, text) = response.into_parts();
+    for of_text in [CONTENT_TYPE, CONTENT_LENGTH] {
+        head.headers.remove(of_text);
+    }
     let text = to_bytes(text, LONGEST_MESSAGE).await.unwrap_or_default();
     let mut message = String::from_utf8_lossy(&text).into_owned();
     if message.is_empty() {
         message = message_of(status, &method, &head.headers);
     }
-    let request_id = request_id();
-    if status == StatusCode::INTERNAL_SERVER_ERROR {
-        error!(request_id, %method, path, error = message, "cannot answer a request");
-        message = format!("internal error; see the server log for request_id {request_id}");
+    let body = if status == StatusCode::INTERNAL_SERVER_ERROR {
+        let body = ErrorBody::internal();
+        error!(request_id = body.request_id, %method, path, error = message, "cannot answer a request");
+        body
     } else {
+        let body = ErrorBody::new(code_of(status), message);
+        let ErrorBody { request_id, message, .. } = &body;
         info!(request_id, %method, path, status = status.as_u16(), detail = message, "refused a request");
-    }
-    head.headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    head.headers.remove(CONTENT_LENGTH);
-    Response::from_parts(head, body(&request_id, &code_of(status), &message).into())
+        body
+    };
+    (head, Json(body)).into_response()
 }
 
 /// The message of an error that has no text, from its status and headers.
@@ -138,29 +138,11 @@ fn message_of(status: StatusCode, method: &Method, headers: &HeaderMap) -> Strin
     }
 }
 
-/// An id that no other request has, of this process or another.
-pub(super) fn request_id() -> String {
-    static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().build_hasher().finish());
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!("{:016x}-{:x}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed))
-}
-
-/// The error body as JSON.
-pub(super) fn body(request_id: &str, error_code: &str, message: &str) -> String {
-    format!(
-        r#"{{"request_id":{},"error_code":{},"message":{}}}"#,
-        json!(request_id),
-        json!(error_code),
-        json!(message)
-    )
-}
-
-/// The name of an error, from a closed set: one for each status.
+/// The code of an error, one for each status; that of an internal error is in [`ErrorBody::internal`].
 fn code_of(status: StatusCode) -> String {
     match status {
-        StatusCode::BAD_REQUEST => "invalid".to_owned(),
-        StatusCode::SERVICE_UNAVAILABLE => "unavailable".to_owned(),
-        StatusCode::INTERNAL_SERVER_ERROR => "internal".to_owned(),
+        StatusCode::BAD_REQUEST => ErrorKind::Invalid.name().to_owned(),
+        StatusCode::SERVICE_UNAVAILABLE => ErrorKind::Unavailable.name().to_owned(),
         StatusCode::GATEWAY_TIMEOUT => "not_covered".to_owned(),
         // Such as not_found, method_not_allowed, payload_too_large.
         other => other.canonical_reason().unwrap_or("other").to_lowercase().replace([' ', '-'], "_"),

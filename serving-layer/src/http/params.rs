@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use wye_domain::ErrorKind;
 use wye_domain::series::SeriesKey;
-use wye_domain::time::{Micros, Span, WindowSize, parse_rfc3339};
+use wye_domain::time::{Micros, WindowSize, parse_rfc3339};
 use wye_metrics::definition::{Aggregate, Definition};
 
 use super::Api;
@@ -70,7 +70,7 @@ fn known_metrics(directory: &Directory) -> Vec<String> {
 
 /// The message where there is no metric of a name: which one may be meant, some that there are, and whether readings are
 /// not in answers yet.
-fn no_such_metric(name: &str, known: &[String], lacking: i64) -> String {
+fn no_such_metric(name: &str, known: &[String], lacking: u64) -> String {
     let close = close_names(name, known);
     let mut message = format!("there is no metric {name:?}");
     match close.as_slice() {
@@ -210,10 +210,10 @@ fn read_time(text: &str, now: Micros) -> Option<Micros> {
         return millis.checked_mul(1_000).map(Micros);
     }
     if let Some(age) = text.strip_prefix('-') {
-        return Some(now - Span(WindowSize::parse(age).ok()?.micros()));
+        return Some(now - WindowSize::parse(age).ok()?.span());
     }
     // A plus sign in a URL that was not escaped arrives as a space.
-    parse_rfc3339(&text.replace(' ', "+")).ok().map(Micros)
+    parse_rfc3339(&text.replace(' ', "+")).ok()
 }
 
 #[cfg(test)]

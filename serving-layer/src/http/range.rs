@@ -6,7 +6,8 @@ use std::sync::Arc;
 use datafusion::execution::TaskContext;
 use datafusion::logical_expr::{Expr, col};
 use futures::TryStreamExt;
-use wye_metrics::view_rows::reader::ROW_COLUMNS;
+use wye_metrics::view_rows::ViewColumn;
+use wye_metrics::view_rows::reader::row_columns;
 
 use crate::ServingError;
 use crate::directory::Directory;
@@ -30,7 +31,7 @@ pub(super) async fn answer(
     let filters = filters(&question);
     let mut merge = WindowMerge::new(question);
     if let Some(snapshot) = &capture.snapshot
-        && let Some(plan) = snapshot.scan(&ROW_COLUMNS, &filters)?
+        && let Some(plan) = snapshot.scan(&row_columns(), &filters)?
     {
         let rows = datafusion::physical_plan::execute_stream(plan, context);
         let mut rows = rows.map_err(ServingError::run)?;
@@ -60,15 +61,15 @@ fn check_size(merge: &WindowMerge) -> Result<(), ServingError> {
 fn filters(question: &Question) -> Vec<Expr> {
     let Question { infos, windows, .. } = question;
     let mut filters = vec![
-        col("window_start").gt_eq(time_literal(windows.start.0)),
-        col("window_start").lt(time_literal(windows.end.0)),
+        col(ViewColumn::WindowStart.name()).gt_eq(time_literal(windows.start)),
+        col(ViewColumn::WindowStart.name()).lt(time_literal(windows.end)),
     ];
     if let Some(first) = infos.first() {
-        filters.push(equals("definition", &first.key.definition));
-        filters.push(equals("metric", &first.key.metric));
+        filters.push(equals(ViewColumn::Definition.name(), &first.key.definition));
+        filters.push(equals(ViewColumn::Metric.name(), &first.key.metric));
     }
     if infos.len() <= NAMED_SERIES {
-        let named = infos.iter().map(|info| equals("series", &info.key.encode()));
+        let named = infos.iter().map(|info| equals(ViewColumn::Series.name(), &info.key.encode()));
         filters.extend(named.reduce(Expr::or));
     }
     filters

@@ -9,6 +9,7 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::Value;
 use wye_domain::ErrorKind;
+use wye_tables::views::ViewVersion;
 
 use super::error::ApiError;
 use super::wait::bounded;
@@ -43,7 +44,7 @@ pub(super) async fn run(State(api): State<Arc<Api>>, body: Bytes) -> Result<Json
     let mut report = trigger(BatchRequest { force: body.force })
         .await
         .map_err(|refusal| ApiError::new(refusal.kind, refusal.message))?;
-    let version = report.get("version").and_then(Value::as_u64);
+    let version = report.get("version").and_then(Value::as_u64).map(ViewVersion);
     if let (Some(version), Some(fields)) = (version, report.as_object_mut()) {
         let served = api.hub.until_version(version, wait).await;
         fields.insert("served".to_owned(), Value::Bool(served));

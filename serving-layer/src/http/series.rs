@@ -72,7 +72,7 @@ pub(super) async fn series(
         if let Some(unchanged) = api.tag(now).unchanged(&headers) {
             return Ok(unchanged);
         }
-        let capture = api.hub.capture(now.0);
+        let capture = api.hub.capture(now);
         if wait.is_covered_by(&capture.coverage) {
             break (capture, available, windows);
         }
@@ -93,11 +93,11 @@ pub(super) async fn series(
     Ok(Tag::of(&api, edition, &coverage).answer(Body {
         head: Head::new(&metric, &coverage),
         step: step.to_string(),
-        from: format_rfc3339(windows.start.0),
-        to: format_rfc3339(windows.end.0),
+        from: format_rfc3339(windows.start),
+        to: format_rfc3339(windows.end),
         available: available.map(|available| Available {
-            from: format_rfc3339(available.start.0),
-            to: format_rfc3339(available.end.0),
+            from: format_rfc3339(available.start),
+            to: format_rfc3339(available.end),
         }),
         series,
     }))
@@ -118,15 +118,15 @@ fn windows(
         (None, Some(_)) => now.max(newest.unwrap_or(now)),
         (None, None) => newest.unwrap_or(now),
     };
-    let end = Micros(step.start_of((to - Span(1)).0)) + Span(step.micros());
+    let end = step.start_of(to - Span(1)) + step.span();
     let Some(from) = from else {
-        return Ok(end - Span(step.micros().saturating_mul(NEWEST))..end);
+        return Ok(end - step.span() * NEWEST..end);
     };
     let from = time("from", from, now)?;
     if from >= to {
         return Err(ApiError::invalid("from must be before to"));
     }
-    Ok(Micros(step.start_of(from.0))..end)
+    Ok(step.start_of(from)..end)
 }
 
 fn read_step(metric: &Metric<'_>, text: Option<&str>) -> Result<WindowSize, ApiError> {

@@ -6,7 +6,7 @@
 //! - A connection without a complete request for `idle_timeout` is closed: idle ones, and those that send a head byte by
 //!   byte.
 //! - A client that reads nothing of its answer for `stall_timeout` is disconnected.
-//! - Bodies are read within limits too (`bodies.rs`), and every error has the one body of [`super::error`].
+//! - Bodies are read within limits too (`bodies.rs`), and every error gets its body ([`super::error`]).
 //!
 //! This file must not know what the paths mean.
 
@@ -37,6 +37,8 @@ use tokio_util::sync::CancellationToken;
 use tower::{Layer as _, ServiceExt as _};
 use tower_http::decompression::{DecompressionBody, RequestDecompressionLayer};
 use tracing::{debug, warn};
+use wye_domain::ErrorKind;
+use wye_runtime::http_error::ErrorBody;
 
 use super::error;
 use bodies::Bodies;
@@ -180,15 +182,15 @@ async fn serve_one(
 
 /// Answers a new connection that there is no room.
 async fn refuse(mut stream: TcpStream) -> std::io::Result<()> {
-    let (status, message) = ("503 Service Unavailable", "too many connections; try again");
-    let body = error::body(&error::request_id(), "unavailable", message);
+    let body = ErrorBody::new(ErrorKind::Unavailable.name(), "too many connections; try again");
+    let body = serde_json::to_vec(&body)?;
     let head = format!(
-        "HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {}\r\nretry-after: 1\r\n\
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: {}\r\nretry-after: 1\r\n\
          connection: close\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).await?;
-    stream.write_all(body.as_bytes()).await?;
+    stream.write_all(&body).await?;
     stream.shutdown().await?;
     // Closing while bytes of the request are unread would reset the connection, and the answer would be lost.
     let mut unread = [0; 1024];

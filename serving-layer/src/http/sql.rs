@@ -16,6 +16,7 @@ use futures::{StreamExt, stream};
 use serde::Deserialize;
 use tracing::warn;
 use url::form_urlencoded;
+use wye_domain::error_chain;
 
 use super::Api;
 use super::answer::seconds;
@@ -24,7 +25,6 @@ use super::error::ApiError;
 use super::wait::Wait;
 use crate::ServingError;
 use crate::coverage::Coverage;
-use crate::error::chain;
 use crate::sql::answer::{Answer, Items, Sink};
 
 /// Bytes of rows that are encoded at a time.
@@ -103,7 +103,7 @@ async fn next(pieces: Option<Answer<Bytes>>) -> Option<(Result<Bytes, ServingErr
         Ok(piece) => Some((Ok(piece), Some(pieces))),
         Err(error) => {
             warn!(
-                error = chain(&error),
+                error = error_chain(&error),
                 "a query failed after its first rows were sent; the answer is cut off"
             );
             Some((Err(error), None))

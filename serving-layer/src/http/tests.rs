@@ -16,7 +16,7 @@ use super::{Api, BatchRefusal, BatchTrigger, router};
 use crate::hub::Input;
 use crate::telemetry::Instruments;
 use crate::testing::{
-    MINUTE, Row, Site, begin, family, flush, flush_through, line, log_ends, sketched, summary,
+    Row, Site, begin, family, flush, flush_through, line, log_ends, minute, sketched, summary,
 };
 use wye_runtime::clock::{Clock, SystemClock};
 
@@ -65,6 +65,10 @@ impl Client {
         self.router.clone().oneshot(request).await.unwrap()
     }
 
+    async fn post(&self, path: &str, body: impl Into<Body>) -> Response<Body> {
+        self.send(Request::post(path).body(body.into()).unwrap()).await
+    }
+
     async fn get(&self, path: &str) -> (u16, Value) {
         let response = self.send(Request::get(path).body(Body::empty()).unwrap()).await;
         let status = response.status().as_u16();
@@ -92,15 +96,15 @@ impl Client {
         self.site.batch(10, &[vec![row("a", 1.0, 1), row("b", 5.0, 2)]]).await;
         self.site.log_ends_at(10);
         begin(&self.site.hub, 10);
-        let late = (family("t", "a"), 61 * MINUTE, summary(&[(7.0, 61 * 60)]));
-        let named = (line("L1"), 0, sketched(&[(2.0, 1), (4.0, 2)], "a"));
+        let late = (family("t", "a"), minute(61), summary(&[(7.0, 61 * 60)]));
+        let named = (line("L1"), minute(0), sketched(&[(2.0, 1), (4.0, 2)], "a"));
         flush(&self.site.hub, 10, &[row("a", 3.0, 3), late, named]);
     }
 }
 
 /// A reading of `t` in the first minute.
 fn row(device_id: &str, value: f64, second: i64) -> Row {
-    (family("t", device_id), 0, summary(&[(value, second)]))
+    (family("t", device_id), minute(0), summary(&[(value, second)]))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -231,24 +235,29 @@ async fn sql_is_answered_in_three_formats() {
 async fn cached_answers_are_valid_until_something_changes() {
     let client = Client::new().await;
     client.fill().await;
-    let ask = |tag: Option<String>| {
-        let mut request = Request::get("/v1/metrics/t/current");
-        if let Some(tag) = tag {
-            request = request.header(IF_NONE_MATCH, tag);
-        }
-        client.send(request.body(Body::empty()).unwrap())
-    };
-    let tag = |response: &Response<Body>| response.headers()[ETAG].to_str().unwrap().to_owned();
     // The tag changes every ten seconds too, so two tries are enough.
     let mut statuses = Vec::new();
     for _ in 0..2 {
-        let first = ask(None).await;
-        statuses.push(ask(Some(tag(&first))).await.status().as_u16());
+        let tag = tag(&current(&client, None).await);
+        statuses.push(current(&client, Some(tag)).await.status().as_u16());
     }
     assert!(statuses.contains(&304), "{statuses:?}");
-    let before = tag(&ask(None).await);
-    flush(&client.site.hub, 10, &[(family("t", "b"), 0, summary(&[(1.0, 9)]))]);
-    assert_eq!(ask(Some(before)).await.status(), 200);
+    let before = tag(&current(&client, None).await);
+    flush(&client.site.hub, 10, &[(family("t", "b"), minute(0), summary(&[(1.0, 9)]))]);
+    assert_eq!(current(&client, Some(before)).await.status(), 200);
+}
+
+/// Current values, for a client that has the answer of a tag.
+async fn current(client: &Client, tag: Option<String>) -> Response<Body> {
+    let mut request = Request::get("/v1/metrics/t/current");
+    if let Some(tag) = tag {
+        request = request.header(IF_NONE_MATCH, tag);
+    }
+    client.send(request.body(Body::empty()).unwrap()).await
+}
+
+fn tag(response: &Response<Body>) -> String {
+    response.headers()[ETAG].to_str().unwrap().to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -263,14 +272,8 @@ async fn health_definitions_and_batch_runs() {
     let (status, body) = client.get("/readyz").await;
     assert_eq!((status, &body["message"]), (503, &json!("Kafka partition 0 has no owner")));
     *client.trouble.lock().unwrap() = None;
-    let run =
-        |body: &'static str| client.send(Request::post("/v1/batch-runs").body(Body::from(body)).unwrap());
-    let served = async |body: &'static str| -> Value {
-        let bytes = to_bytes(run(body).await.into_body(), usize::MAX).await.unwrap();
-        serde_json::from_slice::<Value>(&bytes).unwrap()["served"].clone()
-    };
-    assert_eq!(served(r#"{"force": true, "wait": "0s"}"#).await, json!(false));
-    let waiting = served(r#"{"force": true}"#);
+    assert_eq!(served(&client, r#"{"force": true, "wait": "0s"}"#).await, json!(false));
+    let waiting = served(&client, r#"{"force": true}"#);
     assert_eq!(tokio::join!(waiting, client.fill()).0, json!(true));
     let (_, body) = client.get("/v1/metrics").await;
     assert_eq!(body["metrics"][0]["metrics"], json!(["t"]));
@@ -279,8 +282,15 @@ async fn health_definitions_and_batch_runs() {
     let errors = &body["metrics"][1]["errors"];
     assert_eq!((&errors["readings"], &errors["example"]["tags"]["line"]), (&json!(3), &json!("L9")));
     assert_eq!(errors["example"]["event_time"], "1970-01-01T00:00:00Z");
-    assert_eq!(run("").await.status(), 409);
-    assert_eq!(run("nonsense").await.status(), 400);
+    assert_eq!(client.post("/v1/batch-runs", "").await.status(), 409);
+    assert_eq!(client.post("/v1/batch-runs", "nonsense").await.status(), 400);
+}
+
+/// Whether the result of a batch run was served in time.
+async fn served(client: &Client, body: &'static str) -> Value {
+    let response = client.post("/v1/batch-runs", body).await;
+    let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
+    serde_json::from_slice::<Value>(&bytes).unwrap()["served"].clone()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -311,8 +321,7 @@ async fn every_answer_says_what_it_covers() {
         (&row["log_end"], &row["lacking"], &row["generation"], &row["complete"]),
         (&json!(14), &json!(4), &json!(1), &json!(false))
     );
-    let body = Body::from(json!({"sql": "SELECT 1"}).to_string());
-    let response = client.send(Request::post("/v1/sql").body(body).unwrap()).await;
+    let response = client.post("/v1/sql", json!({"sql": "SELECT 1"}).to_string()).await;
     let headers = ["wye-complete", "wye-horizon", "wye-covered", "wye-lacking"]
         .map(|name| response.headers()[name].to_str().unwrap().to_owned());
     assert_eq!(headers, ["false", "0:10", "0:10", "4"]);
@@ -336,11 +345,7 @@ async fn a_question_waits_until_its_position_is_covered() {
         assert_eq!((status, &body["error_code"]), (504, &json!("not_covered")), "{body}");
         assert!(body["message"].as_str().unwrap().contains("4 records of Kafka partition 0"), "{body}");
     }
-    let ask = |wait: &str| {
-        let body = Body::from(json!({"sql": "SELECT 1", "after": "0:14", "wait": wait}).to_string());
-        client.send(Request::post("/v1/sql").body(body).unwrap())
-    };
-    assert_eq!(ask("0s").await.status(), 504);
+    assert_eq!(wait_by_sql(&client, "0s").await, 504);
     for (wrong, word) in [
         ("after=7", "0:1234"),
         ("after=0:1&wait=soon", "10s"),
@@ -353,8 +358,8 @@ async fn a_question_waits_until_its_position_is_covered() {
     }
     let waiting = async {
         let by_header = Request::get("/v1/metrics/t/current").header("Wye-After", "0:14").body(Body::empty());
-        let (current, sql) = tokio::join!(client.send(by_header.unwrap()), ask("10s"));
-        (current.status().as_u16(), sql.status().as_u16())
+        let (current, sql) = tokio::join!(client.send(by_header.unwrap()), wait_by_sql(&client, "10s"));
+        (current.status().as_u16(), sql)
     };
     let writing = async {
         tokio::task::yield_now().await;
@@ -363,21 +368,23 @@ async fn a_question_waits_until_its_position_is_covered() {
     assert_eq!(tokio::join!(waiting, writing).0, (200, 200));
 }
 
+/// The status of a query that waits for a position.
+async fn wait_by_sql(client: &Client, wait: &str) -> u16 {
+    let body = json!({"sql": "SELECT 1", "after": "0:14", "wait": wait});
+    client.post("/v1/sql", body.to_string()).await.status().as_u16()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_ends_with_the_rows_that_are_enough() {
     let client = Client::new().await;
-    let rows = async |limit: usize| {
+    for limit in [10_001, 0] {
         // All of it would take minutes, and gigabytes.
         let sql = "SELECT value FROM generate_series(1, 100000000000)";
-        let body = Body::from(json!({"sql": sql, "limit": limit}).to_string());
-        let request = Request::post("/v1/sql").header(ACCEPT, "application/json").body(body).unwrap();
-        let response = client.send(request).await;
+        let response = client.post("/v1/sql", json!({"sql": sql, "limit": limit}).to_string()).await;
         assert_eq!(response.status(), 200);
         let bytes = to_bytes(response.into_body(), usize::MAX).await.unwrap();
-        serde_json::from_slice::<Vec<Value>>(&bytes).unwrap()
-    };
-    assert_eq!(rows(10_001).await.len(), 10_001);
-    assert_eq!(rows(0).await.len(), 0);
+        assert_eq!(serde_json::from_slice::<Vec<Value>>(&bytes).unwrap().len(), limit);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use axum::http::HeaderMap;
-use wye_domain::place::KafkaPartition;
+use wye_domain::place::Offset;
 use wye_domain::position::Position;
 use wye_domain::time::WindowSize;
 
@@ -51,7 +51,7 @@ impl Wait {
             Some(text) => text.parse().map_err(|error| ApiError::invalid(format!("after: {error}")))?,
         };
         let count = api.hub.read().kafka_partitions();
-        if let Some((unknown, _)) = after.iter().find(|(kafka_partition, _)| *kafka_partition >= count) {
+        if let Some((unknown, _)) = after.iter().find(|(kafka_partition, _)| kafka_partition.0 >= count) {
             return Err(ApiError::invalid(format!(
                 "after: there is no Kafka partition {unknown}; the readings have 0 to {}",
                 count - 1
@@ -81,10 +81,10 @@ impl Wait {
     fn lacks(&self, coverage: &Coverage) -> String {
         let mut lacking = Vec::new();
         for (kafka_partition, next) in self.after.iter() {
-            let covered =
-                coverage.of(KafkaPartition(kafka_partition)).map_or(0, |partition| partition.covered);
+            let covered = coverage.of(kafka_partition).map_or(Offset::START, |partition| partition.covered);
             if next > covered {
-                lacking.push(format!("{} records of Kafka partition {kafka_partition}", next - covered));
+                let records = next.since(covered);
+                lacking.push(format!("{records} records of Kafka partition {kafka_partition}"));
             }
         }
         let reason = coverage.reason().map_or(String::new(), |reason| format!(" ({})", reason.name()));
@@ -137,5 +137,5 @@ fn duration(text: &str) -> Result<Duration, ApiError> {
     let size = WindowSize::parse(text)
         .map_err(|_| ApiError::invalid(format!("wait: {text:?} is not a duration; write for example 10s")))?;
     // A window is longer than nothing.
-    Ok(Duration::from_micros(size.micros().unsigned_abs()))
+    Ok(Duration::from_micros(size.span().0.unsigned_abs()))
 }

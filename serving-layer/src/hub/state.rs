@@ -12,10 +12,11 @@ use wye_domain::horizon::Horizon;
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::position::Position;
 use wye_domain::realtime_row::Header;
-use wye_domain::time::{Micros, Span};
+use wye_domain::time::Micros;
 use wye_metrics::confidence::LatenessHistogram;
 use wye_metrics::failures::Failures;
 use wye_metrics::merge::{Answer, Judge, Sides, Source, merge};
+use wye_tables::views::ViewVersion;
 
 use super::{Capture, Current, Edition, Taken};
 use crate::coverage::{Asked, Coverage, LogEnd, PartitionCoverage, Reason};
@@ -153,8 +154,7 @@ impl HubState {
             }
             Input::Written { position, at } => {
                 for (kafka_partition, next) in position.iter() {
-                    let end = self.ends.entry(KafkaPartition(kafka_partition)).or_default();
-                    end.written(Offset(next), at);
+                    self.ends.entry(kafka_partition).or_default().written(next, at);
                 }
             }
         }
@@ -182,7 +182,7 @@ impl HubState {
         for kafka_partition in KafkaPartition::all(self.kafka_partitions) {
             let partition = self.partition(kafka_partition, now);
             let unclear =
-                partition.covered <= self.log_start(kafka_partition).0 && partition.lacking() != Some(0);
+                partition.covered <= self.log_start(kafka_partition) && partition.lacking() != Some(0);
             if partition.horizon.is_none() && unclear {
                 found.push(kafka_partition);
             }
@@ -208,7 +208,7 @@ impl HubState {
     }
 
     /// The version of the batch view that is served; `None` without one.
-    pub fn version(&self) -> Option<u64> {
+    pub fn version(&self) -> Option<ViewVersion> {
         self.snapshot.as_ref().map(|snapshot| snapshot.version())
     }
 
@@ -221,7 +221,7 @@ impl HubState {
 
     /// Whether answers hold everything below a position.
     pub fn covers(&self, position: &Position) -> bool {
-        position.is_covered_by(|kafka_partition| self.covered(KafkaPartition(kafka_partition)).0)
+        position.is_covered_by(|kafka_partition| self.covered(kafka_partition))
     }
 
     /// How many epochs and how many windows of them are held.
@@ -236,7 +236,7 @@ impl HubState {
             version: self.version(),
             horizon: self.snapshot.as_ref().map(|snapshot| snapshot.horizon().clone()),
             kafka_partitions: partitions.map(|partition| self.partition(partition, now)).collect(),
-            now: now.0,
+            now,
         }
     }
 
@@ -258,14 +258,14 @@ impl HubState {
     /// The newest windows of some series at `now`, and what a textbook merge would make of them.
     pub fn current_of_both(&self, infos: &[Arc<SeriesInfo>], now: Micros) -> Vec<Current> {
         let facts = Facts::of(self.snapshot.as_deref());
-        let judge = facts.judge(now.0);
+        let judge = facts.judge(now);
         infos.iter().filter_map(|info| self.newest_of_both(info, judge)).collect()
     }
 
     /// The newest windows of some series at `now`.
     pub fn current(&self, infos: &[Arc<SeriesInfo>], now: Micros) -> Taken<Vec<(Arc<SeriesInfo>, Answer)>> {
         let facts = Facts::of(self.snapshot.as_deref());
-        let judge = facts.judge(now.0);
+        let judge = facts.judge(now);
         let newest = infos.iter().filter_map(|info| Some((Arc::clone(info), self.newest(info, judge)?)));
         Taken { answers: newest.collect(), coverage: self.coverage(now), edition: self.edition() }
     }
@@ -319,40 +319,39 @@ impl HubState {
             }
         };
         let horizon = match start {
-            Start::Horizon(offset) => Some(offset.0),
+            Start::Horizon(offset) => Some(offset),
             Start::LogStart(_) => None,
         };
         PartitionCoverage {
-            kafka_partition: kafka_partition.0,
+            kafka_partition,
             horizon,
-            covered: reach.covered.0,
-            log_end: log_end.map(|end| end.0),
-            lacking_since: end.and_then(|end| end.lacking_since(reach.covered)).map(|since| since.0),
-            generation: self.store.generation(kafka_partition).map(|generation| generation.claim().0),
+            covered: reach.covered,
+            log_end,
+            lacking_since: end.and_then(|end| end.lacking_since(reach.covered)),
+            generation: self.store.generation(kafka_partition),
             reason,
         }
     }
 
     fn windows_of(&self, info: &SeriesInfo) -> Option<Range<Micros>> {
         let snapshot = self.snapshot.as_ref();
-        let batch =
-            snapshot.and_then(|snapshot| snapshot.newest(info.id)).map(|row| Micros(row.window_start));
+        let batch = snapshot.and_then(|snapshot| snapshot.newest(info.id)).map(|row| row.window_start);
         let newest = batch.max(self.store.newest_window(info.id))?;
         let oldest_batch = snapshot.and_then(|snapshot| snapshot.oldest(info.id));
         let oldest = [oldest_batch, self.store.oldest_window(info.id)].into_iter().flatten().min();
-        Some(oldest.unwrap_or(newest)..newest + Span(info.window.micros()))
+        Some(oldest.unwrap_or(newest)..newest + info.window.span())
     }
 
     /// The newest window of the exact merge.
     fn newest(&self, info: &SeriesInfo, judge: Judge<'_>) -> Option<Answer> {
         let batch = self.snapshot.as_ref().and_then(|snapshot| snapshot.newest(info.id));
         let realtime = self.store.newest_window(info.id);
-        let window = realtime.max(batch.map(|row| Micros(row.window_start)))?;
+        let window = realtime.max(batch.map(|row| row.window_start))?;
         let sides = Sides {
-            batch: batch.filter(|row| row.window_start == window.0),
+            batch: batch.filter(|row| row.window_start == window),
             realtime: self.store.newest_summary(info.id, window),
         };
-        merge(info.facts(), window.0, sides, judge)
+        merge(info.facts(), window, sides, judge)
     }
 
     fn newest_of_both(&self, info: &Arc<SeriesInfo>, judge: Judge<'_>) -> Option<Current> {
@@ -364,7 +363,7 @@ impl HubState {
         let window = self.store.newest_window(info.id);
         let realtime = window.and_then(|window| {
             let realtime = self.store.newest_summary(info.id, window);
-            merge(info.facts(), window.0, Sides { batch: None, realtime }, judge)
+            merge(info.facts(), window, Sides { batch: None, realtime }, judge)
         });
         debug_assert!(answer.source != Source::Batch || batch.is_some());
         Some(Current { info: Arc::clone(info), answer, batch, realtime })
@@ -385,9 +384,9 @@ impl Facts {
         Self { lateness: Arc::clone(&facts.lateness), as_of: facts.as_of }
     }
 
-    /// The judge at `now` (µs).
-    pub fn judge(&self, now: i64) -> Judge<'_> {
+    /// The judge at `now`.
+    pub fn judge(&self, now: Micros) -> Judge<'_> {
         // Only rows of a batch view are judged as of its run.
-        Judge { lateness: &self.lateness, now, as_of: self.as_of.unwrap_or_default().0 }
+        Judge { lateness: &self.lateness, now, as_of: self.as_of.unwrap_or(Micros::EPOCH) }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use wye_domain::place::Offset;
+use wye_domain::place::{Generation, Offset};
 use wye_domain::time::{Span, WindowSize};
 use wye_metrics::merge::Source;
 
@@ -10,7 +10,8 @@ use super::*;
 use crate::coverage::Reason;
 use crate::snapshot::{MemoryView, RunFacts};
 use crate::testing::{
-    self, MINUTE, PARTITION, Row, Site, begin, family, flush_through, horizon, log_ends, summary, view_rows,
+    self, OWNER, PARTITION, Row, Site, begin, family, flush_through, flushed, horizon, log_ends, minute,
+    summary, view_rows,
 };
 use crate::windows::Question;
 
@@ -18,14 +19,17 @@ fn at(seconds: i64) -> Micros {
     Micros::EPOCH + Span::from_secs(seconds)
 }
 
-fn reset(hub: &Hub, generation: i64, epoch: i64) {
+/// The owner after [`OWNER`].
+const NEXT_OWNER: Generation = Generation(Offset(4));
+
+fn reset(hub: &Hub, generation: Generation, epoch: i64) {
     let definitions = hub.directory().plans().fingerprint();
-    hub.apply(PARTITION, &Header::Begin { generation, epoch, definitions, reset: true }, &[]);
+    let header = Header::Begin { generation, epoch: Offset(epoch), definitions, reset: true };
+    hub.apply(PARTITION, &header, &[]);
 }
 
-fn flushed(hub: &Hub, generation: i64, epoch: i64, through: i64) {
-    let header = Header::Rows { generation, epoch, through, complete: true, newest_event_time: 0 };
-    hub.apply(PARTITION, &header, &[]);
+fn flush(hub: &Hub, generation: Generation, epoch: i64, through: i64) {
+    hub.apply(PARTITION, &flushed(generation, epoch, through), &[]);
 }
 
 /// A hub with an owner that has brought nine records into answers.
@@ -33,7 +37,7 @@ fn served() -> Hub {
     let hub = testing::hub();
     hub.step(Input::CaughtUp);
     begin(&hub, 0);
-    flushed(&hub, 1, 0, 9);
+    flush(&hub, OWNER, 0, 9);
     log_ends(&hub, 9, at(1));
     hub
 }
@@ -59,12 +63,12 @@ fn an_answer_is_complete_when_nothing_of_the_log_is_missing() {
 #[test]
 fn an_answer_is_incomplete_while_a_rebuild_refills() {
     let hub = served();
-    reset(&hub, 4, 0);
+    reset(&hub, NEXT_OWNER, 0);
     assert_eq!(reason(&hub, 1), Some("rebuilding"));
-    flushed(&hub, 4, 0, 5);
+    flush(&hub, NEXT_OWNER, 0, 5);
     assert_eq!(reason(&hub, 1), Some("rebuilding"));
     assert_eq!(coverage(&hub, 1).lacking(), Some(4));
-    flushed(&hub, 4, 0, 9);
+    flush(&hub, NEXT_OWNER, 0, 9);
     assert_eq!(reason(&hub, 1), None);
 }
 
@@ -78,7 +82,7 @@ fn an_answer_is_incomplete_while_the_speed_layer_is_dead() {
     assert_eq!((coverage.reason(), coverage.lacking()), (Some(Reason::Behind), Some(14)));
     assert_eq!(coverage.lacking_for(), Span::from_secs(11));
     assert_eq!(hub.read().stalled(at(13)), [PARTITION]);
-    flushed(&hub, 1, 0, 12);
+    flush(&hub, OWNER, 0, 12);
     assert!(hub.read().stalled(at(13)).is_empty());
 }
 
@@ -98,8 +102,8 @@ fn a_damaged_epoch_makes_answers_incomplete() {
     let hub = served();
     hub.step(Input::Undecodable { kafka_partition: PARTITION });
     assert_eq!(reason(&hub, 1), Some("damaged"));
-    reset(&hub, 4, 0);
-    flushed(&hub, 4, 0, 9);
+    reset(&hub, NEXT_OWNER, 0);
+    flush(&hub, NEXT_OWNER, 0, 9);
     assert_eq!(reason(&hub, 1), None);
 }
 
@@ -107,7 +111,7 @@ fn a_damaged_epoch_makes_answers_incomplete() {
 fn a_record_is_covered_with_its_last_rows_only() {
     let row = RealtimeRow {
         series: wye_domain::series::SeriesId(0),
-        window_start: Micros(0),
+        window_start: minute(0),
         summary: wye_domain::summary::Summary::EMPTY,
     };
     for (rows, pieces) in
@@ -119,8 +123,7 @@ fn a_record_is_covered_with_its_last_rows_only() {
         assert_eq!(before, pieces);
         assert_eq!(last.len() + before.iter().sum::<usize>(), rows.len());
     }
-    let header = Header::Rows { generation: 1, epoch: 0, through: 9, complete: true, newest_event_time: 0 };
-    assert!(matches!(incomplete(&header), Header::Rows { complete: false, .. }));
+    assert!(matches!(incomplete(&flushed(OWNER, 0, 9)), Header::Rows { complete: false, .. }));
 }
 
 #[test]
@@ -136,9 +139,9 @@ fn a_state_is_driven_and_asked_without_a_runtime() {
     assert_eq!(state.starting(), None);
     let before = state.edition();
     // The batch view has two readings of a window, and realtime rows a third one.
-    let batch = [(family("t", "a"), 0, summary(&[(1.0, 1), (2.0, 2)]))];
+    let batch = [(family("t", "a"), minute(0), summary(&[(1.0, 1), (2.0, 2)]))];
     let view = MemoryView {
-        version: 0,
+        version: ViewVersion(0),
         horizon: horizon(2),
         facts: RunFacts::of(&testing::run(&plans)),
         rows: vec![view_rows(&plans, &batch)],
@@ -148,11 +151,12 @@ fn a_state_is_driven_and_asked_without_a_runtime() {
     assert!(state.step(Input::BatchView(Arc::new(snapshot))).wake);
     assert_ne!(state.edition(), before, "the first version is not the same as none");
     let series = directory.resolve([family("t", "a")].iter().map(String::as_str))[0].unwrap();
-    let header = Header::Begin { generation: 1, epoch: 2, definitions: plans.fingerprint(), reset: false };
+    let definitions = plans.fingerprint();
+    let header = Header::Begin { generation: OWNER, epoch: Offset(2), definitions, reset: false };
     let begin = Input::Record { kafka_partition: PARTITION, header: &header, rows: &[] };
     assert_eq!(state.step(begin).applied, Some(Applied::Taken));
-    let header = Header::Rows { generation: 1, epoch: 2, through: 3, complete: true, newest_event_time: 0 };
-    let rows = [RealtimeRow { series, window_start: Micros(0), summary: summary(&[(9.0, 3)]) }];
+    let header = flushed(OWNER, 2, 3);
+    let rows = [RealtimeRow { series, window_start: minute(0), summary: summary(&[(9.0, 3)]) }];
     let _ = state.step(Input::Record { kafka_partition: PARTITION, header: &header, rows: &rows });
     let ends = [(PARTITION, Offset(3))].into();
     let _ = state.step(Input::LogEnds { ends: &ends, asked_at: at(9) });
@@ -160,15 +164,12 @@ fn a_state_is_driven_and_asked_without_a_runtime() {
     let capture = state.capture(at(9));
     assert!(capture.coverage.complete());
     assert_eq!(capture.coverage.covered().to_string(), "0:3");
-    let question = Question {
-        infos: directory.infos(),
-        windows: Micros(-MINUTE)..Micros(MINUTE),
-        step: WindowSize::parse("1m").unwrap(),
-    };
+    let question =
+        Question { infos: directory.infos(), windows: minute(-1)..minute(1), step: WindowSize::MINUTE };
     let merged = capture.merged(question, &directory).unwrap();
     let [(info, answers)] = merged.as_slice() else { panic!("{merged:?}") };
     let [answer] = answers.as_slice() else { panic!("{answers:?}") };
-    assert_eq!((info.id, answer.window_start, answer.source), (series, 0, Source::Merged));
+    assert_eq!((info.id, answer.window_start, answer.source), (series, minute(0), Source::Merged));
     assert_eq!(answer.summary, {
         let mut all = summary(&[(9.0, 3)]);
         all.merge(&summary(&[(1.0, 1), (2.0, 2)]));
@@ -176,7 +177,7 @@ fn a_state_is_driven_and_asked_without_a_runtime() {
     });
     let current = state.current(&directory.infos(), at(9));
     assert_eq!(current.answers[0].1, *answer);
-    assert_eq!(state.available(&directory.infos()), Some(Micros(0)..Micros(MINUTE)));
+    assert_eq!(state.available(&directory.infos()), Some(minute(0)..minute(1)));
 }
 
 #[tokio::test]
@@ -187,27 +188,31 @@ async fn a_question_waits_until_its_position_is_covered() {
     let (asked, writer) = (Arc::clone(&hub), Arc::clone(&hub));
     let write = async {
         tokio::task::yield_now().await;
-        flushed(&writer, 1, 0, 11);
+        flush(&writer, OWNER, 0, 11);
         tokio::task::yield_now().await;
-        flushed(&writer, 1, 0, 12);
+        flush(&writer, OWNER, 0, 12);
     };
     let (covered, ()) = tokio::join!(asked.until_covered(&position, Duration::from_secs(60)), write);
     assert!(covered);
     assert!(!hub.until_covered(&"1:1".parse().unwrap(), Duration::ZERO).await);
 }
 
+/// The Kafka partitions of which answers with a horizon would cover less.
+fn lost_at(hub: &Hub, offset: i64) -> Vec<KafkaPartition> {
+    hub.read().would_lose(&horizon(offset))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_batch_view_waits_for_the_epochs_that_it_would_lose() {
     let site = Site::new().await;
-    let row: Vec<Row> = vec![(family("t", "a"), 0, summary(&[(1.0, 1)]))];
+    let row: Vec<Row> = vec![(family("t", "a"), minute(0), summary(&[(1.0, 1)]))];
     begin(&site.hub, 0);
     flush_through(&site.hub, 0, 9, &row);
     // An epoch starts inside of what the rows hold: its owner has to compute the rest again.
-    let lost = |offset: i64| site.hub.read().would_lose(&horizon(offset));
-    assert_eq!(lost(6), [PARTITION]);
-    assert!(lost(9).is_empty());
+    assert_eq!(lost_at(&site.hub, 6), [PARTITION]);
+    assert!(lost_at(&site.hub, 9).is_empty());
     begin(&site.hub, 6);
-    assert_eq!(lost(6), [PARTITION]);
+    assert_eq!(lost_at(&site.hub, 6), [PARTITION]);
     flush_through(&site.hub, 6, 9, &row);
-    assert!(lost(6).is_empty());
+    assert!(lost_at(&site.hub, 6).is_empty());
 }

@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use wye_broker::{Broker, BrokerConfig};
+use wye_domain::place::Offset;
 use wye_domain::realtime_row::{Header, RowsBuilder, encode};
 use wye_log::client::{Log, LogConfig};
 use wye_log::producer::{Outgoing, Producer};
@@ -23,7 +24,7 @@ use wye_tables::views::BatchViews;
 use super::{Parts, start};
 use crate::settings::{DEFAULTS, Settings};
 use crate::sql::UnknownHost;
-use crate::testing::{self, Row, family, summary};
+use crate::testing::{self, OWNER, PARTITION, Row, family, flushed, minute, summary};
 use wye_runtime::clock::SystemClock;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -35,12 +36,13 @@ struct Writer {
 
 impl Writer {
     async fn write(&self, topic: &str, payload: &[u8]) {
-        let message = Outgoing { topic, kafka_partition: 0, key: None, payload, headers: &[] };
+        let message = Outgoing { topic, kafka_partition: PARTITION, key: None, payload, headers: &[] };
         self.producer.send(message).await.unwrap();
     }
 
     async fn begin(&self, epoch: i64) {
-        let header = Header::Begin { generation: 1, epoch, definitions: self.definitions, reset: false };
+        let (epoch, definitions) = (Offset(epoch), self.definitions);
+        let header = Header::Begin { generation: OWNER, epoch, definitions, reset: false };
         self.write(REALTIME_VIEWS, &encode(&header, None)).await;
     }
 
@@ -49,7 +51,7 @@ impl Writer {
         for (series, window_start, summary) in rows {
             builder.append(series, *window_start, summary);
         }
-        let header = Header::Rows { generation: 1, epoch, through, complete: true, newest_event_time: 0 };
+        let header = flushed(OWNER, epoch, through);
         self.write(REALTIME_VIEWS, &encode(&header, Some(&builder.finish()))).await;
     }
 }
@@ -98,7 +100,7 @@ async fn written_rows_are_served_and_a_batch_view_takes_over() {
         writer.write(READINGS, b"[]").await;
     }
     writer.begin(0).await;
-    writer.flush(0, 1, &[(family("t", "a"), 0, summary(&[(1.0, 1)]))]).await;
+    writer.flush(0, 1, &[(family("t", "a"), minute(0), summary(&[(1.0, 1)]))]).await;
 
     let root = TableRoot::directory(&folder.path().join("tables")).unwrap();
     let views = BatchViews::open(&root).unwrap();
@@ -129,17 +131,17 @@ async fn written_rows_are_served_and_a_batch_view_takes_over() {
 
     writer.write(REALTIME_VIEWS, b"junk").await;
     until(address, |body| body["coverage"]["reason"] == "damaged").await;
-    writer.flush(0, 2, &[(family("t", "a"), 0, summary(&[(1.0, 1), (2.0, 2)]))]).await;
+    writer.flush(0, 2, &[(family("t", "a"), minute(0), summary(&[(1.0, 1), (2.0, 2)]))]).await;
     until(address, |body| body["rows"][0]["value"] == 2.0).await;
 
     // The view waits for the epoch at its horizon.
-    let batch: Vec<Row> = vec![(family("t", "a"), 0, summary(&[(1.0, 1), (2.0, 2)]))];
+    let batch: Vec<Row> = vec![(family("t", "a"), minute(0), summary(&[(1.0, 1), (2.0, 2)]))];
     testing::commit(&views, serving.hub.directory(), 2, &[batch]).await;
     for _ in 0..2 {
         writer.write(READINGS, b"[]").await;
     }
     writer.begin(2).await;
-    writer.flush(2, 4, &[(family("t", "a"), 0, summary(&[(3.0, 3)]))]).await;
+    writer.flush(2, 4, &[(family("t", "a"), minute(0), summary(&[(3.0, 3)]))]).await;
     until(address, |body| body["horizon"] == json!({"0": 2}) && body["rows"][0]["data_points"] == 3).await;
     until(address, |body| body["complete"] == true).await;
     assert_eq!(current(address).await["rows"][0]["source"], "merged");

@@ -167,12 +167,9 @@ impl EpochView {
             return;
         }
         let (invalid, last) = (summary.invalid, summary.last);
-        if summary.count == 1
-            && invalid <= 1
-            && *summary == single(last.value, Micros(last.event_time), invalid)
-        {
+        if summary.count == 1 && invalid <= 1 && *summary == single(last.value, last.event_time, invalid) {
             slot.value = last.value;
-            slot.event_time = Micros(last.event_time);
+            slot.event_time = last.event_time;
             slot.kind = if invalid == 0 { SINGLE } else { SINGLE_INVALID };
         } else {
             slot.kind = row_number(self.full.len());
@@ -220,7 +217,7 @@ fn row_number(rows: usize) -> u32 {
 /// The summary of one reading.
 fn single(value: f64, event_time: Micros, invalid: u64) -> Summary {
     let mut summary = Summary { invalid, ..Summary::EMPTY };
-    summary.add(value, event_time.0);
+    summary.add(value, event_time);
     summary
 }
 
@@ -240,7 +237,7 @@ mod tests {
             for (series, window, readings, invalid, conflicts) in sets {
                 let mut summary = Summary { invalid, conflicts, ..Summary::EMPTY };
                 for (value, time) in readings {
-                    summary.add(value as f64 / 4.0, time);
+                    summary.add(value as f64 / 4.0, Micros(time));
                 }
                 view.upsert(SeriesId(series), Micros(window), &summary);
                 expected.insert((SeriesId(series), Micros(window)), summary);

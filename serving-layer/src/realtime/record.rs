@@ -1,5 +1,6 @@
 //! A record of the realtime-views topic with its series resolved.
 
+use arrow::array::RecordBatch;
 use wye_domain::DomainError;
 use wye_domain::realtime_row::{self, Header, Rows};
 use wye_domain::series::SeriesId;
@@ -36,21 +37,23 @@ impl Record {
     pub fn decode(payload: &[u8], directory: &Directory) -> Result<Self, DomainError> {
         let record = realtime_row::decode(payload)?;
         let rows = match &record.rows {
-            Some(batch) => resolve(&Rows::of(batch)?, directory)?,
+            Some(batch) => resolve(batch, directory)?,
             None => Vec::new(),
         };
         Ok(Self { header: record.header, rows })
     }
 }
 
-fn resolve(rows: &Rows<'_>, directory: &Directory) -> Result<Vec<RealtimeRow>, DomainError> {
+/// The rows whose series a definition in force makes.
+fn resolve(batch: &RecordBatch, directory: &Directory) -> Result<Vec<RealtimeRow>, DomainError> {
+    let rows = Rows::of(batch)?;
     let ids: Vec<Option<SeriesId>> = directory.resolve(rows.series.words().iter().flatten());
-    let mut resolved = Vec::with_capacity(rows.window_start.len());
-    for (row, window_start) in rows.window_start.iter().enumerate() {
+    let mut resolved = Vec::with_capacity(batch.num_rows());
+    for row in 0..batch.num_rows() {
         let Some(series) = rows.series.code(row).and_then(|code| ids.get(code).copied().flatten()) else {
             continue;
         };
-        let (window_start, summary) = (Micros(*window_start), rows.summaries.summary(row)?);
+        let (window_start, summary) = (rows.window_start(row), rows.summaries.summary(row)?);
         resolved.push(RealtimeRow { series, window_start, summary });
     }
     Ok(resolved)

@@ -18,8 +18,8 @@ use super::epoch_view::EpochView;
 pub struct Selection {
     /// By series number: whether it is wanted; all when absent. Numbers past the end are not wanted.
     pub series: Option<Vec<bool>>,
-    /// Window starts (µs) that are wanted.
-    pub windows: Range<i64>,
+    /// Window starts that are wanted.
+    pub windows: Range<Micros>,
     /// The longer windows that groups are made of; the series' own when absent.
     pub step: Option<WindowSize>,
 }
@@ -27,20 +27,18 @@ pub struct Selection {
 impl Selection {
     /// Every row.
     pub fn all() -> Self {
-        Self { series: None, windows: i64::MIN..i64::MAX, step: None }
+        Self { series: None, windows: Micros::MIN..Micros::MAX, step: None }
     }
 
     /// Whether an epoch may have wanted rows.
     fn touches(&self, epoch: &EpochView) -> bool {
-        epoch
-            .windows()
-            .is_some_and(|(first, last)| first.0 < self.windows.end && last.0 >= self.windows.start)
+        epoch.windows().is_some_and(|(first, last)| first < self.windows.end && last >= self.windows.start)
     }
 
     /// Whether a row is wanted.
     #[inline]
     fn wants(&self, series: SeriesId, window_start: Micros) -> bool {
-        self.windows.contains(&window_start.0)
+        self.windows.contains(&window_start)
             && self
                 .series
                 .as_ref()
@@ -61,7 +59,7 @@ impl RowRef {
     #[inline]
     fn key(&self, step: Option<WindowSize>) -> (SeriesId, Micros) {
         let start = self.window_start;
-        (self.series, step.map_or(start, |step| Micros(step.start_of(start.0))))
+        (self.series, step.map_or(start, |step| step.start_of(start)))
     }
 }
 
@@ -118,10 +116,9 @@ impl CapturedRows {
         self.starts.is_empty()
     }
 
-    /// The series and window start (µs) of a group.
-    pub fn key(&self, group: usize) -> (SeriesId, i64) {
-        let (series, window_start) = self.refs[self.starts[group] as usize].key(self.step);
-        (series, window_start.0)
+    /// The series and window start of a group.
+    pub fn key(&self, group: usize) -> (SeriesId, Micros) {
+        self.refs[self.starts[group] as usize].key(self.step)
     }
 
     /// The merged summary of a group.
@@ -140,11 +137,11 @@ impl CapturedRows {
         self.by_series.get(&series).map_or(0..0, |range| range.start as usize..range.end as usize)
     }
 
-    /// The group of a window (its start in µs) among the groups of a series.
-    pub fn find(&self, groups: Range<usize>, window_start: i64) -> Option<usize> {
+    /// The group of a window among the groups of a series.
+    pub fn find(&self, groups: Range<usize>, window_start: Micros) -> Option<usize> {
         let starts = &self.starts[groups.clone()];
-        let found = starts
-            .binary_search_by_key(&Micros(window_start), |start| self.refs[*start as usize].key(self.step).1);
+        let found =
+            starts.binary_search_by_key(&window_start, |start| self.refs[*start as usize].key(self.step).1);
         Some(groups.start + found.ok()?)
     }
 

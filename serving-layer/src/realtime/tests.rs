@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use wye_domain::summary::Summary;
 
 use super::*;
+use crate::testing;
 
 const DEFINITIONS: u64 = 7;
 const PARTITION: KafkaPartition = KafkaPartition(0);
@@ -23,18 +24,39 @@ fn reach(covered: i64, flaw: Option<Flaw>) -> Reach {
     Reach { covered: Offset(covered), flaw }
 }
 
-fn begin(generation: i64, epoch: i64, reset: bool) -> Header {
-    Header::Begin { generation, epoch, definitions: DEFINITIONS, reset }
+fn owner(claim: i64) -> Generation {
+    Generation(Offset(claim))
 }
 
-fn rows(generation: i64, epoch: i64) -> Header {
-    Header::Rows { generation, epoch, through: 0, complete: true, newest_event_time: 0 }
+fn begin(claim: i64, epoch: i64) -> Header {
+    let (generation, epoch) = (owner(claim), Offset(epoch));
+    Header::Begin { generation, epoch, definitions: DEFINITIONS, reset: false }
+}
+
+/// Begins an epoch again, without rows.
+fn reset(claim: i64, epoch: i64) -> Header {
+    let (generation, epoch) = (owner(claim), Offset(epoch));
+    Header::Begin { generation, epoch, definitions: DEFINITIONS, reset: true }
+}
+
+fn rows(claim: i64, epoch: i64) -> Header {
+    flushed(claim, epoch, 0)
+}
+
+fn flushed(claim: i64, epoch: i64, through: i64) -> Header {
+    testing::flushed(owner(claim), epoch, through)
+}
+
+/// The header of a record of a flush that is not the last one.
+fn partly(claim: i64, epoch: i64, through: i64) -> Header {
+    let (generation, epoch, through) = (owner(claim), Offset(epoch), Offset(through));
+    Header::Rows { generation, epoch, through, complete: false, newest_event_time: None }
 }
 
 fn row(series: u32, window_start: i64, values: &[i64]) -> RealtimeRow {
     let mut summary = Summary::EMPTY;
     for value in values {
-        summary.add(*value as f64, window_start + value);
+        summary.add(*value as f64, Micros(window_start + value));
     }
     RealtimeRow { series: SeriesId(series), window_start: Micros(window_start), summary }
 }
@@ -50,8 +72,8 @@ fn apply(store: &mut RealtimeStore, header: &Header, rows: &[RealtimeRow]) -> Ap
 #[test]
 fn records_of_a_replaced_owner_are_ignored() {
     let mut store = store();
-    assert_eq!(apply(&mut store, &begin(1, 0, false), &[]), Applied::Taken);
-    assert_eq!(apply(&mut store, &Header::Claim { generation: 4 }, &[]), Applied::Taken);
+    assert_eq!(apply(&mut store, &begin(1, 0), &[]), Applied::Taken);
+    assert_eq!(apply(&mut store, &Header::Claim { generation: owner(4) }, &[]), Applied::Taken);
     assert_eq!(apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]), Applied::Fenced);
     assert_eq!(apply(&mut store, &rows(4, 0), &[row(0, 0, &[2])]), Applied::Taken);
     assert_eq!(store.newest_summary(SeriesId(0), Micros(0)).unwrap().last.value, 2.0);
@@ -62,11 +84,11 @@ fn records_of_a_replaced_owner_are_ignored() {
 fn a_reset_removes_this_and_later_epochs() {
     let mut store = store();
     for epoch in [0, 10, 20] {
-        apply(&mut store, &begin(1, epoch, false), &[]);
+        apply(&mut store, &begin(1, epoch), &[]);
         apply(&mut store, &rows(1, epoch), &[row(0, epoch, &[1])]);
     }
     assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(20)));
-    apply(&mut store, &begin(2, 10, true), &[]);
+    apply(&mut store, &reset(2, 10), &[]);
     assert_eq!(store.capture().iter().map(|view| view.start()).collect::<Vec<_>>(), [Offset(0), Offset(10)]);
     assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(0)));
     assert_eq!(store.size(), (2, 1));
@@ -75,27 +97,27 @@ fn a_reset_removes_this_and_later_epochs() {
 #[test]
 fn a_resumed_epoch_keeps_its_rows() {
     let mut store = store();
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]);
-    apply(&mut store, &begin(2, 0, false), &[]);
+    apply(&mut store, &begin(2, 0), &[]);
     assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(0)));
 }
 
 #[test]
 fn rows_of_other_definitions_are_left_out() {
     let mut store = store();
-    let other = Header::Begin { generation: 1, epoch: 0, definitions: 8, reset: false };
+    let other = Header::Begin { generation: owner(1), epoch: Offset(0), definitions: 8, reset: false };
     assert_eq!(apply(&mut store, &other, &[]), Applied::OtherDefinitions);
     assert_eq!(apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]), Applied::OtherDefinitions);
     assert!(store.has_other_definitions());
-    apply(&mut store, &begin(2, 0, true), &[]);
+    apply(&mut store, &reset(2, 0), &[]);
     assert!(!store.has_other_definitions());
 }
 
 #[test]
 fn a_capture_stays_as_it_is() {
     let mut store = store();
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     apply(&mut store, &rows(1, 0), &[row(0, 0, &[1])]);
     let capture = store.capture();
     apply(&mut store, &rows(1, 0), &[row(0, 0, &[1, 2]), row(1, 0, &[5])]);
@@ -108,29 +130,21 @@ fn a_capture_stays_as_it_is() {
 #[test]
 fn epochs_below_the_horizon_do_not_come_back() {
     let mut store = store();
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     store.trim(&horizon(10));
-    assert_eq!(apply(&mut store, &begin(1, 5, false), &[]), Applied::NoEpoch);
-    assert_eq!(apply(&mut store, &begin(1, 10, false), &[]), Applied::Taken);
+    assert_eq!(apply(&mut store, &begin(1, 5), &[]), Applied::NoEpoch);
+    assert_eq!(apply(&mut store, &begin(1, 10), &[]), Applied::Taken);
 }
 
 #[test]
 fn a_cleared_kafka_partition_keeps_its_horizon() {
     let mut store = store();
-    apply(&mut store, &begin(7, 0, false), &[]);
+    apply(&mut store, &begin(7, 0), &[]);
     store.trim(&horizon(10));
     store.clear(PARTITION);
     // The topic was replaced, so generations begin again; what the batch view holds must not come back.
-    assert_eq!(apply(&mut store, &begin(1, 5, false), &[]), Applied::NoEpoch);
-    assert_eq!(apply(&mut store, &begin(1, 10, false), &[]), Applied::Taken);
-}
-
-fn flushed(generation: i64, epoch: i64, through: i64) -> Header {
-    Header::Rows { generation, epoch, through, complete: true, newest_event_time: 0 }
-}
-
-fn partly(generation: i64, epoch: i64, through: i64) -> Header {
-    Header::Rows { generation, epoch, through, complete: false, newest_event_time: 0 }
+    assert_eq!(apply(&mut store, &begin(1, 5), &[]), Applied::NoEpoch);
+    assert_eq!(apply(&mut store, &begin(1, 10), &[]), Applied::Taken);
 }
 
 #[test]
@@ -138,27 +152,27 @@ fn epochs_reach_to_their_last_complete_flush() {
     let mut store = store();
     let start = from(0);
     assert_eq!(store.reach(PARTITION, start), reach(0, None));
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     apply(&mut store, &partly(1, 0, 6), &[row(0, 0, &[1])]);
     assert_eq!(store.reach(PARTITION, start).covered, Offset(0));
     apply(&mut store, &flushed(1, 0, 6), &[]);
     assert_eq!(store.reach(PARTITION, start).covered, Offset(6));
-    apply(&mut store, &begin(1, 6, false), &[]);
+    apply(&mut store, &begin(1, 6), &[]);
     apply(&mut store, &flushed(1, 6, 9), &[]);
     assert_eq!(store.reach(PARTITION, start), reach(9, None));
     assert_eq!(store.reach(PARTITION, from(6)), reach(9, None));
     // Nothing says what lies between this horizon and the next epoch.
     assert_eq!(store.reach(PARTITION, from(4)), reach(4, Some(Flaw::Gap)));
-    assert_eq!(store.generation(PARTITION), Some(Generation(Offset(1))));
+    assert_eq!(store.generation(PARTITION), Some(owner(1)));
 }
 
 #[test]
 fn a_rebuild_is_a_flaw_until_it_is_done() {
     let mut store = store();
     let start = from(0);
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     apply(&mut store, &flushed(1, 0, 9), &[]);
-    apply(&mut store, &begin(4, 0, true), &[]);
+    apply(&mut store, &reset(4, 0), &[]);
     assert_eq!(store.reach(PARTITION, start), reach(0, Some(Flaw::Rebuilding)));
     apply(&mut store, &flushed(4, 0, 5), &[]);
     assert_eq!(store.reach(PARTITION, start), reach(5, Some(Flaw::Rebuilding)));
@@ -178,10 +192,10 @@ fn count(store: &RealtimeStore) -> u64 {
 #[test]
 fn rows_of_an_epoch_that_was_rebuilt_at_a_newer_horizon_wait_for_it() {
     let mut store = store();
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     apply(&mut store, &flushed(1, 0, 9), &[row(0, 0, &[1, 2]), row(1, 0, &[1])]);
     // A batch run has pinned 6; the next owner begins there, and writes the readings from 6 to 9 again.
-    apply(&mut store, &begin(4, 6, true), &[]);
+    apply(&mut store, &reset(4, 6), &[]);
     apply(&mut store, &flushed(4, 6, 12), &[row(0, 0, &[2]), row(0, 60, &[3])]);
     assert_eq!(count(&store), 3);
     assert_eq!(store.newest_window(SeriesId(0)), Some(Micros(0)));
@@ -197,7 +211,7 @@ fn rows_of_an_epoch_that_was_rebuilt_at_a_newer_horizon_wait_for_it() {
 fn a_record_that_does_not_decode_is_a_flaw_until_its_epoch_is_removed() {
     let mut store = store();
     for epoch in [0, 10] {
-        apply(&mut store, &begin(1, epoch, false), &[]);
+        apply(&mut store, &begin(1, epoch), &[]);
         apply(&mut store, &flushed(1, epoch, epoch + 10), &[]);
     }
     store.damage(PARTITION);
@@ -210,13 +224,13 @@ fn a_record_that_does_not_decode_is_a_flaw_until_its_epoch_is_removed() {
 fn an_epoch_whose_reset_did_not_decode_is_a_flaw_beyond_its_horizon_too() {
     let mut store = store();
     for epoch in [0, 10] {
-        apply(&mut store, &begin(1, epoch, false), &[]);
+        apply(&mut store, &begin(1, epoch), &[]);
         apply(&mut store, &flushed(1, epoch, epoch + 10), &[]);
     }
     // A reset of the first epoch is lost, and its owner cuts at 5, which was pinned.
     store.damage(PARTITION);
     apply(&mut store, &flushed(4, 0, 5), &[]);
-    apply(&mut store, &begin(4, 5, false), &[]);
+    apply(&mut store, &begin(4, 5), &[]);
     apply(&mut store, &flushed(4, 5, 20), &[]);
     assert_eq!(store.reach(PARTITION, from(0)).flaw, Some(Flaw::Damaged));
     store.trim(&horizon(5));
@@ -228,7 +242,7 @@ fn an_epoch_whose_reset_did_not_decode_is_a_flaw_beyond_its_horizon_too() {
 #[test]
 fn the_oldest_window_is_remembered() {
     let mut store = store();
-    apply(&mut store, &begin(1, 0, false), &[]);
+    apply(&mut store, &begin(1, 0), &[]);
     apply(&mut store, &rows(1, 0), &[row(0, 60, &[1]), row(0, 0, &[1]), row(0, 120, &[1])]);
     store.trim(&horizon(10));
     assert_eq!((store.oldest_window(SeriesId(0)), store.newest_window(SeriesId(0))), (Some(Micros(0)), None));
@@ -238,7 +252,7 @@ fn the_oldest_window_is_remembered() {
 fn conflicts_without_readings_lower_the_window_they_belong_to() {
     let mut store = store();
     for epoch in [0, 10] {
-        apply(&mut store, &begin(1, epoch, false), &[]);
+        apply(&mut store, &begin(1, epoch), &[]);
     }
     let conflict = Summary { conflicts: 1, ..Summary::EMPTY };
     let ahead = RealtimeRow { series: SeriesId(0), window_start: Micros(60), summary: conflict };
@@ -270,10 +284,13 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-type Model = BTreeMap<(i32, i64), BTreeMap<(SeriesId, i64), Summary>>;
+type Windows = BTreeMap<(SeriesId, Micros), Summary>;
 
-fn merged(model: &Model) -> BTreeMap<(SeriesId, i64), Summary> {
-    let mut all: BTreeMap<(SeriesId, i64), Summary> = BTreeMap::new();
+/// By Kafka partition and start of an epoch.
+type Model = BTreeMap<(i32, i64), Windows>;
+
+fn merged(model: &Model) -> Windows {
+    let mut all = Windows::new();
     for (key, summary) in model.values().flatten() {
         all.entry(*key).or_default().merge(summary);
     }
@@ -304,13 +321,15 @@ proptest! {
                             next[kafka_partition as usize]
                         }
                     };
-                    store.apply(KafkaPartition(kafka_partition), &begin(generation, epoch, reset), &[]);
-                    model.insert((kafka_partition, epoch), BTreeMap::new());
+                    let header =
+                        if reset { self::reset(generation, epoch) } else { begin(generation, epoch) };
+                    store.apply(KafkaPartition(kafka_partition), &header, &[]);
+                    model.insert((kafka_partition, epoch), Windows::new());
                 }
                 Step::Resume => {
                     generation += 1;
                     for kafka_partition in 0..2 {
-                        store.apply(KafkaPartition(kafka_partition), &Header::Claim { generation }, &[]);
+                        store.apply(KafkaPartition(kafka_partition), &Header::Claim { generation: owner(generation) }, &[]);
                     }
                 }
                 Step::Upsert { kafka_partition, back, series, window, values } => {
@@ -319,7 +338,7 @@ proptest! {
                     let mut row = row(series, window, &values);
                     // Absolute upserts only ever grow.
                     let known = model.get_mut(&(kafka_partition, *epoch)).unwrap();
-                    let known = known.entry((SeriesId(series), window)).or_default();
+                    let known = known.entry((row.series, row.window_start)).or_default();
                     row.summary.merge(known);
                     row.summary.conflicts += u64::from(values.is_empty());
                     *known = row.summary.clone();
@@ -344,9 +363,9 @@ proptest! {
             }
             for series in (0..3).map(SeriesId) {
                 let newest = expected.iter().rfind(|(key, summary)| key.0 == series && summary.count > 0);
-                prop_assert_eq!(store.newest_window(series), newest.map(|(key, _)| Micros(key.1)));
+                prop_assert_eq!(store.newest_window(series), newest.map(|(key, _)| key.1));
                 if let Some((key, summary)) = newest {
-                    let found = store.newest_summary(series, Micros(key.1)).unwrap();
+                    let found = store.newest_summary(series, key.1).unwrap();
                     prop_assert_eq!((found.count, found.conflicts, found.last), (summary.count, summary.conflicts, summary.last));
                 }
             }

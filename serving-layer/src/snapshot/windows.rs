@@ -5,8 +5,10 @@ use arrow::array::RecordBatch;
 use wye_domain::DomainError;
 use wye_domain::reading::TextColumn;
 use wye_domain::series::SeriesId;
+use wye_domain::summary_columns::SummaryColumn;
 use wye_domain::time::Micros;
 use wye_metrics::merge::BatchRow;
+use wye_metrics::view_rows::ViewColumn;
 use wye_metrics::view_rows::reader::{ViewRows, count, window_start};
 
 use crate::directory::Directory;
@@ -20,11 +22,13 @@ pub(super) struct WindowBounds {
 
 impl WindowBounds {
     /// The columns that are read.
-    pub(super) const COLUMNS: [&str; 3] = ["series", "window_start", "count"];
+    pub(super) const COLUMNS: [&str; 3] =
+        [ViewColumn::Series.name(), ViewColumn::WindowStart.name(), SummaryColumn::Count.name()];
 
     /// Adds rows.
     pub(super) fn add(&mut self, batch: &RecordBatch, directory: &Directory) -> Result<(), DomainError> {
-        let (series, starts) = (TextColumn::of(batch, "series")?, window_start(batch)?.values());
+        let (series, starts) =
+            (TextColumn::of(batch, ViewColumn::Series.name())?, window_start(batch)?.values());
         let counts = count(batch)?.values();
         for (range, id) in runs(&series, batch.num_rows(), directory) {
             let Some(id) = id else { continue };
@@ -68,7 +72,7 @@ impl SeriesWindows {
         let columns = ViewRows::of(batch)?;
         for (range, id) in runs(&columns.series, batch.num_rows(), directory) {
             let Some((id, (_, newest))) = id.and_then(|id| Some((id, self.bounds.of(id)?))) else { continue };
-            for row in range.filter(|row| columns.window_start.value(*row) == newest.0) {
+            for row in range.filter(|row| columns.window_start(*row) == newest) {
                 *slot(&mut self.newest, id) = Some(Box::new(columns.row(row)?));
             }
         }

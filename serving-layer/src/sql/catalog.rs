@@ -12,12 +12,12 @@ use datafusion::error::Result;
 use datafusion::logical_expr::TableType;
 use wye_domain::time::{Micros, Span, WindowSize};
 use wye_metrics::definition::{Aggregate, Definition};
+use wye_metrics::sql_tables::SqlTable;
 
 use super::Sources;
 use super::columns::{Column, MergedColumns, SeriesAnswer};
 use super::messages::external;
 use super::names::same_but_case;
-use super::sql_tables::SqlTable;
 use super::table::{Layers, MergedTable, TableSpec};
 use crate::directory::Directory;
 use crate::hub::{Capture, Current};
@@ -25,7 +25,7 @@ use crate::hub::{Capture, Current};
 /// How many batch runs `batch_runs` shows.
 const RUNS: usize = 1_000;
 /// How long the textbook rule trusts a window of the batch view, from the window's start on.
-const CLASSIC_AGE: Span = Span::from_secs(3_600);
+const CLASSIC_AGE: Span = Span::from_hours(1);
 
 /// The tables over one capture.
 #[derive(Debug)]
@@ -213,7 +213,7 @@ fn views_of(
 
 /// The newest window of the batch view where it starts at `trusted_from` or later, else that of the realtime views.
 fn classic_answer(current: &Current, trusted_from: Micros) -> Option<SeriesAnswer> {
-    let trusted = current.batch.as_ref().filter(|answer| Micros(answer.window_start) >= trusted_from);
+    let trusted = current.batch.as_ref().filter(|answer| answer.window_start >= trusted_from);
     let answer = trusted.or(current.realtime.as_ref())?;
     Some((Arc::clone(&current.info), answer.clone()))
 }

@@ -12,10 +12,12 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::error::Result;
 use wye_domain::DomainError;
 use wye_domain::reading::{TextBuilder, TextColumn, text_type, time_type};
+use wye_domain::summary_columns::SummaryColumn;
 use wye_domain::time::Micros;
 use wye_metrics::definition::Aggregate;
 use wye_metrics::finish::{self, numbers, of_rows, stored_columns};
 use wye_metrics::merge::{Answer, Source};
+use wye_metrics::view_rows::ViewColumn;
 
 use super::messages::external;
 use crate::directory::{Directory, SeriesInfo};
@@ -68,22 +70,22 @@ impl Column {
     /// The name in SQL.
     pub(super) fn name(self, directory: &Directory) -> &str {
         match self {
-            Self::MetricKey => "metric_key",
-            Self::Definition => "definition",
-            Self::Metric => "metric",
+            Self::MetricKey => ViewColumn::MetricKey.name(),
+            Self::Definition => ViewColumn::Definition.name(),
+            Self::Metric => ViewColumn::Metric.name(),
             Self::Dimension(index) => &directory.dimensions()[index],
-            Self::WindowStart => "window_start",
-            Self::WindowEnd => "window_end",
+            Self::WindowStart => ViewColumn::WindowStart.name(),
+            Self::WindowEnd => ViewColumn::WindowEnd.name(),
             Self::Aggregate(aggregate) => aggregate.name(),
-            Self::FirstTime => "first_time",
-            Self::LastTime => "last_time",
+            Self::FirstTime => SummaryColumn::FirstTime.name(),
+            Self::LastTime => SummaryColumn::LastTime.name(),
             Self::Source => "source",
-            Self::ConfidenceScore => "confidence_score",
-            Self::Completeness => "completeness",
-            Self::Validity => "validity",
-            Self::Expected => "expected",
-            Self::ExpectedSource => "expected_source",
-            Self::State => "state",
+            Self::ConfidenceScore => ViewColumn::ConfidenceScore.name(),
+            Self::Completeness => ViewColumn::Completeness.name(),
+            Self::Validity => ViewColumn::Validity.name(),
+            Self::Expected => ViewColumn::Expected.name(),
+            Self::ExpectedSource => ViewColumn::ExpectedSource.name(),
+            Self::State => ViewColumn::State.name(),
             Self::CurrentValue => "current_value",
             Self::DataPoints => "data_points",
             Self::LastUpdated => "last_updated",
@@ -129,22 +131,24 @@ impl Column {
         match self {
             Self::Aggregate(aggregate) => stored_columns(aggregate).to_vec(),
             Self::Source => vec![],
-            Self::CurrentValue => vec!["last"],
-            Self::DataPoints => vec!["count"],
-            Self::LastUpdated => vec!["last_time"],
+            Self::CurrentValue => vec![SummaryColumn::Last.name()],
+            Self::DataPoints => vec![SummaryColumn::Count.name()],
+            Self::LastUpdated => vec![SummaryColumn::LastTime.name()],
             column => vec![column.name(directory)],
         }
     }
 
     /// The columns of a batch view, besides [`Column::stored`], that merging it needs.
-    pub(super) fn merged_from(self) -> &'static [&'static str] {
+    pub(super) fn merged_from(self) -> &'static [SummaryColumn] {
         match self {
-            Self::Aggregate(Aggregate::First) | Self::FirstTime => &["first", "first_time"],
+            Self::Aggregate(Aggregate::First) | Self::FirstTime => {
+                &[SummaryColumn::First, SummaryColumn::FirstTime]
+            }
             Self::Aggregate(Aggregate::Last) | Self::LastTime | Self::CurrentValue | Self::LastUpdated => {
-                &["last", "last_time"]
+                &[SummaryColumn::Last, SummaryColumn::LastTime]
             }
             Self::ConfidenceScore | Self::Completeness | Self::Validity | Self::Expected => {
-                &["invalid", "conflicts", "device_counts"]
+                &[SummaryColumn::Invalid, SummaryColumn::Conflicts, SummaryColumn::DeviceCounts]
             }
             _ => &[],
         }
@@ -245,36 +249,31 @@ impl MergedColumns {
             Column::MetricKey | Column::Definition | Column::Metric | Column::Dimension(_) => {
                 texts(answers.iter().map(|(info, _)| self.series_text(column, info)))
             }
-            Column::WindowStart => times(answers, |answer| Micros(answer.window_start)),
-            Column::WindowEnd => times(answers, |answer| Micros(answer.window_end)),
+            Column::WindowStart => times(answers, |answer| answer.window_start),
+            Column::WindowEnd => times(answers, |answer| answer.window_end),
             Column::Aggregate(Aggregate::Count) | Column::DataPoints => {
                 counts(answers, |_, answer| Some(answer.summary.count))
             }
             Column::Aggregate(aggregate) => {
                 let unlisted = self.definitions_without(aggregate);
-                let is_listed = |info: &SeriesInfo| !unlisted.contains(&info.definition);
                 match aggregate {
                     Aggregate::DistinctDevices => counts(answers, |info, answer| {
-                        answer.summary.distinct_devices().filter(|_| is_listed(info))
+                        answer.summary.distinct_devices().filter(|_| !unlisted.contains(&info.definition))
                     }),
                     _ => floats(answers, |info, answer| {
-                        aggregate.finish(&answer.summary).filter(|_| is_listed(info))
+                        aggregate.finish(&answer.summary).filter(|_| !unlisted.contains(&info.definition))
                     }),
                 }
             }
-            Column::FirstTime => times(answers, |answer| Micros(answer.summary.first.event_time)),
-            Column::LastTime | Column::LastUpdated => {
-                times(answers, |answer| Micros(answer.summary.last.event_time))
-            }
+            Column::FirstTime => times(answers, |answer| answer.summary.first.event_time),
+            Column::LastTime | Column::LastUpdated => times(answers, |answer| answer.summary.last.event_time),
             Column::Source => texts(answers.iter().map(|(_, answer)| Some(answer.source.name()))),
-            Column::ConfidenceScore => {
-                scores(answers.iter().map(|(_, answer)| answer.scored.confidence.score))
-            }
-            Column::Completeness => floats(answers, |_, answer| Some(answer.scored.confidence.completeness)),
-            Column::Validity => floats(answers, |_, answer| Some(answer.scored.confidence.validity)),
-            Column::Expected => floats(answers, |_, answer| answer.scored.confidence.expected),
+            Column::ConfidenceScore => scores(answers.iter().map(|(_, answer)| answer.confidence.score)),
+            Column::Completeness => floats(answers, |_, answer| Some(answer.confidence.completeness)),
+            Column::Validity => floats(answers, |_, answer| Some(answer.confidence.validity)),
+            Column::Expected => floats(answers, |_, answer| answer.confidence.expected),
             Column::ExpectedSource => {
-                texts(answers.iter().map(|(_, answer)| Some(answer.scored.expected_source.name())))
+                texts(answers.iter().map(|(_, answer)| Some(answer.confidence.expected_source.name())))
             }
             Column::State => texts(answers.iter().map(|(_, answer)| Some(answer.state.name()))),
             Column::CurrentValue => floats(answers, |_, answer| Some(answer.summary.last.value)),
@@ -285,7 +284,7 @@ impl MergedColumns {
         match column {
             Column::Source => Ok(constant(Source::Batch.name(), rows.num_rows())),
             Column::ConfidenceScore => {
-                let stored = numbers(rows, "confidence_score").map_err(external)?;
+                let stored = numbers(rows, ViewColumn::ConfidenceScore.name()).map_err(external)?;
                 Ok(scores(stored.values().iter().copied()))
             }
             Column::Aggregate(aggregate) => self.aggregate_of_view(aggregate, rows),
@@ -316,7 +315,7 @@ impl MergedColumns {
         rows: &RecordBatch,
         definitions: &[usize],
     ) -> std::result::Result<BooleanArray, DomainError> {
-        let column = TextColumn::of(rows, "definition")?;
+        let column = TextColumn::of(rows, ViewColumn::Definition.name())?;
         let names: Vec<&str> =
             definitions.iter().map(|index| self.directory.definition(*index).name.as_str()).collect();
         let is_wanted: Vec<bool> =
@@ -362,14 +361,14 @@ fn constant(word: &str, rows: usize) -> ArrayRef {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture;
+    use crate::testing;
 
     /// The columns that neither a batch view nor a list of aggregates has. A dimension may not have such a name either.
     const ONLY_IN_ANSWERS: [&str; 4] = ["source", "current_value", "data_points", "last_updated"];
 
     #[test]
     fn columns_that_no_batch_view_has_are_listed() {
-        let directory = fixture::directory();
+        let directory = testing::directory();
         let mut columns = vec![Column::CurrentValue, Column::DataPoints, Column::LastUpdated];
         columns.extend([Column::MetricKey, Column::Definition, Column::Metric]);
         columns.extend([Column::WindowStart, Column::WindowEnd, Column::FirstTime, Column::LastTime]);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use wye_domain::ErrorKind;
 
 use super::Limits;
-use crate::fixture::{MINUTE, Row, Site, family, summary};
+use crate::testing::{Row, Site, family, minute, summary};
 
 /// Kinds of statements; the argument is a size.
 const SHAPES: [fn(usize) -> String; 58] = [
@@ -154,7 +154,7 @@ fn doubled(n: usize) -> String {
 async fn site(time: Duration) -> Site {
     let site = Site::with(Limits { time, ..Limits::default() }).await;
     let rows: Vec<Row> =
-        (0..50).map(|n| (family("t", &format!("d{n}")), n * MINUTE, summary(&[(1.0, n * 60)]))).collect();
+        (0..50).map(|n| (family("t", &format!("d{n}")), minute(n), summary(&[(1.0, n * 60)]))).collect();
     site.batch(10, &[rows]).await;
     site
 }

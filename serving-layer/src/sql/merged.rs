@@ -95,12 +95,7 @@ impl MergePlan {
     }
 
     fn judge(&self) -> Judge<'_> {
-        self.facts.judge(self.now.0)
-    }
-
-    fn window_of(&self, group: usize) -> WindowKey {
-        let (series, start) = self.rows.key(group);
-        (series, Micros(start))
+        self.facts.judge(self.now)
     }
 }
 
@@ -252,7 +247,7 @@ impl Merging {
             let windows = plan.rows.key(groups.start).1..=plan.rows.key(groups.end - 1).1;
             let info = plan.columns.directory.info(id);
             for row in range {
-                let window_start = view.window_start.value(row);
+                let window_start = view.window_start(row);
                 if !windows.contains(&window_start) {
                     continue;
                 }
@@ -281,7 +276,7 @@ impl Merging {
         for (range, id) in runs(&view.series, view.len(), &plan.columns.directory) {
             let Some(id) = id else { continue };
             for row in range {
-                let key = (id, Micros(step.start_of(view.window_start.value(row))));
+                let key = (id, step.start_of(view.window_start(row)));
                 if self.open.as_ref().is_none_or(|(open, _)| *open != key) {
                     let ended = self.open.replace((key, Rollup::default()));
                     answers.extend(ended.and_then(|(key, rollup)| self.end_window(key, rollup)));
@@ -312,13 +307,13 @@ impl Merging {
     /// The answer of a longer window that has all of its rows of the view.
     fn complete(&self, (id, start): WindowKey, mut rollup: Rollup) -> Option<SeriesAnswer> {
         let plan = &self.plan;
-        if let Some(group) = plan.rows.find(plan.rows.of_series(id), start.0) {
+        if let Some(group) = plan.rows.find(plan.rows.of_series(id), start) {
             self.execution.merged.set(group);
             rollup.add_realtime(&plan.rows.summary(group));
         }
         let info = plan.columns.directory.info(id);
-        let end = start.0.saturating_add(plan.step.unwrap_or(info.window).micros());
-        let answer = rollup.finish(info.facts(), (start.0, end), plan.judge())?;
+        let window = plan.step.unwrap_or(info.window).window_at(start);
+        let answer = rollup.finish(info.facts(), window, plan.judge())?;
         Some((info, answer))
     }
 
@@ -343,7 +338,7 @@ impl Merging {
         let mut answers = Vec::with_capacity(groups.len());
         let mut last: Option<Arc<SeriesInfo>> = None;
         for group in groups.filter(|group| !self.execution.merged.has(*group)) {
-            let (id, start) = self.plan.window_of(group);
+            let (id, start) = self.plan.rows.key(group);
             let info = match last.take() {
                 Some(info) if info.id == id => info,
                 _ => self.plan.columns.directory.info(id),
@@ -353,12 +348,12 @@ impl Merging {
             let answer = match self.plan.step {
                 None => {
                     let sides = Sides { batch: None, realtime: Some(summary) };
-                    merge(facts, start.0, sides, self.plan.judge())
+                    merge(facts, start, sides, self.plan.judge())
                 }
                 Some(step) => {
                     let mut rollup = Rollup::default();
                     rollup.add_realtime(&summary);
-                    rollup.finish(facts, (start.0, start.0.saturating_add(step.micros())), self.plan.judge())
+                    rollup.finish(facts, step.window_at(start), self.plan.judge())
                 }
             };
             answers.extend(answer.map(|answer| (Arc::clone(&info), answer)));

@@ -17,12 +17,12 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::SessionConfig;
 use wye_domain::time::Micros;
+use wye_metrics::sql_tables::SqlTable;
 use wye_runtime::clock::now_micros;
 use wye_tables::store::TableRoot;
 
 use super::catalog::CaptureSchema;
 use super::limits::{Limits, RESERVED_PERCENT};
-use super::sql_tables::SqlTable;
 use super::{Sources, guard, names, statement};
 use crate::ServingError;
 use crate::coverage::Coverage;
@@ -107,7 +107,7 @@ impl Planner {
         let needs_current = tables.iter().any(|table| {
             newest_windows.iter().any(|wanted| table.table().eq_ignore_ascii_case(wanted.name()))
         });
-        let now = now_micros();
+        let now = Micros(now_micros());
         let (capture, current) = match needs_current {
             true => self.hub.capture_with_current(now),
             false => (self.hub.capture(now), Vec::new()),
@@ -117,7 +117,7 @@ impl Planner {
             sources: self.sources.clone(),
             capture: Arc::new(capture),
             current,
-            now: Micros(now),
+            now,
         })
     }
 

@@ -18,7 +18,9 @@ use datafusion::logical_expr::{
     BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType, col, lit,
 };
 use datafusion::physical_plan::ExecutionPlan;
+use wye_domain::summary_columns::SummaryColumn;
 use wye_domain::time::{Micros, Span, WindowSize};
+use wye_metrics::view_rows::ViewColumn;
 
 use super::columns::{Column, MergedColumns};
 use super::merged::MergePlan;
@@ -97,7 +99,7 @@ impl MergedTable {
     /// The starts of the definition's own windows that can be in the answer.
     fn window_starts(&self, filters: &[Expr]) -> WindowStarts {
         let WindowStarts { from, before } = WindowStarts::of(filters);
-        let step = Span(self.spec.step.map_or(0, WindowSize::micros));
+        let step = self.spec.step.map_or(Span::ZERO, WindowSize::span);
         WindowStarts { from, before: before.map(|before| before + step) }
     }
 
@@ -138,10 +140,10 @@ impl MergedTable {
     fn view_filters(&self, filters: &[Expr]) -> Vec<Expr> {
         let mut pushed: Vec<Expr> = Vec::new();
         if let Some(definition) = self.spec.definition {
-            pushed.push(equals("definition", &self.directory().definition(definition).name));
+            pushed.push(equals(ViewColumn::Definition.name(), &self.directory().definition(definition).name));
         }
         if let Some(metric) = &self.spec.metric {
-            pushed.push(equals("metric", metric));
+            pushed.push(equals(ViewColumn::Metric.name(), metric));
         }
         if self.spec.step.is_none() {
             pushed.extend(filters.iter().cloned());
@@ -149,23 +151,27 @@ impl MergedTable {
         }
         pushed.extend(filters.iter().filter(|filter| self.is_of_series(filter)).cloned());
         let starts = self.window_starts(filters);
-        pushed.extend(starts.from.map(|from| col("window_start").gt_eq(time_literal(from.0))));
-        pushed.extend(starts.before.map(|before| col("window_start").lt(time_literal(before.0))));
+        pushed.extend(starts.from.map(|from| col(ViewColumn::WindowStart.name()).gt_eq(time_literal(from))));
+        pushed
+            .extend(starts.before.map(|before| col(ViewColumn::WindowStart.name()).lt(time_literal(before))));
         pushed
     }
 
     /// The columns of the batch view that are needed for the rows that it has.
     fn view_columns<'a>(&'a self, columns: &'a MergedColumns) -> Vec<&'a str> {
         let stored = columns.columns.iter().flat_map(|column| column.stored(self.directory()));
-        let definition = columns.needs_definition().then_some("definition");
-        stored.chain(definition).chain(["count"]).collect()
+        let definition = columns.needs_definition().then_some(ViewColumn::Definition.name());
+        stored.chain(definition).chain([SummaryColumn::Count.name()]).collect()
     }
 }
 
 /// The columns of the batch view that are needed to merge its rows with others.
 fn merge_columns(columns: &MergedColumns, step: Option<WindowSize>) -> impl Iterator<Item = &str> {
-    let merged = columns.columns.iter().flat_map(|column| column.merged_from()).copied();
-    merged.chain(["series", "window_start"]).chain(step.map(|_| "state"))
+    let merged = columns.columns.iter().flat_map(|column| column.merged_from());
+    merged
+        .map(|column| column.name())
+        .chain([ViewColumn::Series.name(), ViewColumn::WindowStart.name()])
+        .chain(step.map(|_| ViewColumn::State.name()))
 }
 
 #[async_trait]
@@ -263,7 +269,7 @@ impl WindowStarts {
         let mut starts = Self::default();
         for condition in filters.iter().flat_map(split_conjunction) {
             if let Expr::BinaryExpr(BinaryExpr { left, op, right }) = condition
-                && matches!(&**left, Expr::Column(column) if column.name == "window_start")
+                && matches!(&**left, Expr::Column(column) if column.name == ViewColumn::WindowStart.name())
                 && let Expr::Literal(ScalarValue::TimestampMicrosecond(Some(time), _), _) = &**right
             {
                 starts.narrow(*op, Micros(*time));
@@ -287,8 +293,7 @@ impl WindowStarts {
         self.before = self.before.into_iter().chain(before).min();
     }
 
-    /// The same as numbers (µs).
-    fn range(self) -> Range<i64> {
-        self.from.map_or(i64::MIN, |from| from.0)..self.before.map_or(i64::MAX, |before| before.0)
+    fn range(self) -> Range<Micros> {
+        self.from.unwrap_or(Micros::MIN)..self.before.unwrap_or(Micros::MAX)
     }
 }

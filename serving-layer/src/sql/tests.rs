@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use wye_domain::summary::Summary;
-use wye_domain::time::{SECOND, WindowSize};
+use wye_domain::time::{Micros, WindowSize};
+use wye_metrics::sql_tables::{SqlTable, reserved_names};
 
-use crate::fixture::{MINUTE, Row, Site, begin, family, flush, line, sketched, summary};
+use crate::testing::{Row, Site, begin, family, flush, line, minute, sketched, summary};
 
 const COUNTS: &str =
     "SELECT metric_key, window_start, \"count\", sum, source FROM unified_series ORDER BY 1, 2";
@@ -16,7 +17,8 @@ async fn each_window_is_merged_once() {
     let site = Site::new().await;
     begin(&site.hub, 0);
     let [a, b, c] = ["a", "b", "c"].map(|device| family("t", device));
-    let first: Vec<Row> = vec![(a.clone(), 0, summary(&[(1.0, 1)])), (b, 0, summary(&[(9.0, 2)]))];
+    let first: Vec<Row> =
+        vec![(a.clone(), minute(0), summary(&[(1.0, 1)])), (b, minute(0), summary(&[(9.0, 2)]))];
     flush(&site.hub, 0, &first);
     let before = "\"t{device_id=\"\"a\"\"}\",1970-01-01T00:00:00Z,1,1.0,realtime\n\
                   \"t{device_id=\"\"b\"\"}\",1970-01-01T00:00:00Z,1,9.0,realtime";
@@ -24,7 +26,7 @@ async fn each_window_is_merged_once() {
     site.batch(10, &[first]).await;
     assert_eq!(site.sql(COUNTS).await, before.replace("realtime", "batch"));
     begin(&site.hub, 10);
-    flush(&site.hub, 10, &[(a, 0, summary(&[(5.0, 3)])), (c, MINUTE, summary(&[(2.0, 61)]))]);
+    flush(&site.hub, 10, &[(a, minute(0), summary(&[(5.0, 3)])), (c, minute(1), summary(&[(2.0, 61)]))]);
     assert_eq!(
         site.sql(COUNTS).await,
         "\"t{device_id=\"\"a\"\"}\",1970-01-01T00:00:00Z,2,6.0,merged\n\
@@ -41,17 +43,21 @@ async fn each_window_is_merged_once() {
 }
 
 /// A row of one reading of metric `t`.
-fn one_reading(device: &str, window: i64, value: f64) -> Row {
-    (family("t", device), window, summary(&[(value, window / SECOND)]))
+fn one_reading(device: &str, window: Micros, value: f64) -> Row {
+    (family("t", device), window, summary(&[(value, window.seconds())]))
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn conditions_on_the_key_are_applied_to_both_layers() {
     let site = Site::new().await;
-    let rows = vec![one_reading("a", 0, 1.0), one_reading("a", MINUTE, 2.0), one_reading("b", MINUTE, 3.0)];
+    let rows = vec![
+        one_reading("a", minute(0), 1.0),
+        one_reading("a", minute(1), 2.0),
+        one_reading("b", minute(1), 3.0),
+    ];
     site.batch(10, &[rows]).await;
     begin(&site.hub, 10);
-    flush(&site.hub, 10, &[one_reading("a", MINUTE, 4.0), one_reading("b", 2 * MINUTE, 5.0)]);
+    flush(&site.hub, 10, &[one_reading("a", minute(1), 4.0), one_reading("b", minute(2), 5.0)]);
     for (condition, answer) in [
         ("device_id = 'a'", "2,7.0"),
         ("device_id IN ('a', 'c') AND metric = 't'", "2,7.0"),
@@ -83,8 +89,8 @@ async fn conditions_on_the_key_are_applied_to_both_layers() {
 }
 
 /// A row of two equal readings of `line_heat`.
-fn two_readings(window: i64, value: f64, device: &str) -> Row {
-    let readings = [(value, window / SECOND), (value, window / SECOND + 1)];
+fn two_readings(window: Micros, value: f64, device: &str) -> Row {
+    let readings = [(value, window.seconds()), (value, window.seconds() + 1)];
     (line("L1"), window, sketched(&readings, device))
 }
 
@@ -95,13 +101,13 @@ async fn a_named_metric_has_its_own_columns_and_rollups() {
     site.batch(
         10,
         &[
-            vec![two_readings(0, 1.0, "a"), two_readings(MINUTE, 2.0, "a")],
-            vec![two_readings(2 * MINUTE, 3.0, "b"), two_readings(5 * MINUTE, 7.0, "a")],
+            vec![two_readings(minute(0), 1.0, "a"), two_readings(minute(1), 2.0, "a")],
+            vec![two_readings(minute(2), 3.0, "b"), two_readings(minute(5), 7.0, "a")],
         ],
     )
     .await;
     begin(&site.hub, 10);
-    flush(&site.hub, 10, &[two_readings(3 * MINUTE, 6.0, "c"), two_readings(11 * MINUTE, 8.0, "a")]);
+    flush(&site.hub, 10, &[two_readings(minute(3), 6.0, "c"), two_readings(minute(11), 8.0, "a")]);
     assert_eq!(
         site.sql(
             "SELECT line, window_start, avg, max, distinct_devices, source FROM line_heat ORDER BY 2 LIMIT 1"
@@ -134,9 +140,8 @@ async fn a_named_metric_has_its_own_columns_and_rollups() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rollup_over_hundreds_of_files_has_each_window_once() {
     let site = Site::new().await;
-    let files: Vec<Vec<Row>> = (0..400)
-        .map(|minute| vec![(family("t", "a"), minute * MINUTE, summary(&[(1.0, minute * 60)]))])
-        .collect();
+    let files: Vec<Vec<Row>> =
+        (0..400).map(|n| vec![(family("t", "a"), minute(n), summary(&[(1.0, n * 60)]))]).collect();
     site.batch(10, &files).await;
     for _ in 0..10 {
         let counted = "SELECT count(*), count(DISTINCT window_start), sum(\"count\") FROM t_1h";
@@ -147,8 +152,8 @@ async fn a_rollup_over_hundreds_of_files_has_each_window_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn current_values_are_the_newest_windows() {
     let site = Site::new().await;
-    let now = wye_runtime::clock::now_micros() / MINUTE * MINUTE;
-    site.batch(10, &[vec![one_reading("a", 0, 1.0), one_reading("b", now, 2.0)]]).await;
+    let now = WindowSize::MINUTE.start_of(Micros(wye_runtime::clock::now_micros()));
+    site.batch(10, &[vec![one_reading("a", minute(0), 1.0), one_reading("b", now, 2.0)]]).await;
     begin(&site.hub, 10);
     flush(&site.hub, 10, &[one_reading("a", now, 3.0), one_reading("b", now, 4.0)]);
     assert_eq!(
@@ -169,8 +174,8 @@ async fn current_values_are_the_newest_windows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_table_can_be_listed_described_and_read() {
     let site = Site::new().await;
-    for table in super::sql_tables::SqlTable::ALL.map(|table| table.name()) {
-        assert!(wye_metrics::definition::TABLES.contains(&table), "a metric could be called {table}");
+    for table in SqlTable::ALL.map(SqlTable::name) {
+        assert!(reserved_names().any(|name| name == table), "a metric could be called {table}");
         // There always is a Kafka partition.
         let rows = if table == "coverage" { "1" } else { "0" };
         assert_eq!(site.sql(&format!("SELECT count(*) FROM {table}")).await, rows, "{table}");
@@ -178,7 +183,7 @@ async fn every_table_can_be_listed_described_and_read() {
         assert!(!site.sql(&format!("DESCRIBE {table}")).await.is_empty());
     }
     begin(&site.hub, 0);
-    flush(&site.hub, 0, &[(family("PM2.5", "a"), 0, summary(&[(1.0, 1)]))]);
+    flush(&site.hub, 0, &[(family("PM2.5", "a"), minute(0), summary(&[(1.0, 1)]))]);
     site.batch(0, &[]).await;
     assert_eq!(site.sql("SELECT readings, windows FROM batch_runs").await, "0,0");
     let listed = site.sql("SHOW TABLES").await;
@@ -216,7 +221,8 @@ async fn nothing_can_be_changed() {
 async fn names_without_quotes_are_found_in_any_case() {
     let site = Site::new().await;
     let metrics = ["PM2.5", "TEMP", "dew", "dewPoint", "Dewpoint"];
-    site.batch(10, &[metrics.map(|metric| (family(metric, "a"), 0, summary(&[(1.0, 1)]))).to_vec()]).await;
+    site.batch(10, &[metrics.map(|metric| (family(metric, "a"), minute(0), summary(&[(1.0, 1)]))).to_vec()])
+        .await;
     for sql in [
         "SELECT last FROM TEMP",
         "SELECT last FROM temp",
@@ -273,23 +279,25 @@ async fn names_without_quotes_are_found_in_any_case() {
 /// Device, minute and value of each reading.
 type Readings = Vec<(u8, u8, i8)>;
 
-fn rows(readings: &Readings) -> BTreeMap<(String, i64), Summary> {
-    let mut rows: BTreeMap<(String, i64), Summary> = BTreeMap::new();
-    for (device, minute, value) in readings {
-        let window = i64::from(*minute) * MINUTE;
+type Windows = BTreeMap<(String, Micros), Summary>;
+
+fn rows(readings: &Readings) -> Windows {
+    let mut rows = Windows::new();
+    for (device, place, value) in readings {
+        let window = minute(i64::from(*place));
         let row = rows.entry((family("t", &format!("d{device}")), window)).or_default();
         row.add(f64::from(*value), window);
     }
     rows
 }
 
-fn listed(rows: &BTreeMap<(String, i64), Summary>) -> Vec<Row> {
+fn listed(rows: &Windows) -> Vec<Row> {
     rows.iter().map(|((text, window), summary)| (text.clone(), *window, summary.clone())).collect()
 }
 
 /// The expected answer: device, window, count, sum, min.
-fn naive(parts: &[BTreeMap<(String, i64), Summary>], step: Option<WindowSize>) -> String {
-    let mut all: BTreeMap<(String, i64), Summary> = BTreeMap::new();
+fn naive(parts: &[Windows], step: Option<WindowSize>) -> String {
+    let mut all = Windows::new();
     for ((text, window), summary) in parts.iter().flatten() {
         let window = step.map_or(*window, |step| step.start_of(*window));
         all.entry((text.clone(), window)).or_default().merge(summary);
@@ -297,7 +305,8 @@ fn naive(parts: &[BTreeMap<(String, i64), Summary>], step: Option<WindowSize>) -
     let lines = all.iter().map(|((text, window), summary)| {
         let key = wye_domain::series::SeriesKey::decode(text).unwrap();
         let device = key.group[0].as_deref().unwrap().to_owned();
-        format!("{device},{},{},{:?},{:?}", window / MINUTE, summary.count, summary.sum.value(), summary.min)
+        let start = (*window - Micros::EPOCH).0 / WindowSize::MINUTE.span().0;
+        format!("{device},{start},{},{:?},{:?}", summary.count, summary.sum.value(), summary.min)
     });
     lines.collect::<Vec<_>>().join("\n")
 }
@@ -333,7 +342,7 @@ proptest! {
             assert_eq!(base, naive(&parts, None));
             if !base.is_empty() {
                 let hours = site.sql(&format!("{select} t_1h ORDER BY device_id, window_start")).await;
-                assert_eq!(hours, naive(&parts, WindowSize::from_micros(60 * MINUTE)));
+                assert_eq!(hours, naive(&parts, Some(WindowSize::HOUR)));
             }
         });
     }

@@ -49,4 +49,4 @@ pub mod realtime_row;
 pub mod ledger;
 
 mod error;
-pub use error::{DomainError, ErrorKind};
+pub use error::{DomainError, ErrorKind, error_chain, first_cause};

@@ -40,6 +40,13 @@ impl Position {
     }
 }
 
+/// From the offset after the last record of each Kafka partition.
+impl FromIterator<(KafkaPartition, Offset)> for Position {
+    fn from_iter<T: IntoIterator<Item = (KafkaPartition, Offset)>>(offsets: T) -> Self {
+        Self { next: offsets.into_iter().collect() }
+    }
+}
+
 impl fmt::Display for Position {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, (kafka_partition, next)) in self.iter().enumerate() {

@@ -185,8 +185,10 @@ impl DeltaLog {
             .flat_map(|previous| previous.files.iter())
             .map(|file| (file.add.path.as_str(), file.rows))
             .collect();
-        let mut files = Vec::new();
-        for view in state.log_data() {
+        // The library's iterator cannot be held over an await in a task.
+        let views: Vec<_> = state.log_data().into_iter().collect();
+        let mut files = Vec::with_capacity(views.len());
+        for view in views {
             #[expect(deprecated, reason = "the only way to a file's tags")]
             let add = view.add_action();
             // Statistics may leave out the number of rows.

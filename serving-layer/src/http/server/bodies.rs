@@ -14,6 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use wye_domain::first_cause;
 
 use super::ServerLimits;
 use wye_runtime::clock::Clock;
@@ -77,7 +78,7 @@ impl Bodies {
             let piece = match tokio::time::timeout(left, pieces.next()).await {
                 Err(_) => return Err(Refusal::TooSlow),
                 Ok(None) => break,
-                Ok(Some(Err(error))) => return Err(Refusal::Broken(root_of(&error))),
+                Ok(Some(Err(error))) => return Err(Refusal::Broken(first_cause(&error).to_string())),
                 Ok(Some(Ok(piece))) => piece,
             };
             let size = held.bytes.len() + piece.len();
@@ -133,12 +134,4 @@ impl IntoResponse for Refusal {
             }
         }
     }
-}
-
-fn root_of(error: &dyn std::error::Error) -> String {
-    let mut root = error;
-    while let Some(source) = root.source() {
-        root = source;
-    }
-    root.to_string()
 }

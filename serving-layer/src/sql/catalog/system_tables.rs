@@ -7,15 +7,16 @@ use arrow::array::{
     TimestampMicrosecondArray, UInt64Array,
 };
 use datafusion::error::Result;
-use wye_domain::time::{Micros, SECOND};
-use wye_tables::views::CommittedRun;
+use wye_domain::place::{Generation, Offset};
+use wye_domain::time::Micros;
+use wye_tables::run_record::CommittedRun;
 
 use super::external;
 use crate::coverage::{Coverage, PartitionCoverage, Reason};
 
 /// A row for each batch run.
 pub(super) fn batch_runs(runs: &[CommittedRun]) -> Result<RecordBatch> {
-    let durations = runs.iter().map(|run| (run.run.finished_at - run.run.started_at) / 1_000);
+    let durations = runs.iter().map(|run| (run.run.finished_at - run.run.started_at).millis());
     let horizons: Vec<String> = runs
         .iter()
         .map(|run| serde_json::to_string(&run.horizon))
@@ -24,10 +25,10 @@ pub(super) fn batch_runs(runs: &[CommittedRun]) -> Result<RecordBatch> {
     let run_ids = runs.iter().map(|run| &run.run.run_id);
     Ok(RecordBatch::try_from_iter([
         ("run_id", Arc::new(StringArray::from_iter_values(run_ids)) as ArrayRef),
-        ("version", counts(runs, |run| run.version)),
-        ("started_at", times(runs, |run| Micros(run.run.started_at))),
-        ("finished_at", times(runs, |run| Micros(run.run.finished_at))),
-        ("committed_at", times(runs, |run| Micros(run.committed))),
+        ("version", counts(runs, |run| run.version.0)),
+        ("started_at", times(runs, |run| run.run.started_at)),
+        ("finished_at", times(runs, |run| run.run.finished_at)),
+        ("committed_at", times(runs, |run| run.committed)),
         ("duration_ms", Arc::new(Int64Array::from_iter_values(durations))),
         ("readings", counts(runs, |run| run.run.readings)),
         ("duplicates", counts(runs, |run| run.run.duplicates)),
@@ -41,11 +42,9 @@ pub(super) fn batch_runs(runs: &[CommittedRun]) -> Result<RecordBatch> {
 /// A row for each Kafka partition of the readings.
 pub(super) fn coverage(coverage: &Coverage) -> Result<RecordBatch> {
     let rows = &coverage.kafka_partitions;
-    let numbers = Int32Array::from_iter_values(rows.iter().map(|row| row.kafka_partition));
-    let since: TimestampMicrosecondArray = rows.iter().map(|row| row.lacking_since).collect();
-    let seconds = rows.iter().map(|row| {
-        row.lacking_since.map_or(0.0, |since| (coverage.now - since).max(0) as f64 / SECOND as f64)
-    });
+    let numbers = Int32Array::from_iter_values(rows.iter().map(|row| row.kafka_partition.0));
+    let since: TimestampMicrosecondArray = rows.iter().map(|row| Some(row.lacking_since?.0)).collect();
+    let seconds = rows.iter().map(|row| row.lacking_for(coverage.now).as_secs_f64());
     let complete: BooleanArray = rows.iter().map(|row| Some(row.reason.is_none())).collect();
     let reasons: StringArray = rows.iter().map(|row| row.reason.map(Reason::name)).collect();
     let columns: Vec<(&str, ArrayRef)> = vec![
@@ -53,10 +52,10 @@ pub(super) fn coverage(coverage: &Coverage) -> Result<RecordBatch> {
         ("horizon", offsets(rows, |row| row.horizon)),
         ("covered", offsets(rows, |row| Some(row.covered))),
         ("log_end", offsets(rows, |row| row.log_end)),
-        ("lacking", offsets(rows, PartitionCoverage::lacking)),
+        ("lacking", records(rows, PartitionCoverage::lacking)),
         ("lacking_since", Arc::new(since.with_timezone("UTC"))),
         ("lacking_seconds", Arc::new(Float64Array::from_iter_values(seconds))),
-        ("generation", offsets(rows, |row| row.generation)),
+        ("generation", offsets(rows, |row| row.generation.map(Generation::claim))),
         ("complete", Arc::new(complete)),
         ("reason", Arc::new(reasons)),
     ];
@@ -74,6 +73,11 @@ fn counts(runs: &[CommittedRun], value: impl Fn(&CommittedRun) -> u64) -> ArrayR
     Arc::new(UInt64Array::from_iter_values(runs.iter().map(value)))
 }
 
-fn offsets(rows: &[PartitionCoverage], value: impl Fn(&PartitionCoverage) -> Option<i64>) -> ArrayRef {
-    Arc::new(rows.iter().map(value).collect::<Int64Array>())
+fn offsets(rows: &[PartitionCoverage], value: impl Fn(&PartitionCoverage) -> Option<Offset>) -> ArrayRef {
+    Arc::new(rows.iter().map(|row| Some(value(row)?.0)).collect::<Int64Array>())
+}
+
+fn records(rows: &[PartitionCoverage], value: impl Fn(&PartitionCoverage) -> Option<u64>) -> ArrayRef {
+    let counts = rows.iter().map(|row| i64::try_from(value(row)?).ok());
+    Arc::new(counts.collect::<Int64Array>())
 }
