@@ -9,11 +9,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, RecordBatch, UInt8Array};
+use arrow::array::{Array, Int32Array, RecordBatch, UInt8Array};
 use arrow::compute::SortOptions;
-use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Field, Fields, Int32Type, Int64Type, Schema, SchemaRef,
-};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -26,9 +24,10 @@ use datafusion::physical_plan::{
 };
 use futures::StreamExt;
 use wye_domain::DomainError;
+use wye_domain::assemble::PlacedColumns;
 use wye_domain::identity::{Novelty, copy_of};
 use wye_domain::place::{KafkaPartition, Offset};
-use wye_domain::reading::{ReadingColumns, TextColumn};
+use wye_domain::reading::{ReadingColumns, TextColumn, column};
 use wye_domain::time::Micros;
 use wye_tables::columns::READING_ORDER;
 
@@ -136,13 +135,13 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn of(batch: &'a RecordBatch) -> std::result::Result<Self, DomainError> {
-        let columns = ReadingColumns::of(batch)?;
+        let PlacedColumns { readings: columns, kafka_offset, .. } = PlacedColumns::of(batch)?;
         Ok(Self {
             columns,
             has_sequences: columns.sequence.null_count() < batch.num_rows(),
-            kafka_partition: numbers::<Int32Type>(batch, "kafka_partition")?,
-            kafka_offset: numbers::<Int64Type>(batch, "kafka_offset")?,
-            kafka_index: numbers::<Int32Type>(batch, "kafka_index")?,
+            kafka_partition: column::<Int32Array>(batch, "kafka_partition")?.values(),
+            kafka_offset,
+            kafka_index: column::<Int32Array>(batch, "kafka_index")?.values(),
         })
     }
 
@@ -186,14 +185,6 @@ impl<'a> Rows<'a> {
             place: self.place(row),
         }
     }
-}
-
-fn numbers<'a, T: ArrowPrimitiveType>(
-    batch: &'a RecordBatch,
-    column: &'static str,
-) -> std::result::Result<&'a [T::Native], DomainError> {
-    let array = batch.column_by_name(column).and_then(|array| array.as_primitive_opt::<T>());
-    array.map(|array| array.values().as_ref()).ok_or(DomainError::Shape { column })
 }
 
 #[inline]
