@@ -213,13 +213,10 @@ impl DedupExec {
         for name in READING_ORDER {
             order.push(PhysicalSortExpr::new(Arc::new(Column::new_with_schema(name, &given)?), options));
         }
-        let fields = given.fields().iter().cloned();
-        let fields = fields.chain([Arc::new(Field::new(NOVELTY, DataType::UInt8, false))]);
-        let schema: SchemaRef = Arc::new(Schema::new(fields.collect::<Fields>()));
         // The new column is the last one, so the input's orderings hold: they name columns by their places.
         let orderings = input.output_ordering().cloned();
         let properties = PlanProperties::new(
-            EquivalenceProperties::new_with_orderings(schema, orderings),
+            EquivalenceProperties::new_with_orderings(marked_schema(&given), orderings),
             input.output_partitioning().clone(),
             input.pipeline_behavior(),
             input.boundedness(),
@@ -289,6 +286,13 @@ impl ExecutionPlan for DedupExec {
             input.map(move |batch| batch.and_then(|batch| with_novelty(&batch, &schema, &mut deduplicator)));
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), marked)))
     }
+}
+
+/// The columns of a batch, and [`NOVELTY`] as the last one.
+pub(crate) fn marked_schema(given: &Schema) -> SchemaRef {
+    let fields = given.fields().iter().cloned();
+    let fields = fields.chain([Arc::new(Field::new(NOVELTY, DataType::UInt8, false))]);
+    Arc::new(Schema::new(fields.collect::<Fields>()))
 }
 
 /// A batch with its novelty as the last column.
