@@ -13,18 +13,20 @@ use wye_batch::recompute::{Recomputation, recompute};
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::Registry;
+use wye_domain::time::{Micros, Span};
 use wye_metrics::plan::{Expectations, MetricPlans};
-use wye_tables::append::OffsetRange;
 use wye_tables::columns::archive_schema;
 use wye_tables::readings::{ArchiveBatch, Readings};
+use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
+use wye_tables::views::{BatchViews, ViewCommit};
 
 const DEVICES: i64 = 10;
 const METRICS: [&str; 11] =
     ["PM2.5", "PM10", "SO2", "NO2", "CO", "O3", "TEMP", "PRES", "DEWP", "RAIN", "WSPM"];
-const HOUR: i64 = 3_600_000_000;
-const START: i64 = 1_362_067_200_000_000;
+const HOUR: Span = Span::from_hours(1);
+/// 2013-02-28T16:00:00Z
+const START: Micros = Micros::from_secs(1_362_067_200);
 const KAFKA_PARTITIONS: i64 = 4;
 /// Readings of one append of the archiver under load.
 const APPEND: i64 = 1_000_000;
@@ -50,12 +52,10 @@ async fn main() -> Result<()> {
         let begin = Instant::now();
         let snapshot = readings.snapshot().await?;
         let previous = views.latest().await?;
-        let archived = snapshot.archived();
-        let horizon =
-            archived.iter().map(|(partition, offset)| (KafkaPartition(*partition), Offset(*offset)));
+        let horizon = snapshot.archived();
         let task = Recomputation {
             root: root.clone(),
-            horizon: horizon.collect(),
+            horizon: horizon.clone(),
             readings: snapshot.clone(),
             views: views.clone(),
             plans: Arc::clone(&plans),
@@ -69,7 +69,7 @@ async fn main() -> Result<()> {
         let (rows, windows) = (done.tally.readings, done.windows);
         let expected_version = previous.as_ref().map(|view| view.version());
         let run = RunRecord::default();
-        let (schema, files, horizon) = (done.schema, done.files, archived);
+        let (schema, files) = (done.schema, done.files);
         views.commit(ViewCommit { schema, files, horizon, run, expected_version }).await?;
         let seconds = begin.elapsed().as_secs_f64();
         let view = views.latest().await?.context("a view was committed")?;
@@ -86,7 +86,7 @@ async fn main() -> Result<()> {
 /// Readings in the order in which files are loaded: device after device, hour after hour.
 async fn fill(readings: &Readings, wanted: i64) -> Result<()> {
     let hours = wanted / (DEVICES * METRICS.len() as i64);
-    let mut next = [0; KAFKA_PARTITIONS as usize];
+    let mut next = [Offset::START; KAFKA_PARTITIONS as usize];
     let mut gathered: Vec<Gathered> = (0..KAFKA_PARTITIONS).map(|_| Gathered::default()).collect();
     let mut count = 0;
     for device in 0..DEVICES {
@@ -99,12 +99,12 @@ async fn fill(readings: &Readings, wanted: i64) -> Result<()> {
                     device_id: &device_id,
                     metric,
                     value: noise as f64 / 10.0,
-                    event_time: START + hour * HOUR,
+                    event_time: START + HOUR * hour,
                     sequence: None,
                     unit: Some("ug/m3"),
                     tags: None,
                 });
-                gathered[kafka_partition].offsets.push(next[kafka_partition] + hour / 1_000);
+                gathered[kafka_partition].offsets.push(next[kafka_partition].0 + hour / 1_000);
                 gathered[kafka_partition].index.push(((hour % 1_000) * 11) as i32 + index as i32);
                 count += 1;
             }
@@ -113,7 +113,7 @@ async fn fill(readings: &Readings, wanted: i64) -> Result<()> {
                 append(readings, &mut gathered, &mut next).await?;
             }
         }
-        next[kafka_partition] += hours / 1_000 + 1;
+        next[kafka_partition].0 += hours / 1_000 + 1;
     }
     append(readings, &mut gathered, &mut next).await
 }
@@ -123,29 +123,29 @@ struct Gathered {
     builder: ReadingBatchBuilder,
     offsets: Vec<i64>,
     index: Vec<i32>,
-    from: i64,
+    from: Offset,
 }
 
-async fn append(readings: &Readings, gathered: &mut [Gathered], next: &mut [i64]) -> Result<()> {
+async fn append(readings: &Readings, gathered: &mut [Gathered], next: &mut [Offset]) -> Result<()> {
     let mut batches = Vec::new();
-    for (kafka_partition, one) in gathered.iter_mut().enumerate() {
+    for ((kafka_partition, one), next) in (0..).map(KafkaPartition).zip(gathered).zip(next) {
         if one.builder.is_empty() {
             continue;
         }
         let mut columns: Vec<ArrayRef> = one.builder.finish().columns().to_vec();
         let offsets = std::mem::take(&mut one.offsets);
-        let times = vec![START + 40_000 * HOUR; offsets.len()];
-        let last = offsets.last().copied().unwrap_or_default() + 1;
+        let times = vec![(START + HOUR * 40_000).0; offsets.len()];
+        let end = offsets.last().map_or(one.from, |last| Offset(*last).next());
         columns.push(Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC")));
         columns.push(Arc::new(Int64Array::from(offsets)));
         columns.push(Arc::new(Int32Array::from(std::mem::take(&mut one.index))));
         batches.push(ArchiveBatch {
-            kafka_partition: kafka_partition as i32,
-            offsets: OffsetRange { from: one.from, next: last },
+            kafka_partition,
+            offsets: one.from..end,
             readings: vec![RecordBatch::try_new(archive_schema(), columns)?],
         });
-        one.from = last;
-        next[kafka_partition] = next[kafka_partition].max(last);
+        one.from = end;
+        *next = end.max(*next);
     }
     readings.append(batches).await?;
     Ok(())

@@ -155,12 +155,12 @@ impl<D: Destination> Topic<D> {
             self.destination.archived().await.map_err(BatchError::tables("ask what is archived"))?;
         let mut starts = Vec::new();
         for kafka_partition in KafkaPartition::all(self.destination.kafka_partitions()) {
-            let from = match archived.get(&kafka_partition.0) {
-                Some(next) => Offset(*next),
+            let from = match archived.get(kafka_partition) {
+                Some(next) => next,
                 // What was deleted before there was an archive was never meant for it.
                 None => {
-                    let range = self.log.offsets(D::TOPIC, kafka_partition.0).await;
-                    Offset(range.map_err(BatchError::log("ask for the offsets of the log"))?.low)
+                    let range = self.log.offsets(D::TOPIC, kafka_partition).await;
+                    range.map_err(BatchError::log("ask for the offsets of the log"))?.low
                 }
             };
             let gap = self.gaps.get(&kafka_partition).copied().unwrap_or(from);
@@ -182,14 +182,14 @@ impl<D: Destination> Topic<D> {
         if let BatchError::Log { source, .. } = error
             && let LogError::OffsetGone { kafka_partition, wanted, low, .. } = **source
         {
-            let lost = Offset(low).since(Offset(wanted));
+            let lost = low.since(wanted);
             error!(
                 topic,
-                kafka_partition, wanted, low, lost, "messages were deleted before they were archived"
+                %kafka_partition, %wanted, %low, lost, "messages were deleted before they were archived"
             );
-            let label = KafkaPartitionLabel { kafka_partition };
+            let label = KafkaPartitionLabel { kafka_partition: kafka_partition.0 };
             self.telemetry.archive_lost.get_or_create(&label).inc_by(lost);
-            self.gaps.insert(KafkaPartition(kafka_partition), Offset(low));
+            self.gaps.insert(kafka_partition, low);
             return Retry::AtOnce;
         }
         match error.kind() {

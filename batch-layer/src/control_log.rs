@@ -67,9 +67,9 @@ impl ControlLog {
     pub async fn ends(&self) -> Result<Horizon, BatchError> {
         let mut ends = Horizon::default();
         for kafka_partition in kafka_partitions(&self.log) {
-            let range = self.log.offsets(READINGS, kafka_partition.0).await;
+            let range = self.log.offsets(READINGS, kafka_partition).await;
             let range = range.map_err(BatchError::log("ask for the end of the readings"))?;
-            ends.set(kafka_partition, Offset(range.high));
+            ends.set(kafka_partition, range.high);
         }
         Ok(ends)
     }
@@ -80,14 +80,13 @@ impl ControlLog {
     /// When the log does not take it.
     pub async fn append(
         &self,
-        KafkaPartition(kafka_partition): KafkaPartition,
+        kafka_partition: KafkaPartition,
         record: &ControlRecord,
     ) -> Result<Offset, BatchError> {
         let payload = record.encode();
         let outgoing =
             Outgoing { topic: CONTROL, kafka_partition, key: None, payload: &payload, headers: &[] };
-        let sent = self.producer.send(outgoing).await;
-        sent.map(Offset).map_err(BatchError::log("write the control topic"))
+        self.producer.send(outgoing).await.map_err(BatchError::log("write the control topic"))
     }
 }
 
@@ -99,17 +98,16 @@ fn kafka_partitions(log: &Log) -> impl Iterator<Item = KafkaPartition> + use<> {
 /// Reads one Kafka partition of the control topic from where it was last read to its end. Blocks.
 fn follow(log: &Log, kafka_partition: KafkaPartition, followed: &mut Followed) -> Result<(), BatchError> {
     let Followed { next, view } = followed;
-    let from = next.map(|next| next.0);
-    let end = read_all(log, (CONTROL, kafka_partition.0), from, |message| {
+    let end = read_all(log, (CONTROL, kafka_partition), *next, |message| {
         // Set with each record: if the end is not reached, no record may be applied a second time.
-        *next = Some(Offset(message.offset).next());
+        *next = Some(message.offset.next());
         match ControlRecord::decode(message.payload) {
             Ok(record) => view.apply(message.offset, &record),
             Err(error) => {
-                warn!(%kafka_partition, offset = message.offset, %error, "skipped an unknown control record");
+                warn!(%kafka_partition, offset = %message.offset, %error, "skipped an unknown control record");
             }
         }
     });
-    *next = Some(Offset(end.map_err(BatchError::log("read the control topic"))?));
+    *next = Some(end.map_err(BatchError::log("read the control topic"))?);
     Ok(())
 }

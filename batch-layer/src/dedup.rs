@@ -9,11 +9,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{Array, AsArray, RecordBatch, UInt8Array};
+use arrow::array::{Array, Int32Array, RecordBatch, UInt8Array};
 use arrow::compute::SortOptions;
-use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Field, Fields, Int32Type, Int64Type, Schema, SchemaRef,
-};
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
@@ -26,9 +24,10 @@ use datafusion::physical_plan::{
 };
 use futures::StreamExt;
 use wye_domain::DomainError;
+use wye_domain::assemble::PlacedColumns;
 use wye_domain::identity::{Novelty, copy_of};
 use wye_domain::place::{KafkaPartition, Offset};
-use wye_domain::reading::{ReadingColumns, TextColumn};
+use wye_domain::reading::{ReadingColumns, TextColumn, column};
 use wye_domain::time::Micros;
 use wye_tables::columns::READING_ORDER;
 
@@ -136,13 +135,13 @@ struct Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn of(batch: &'a RecordBatch) -> std::result::Result<Self, DomainError> {
-        let columns = ReadingColumns::of(batch)?;
+        let PlacedColumns { readings: columns, kafka_offset, .. } = PlacedColumns::of(batch)?;
         Ok(Self {
             columns,
             has_sequences: columns.sequence.null_count() < batch.num_rows(),
-            kafka_partition: numbers::<Int32Type>(batch, "kafka_partition")?,
-            kafka_offset: numbers::<Int64Type>(batch, "kafka_offset")?,
-            kafka_index: numbers::<Int32Type>(batch, "kafka_index")?,
+            kafka_partition: column::<Int32Array>(batch, "kafka_partition")?.values(),
+            kafka_offset,
+            kafka_index: column::<Int32Array>(batch, "kafka_index")?.values(),
         })
     }
 
@@ -188,14 +187,6 @@ impl<'a> Rows<'a> {
     }
 }
 
-fn numbers<'a, T: ArrowPrimitiveType>(
-    batch: &'a RecordBatch,
-    column: &'static str,
-) -> std::result::Result<&'a [T::Native], DomainError> {
-    let array = batch.column_by_name(column).and_then(|array| array.as_primitive_opt::<T>());
-    array.map(|array| array.values().as_ref()).ok_or(DomainError::Shape { column })
-}
-
 #[inline]
 fn same_word(column: &TextColumn<'_>, row: usize, before: usize) -> bool {
     column.code(row) == column.code(before) || column.text(row) == column.text(before)
@@ -222,13 +213,10 @@ impl DedupExec {
         for name in READING_ORDER {
             order.push(PhysicalSortExpr::new(Arc::new(Column::new_with_schema(name, &given)?), options));
         }
-        let fields = given.fields().iter().cloned();
-        let fields = fields.chain([Arc::new(Field::new(NOVELTY, DataType::UInt8, false))]);
-        let schema: SchemaRef = Arc::new(Schema::new(fields.collect::<Fields>()));
         // The new column is the last one, so the input's orderings hold: they name columns by their places.
         let orderings = input.output_ordering().cloned();
         let properties = PlanProperties::new(
-            EquivalenceProperties::new_with_orderings(schema, orderings),
+            EquivalenceProperties::new_with_orderings(marked_schema(&given), orderings),
             input.output_partitioning().clone(),
             input.pipeline_behavior(),
             input.boundedness(),
@@ -298,6 +286,13 @@ impl ExecutionPlan for DedupExec {
             input.map(move |batch| batch.and_then(|batch| with_novelty(&batch, &schema, &mut deduplicator)));
         Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), marked)))
     }
+}
+
+/// The columns of a batch, and [`NOVELTY`] as the last one.
+pub(crate) fn marked_schema(given: &Schema) -> SchemaRef {
+    let fields = given.fields().iter().cloned();
+    let fields = fields.chain([Arc::new(Field::new(NOVELTY, DataType::UInt8, false))]);
+    Arc::new(Schema::new(fields.collect::<Fields>()))
 }
 
 /// A batch with its novelty as the last column.

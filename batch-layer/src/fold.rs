@@ -5,22 +5,22 @@
 
 use std::sync::Arc;
 
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::{TimestampMicrosecondType, UInt8Type};
+use arrow::array::{RecordBatch, UInt8Array};
 use datafusion::error::{DataFusionError, Result};
 use hashbrown::HashMap;
 use wye_domain::DomainError;
+use wye_domain::assemble::PlacedColumns;
 use wye_domain::identity::Novelty;
-use wye_domain::reading::ReadingColumns;
+use wye_domain::reading::column;
 use wye_domain::series::{SeriesId, SeriesKey, SeriesTable};
 use wye_domain::time::Micros;
 use wye_metrics::confidence::LatenessHistogram;
-use wye_metrics::contribution::{Contribution, Step};
 use wye_metrics::failures::Failures;
+use wye_metrics::fold;
 use wye_metrics::plan::MetricPlans;
-use wye_metrics::window_table::{Entry, WindowTable};
+use wye_metrics::window_table::Entry;
 
-use crate::dedup::{FIRST, NOVELTY, novelty};
+use crate::dedup::{NOVELTY, novelty};
 
 /// What was read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -40,6 +40,22 @@ pub struct Tally {
 }
 
 impl Tally {
+    /// Counts readings by the codes of their novelty.
+    fn add(&mut self, batch: &RecordBatch, codes: &[u8]) -> std::result::Result<(), DomainError> {
+        let PlacedColumns { readings, ingest_time, .. } = PlacedColumns::of(batch)?;
+        self.as_of = self.as_of.max(ingest_time.iter().copied().max().map(Micros));
+        for ((code, ingest_time), event_time) in codes.iter().zip(ingest_time).zip(readings.event_time) {
+            match novelty(*code) {
+                Some(Novelty::First) => self.lateness.add(Micros(*ingest_time) - Micros(*event_time)),
+                Some(Novelty::Duplicate) => self.duplicates += 1,
+                Some(Novelty::Conflict) => self.conflicts += 1,
+                None => continue,
+            }
+            self.readings += 1;
+        }
+        Ok(())
+    }
+
     /// Adds another tally.
     pub fn merge(&mut self, other: &Self) {
         self.readings += other.readings;
@@ -54,9 +70,8 @@ impl Tally {
 /// The summaries of one plan partition while it is read.
 #[derive(Debug)]
 pub struct Fold {
-    plans: Arc<MetricPlans>,
-    series: SeriesTable,
-    windows: WindowTable,
+    summaries: fold::Fold,
+    /// Without failures, which `summaries` has.
     tally: Tally,
     /// By series id: whether its summaries were merged into those of another fold. Empty where none were.
     merged_elsewhere: Vec<bool>,
@@ -76,13 +91,7 @@ pub struct Folded {
 impl Fold {
     /// With nothing in it.
     pub fn new(plans: Arc<MetricPlans>) -> Self {
-        Self {
-            plans,
-            series: SeriesTable::default(),
-            windows: WindowTable::default(),
-            tally: Tally::default(),
-            merged_elsewhere: Vec::new(),
-        }
+        Self { summaries: fold::Fold::new(plans), tally: Tally::default(), merged_elsewhere: Vec::new() }
     }
 
     /// Takes in readings that [`crate::dedup::DedupExec`] has marked.
@@ -90,55 +99,9 @@ impl Fold {
     /// # Errors
     /// When the batch lacks a column.
     pub fn push(&mut self, batch: &RecordBatch) -> Result<()> {
-        let novelty = batch.column_by_name(NOVELTY).and_then(|column| column.as_primitive_opt::<UInt8Type>());
-        let novelty = novelty.ok_or_else(|| shape(NOVELTY))?.values();
-        self.count(batch, novelty)?;
-        let plans = Arc::clone(&self.plans);
-        let contributions = plans.contributions(batch, &mut self.series)?;
-        for (plan, contributions) in plans.plans().iter().zip(contributions) {
-            let definition = &plan.definition().name;
-            let failures = &mut self.tally.failures;
-            failures
-                .add(definition, &contributions.failed, batch, |row| novelty[row] == FIRST)
-                .map_err(external)?;
-            let step = contributions.step().map_err(external)?;
-            let windows = &mut self.windows;
-            contributions.for_each(|c| add(windows, &step, &c, novelty[c.row]));
-        }
-        Ok(())
-    }
-
-    fn count(&mut self, batch: &RecordBatch, novelty: &[u8]) -> Result<()> {
-        let columns = ReadingColumns::of(batch).map_err(external)?;
-        let ingest_time = batch
-            .column_by_name("ingest_time")
-            .and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>())
-            .ok_or_else(|| shape("ingest_time"))?
-            .values();
-        let tally = &mut self.tally;
-        tally.as_of = tally.as_of.max(ingest_time.iter().copied().max().map(Micros));
-        for ((novelty, ingest_time), event_time) in novelty.iter().zip(ingest_time).zip(columns.event_time) {
-            match crate::dedup::novelty(*novelty) {
-                Some(Novelty::First) => tally.lateness.add(ingest_time.saturating_sub(*event_time)),
-                Some(Novelty::Duplicate) => tally.duplicates += 1,
-                Some(Novelty::Conflict) => tally.conflicts += 1,
-                None => continue,
-            }
-            tally.readings += 1;
-        }
-        Ok(())
-    }
-}
-
-/// Adds a contribution to its window. There is no list of changed windows, since all are written at the end.
-#[inline]
-fn add(windows: &mut WindowTable, step: &Step<'_>, c: &Contribution, code: u8) {
-    match novelty(code) {
-        None | Some(Novelty::Duplicate) => {}
-        Some(novelty) => {
-            let slot = windows.entry(c.series, c.window_start);
-            step.add(c, novelty, &mut windows.restore(slot).summary);
-        }
+        let codes = column::<UInt8Array>(batch, NOVELTY).map_err(external)?.values();
+        self.tally.add(batch, codes).map_err(external)?;
+        self.summaries.add(batch, |row| novelty(codes[row]))
     }
 }
 
@@ -149,10 +112,11 @@ pub fn combine(mut folds: Vec<Fold>) -> (Vec<Folded>, Tally) {
         HashMap::default();
     for later in 0..folds.len() {
         tally.merge(&folds[later].tally);
+        tally.failures.merge(&folds[later].summaries.failures);
         let (before, from_here) = folds.split_at_mut(later);
         let fold = &mut from_here[0];
         let mut moves: HashMap<SeriesId, (usize, SeriesId)> = HashMap::new();
-        for (id, key) in (0u32..).map(SeriesId).zip(fold.series.keys()) {
+        for (id, key) in (0u32..).map(SeriesId).zip(fold.summaries.series.keys()) {
             match owners.get(key) {
                 Some(owner) => {
                     moves.insert(id, *owner);
@@ -165,20 +129,20 @@ pub fn combine(mut folds: Vec<Fold>) -> (Vec<Folded>, Tally) {
         if moves.is_empty() {
             continue;
         }
-        for entry in fold.windows.entries() {
+        for entry in fold.summaries.windows.entries() {
             let Some((owner, series)) = moves.get(&entry.series) else { continue };
-            let windows = &mut before[*owner].windows;
+            let windows = &mut before[*owner].summaries.windows;
             let slot = windows.entry(*series, entry.window_start);
-            windows.restore(slot).summary.merge(&entry.summary);
+            windows.change_unmarked(slot).merge(&entry.summary);
         }
-        fold.merged_elsewhere = vec![false; fold.series.len()];
+        fold.merged_elsewhere = vec![false; fold.summaries.series.len()];
         for series in moves.keys() {
             fold.merged_elsewhere[series.0 as usize] = true;
         }
     }
-    let folded = folds.into_iter().map(|mut fold| {
-        let entries = fold.windows.take_entries();
-        Folded { series: fold.series, entries, merged_elsewhere: fold.merged_elsewhere }
+    let folded = folds.into_iter().map(|fold| {
+        let Fold { summaries: fold::Fold { series, mut windows, .. }, merged_elsewhere, .. } = fold;
+        Folded { series, entries: windows.take_entries(), merged_elsewhere }
     });
     (folded.collect(), tally)
 }
@@ -227,13 +191,9 @@ impl Folded {
         !is_elsewhere && (entry.summary.count > 0 || entry.summary.conflicts > 0)
     }
 
-    fn window_start(&self, slot: u32) -> i64 {
+    fn window_start(&self, slot: u32) -> Micros {
         self.entries[slot as usize].window_start
     }
-}
-
-fn shape(column: &'static str) -> DataFusionError {
-    external(DomainError::Shape { column })
 }
 
 fn external(error: DomainError) -> DataFusionError {

@@ -31,5 +31,4 @@ pub mod telemetry;
 mod testing;
 
 mod error;
-mod maps;
 pub use error::BatchError;

@@ -16,9 +16,11 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::TryStreamExt;
 use futures::future::try_join_all;
 use wye_domain::horizon::Horizon;
-use wye_domain::time::{Micros, Span};
+use wye_domain::time::Micros;
 use wye_metrics::plan::{Expectations, MetricPlans};
-use wye_metrics::view_rows::{AsOf, RowMaker};
+use wye_metrics::view_rows::ViewSchema;
+use wye_metrics::view_rows::maker::{AsOf, RowMaker};
+use wye_tables::columns::stored_schema;
 use wye_tables::readings::ReadingsSnapshot;
 use wye_tables::scan::SortedScan;
 use wye_tables::store::TableRoot;
@@ -28,22 +30,7 @@ use crate::compute::joined;
 use crate::dedup::DedupExec;
 use crate::error::BatchError;
 use crate::fold::{Fold, Folded, Tally, combine};
-use crate::maps;
 
-/// The columns that a run reads: those that definitions can use, the identity of a reading, and its place in the log.
-const COLUMNS: [&str; 11] = [
-    "device_id",
-    "metric",
-    "value",
-    "event_time",
-    "sequence",
-    "unit",
-    "tags",
-    "ingest_time",
-    "kafka_partition",
-    "kafka_offset",
-    "kafka_index",
-];
 /// Rows of one batch that is read.
 const ROWS_READ: usize = 32 * 1024;
 /// Rows of one batch that is encoded.
@@ -118,7 +105,7 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
     let (folded, tally) = combine(folds);
     let time = tally.as_of.max(task.as_of);
     // Without a time there are no windows.
-    let as_of = AsOf { time: time.unwrap_or_default().0, lateness: Arc::new(tally.lateness.clone()) };
+    let as_of = AsOf { time: time.unwrap_or_default(), lateness: Arc::new(tally.lateness.clone()) };
     let mut parts = Vec::with_capacity(folded.len());
     for folded in folded {
         parts.push(Part::new(&task, folded, &as_of));
@@ -126,7 +113,7 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
     let windows = parts.iter().map(|part| part.order.len() as u64).sum();
     let series = parts.iter().map(Part::series).sum();
     let settles_at = parts.iter().filter_map(|part| part.settles_at(&as_of)).min();
-    let schema = wye_metrics::view_rows::schema(&task.plans);
+    let schema = Arc::clone(ViewSchema::of(&task.plans).arrow());
     let files = write_all(&task, parts, &schema).await?;
     Ok(Recomputed { schema, files, tally, windows, series, as_of: time, settles_at })
 }
@@ -136,10 +123,12 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
 /// # Errors
 /// When the master dataset cannot be planned.
 pub fn plan(task: &Recomputation) -> Result<Arc<dyn ExecutionPlan>, BatchError> {
-    let horizon = maps::plain(&task.horizon);
+    // All columns: definitions can use them, or they say which reading it is and where it is in the log.
+    let schema = stored_schema();
+    let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
     let scan = SortedScan {
-        horizon: Some(&horizon),
-        columns: &COLUMNS,
+        horizon: Some(&task.horizon),
+        columns: &columns,
         plan_partitions: task.threads,
         batch_size: Some(ROWS_READ),
     };
@@ -223,12 +212,10 @@ impl Part {
 
     /// The time at which the next window is settled; `None` when all are.
     fn settles_at(&self, as_of: &AsOf) -> Option<Micros> {
-        let age = Span(as_of.lateness.settling_age());
-        let times = self.order.iter().map(|slot| {
-            let entry = &self.folded.entries[*slot as usize];
-            Micros(self.maker.window_end(entry)) + age
-        });
-        times.filter(|time| *time > Micros(as_of.time)).min()
+        let age = as_of.lateness.settling_age();
+        let times =
+            self.order.iter().map(|slot| self.maker.window(&self.folded.entries[*slot as usize]).end + age);
+        times.filter(|time| *time > as_of.time).min()
     }
 
     /// Where to cut the rows so that `threads` threads have about the same to do.
@@ -270,7 +257,7 @@ async fn write(
     let mut writer = views.writer(&schema).map_err(&failed)?;
     for slots in part.order[cut].chunks(ROWS_WRITTEN) {
         let entries = slots.iter().map(|slot| &part.folded.entries[*slot as usize]);
-        writer.write(&part.maker.rows(entries)).map_err(&failed)?;
+        writer.write(&part.maker.rows(entries)).await.map_err(&failed)?;
         // A run that was cancelled ends here, and uploads in the background get their turn.
         tokio::task::yield_now().await;
     }

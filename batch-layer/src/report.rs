@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use wye_domain::horizon::Horizon;
 use wye_domain::place::KafkaPartition;
-use wye_tables::views::RunRecord;
+use wye_tables::run_record::RunRecord;
+use wye_tables::views::ViewVersion;
 
 /// How a run ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +38,7 @@ pub struct RunReport {
     /// From the start of the run to the commit.
     pub duration_ms: u64,
     /// The version of the table that holds the view; absent when there is none yet.
-    pub version: Option<u64>,
+    pub version: Option<ViewVersion>,
     /// The Kafka partitions whose owner did not answer, so that the run took what was archived.
     #[serde(default)]
     pub unanswered: Vec<KafkaPartition>,

@@ -14,10 +14,11 @@
 use std::collections::BTreeMap;
 
 use wye_domain::control::{ControlRecord, ControlView};
-use wye_domain::epoch::{HorizonChoice, Liveness, choose_horizon};
+use wye_domain::epoch::{HorizonChoice, HorizonFacts, Liveness, choose_horizon};
 use wye_domain::horizon::Horizon;
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::time::Micros;
+use wye_tables::views::ViewVersion;
 
 #[cfg(test)]
 mod tests;
@@ -50,10 +51,10 @@ pub struct Facts {
 }
 
 /// The batch view that a run starts from.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Previous {
     /// Its version.
-    pub version: u64,
+    pub version: ViewVersion,
     /// It covers the readings below.
     pub horizon: Horizon,
     /// The fingerprint of what was computed; `None` where that is not known any more.
@@ -79,7 +80,7 @@ pub enum Input {
     /// The views and their horizon were committed.
     Committed {
         /// The version that has them.
-        version: u64,
+        version: ViewVersion,
     },
 }
 
@@ -118,7 +119,7 @@ pub struct Task {
     /// Everything that was ingested before this time is below the horizon; `None` where that is not known.
     pub as_of: Option<Micros>,
     /// The version that the views replace, `None` where there is none. If another run has replaced it, the commit fails.
-    pub replaces: Option<u64>,
+    pub replaces: Option<ViewVersion>,
     /// What the views lack.
     pub left_out: LeftOut,
 }
@@ -168,10 +169,10 @@ impl Run {
         let mut effects = Vec::new();
         for (kafka_partition, end) in run.facts.ends.iter() {
             let control = run.facts.control.get(&kafka_partition);
-            let is_announced = control.is_some_and(|view| view.starts.contains_key(&end.0));
+            let is_announced = control.is_some_and(|view| view.starts.contains_key(&end));
             if !is_announced && end > run.facts.previous_offset(kafka_partition) {
                 let request =
-                    ControlRecord::CutRequest { asked_by: run.rules.asked_by.clone(), through: end.0 };
+                    ControlRecord::CutRequest { asked_by: run.rules.asked_by.clone(), through: end };
                 effects.push(Effect::RequestCut(kafka_partition, request));
                 run.unanswered.insert(kafka_partition, None);
             }
@@ -194,7 +195,7 @@ impl Run {
             (Phase::Answers, Input::Control(control, patience)) => {
                 self.unanswered.retain(|kafka_partition, request| {
                     let answered = control.get(kafka_partition).and_then(|view| view.answered);
-                    request.is_none_or(|request| answered.is_none_or(|newest| newest < request.0))
+                    request.is_none_or(|request| answered.is_none_or(|newest| newest < request))
                 });
                 self.facts.control = control;
                 if !self.unanswered.is_empty() && patience == Patience::Left {
@@ -243,8 +244,8 @@ impl Run {
         ends.map(|(kafka_partition, end)| {
             let answered = !self.unanswered.contains_key(&kafka_partition);
             let control = self.facts.control.get(&kafka_partition).filter(|_| answered);
-            let start = control.and_then(|view| view.first_start_from(end.0));
-            (kafka_partition, start.map_or(end, Offset))
+            let start = control.and_then(|view| view.first_start_from(end));
+            (kafka_partition, start.unwrap_or(end))
         })
         .collect()
     }
@@ -258,8 +259,8 @@ impl Run {
             return vec![Effect::KeepView(self.left_out(&horizon))];
         }
         let pins = pinned.into_iter().map(|kafka_partition| {
-            let start = horizon.offset(kafka_partition).0;
-            let pin = ControlRecord::Epoch { generation: None, start, announced_at: 0, answers: None };
+            let start = horizon.offset(kafka_partition);
+            let pin = ControlRecord::Epoch { generation: None, start, announced_at: None, answers: None };
             Effect::Announce(kafka_partition, pin)
         });
         let task = Task {
@@ -284,11 +285,11 @@ impl Run {
             let archived = archived.get(*kafka_partition).unwrap_or(previous);
             let is_silent = self.unanswered.contains_key(kafka_partition);
             let liveness = if is_silent { Liveness::Silent } else { Liveness::Answered };
-            let choice = choose_horizon(control, archived.0, previous.0, liveness);
+            let choice = choose_horizon(control, HorizonFacts { archived, previous, liveness });
             if let HorizonChoice::Pinned(_) = choice {
                 pinned.push(*kafka_partition);
             }
-            horizon.set(*kafka_partition, Offset(choice.offset()));
+            horizon.set(*kafka_partition, choice.offset());
         }
         Chosen { horizon, pinned }
     }
@@ -330,16 +331,16 @@ impl Previous {
 /// The horizon of a view as records for every Kafka partition of the control topic that does not have it.
 pub fn missing_announcements<'a>(
     horizon: &'a Horizon,
-    version: u64,
+    version: ViewVersion,
     control: &'a ControlViews,
 ) -> impl Iterator<Item = (KafkaPartition, ControlRecord)> + 'a {
     horizon.iter().filter_map(move |(kafka_partition, offset)| {
         let view = control.get(&kafka_partition)?;
-        let is_missing = view.horizon.is_none_or(|announced| announced < offset.0);
+        let is_missing = view.horizon.is_none_or(|announced| announced < offset);
         is_missing.then(|| (kafka_partition, horizon_record(offset, version)))
     })
 }
 
-fn horizon_record(offset: Offset, version: u64) -> ControlRecord {
-    ControlRecord::Horizon { offset: offset.0, version: i64::try_from(version).unwrap_or(i64::MAX) }
+fn horizon_record(offset: Offset, version: ViewVersion) -> ControlRecord {
+    ControlRecord::Horizon { offset, version: version.0 }
 }

@@ -16,12 +16,12 @@ use wye_metrics::plan::Expectations;
 use wye_runtime::telemetry::{KafkaPartitionLabel, ReasonLabel};
 use wye_tables::TablesError;
 use wye_tables::readings::{Readings, ReadingsSnapshot};
-use wye_tables::views::{BatchViews, RunRecord, ViewCommit, ViewSnapshot};
+use wye_tables::run_record::RunRecord;
+use wye_tables::views::{BatchViews, ViewCommit, ViewSnapshot, ViewVersion};
 
 use crate::control_log::ControlLog;
 use crate::error::{BatchError, chain};
 use crate::layer::Parts;
-use crate::maps;
 use crate::recompute::{OnProgress, Recomputation, Recomputed, recompute};
 use crate::report::{Outcome, RunReport};
 use crate::run::{
@@ -221,7 +221,7 @@ impl Execution<'_> {
             }
             Effect::Announce(kafka_partition, record) => {
                 if let ControlRecord::Epoch { start, .. } = record {
-                    warn!(%kafka_partition, start, "no owner has answered; the run takes what is archived");
+                    warn!(%kafka_partition, %start, "no owner has answered; the run takes what is archived");
                 }
                 runner.control.append(kafka_partition, &record).await?;
                 Ok(None)
@@ -235,7 +235,7 @@ impl Execution<'_> {
             Effect::ReadArchived => {
                 let waiting = self.archive.get_or_insert_with(|| runner.waiting(ARCHIVE_INTERVAL));
                 waiting.looks.tick().await;
-                let archived = maps::horizon(&self.readings.insert(runner.snapshot().await?).archived());
+                let archived = self.readings.insert(runner.snapshot().await?).archived();
                 Ok(Some(Input::Archived(archived, waiting.patience(runner.clock()))))
             }
             Effect::Commit(task) => {
@@ -250,7 +250,7 @@ impl Execution<'_> {
     }
 
     /// Computes the views and commits them; returns their version.
-    async fn commit(&mut self, task: Task) -> Result<u64, BatchError> {
+    async fn commit(&mut self, task: Task) -> Result<ViewVersion, BatchError> {
         let runner = self.runner;
         let readings = match self.readings.take() {
             Some(readings) => readings,
@@ -273,7 +273,7 @@ impl Execution<'_> {
         let commit = ViewCommit {
             schema: computed.schema,
             files: computed.files,
-            horizon: maps::plain(&task.horizon),
+            horizon: task.horizon,
             run,
             expected_version: task.replaces,
         };
@@ -294,18 +294,18 @@ impl Execution<'_> {
         let tally = &computed.tally;
         RunRecord {
             run_id: format!("{}-{}", self.started.0, self.runner.parts.process_id),
-            started_at: self.started.0,
-            finished_at: self.runner.clock().now().0,
+            started_at: self.started,
+            finished_at: self.runner.clock().now(),
             readings: tally.readings,
             duplicates: tally.duplicates,
             conflicts: tally.conflicts,
             windows: computed.windows,
             series: computed.series,
             definitions: self.runner.definitions(),
-            as_of: computed.as_of.unwrap_or_default().0,
+            as_of: computed.as_of.unwrap_or_default(),
             lateness: tally.lateness.clone(),
             failures: tally.failures.clone(),
-            settles_at: computed.settles_at.map(|time| time.0),
+            settles_at: computed.settles_at,
         }
     }
 
@@ -336,7 +336,7 @@ impl Execution<'_> {
             );
         }
         info!(
-            version = report.version,
+            version = report.version.map(|version| version.0),
             readings = report.readings,
             windows = report.windows,
             milliseconds = report.duration_ms,
@@ -364,16 +364,16 @@ fn previous(view: &ViewSnapshot) -> Previous {
     let run = view.run.as_ref();
     Previous {
         version: view.version(),
-        horizon: maps::horizon(&view.horizon),
+        horizon: view.horizon.clone(),
         definitions: run.map(|run| run.definitions.clone()),
-        settles_at: run.and_then(|run| run.settles_at).map(Micros),
+        settles_at: run.and_then(|run| run.settles_at),
     }
 }
 
 /// What the run that made a view has reported: the report of a run that leaves it as it is.
 fn report_of(view: Option<&ViewSnapshot>) -> RunReport {
     let run = view.and_then(|view| view.run.clone()).unwrap_or_default();
-    let horizon = view.map(|view| maps::horizon(&view.horizon)).unwrap_or_default();
+    let horizon = view.map(|view| view.horizon.clone()).unwrap_or_default();
     RunReport { version: view.map(ViewSnapshot::version), ..RunReport::of(&run, horizon) }
 }
 

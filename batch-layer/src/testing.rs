@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
+use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use datafusion::prelude::SessionContext;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -14,10 +15,8 @@ use wye_broker::{Broker, BrokerConfig};
 use wye_domain::control::{ControlRecord, ControlView};
 use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
 use wye_domain::horizon::Horizon;
-use wye_domain::place::{KafkaPartition, Offset};
-use wye_domain::reading::TextColumn;
+use wye_domain::place::{Generation, KafkaPartition, Offset};
 use wye_domain::summary::Summary;
-use wye_domain::summary_columns::SummaryColumns;
 use wye_domain::time::Micros;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
@@ -25,7 +24,9 @@ use wye_log::producer::{Outgoing, Producer};
 use wye_log::reader::read_all;
 use wye_log::topics::{CONTROL, DEAD_LETTER, READINGS};
 use wye_metrics::plan::MetricPlans;
+use wye_metrics::view_rows::reader;
 use wye_runtime::telemetry::Telemetry;
+use wye_tables::columns::stored_schema;
 use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
 use wye_tables::views::BatchViews;
@@ -50,7 +51,7 @@ pub(crate) const ARCHIVE: ArchiveSettings = ArchiveSettings {
 };
 
 /// A row of the views: series and window start, and the summary.
-pub(crate) type ViewRows = BTreeMap<(String, i64), Summary>;
+pub(crate) type ViewRows = BTreeMap<(String, Micros), Summary>;
 
 /// The time of the day stands still until a test sets it; durations are the system's.
 #[derive(Debug)]
@@ -141,25 +142,33 @@ impl Site {
         BatchRunner::open(self.parts_with(plans), PATIENCE).await.unwrap()
     }
 
-    pub(crate) async fn send(&self, topic: &str, kafka_partition: i32, payload: &[u8]) -> i64 {
+    pub(crate) async fn send(&self, topic: &str, kafka_partition: i32, payload: &[u8]) -> Offset {
+        let kafka_partition = KafkaPartition(kafka_partition);
         let outgoing = Outgoing { topic, kafka_partition, key: None, payload, headers: &[] };
         self.producer.send(outgoing).await.unwrap()
     }
 
-    pub(crate) async fn dead_letter(&self, context: &Context, payload: &[u8]) -> i64 {
+    pub(crate) async fn dead_letter(&self, context: &Context, payload: &[u8]) -> Offset {
+        let kafka_partition = KafkaPartition(0);
         let headers: &[(&str, &[u8])] = &[(CONTEXT_HEADER, &context.encode())];
-        let outgoing = Outgoing { topic: DEAD_LETTER, kafka_partition: 0, key: None, payload, headers };
+        let outgoing = Outgoing { topic: DEAD_LETTER, kafka_partition, key: None, payload, headers };
         self.producer.send(outgoing).await.unwrap()
     }
 
     /// One reading, so many seconds after a fixed event time.
-    pub(crate) async fn reading(&self, kafka_partition: i32, device: &str, second: i64, value: f64) -> i64 {
+    pub(crate) async fn reading(
+        &self,
+        kafka_partition: i32,
+        device: &str,
+        second: i64,
+        value: f64,
+    ) -> Offset {
         let time = 1_700_000_000_000 + second * 1_000;
         let json = format!(r#"{{"device_id":"{device}","metric":"t","value":{value},"event_time":{time}}}"#);
         self.send(READINGS, kafka_partition, json.as_bytes()).await
     }
 
-    pub(crate) async fn control(&self, kafka_partition: i32, record: &ControlRecord) -> i64 {
+    pub(crate) async fn control(&self, kafka_partition: i32, record: &ControlRecord) -> Offset {
         self.send(CONTROL, kafka_partition, &record.encode()).await
     }
 
@@ -167,7 +176,7 @@ impl Site {
         let log = self.log.clone();
         tokio::task::spawn_blocking(move || {
             let mut records = Vec::new();
-            read_all(&log, (CONTROL, kafka_partition), None, |message| {
+            read_all(&log, (CONTROL, KafkaPartition(kafka_partition)), None, |message| {
                 records.push(ControlRecord::decode(message.payload).unwrap());
             })
             .unwrap();
@@ -180,20 +189,20 @@ impl Site {
     pub(crate) async fn control_view(&self, kafka_partition: i32) -> ControlView {
         let mut view = ControlView::default();
         for (offset, record) in (0..).zip(self.control_records(kafka_partition).await) {
-            view.apply(offset, &record);
+            view.apply(Offset(offset), &record);
         }
         view
     }
 
     /// Claims a Kafka partition and answers requests for a cut, each by the start that `start` makes of the offset that it
     /// asks for.
-    pub(crate) async fn answer_requests(&self, kafka_partition: i32, start: impl Fn(i64) -> i64) {
+    pub(crate) async fn answer_requests(&self, kafka_partition: i32, start: impl Fn(Offset) -> Offset) {
         let claim = ControlRecord::Claim { owner: "test".into() };
-        let generation = Some(self.control(kafka_partition, &claim).await);
+        let generation = Some(Generation(self.control(kafka_partition, &claim).await));
         loop {
             if let Some(asked) = self.control_view(kafka_partition).await.unanswered() {
                 let (start, answers) = (start(asked.through), Some(asked.request));
-                let answer = ControlRecord::Epoch { generation, start, announced_at: 0, answers };
+                let answer = ControlRecord::Epoch { generation, start, announced_at: None, answers };
                 self.control(kafka_partition, &answer).await;
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -204,14 +213,14 @@ impl Site {
         Archiver::open(self.parts(), settings).await.unwrap()
     }
 
-    pub(crate) async fn archived(&self) -> BTreeMap<i32, i64> {
+    pub(crate) async fn archived(&self) -> Horizon {
         Readings::open(&self.root).await.unwrap().archived().await.unwrap()
     }
 
     /// Archives until so much of each Kafka partition is archived.
-    pub(crate) async fn archive(&self, expected: &[(i32, i64)]) {
+    pub(crate) async fn archive<const N: usize>(&self, expected: [(i32, i64); N]) {
         let shutdown = CancellationToken::new();
-        let expected: BTreeMap<i32, i64> = expected.iter().copied().collect();
+        let expected = horizon(expected);
         let archiver = self.archiver(ARCHIVE).await;
         tokio::join!(archiver.run(shutdown.clone()), async {
             until("everything is archived", async || self.archived().await == expected).await;
@@ -246,6 +255,18 @@ pub(crate) fn horizon<const N: usize>(offsets: [(i32, i64); N]) -> Horizon {
         .collect()
 }
 
+/// Readings as the master dataset has them: one a message, in Kafka partition 0 from an offset on.
+pub(crate) fn stored(readings: &RecordBatch, from: Offset, ingest_times: &[Micros]) -> RecordBatch {
+    let rows = readings.num_rows();
+    let times = TimestampMicrosecondArray::from_iter_values(ingest_times.iter().map(|time| time.0));
+    let mut columns: Vec<ArrayRef> = readings.columns().to_vec();
+    columns.push(Arc::new(times.with_timezone("UTC")));
+    columns.push(Arc::new(Int32Array::from(vec![0; rows])));
+    columns.push(Arc::new(Int64Array::from_iter_values((from.0..).take(rows))));
+    columns.push(Arc::new(Int32Array::from(vec![0; rows])));
+    RecordBatch::try_new(stored_schema(), columns).unwrap()
+}
+
 /// The rows of the newest views; none where there are no views.
 pub(crate) async fn view_rows(views: &BatchViews) -> ViewRows {
     let Some(view) = views.latest().await.unwrap() else { return ViewRows::new() };
@@ -255,14 +276,11 @@ pub(crate) async fn view_rows(views: &BatchViews) -> ViewRows {
     let session = SessionContext::new();
     let mut rows = ViewRows::new();
     for batch in datafusion::physical_plan::collect(plan, session.task_ctx()).await.unwrap() {
-        let series = TextColumn::of(&batch, "series").unwrap();
-        let summaries = SummaryColumns::of(&batch).unwrap();
-        let windows = batch.column_by_name("window_start").unwrap();
-        let windows =
-            arrow::array::AsArray::as_primitive::<arrow::datatypes::TimestampMicrosecondType>(windows);
-        for row in 0..batch.num_rows() {
-            let key = (series.text(row).unwrap().to_owned(), windows.value(row));
-            assert!(rows.insert(key, summaries.summary(row).unwrap()).is_none(), "each row is there once");
+        let stored = reader::ViewRows::of(&batch).unwrap();
+        for row in 0..stored.len() {
+            let key = (stored.series.text(row).unwrap().to_owned(), stored.window_start(row));
+            let summary = stored.row(row).unwrap().summary;
+            assert!(rows.insert(key, summary).is_none(), "each row is there once");
         }
     }
     rows

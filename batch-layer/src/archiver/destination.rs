@@ -1,8 +1,8 @@
 //! What the archiver needs of a table that a topic is archived into. Must not know how topics are read.
 
-use std::collections::BTreeMap;
 use std::future::Future;
 
+use wye_domain::horizon::Horizon;
 use wye_runtime::telemetry::PartitionGauge;
 use wye_tables::TablesError;
 
@@ -25,8 +25,8 @@ pub(super) trait Destination: Send + Sync {
     /// For one Kafka partition, with nothing in it.
     fn collector(&self) -> Self::Collector;
 
-    /// By Kafka partition the first offset that is not archived.
-    fn archived(&self) -> impl Future<Output = Result<BTreeMap<i32, i64>, TablesError>> + Send;
+    /// For each Kafka partition the first offset that is not archived.
+    fn archived(&self) -> impl Future<Output = Result<Horizon, TablesError>> + Send;
 
     /// Appends in one commit.
     fn append(&mut self, filled: Filled) -> impl Future<Output = Result<(), BatchError>> + Send;

@@ -15,7 +15,6 @@ use wye_log::LogError;
 use wye_log::client::Log;
 use wye_log::reader::{Message, Reader};
 use wye_runtime::telemetry::{KafkaPartitionLabel, PartitionGauge};
-use wye_tables::append::OffsetRange;
 
 use wye_runtime::clock::Clock;
 
@@ -60,7 +59,7 @@ pub(super) struct Taken {
 #[derive(Clone, Debug)]
 pub(super) struct Part {
     pub(super) kafka_partition: KafkaPartition,
-    pub(super) offsets: OffsetRange,
+    pub(super) offsets: Range<Offset>,
     pub(super) taken: Taken,
 }
 
@@ -103,8 +102,8 @@ impl Intake {
         out: &mpsc::Sender<Filled>,
     ) -> Result<(), LogError> {
         let mut reader = Reader::new(&self.log, self.topic)?;
-        let places = starts.iter().map(|(start, _)| (start.kafka_partition.0, start.read.0));
-        reader.assign(&places.collect::<Vec<_>>())?;
+        let first = starts.iter().map(|(start, _)| (start.kafka_partition, start.read));
+        reader.assign(&first.collect::<Vec<_>>())?;
         let mut collecting: Vec<Collecting<C>> = starts.into_iter().map(Collecting::new).collect();
         // On the monotonic clock, as all times here.
         let mut since: Option<Duration> = None;
@@ -118,7 +117,7 @@ impl Intake {
             let mut has_moved = !matches!(polled, Ok(0));
             for one in &mut collecting {
                 // Past offsets without a message, such as the end of a transaction.
-                if let Some(next) = reader.position(one.kafka_partition.0).map(Offset)
+                if let Some(next) = reader.position(one.kafka_partition)
                     && next > one.next
                 {
                     has_moved = true;
@@ -159,20 +158,17 @@ impl Intake {
         wait: Duration,
     ) -> Result<usize, LogError> {
         let polled = reader.poll_batch(MESSAGES, wait, &mut |message| {
-            // Kafka partitions are numbered from 0, and all of them are read.
-            let one = &mut collecting[message.kafka_partition as usize];
+            let one = of(collecting, message.kafka_partition);
             one.collector.push(&message);
-            one.next = Offset(message.offset).next();
+            one.next = message.offset.next();
         });
         match polled {
-            Err(LogError::Unreadable { kafka_partition, from, next, reason, .. }) => {
-                error!(
-                    topic = self.topic,
-                    kafka_partition, from, next, reason, "records cannot be decoded and are passed over"
-                );
-                let one = &mut collecting[kafka_partition as usize];
-                one.collector.pass_unreadable(Offset(from)..Offset(next), &reason, self.clock.now());
-                one.next = Offset(next);
+            Err(LogError::Unreadable { kafka_partition, offsets: Range { start, end }, reason, .. }) => {
+                let topic = self.topic;
+                error!(topic, %kafka_partition, from = %start, next = %end, reason, "skipped records that cannot be decoded");
+                let one = of(collecting, kafka_partition);
+                one.collector.pass_unreadable(start..end, &reason, self.clock.now());
+                one.next = end;
                 Ok(1)
             }
             polled => polled,
@@ -181,11 +177,11 @@ impl Intake {
 
     fn measure<C>(&self, collecting: &[Collecting<C>]) {
         let Some(lag) = &self.lag else { return };
-        for Collecting { kafka_partition: KafkaPartition(kafka_partition), from, .. } in collecting {
-            match self.log.offsets_blocking(self.topic, *kafka_partition) {
+        for one in collecting {
+            match self.log.offsets_blocking(self.topic, one.kafka_partition) {
                 Ok(range) => {
-                    let label = KafkaPartitionLabel { kafka_partition: *kafka_partition };
-                    let messages = Offset(range.high).since(*from);
+                    let label = KafkaPartitionLabel { kafka_partition: one.kafka_partition.0 };
+                    let messages = range.high.since(one.from);
                     lag.get_or_create(&label).set(i64::try_from(messages).unwrap_or(i64::MAX));
                 }
                 Err(error) => {
@@ -204,6 +200,11 @@ impl<C> Collecting<C> {
     }
 }
 
+/// What is read of a Kafka partition: they are numbered from 0, and all of them are read.
+fn of<C>(collecting: &mut [Collecting<C>], kafka_partition: KafkaPartition) -> &mut Collecting<C> {
+    &mut collecting[kafka_partition.0 as usize]
+}
+
 /// What is to be appended; `None` where nothing was read.
 fn take<C: Collect>(collecting: &mut [Collecting<C>]) -> Option<Filled> {
     let mut filled = Filled::default();
@@ -211,7 +212,7 @@ fn take<C: Collect>(collecting: &mut [Collecting<C>]) -> Option<Filled> {
         filled.rows += one.collector.rows();
         filled.parts.push(Part {
             kafka_partition: one.kafka_partition,
-            offsets: OffsetRange { from: one.from.0, next: one.next.0 },
+            offsets: one.from..one.next,
             taken: one.collector.take(),
         });
         one.from = one.next;

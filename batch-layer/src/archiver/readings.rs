@@ -1,12 +1,12 @@
 //! The master dataset as the destination of the readings topic, and the dead letters of invalid readings. Must not know
 //! how topics are read.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::Duration;
 
 use wye_domain::assemble::{Assembler, RejectedAt};
 use wye_domain::dead_letter::{CONTEXT_HEADER, Letter, Origin};
+use wye_domain::horizon::Horizon;
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::time::Micros;
 use wye_domain::wire::Acceptance;
@@ -20,6 +20,7 @@ use wye_tables::readings::{ArchiveBatch, Readings};
 
 use crate::archiver::destination::Destination;
 use crate::archiver::intake::{Collect, Filled, Taken};
+use crate::archiver::letters::LETTERS_PARTITION;
 use crate::archiver::maintenance::Maintenance;
 use crate::error::BatchError;
 use crate::layer::Parts;
@@ -62,7 +63,7 @@ impl ReadingsTable {
     /// Writes the dead letters of one Kafka partition, and waits until they are acknowledged.
     async fn write_letters(
         &self,
-        KafkaPartition(kafka_partition): KafkaPartition,
+        kafka_partition: KafkaPartition,
         rejected: &[RejectedAt],
     ) -> Result<(), LogError> {
         let mut deliveries = Vec::with_capacity(rejected.len());
@@ -72,8 +73,13 @@ impl ReadingsTable {
             let context = letter.context.encode();
             let headers: [(&str, &[u8]); 1] = [(CONTEXT_HEADER, &context)];
             let payload = letter.payload;
-            let message =
-                Outgoing { topic: DEAD_LETTER, kafka_partition: 0, key: None, payload, headers: &headers };
+            let message = Outgoing {
+                topic: DEAD_LETTER,
+                kafka_partition: LETTERS_PARTITION,
+                key: None,
+                payload,
+                headers: &headers,
+            };
             loop {
                 match self.letters.enqueue(message) {
                     Ok(delivery) => break deliveries.push(delivery),
@@ -113,7 +119,7 @@ impl Destination for ReadingsTable {
         ReadingsCollector { assembler: Assembler::new(self.acceptance) }
     }
 
-    async fn archived(&self) -> Result<BTreeMap<i32, i64>, TablesError> {
+    async fn archived(&self) -> Result<Horizon, TablesError> {
         self.table.archived().await
     }
 
@@ -124,7 +130,7 @@ impl Destination for ReadingsTable {
             self.telemetry.refused.inc_by(part.taken.rejected.len() as u64);
         }
         let batches = filled.parts.into_iter().map(|part| ArchiveBatch {
-            kafka_partition: part.kafka_partition.0,
+            kafka_partition: part.kafka_partition,
             offsets: part.offsets,
             readings: part.taken.batches,
         });
@@ -145,12 +151,11 @@ pub(super) struct ReadingsCollector {
 impl Collect for ReadingsCollector {
     #[inline]
     fn push(&mut self, message: &Message<'_>) {
-        let ingest_time = Micros::from_millis(message.timestamp_ms);
-        self.assembler.push(message.payload, message.offset, ingest_time.0);
+        self.assembler.push(message.payload, message.offset, message.ingest_time);
     }
 
     fn pass_unreadable(&mut self, offsets: Range<Offset>, problem: &str, now: Micros) {
-        self.assembler.pass_unreadable(offsets.start.0..offsets.end.0, problem, now.0);
+        self.assembler.pass_unreadable(offsets, problem, now);
     }
 
     fn rows(&self) -> usize {

@@ -4,7 +4,8 @@ use arrow::array::AsArray;
 use datafusion::prelude::SessionContext;
 use tokio_util::sync::CancellationToken;
 use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
-use wye_domain::time::Span;
+use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::time::{Micros, Span};
 use wye_log::reader::read_all;
 use wye_log::topics::{DEAD_LETTER, READINGS};
 use wye_runtime::clock::{Clock, SystemClock};
@@ -12,7 +13,7 @@ use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 
 use crate::settings::ArchiveSettings;
-use crate::testing::{ARCHIVE, Site, soon, until};
+use crate::testing::{ARCHIVE, Site, horizon, soon, until};
 
 /// Kafka partition, offset and value of every reading, in order.
 async fn stored(site: &Site) -> Vec<(i32, i64, f64)> {
@@ -40,19 +41,19 @@ async fn readings_are_archived_once_and_invalid_ones_are_passed_over() {
     site.reading(0, "a", 0, 1.0).await;
     site.send(READINGS, 0, b"no reading").await;
     site.reading(1, "b", 0, 2.0).await;
-    site.archive(&[(0, 2), (1, 1)]).await;
+    site.archive([(0, 2), (1, 1)]).await;
     site.reading(0, "a", 1, 3.0).await;
     site.send(READINGS, 1, b"{}").await;
-    site.archive(&[(0, 3), (1, 2)]).await;
+    site.archive([(0, 3), (1, 2)]).await;
     assert_eq!(stored(&site).await, [(0, 0, 1.0), (0, 2, 3.0), (1, 0, 2.0)]);
 }
 
 /// The letters in the topic: Kafka partition, offset and index of what they are about, reason, bytes.
-async fn letters(site: &Site) -> Vec<(i32, i64, u32, String, Vec<u8>)> {
+async fn letters(site: &Site) -> Vec<(KafkaPartition, Offset, u32, String, Vec<u8>)> {
     let log = site.log.clone();
     tokio::task::spawn_blocking(move || {
         let mut letters = Vec::new();
-        read_all(&log, (DEAD_LETTER, 0), None, |message| {
+        read_all(&log, (DEAD_LETTER, KafkaPartition(0)), None, |message| {
             let context = Context::decode(message.header(CONTEXT_HEADER).unwrap()).unwrap();
             let (kafka_partition, offset) = (context.kafka_partition.unwrap(), context.kafka_offset.unwrap());
             let payload = message.payload.to_owned();
@@ -71,9 +72,9 @@ async fn an_invalid_reading_becomes_a_dead_letter_once_without_a_speed_layer() {
     site.send(READINGS, 0, b"{").await;
     site.reading(0, "a", 0, 1.0).await;
     site.send(READINGS, 1, br#"[{"device_id":"d"}, 7]"#).await;
-    site.archive(&[(0, 2), (1, 1)]).await;
+    site.archive([(0, 2), (1, 1)]).await;
     site.send(READINGS, 0, b"").await;
-    site.archive(&[(0, 3), (1, 1)]).await;
+    site.archive([(0, 3), (1, 1)]).await;
     let expected: [(i32, i64, u32, &str, &[u8]); 4] = [
         (0, 0, 0, "not_json", b"{"),
         (0, 2, 0, "empty", b""),
@@ -82,7 +83,9 @@ async fn an_invalid_reading_becomes_a_dead_letter_once_without_a_speed_layer() {
     ];
     let mut found = letters(&site).await;
     found.sort();
-    let expected = expected.map(|(p, o, i, reason, bytes)| (p, o, i, reason.to_owned(), bytes.to_owned()));
+    let expected = expected.map(|(kafka_partition, offset, index, reason, bytes)| {
+        (KafkaPartition(kafka_partition), Offset(offset), index, reason.to_owned(), bytes.to_owned())
+    });
     assert_eq!(found, expected);
 }
 
@@ -104,9 +107,9 @@ async fn what_was_read_is_appended_at_the_shutdown() {
         })
     })
     .await;
-    let archived = site.archived().await[&0];
-    assert!(archived >= 1_000);
-    assert_eq!(stored(&site).await.len() as i64, archived);
+    let archived = site.archived().await.offset(KafkaPartition(0));
+    assert!(archived >= Offset(1_000));
+    assert_eq!(Offset(stored(&site).await.len() as i64), archived);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -119,7 +122,7 @@ async fn two_archivers_at_once_do_no_harm() {
             for second in 0..200 {
                 site.reading((second % 2) as i32, "a", second, second as f64).await;
             }
-            let all = [(0, 100), (1, 100)].into();
+            let all = horizon([(0, 100), (1, 100)]);
             until("everything is archived", async || site.archived().await == all).await;
             shutdown.cancel();
         })
@@ -134,12 +137,12 @@ async fn two_archivers_at_once_do_no_harm() {
 async fn what_was_deleted_before_it_was_archived_is_counted_and_passed_over() {
     let site = Site::start(1).await;
     site.reading(0, "a", 0, 0.0).await;
-    site.archive(&[(0, 1)]).await;
+    site.archive([(0, 1)]).await;
     for second in 1..10 {
         site.reading(0, "a", second, second as f64).await;
     }
-    site.log.delete_records(READINGS, 0, 6).await.unwrap();
-    site.archive(&[(0, 10)]).await;
+    site.log.delete_records(READINGS, KafkaPartition(0), Offset(6)).await.unwrap();
+    site.archive([(0, 10)]).await;
     let offsets: Vec<i64> = stored(&site).await.iter().map(|row| row.1).collect();
     assert_eq!(offsets, [0, 6, 7, 8, 9]);
     let text = site.telemetry.render();
@@ -148,12 +151,12 @@ async fn what_was_deleted_before_it_was_archived_is_counted_and_passed_over() {
 
 fn context(kafka_offset: i64) -> Context {
     Context {
-        received_time: 5_000_000,
+        received_time: Micros::from_secs(5),
         reason: "not_json".into(),
         detail: "expected value".into(),
         source: "kafka".into(),
-        kafka_partition: Some(0),
-        kafka_offset: Some(kafka_offset),
+        kafka_partition: Some(KafkaPartition(0)),
+        kafka_offset: Some(Offset(kafka_offset)),
         item_index: 2,
     }
 }
@@ -166,7 +169,7 @@ async fn archive_letters(site: &Site, end: i64, settings: ArchiveSettings) -> De
     soon(async {
         tokio::join!(archiver.run(shutdown.clone()), async {
             until("all letters are archived", async || {
-                letters.archived().await.unwrap() == [(0, end)].into()
+                letters.archived().await.unwrap() == horizon([(0, end)])
             })
             .await;
             shutdown.cancel();
@@ -201,10 +204,10 @@ async fn archived_letters_leave_their_topic_once_they_are_old_enough() {
         site.dead_letter(&context(offset), b"{").await;
     }
     archive_letters(&site, 5, ARCHIVE).await;
-    assert_eq!(site.log.offsets(DEAD_LETTER, 0).await.unwrap().low, 0);
+    assert_eq!(site.log.offsets(DEAD_LETTER, KafkaPartition(0)).await.unwrap().low, Offset(0));
     site.dead_letter(&context(5), b"{").await;
     site.clock.advance_to(SystemClock::default().now() + Span::from_secs(1));
     let settings = ArchiveSettings { keep_dead_letters: std::time::Duration::ZERO, ..ARCHIVE };
     archive_letters(&site, 6, settings).await;
-    assert_eq!(site.log.offsets(DEAD_LETTER, 0).await.unwrap().low, 6);
+    assert_eq!(site.log.offsets(DEAD_LETTER, KafkaPartition(0)).await.unwrap().low, Offset(6));
 }

@@ -2,61 +2,48 @@
 
 use std::sync::Arc;
 
-use arrow::array::{
-    Array, ArrayRef, AsArray, DictionaryArray, Int32Array, Int64Array, RecordBatch, StringArray,
-    TimestampMicrosecondArray,
-};
-use arrow::datatypes::{Field, Int32Type, Int64Type, Schema, TimestampMicrosecondType, UInt8Type};
+use arrow::array::{ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray, UInt8Array};
+use arrow::datatypes::Int32Type;
 use datafusion::datasource::memory::MemorySourceConfig;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::DefaultPhysicalPlanner;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use proptest::prelude::*;
-use wye_domain::reading::{Reading, ReadingBatchBuilder, TextColumn};
+use wye_domain::assemble::PlacedColumns;
+use wye_domain::place::Offset;
+use wye_domain::reading::{Reading, ReadingBatchBuilder, ReadingColumns, column};
+use wye_domain::time::Micros;
 
 use super::{CONFLICT, DUPLICATE, DedupExec, Deduplicator, FIRST, NOVELTY, REPEATED};
+use crate::testing::stored;
 
 #[derive(Clone, Copy, Debug)]
 struct Row(&'static str, i64, Option<i64>, f64);
 
 /// Rows that follow each other in the log, the first at this offset.
-fn batch_at(from: i64, rows: &[Row]) -> RecordBatch {
+fn batch_at(from: Offset, rows: &[Row]) -> RecordBatch {
     let mut builder = ReadingBatchBuilder::default();
     for Row(device_id, event_time, sequence, value) in rows {
         builder.append(&Reading {
             device_id,
             metric: "m",
             value: *value,
-            event_time: *event_time,
+            event_time: Micros(*event_time),
             sequence: *sequence,
             unit: None,
             tags: None,
         });
     }
-    let readings = builder.finish();
-    let offsets = Int64Array::from_iter_values((from..).take(rows.len()));
-    let added: [(&str, ArrayRef); 4] = [
-        ("ingest_time", Arc::new(TimestampMicrosecondArray::from(vec![0; rows.len()]).with_timezone("UTC"))),
-        ("kafka_partition", Arc::new(Int32Array::from(vec![0; rows.len()]))),
-        ("kafka_offset", Arc::new(offsets)),
-        ("kafka_index", Arc::new(Int32Array::from(vec![0; rows.len()]))),
-    ];
-    let mut fields: Vec<_> = readings.schema().fields().iter().cloned().collect();
-    let mut columns = readings.columns().to_vec();
-    for (name, column) in added {
-        fields.push(Arc::new(Field::new(name, column.data_type().clone(), false)));
-        columns.push(column);
-    }
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
+    stored(&builder.finish(), from, &vec![Micros::EPOCH; rows.len()])
 }
 
 fn batch(rows: &[Row]) -> RecordBatch {
-    batch_at(0, rows)
+    batch_at(Offset::START, rows)
 }
 
 /// The same batch with a dictionary that has a word for each row, equal ones too.
 fn with_repeated_words(batch: &RecordBatch) -> RecordBatch {
-    let columns = wye_domain::reading::ReadingColumns::of(batch).unwrap();
+    let columns = ReadingColumns::of(batch).unwrap();
     let rows = batch.num_rows();
     let words: StringArray = (0..rows).map(|row| columns.device_id.text(row)).collect();
     let codes = Int32Array::from_iter_values(0..rows as i32);
@@ -94,13 +81,16 @@ fn the_first_in_log_order_counts() {
 #[test]
 fn an_empty_batch_changes_nothing() {
     let rows = [Row("a", 1, None, 1.0)];
-    assert_eq!(marks(&[batch(&rows), batch(&[]), batch_at(1, &rows)]), [FIRST, DUPLICATE]);
+    assert_eq!(marks(&[batch(&rows), batch(&[]), batch_at(Offset(1), &rows)]), [FIRST, DUPLICATE]);
 }
 
 #[test]
 fn a_reading_that_is_stored_twice_is_read_once() {
     let rows = [Row("a", 1, None, 1.0)];
-    assert_eq!(marks(&[batch(&rows), batch(&rows), batch_at(1, &rows)]), [FIRST, REPEATED, DUPLICATE]);
+    assert_eq!(
+        marks(&[batch(&rows), batch(&rows), batch_at(Offset(1), &rows)]),
+        [FIRST, REPEATED, DUPLICATE]
+    );
     let doubled = arrow::compute::concat_batches(&batch(&rows).schema(), &[batch(&rows), batch(&rows)]);
     assert_eq!(marks(&[doubled.unwrap()]), [FIRST, REPEATED]);
 }
@@ -116,13 +106,11 @@ async fn optimized(parts: &[Vec<RecordBatch>]) -> Vec<(String, i64, i64, u8)> {
     let plan = DefaultPhysicalPlanner::default().optimize_physical_plan(plan, &session.state(), |_, _| {});
     let mut found = Vec::new();
     for batch in datafusion::physical_plan::collect(plan.unwrap(), session.task_ctx()).await.unwrap() {
-        let device = TextColumn::of(&batch, "device_id").unwrap();
-        let times = batch["event_time"].as_primitive::<TimestampMicrosecondType>();
-        let offsets = batch["kafka_offset"].as_primitive::<Int64Type>();
-        let novelty = batch[NOVELTY].as_primitive::<UInt8Type>();
-        for row in 0..batch.num_rows() {
-            let device = device.text(row).unwrap().to_owned();
-            found.push((device, times.value(row), offsets.value(row), novelty.value(row)));
+        let PlacedColumns { readings, kafka_offset, .. } = PlacedColumns::of(&batch).unwrap();
+        let novelty = column::<UInt8Array>(&batch, NOVELTY).unwrap();
+        for (row, offset) in kafka_offset.iter().enumerate() {
+            let device = readings.device_id.text(row).unwrap().to_owned();
+            found.push((device, readings.event_time[row], *offset, novelty.value(row)));
         }
     }
     found.sort();
@@ -149,7 +137,7 @@ async fn an_optimizer_gives_the_operator_what_it_needs() {
     expected.sort();
     let mut parts: Vec<Vec<RecordBatch>> = vec![Vec::new(); 3];
     for (offset, row) in (0..).zip(&rows) {
-        parts[(offset * 11 % 3) as usize].insert(0, batch_at(offset, std::slice::from_ref(row)));
+        parts[(offset * 11 % 3) as usize].insert(0, batch_at(Offset(offset), std::slice::from_ref(row)));
     }
     assert_eq!(optimized(&parts).await, expected);
 }
@@ -168,7 +156,7 @@ proptest! {
         let mut cuts: Vec<usize> = cuts.into_iter().map(|cut| cut.min(rows.len())).chain([0, rows.len()]).collect();
         cuts.sort_unstable();
         let parts: Vec<RecordBatch> =
-            cuts.windows(2).map(|cut| batch_at(cut[0] as i64, &rows[cut[0]..cut[1]])).collect();
+            cuts.windows(2).map(|cut| batch_at(Offset(cut[0] as i64), &rows[cut[0]..cut[1]])).collect();
         prop_assert_eq!(marks(&parts), marks(&[batch(&rows)]));
     }
 }

@@ -3,29 +3,26 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use arrow::array::{RecordBatch, TimestampMicrosecondArray, UInt8Array};
-use arrow::datatypes::{DataType, Field, Schema};
-use wye_domain::reading::{Reading, ReadingBatchBuilder, time_type};
+use arrow::array::{RecordBatch, UInt8Array};
+use wye_domain::place::Offset;
+use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::Registry;
 use wye_domain::summary::Summary;
-use wye_domain::time::Micros;
+use wye_domain::time::{Micros, Span};
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::MetricPlans;
 
 use super::{Fold, combine};
-use crate::dedup::{CONFLICT, DUPLICATE, FIRST, NOVELTY};
+use crate::dedup::{CONFLICT, DUPLICATE, FIRST, marked_schema};
+use crate::testing::stored;
 
 fn plans() -> Arc<MetricPlans> {
     let spanning = MetricConfig {
         name: "all".into(),
-        help: String::new(),
-        unit: String::new(),
-        filter: None,
-        value: None,
         by: Some(vec!["metric AS reading_name".into()]),
         window: Some("1m".into()),
-        rollups: vec![],
         aggregates: Some(vec!["avg".into(), "p95".into(), "distinct_devices".into()]),
+        ..MetricConfig::default()
     };
     let definitions = vec![Definition::check(&spanning).unwrap(), Definition::family()];
     Arc::new(MetricPlans::new(definitions, Arc::new(Registry::default())).unwrap())
@@ -39,21 +36,17 @@ fn batch(rows: &[(&str, f64, i64, u8)]) -> RecordBatch {
             device_id,
             metric: "t",
             value: *value,
-            event_time: second * 1_000_000,
+            event_time: Micros::from_secs(*second),
             sequence: None,
             unit: None,
             tags: None,
         });
     }
-    let plain = builder.finish();
-    let mut fields: Vec<_> = plain.schema().fields().iter().cloned().collect();
-    fields.push(Arc::new(Field::new("ingest_time", time_type(), false)));
-    fields.push(Arc::new(Field::new(NOVELTY, DataType::UInt8, false)));
-    let mut columns = plain.columns().to_vec();
-    let late = rows.iter().map(|row| (row.2 + 2) * 1_000_000);
-    columns.push(Arc::new(TimestampMicrosecondArray::from_iter_values(late).with_timezone("UTC")));
+    let late: Vec<Micros> = rows.iter().map(|row| Micros::from_secs(row.2 + 2)).collect();
+    let stored = stored(&builder.finish(), Offset::START, &late);
+    let mut columns = stored.columns().to_vec();
     columns.push(Arc::new(UInt8Array::from_iter_values(rows.iter().map(|row| row.3))));
-    RecordBatch::try_new(Arc::new(Schema::new(fields)), columns).unwrap()
+    RecordBatch::try_new(marked_schema(&stored.schema()), columns).unwrap()
 }
 
 fn fold(rows: &[(&str, f64, i64, u8)]) -> Fold {
@@ -62,12 +55,12 @@ fn fold(rows: &[(&str, f64, i64, u8)]) -> Fold {
     fold
 }
 
-fn found(folds: Vec<Fold>) -> BTreeMap<(String, i64), Summary> {
+fn found(folds: Vec<Fold>) -> BTreeMap<(String, Micros), Summary> {
     let mut all = BTreeMap::new();
     for folded in combine(folds).0 {
         let stored: Vec<String> = folded.series.keys().iter().map(|key| key.encode()).collect();
         let order = folded.order(&stored);
-        let keys: Vec<(String, i64)> = order
+        let keys: Vec<(String, Micros)> = order
             .iter()
             .map(|slot| {
                 let entry = &folded.entries[*slot as usize];
@@ -96,7 +89,7 @@ fn groups_that_span_parts_are_merged() {
     let whole = found(vec![fold(&rows)]);
     let parts = found(vec![fold(&rows[..4]), fold(&rows[4..5]), fold(&rows[5..])]);
     assert_eq!(parts, whole);
-    let all = &whole[&(r#"["all","all",["t"]]"#.to_owned(), 0)];
+    let all = &whole[&(r#"["all","all",["t"]]"#.to_owned(), Micros::EPOCH)];
     assert_eq!((all.count, all.conflicts, all.sum.value()), (2, 1, 5.0));
     assert_eq!(all.distinct_devices(), Some(2));
     assert_eq!(whole.len(), 2 + 4);
@@ -109,8 +102,8 @@ fn duplicates_and_conflicts_are_counted_apart() {
         fold(&[("b", 1.0, 5, DUPLICATE)]),
     ]);
     assert_eq!((tally.readings, tally.duplicates, tally.conflicts), (3, 1, 1));
-    assert_eq!(tally.as_of, Some(Micros(7_000_000)));
-    assert_eq!(tally.lateness.settledness(4_096_000), 1.0);
+    assert_eq!(tally.as_of, Some(Micros::from_secs(7)));
+    assert_eq!(tally.lateness.settledness(Span::from_millis(4_096)), 1.0);
 }
 
 #[test]

@@ -11,17 +11,17 @@ use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::{DeviceConfig, DeviceNumber, Registry, RegistryConfig};
 use wye_domain::series::SeriesKey;
+use wye_domain::time::{Micros, Span};
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_tables::CompactionPolicy;
-use wye_tables::append::OffsetRange;
 use wye_tables::columns::archive_schema;
 use wye_tables::readings::{ArchiveBatch, Readings};
+use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
+use wye_tables::views::{BatchViews, ViewCommit};
 
 use super::{Recomputation, recompute};
-use crate::maps;
 use crate::testing::{ViewRows, view_rows};
 
 const DEVICES: [&str; 4] = ["anna", "bert", "carl", "dora"];
@@ -49,9 +49,9 @@ impl Sent {
         KafkaPartition(((self.device + usize::from(self.strays)) % 2) as i32)
     }
 
-    /// In µs; some readings of the log have the same.
-    fn ingest_time(&self) -> i64 {
-        200_000_000 + self.at / 3
+    /// Some readings of the log have the same.
+    fn ingest_time(&self) -> Micros {
+        Micros::from_secs(200) + Span(self.at / 3)
     }
 }
 
@@ -98,14 +98,12 @@ fn histories() -> impl Strategy<Value = History> {
 fn plans() -> Arc<MetricPlans> {
     let warm = MetricConfig {
         name: "warm".into(),
-        help: String::new(),
-        unit: String::new(),
         filter: Some("metric = 'temperature' AND value > 0".into()),
         value: Some("value * 2".into()),
         by: Some(vec!["metric AS reading_name".into()]),
         window: Some("5m".into()),
-        rollups: vec![],
         aggregates: Some(vec!["avg".into(), "p50".into(), "distinct_devices".into()]),
+        ..MetricConfig::default()
     };
     let everyone = MetricConfig {
         name: "everyone".into(),
@@ -134,15 +132,15 @@ fn registry() -> Registry {
 /// What a summary must have.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Truth {
-    values: Vec<(i64, f64)>,
+    values: Vec<(Micros, f64)>,
     conflicts: u64,
     /// Readings by device.
     devices: BTreeMap<usize, u32>,
 }
 
 /// By series and window; and how many readings, duplicates and conflicts there are.
-fn oracle(history: &History, horizon: &Horizon) -> (BTreeMap<(String, i64), Truth>, [u64; 3]) {
-    let mut truths: BTreeMap<(String, i64), Truth> = BTreeMap::new();
+fn oracle(history: &History, horizon: &Horizon) -> (BTreeMap<(String, Micros), Truth>, [u64; 3]) {
+    let mut truths: BTreeMap<(String, Micros), Truth> = BTreeMap::new();
     let mut known: BTreeMap<(usize, usize, i64, Option<i64>), i64> = BTreeMap::new();
     let mut next = Horizon::default();
     let mut counts = [0; 3];
@@ -179,9 +177,9 @@ fn oracle(history: &History, horizon: &Horizon) -> (BTreeMap<(String, i64), Trut
             targets.push((series("warm", "warm", "temperature"), window, sent.value as f64 / 2.0));
         }
         for (series, window, value) in targets {
-            let truth = truths.entry((series, window)).or_default();
+            let truth = truths.entry((series, Micros(window))).or_default();
             if is_first {
-                truth.values.push((time, value));
+                truth.values.push((Micros(time), value));
                 *truth.devices.entry(sent.device).or_default() += 1;
             } else {
                 truth.conflicts += 1;
@@ -196,45 +194,42 @@ fn series(definition: &str, metric: &str, group: &str) -> String {
         .encode()
 }
 
-fn batch(sent: &[(i64, &Sent)]) -> RecordBatch {
+fn batch(sent: &[(Offset, &Sent)]) -> RecordBatch {
     let mut builder = ReadingBatchBuilder::default();
     for (_, sent) in sent {
         builder.append(&Reading {
             device_id: DEVICES[sent.device],
             metric: METRICS[sent.metric],
             value: sent.value as f64 / 4.0,
-            event_time: sent.event_time * 1_000_000,
+            event_time: Micros::from_secs(sent.event_time),
             sequence: sent.sequence,
             unit: None,
             tags: None,
         });
     }
     let mut columns: Vec<ArrayRef> = builder.finish().columns().to_vec();
-    let times = TimestampMicrosecondArray::from_iter_values(sent.iter().map(|(_, sent)| sent.ingest_time()));
+    let times =
+        TimestampMicrosecondArray::from_iter_values(sent.iter().map(|(_, sent)| sent.ingest_time().0));
     columns.push(Arc::new(times.with_timezone("UTC")));
-    columns.push(Arc::new(Int64Array::from_iter_values(sent.iter().map(|(offset, _)| *offset))));
+    columns.push(Arc::new(Int64Array::from_iter_values(sent.iter().map(|(offset, _)| offset.0))));
     columns.push(Arc::new(Int32Array::from(vec![0; sent.len()])));
     RecordBatch::try_new(archive_schema(), columns).unwrap()
 }
 
 async fn archive(readings: &Readings, history: &History) {
-    let mut next = [0i64; 2];
+    let mut next = Horizon::default();
     let mut start = 0;
     let ends = history.cuts.iter().copied().filter(|cut| *cut < history.sent.len());
     for end in ends.chain([history.sent.len()]) {
         let mut batches = Vec::new();
-        for (kafka_partition, next) in next.iter_mut().enumerate() {
-            let from = *next;
-            let mine = history.sent[start..end]
-                .iter()
-                .filter(|sent| sent.kafka_partition() == KafkaPartition(kafka_partition as i32));
-            let mine: Vec<(i64, &Sent)> = (from..).zip(mine).collect();
-            *next += mine.len() as i64;
-            batches.push(ArchiveBatch {
-                kafka_partition: kafka_partition as i32,
-                offsets: OffsetRange { from, next: *next },
-                readings: vec![batch(&mine)],
-            });
+        for kafka_partition in KafkaPartition::all(2) {
+            let from = next.offset(kafka_partition);
+            let mine =
+                history.sent[start..end].iter().filter(|sent| sent.kafka_partition() == kafka_partition);
+            let mine: Vec<(Offset, &Sent)> = (from.0..).map(Offset).zip(mine).collect();
+            let end = mine.last().map_or(from, |(offset, _)| offset.next());
+            next.set(kafka_partition, end);
+            batches.push(ArchiveBatch { kafka_partition, offsets: from..end, readings: vec![batch(&mine)] });
         }
         readings.append(batches).await.unwrap();
         start = end;
@@ -250,10 +245,10 @@ async fn computed(history: &History) -> (ViewRows, [u64; 3], Horizon) {
     let readings = Readings::open(&root).await.unwrap();
     archive(&readings, history).await;
     let readings = readings.snapshot().await.unwrap();
-    let archived = readings.archived().into_iter();
-    let horizon = archived.map(|(kafka_partition, offset)| {
-        let covered = offset * history.horizon[kafka_partition as usize] / 100;
-        (KafkaPartition(kafka_partition), Offset(covered))
+    let archived = readings.archived();
+    let horizon = archived.iter().map(|(kafka_partition, offset)| {
+        let covered = offset.0 * history.horizon[kafka_partition.0 as usize] / 100;
+        (kafka_partition, Offset(covered))
     });
     let horizon: Horizon = horizon.collect();
     let views = BatchViews::open(&root).unwrap();
@@ -277,7 +272,7 @@ async fn computed(history: &History) -> (ViewRows, [u64; 3], Horizon) {
     let commit = ViewCommit {
         schema: done.schema,
         files: done.files,
-        horizon: maps::plain(&horizon),
+        horizon: horizon.clone(),
         run,
         expected_version: None,
     };

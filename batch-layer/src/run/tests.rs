@@ -2,8 +2,13 @@
 
 use proptest::prelude::*;
 
+use wye_domain::place::Generation;
+
 use super::*;
 use crate::testing::horizon;
+
+/// The owner whose claim is the first control record.
+const OWNER: Generation = Generation(Offset::START);
 
 fn rules() -> Rules {
     Rules { started: Micros(1_000), definitions: "now".to_owned(), asked_by: "test".to_owned(), force: false }
@@ -12,15 +17,15 @@ fn rules() -> Rules {
 /// What the control records of an owner add up to that has announced these starts.
 fn announced(starts: &[i64]) -> ControlView {
     let mut view = ControlView::default();
-    view.apply(0, &ControlRecord::Claim { owner: "x".into() });
+    view.apply(OWNER.claim(), &ControlRecord::Claim { owner: "x".into() });
     for (offset, start) in (1..).zip(starts) {
-        view.apply(offset, &epoch(Some(0), *start, None));
+        view.apply(Offset(offset), &epoch(Some(OWNER), Offset(*start), None));
     }
     view
 }
 
-fn epoch(generation: Option<i64>, start: i64, answers: Option<i64>) -> ControlRecord {
-    ControlRecord::Epoch { generation, start, announced_at: 0, answers }
+fn epoch(generation: Option<Generation>, start: Offset, answers: Option<Offset>) -> ControlRecord {
+    ControlRecord::Epoch { generation, start, announced_at: None, answers }
 }
 
 fn control<const N: usize>(views: [ControlView; N]) -> ControlViews {
@@ -28,11 +33,16 @@ fn control<const N: usize>(views: [ControlView; N]) -> ControlViews {
 }
 
 fn request(through: i64) -> ControlRecord {
-    ControlRecord::CutRequest { asked_by: "test".to_owned(), through }
+    ControlRecord::CutRequest { asked_by: "test".to_owned(), through: Offset(through) }
 }
 
 fn previous(offsets: Horizon) -> Previous {
-    Previous { version: 3, horizon: offsets, definitions: Some("now".to_owned()), settles_at: None }
+    Previous {
+        version: ViewVersion(3),
+        horizon: offsets,
+        definitions: Some("now".to_owned()),
+        settles_at: None,
+    }
 }
 
 /// The only effect.
@@ -68,8 +78,8 @@ fn each_kafka_partition_gets_its_own_horizon() {
 
     // One owner answers, by a start that it will make; the other does not.
     let mut answered = announced(&[0, 10]);
-    answered.apply(5, &request(12));
-    answered.apply(6, &epoch(Some(0), 20, Some(5)));
+    answered.apply(Offset(5), &request(12));
+    answered.apply(Offset(6), &epoch(Some(OWNER), Offset(20), Some(Offset(5))));
     let views = control([answered, ControlView::default(), announced(&[0]), announced(&[0, 8])]);
     assert_eq!(run.step(Input::Control(views.clone(), Patience::Left)), [Effect::ReadControl]);
     assert_eq!(run.step(Input::Control(views, Patience::Over)), [Effect::ReadArchived]);
@@ -79,7 +89,7 @@ fn each_kafka_partition_gets_its_own_horizon() {
     assert_eq!(run.step(Input::Archived(archived, Patience::Left)), [Effect::ReadArchived]);
     let archived = horizon([(0, 15), (1, 7), (3, 8)]);
     let effects = run.step(Input::Archived(archived, Patience::Over));
-    assert_eq!(effects[0], Effect::Announce(KafkaPartition(1), epoch(None, 7, None)));
+    assert_eq!(effects[0], Effect::Announce(KafkaPartition(1), epoch(None, Offset(7), None)));
     let expected = Task {
         horizon: horizon([(0, 10), (1, 7), (2, 0), (3, 8)]),
         as_of: None,
@@ -90,13 +100,14 @@ fn each_kafka_partition_gets_its_own_horizon() {
         },
     };
     assert_eq!(effects[1..], [Effect::Commit(expected)]);
-    let announcements: Vec<Effect> = [(0, 10), (1, 7), (2, 0), (3, 8)]
+    let announcements: Vec<Effect> = horizon([(0, 10), (1, 7), (2, 0), (3, 8)])
+        .iter()
         .map(|(kafka_partition, offset)| {
-            Effect::Announce(KafkaPartition(kafka_partition), ControlRecord::Horizon { offset, version: 1 })
+            Effect::Announce(kafka_partition, ControlRecord::Horizon { offset, version: 1 })
         })
-        .into();
-    assert_eq!(run.step(Input::Committed { version: 1 }), announcements);
-    assert_eq!(run.step(Input::Committed { version: 1 }), []);
+        .collect();
+    assert_eq!(run.step(Input::Committed { version: ViewVersion(1) }), announcements);
+    assert_eq!(run.step(Input::Committed { version: ViewVersion(1) }), []);
 }
 
 #[test]
@@ -105,11 +116,11 @@ fn an_answer_is_waited_for_until_it_names_the_request() {
     let (mut run, _) = Run::start(rules(), facts);
     // An answer to an older request, and an answer to this one before its acknowledgement has come.
     let mut view = announced(&[0]);
-    view.apply(2, &epoch(Some(0), 4, Some(1)));
+    view.apply(Offset(2), &epoch(Some(OWNER), Offset(4), Some(Offset(1))));
     assert_eq!(run.step(Input::Control(control([view.clone()]), Patience::Left)), [Effect::ReadControl]);
     run.step(Input::Requested { kafka_partition: KafkaPartition(0), request: Offset(3) });
     assert_eq!(run.step(Input::Control(control([view.clone()]), Patience::Left)), [Effect::ReadControl]);
-    view.apply(4, &epoch(Some(0), 4, Some(3)));
+    view.apply(Offset(4), &epoch(Some(OWNER), Offset(4), Some(Offset(3))));
     assert_eq!(run.step(Input::Control(control([view]), Patience::Left)), [Effect::ReadArchived]);
     let effects = run.step(Input::Archived(horizon([(0, 4)]), Patience::Left));
     assert_eq!((task(&effects).as_of, &task(&effects).left_out), (Some(Micros(1_000)), &LeftOut::default()));
@@ -129,7 +140,7 @@ fn a_view_stays_until_something_is_new() {
     let current = previous(horizon([(0, 5)]));
     assert_eq!(only(nothing_to_do(rules(), current.clone())), Effect::KeepView(LeftOut::default()));
     let forced = Rules { force: true, ..rules() };
-    assert_eq!(task(&nothing_to_do(forced, current.clone())).replaces, Some(3));
+    assert_eq!(task(&nothing_to_do(forced, current.clone())).replaces, Some(ViewVersion(3)));
     for definitions in [Some("before".to_owned()), None] {
         let changed = Previous { definitions, ..current.clone() };
         assert_eq!(task(&nothing_to_do(rules(), changed)).horizon, horizon([(0, 5)]));
@@ -155,7 +166,7 @@ fn time_settles_nothing_while_readings_are_above_the_horizon() {
 #[test]
 fn a_horizon_that_was_not_announced_is_announced_first() {
     let mut announced_there = announced(&[0, 5]);
-    announced_there.apply(9, &ControlRecord::Horizon { offset: 5, version: 3 });
+    announced_there.apply(Offset(9), &ControlRecord::Horizon { offset: Offset(5), version: 3 });
     let facts = Facts {
         // Kafka partition 7 is of a time when there were more.
         previous: Some(previous(horizon([(0, 5), (1, 6), (7, 2)]))),
@@ -163,7 +174,7 @@ fn a_horizon_that_was_not_announced_is_announced_first() {
         ends: horizon([(0, 5), (1, 6)]),
     };
     let (_, effects) = Run::start(rules(), facts);
-    let record = ControlRecord::Horizon { offset: 6, version: 3 };
+    let record = ControlRecord::Horizon { offset: Offset(6), version: 3 };
     assert_eq!(effects, [Effect::Announce(KafkaPartition(1), record), Effect::ReadArchived]);
 }
 
@@ -183,7 +194,7 @@ fn a_horizon_never_goes_back_and_is_never_forgotten() {
 #[derive(Default)]
 struct World {
     /// Per Kafka partition: its control records, and the end of its readings.
-    logs: [(Vec<ControlRecord>, i64); 2],
+    logs: [(Vec<ControlRecord>, Offset); 2],
     archived: Horizon,
     /// The horizons that were committed, by version.
     views: Vec<Horizon>,
@@ -235,13 +246,18 @@ impl World {
     fn control(&self) -> ControlViews {
         control([0, 1].map(|log| {
             let mut view = ControlView::default();
-            (0..).zip(&self.logs[log].0).for_each(|(offset, record)| view.apply(offset, record));
+            (0..).zip(&self.logs[log].0).for_each(|(offset, record)| view.apply(Offset(offset), record));
             view
         }))
     }
 
     fn ends(&self) -> Horizon {
-        horizon([(0, self.logs[0].1), (1, self.logs[1].1)])
+        Horizon::from_iter([0, 1].map(|log| (KafkaPartition(log as i32), self.logs[log].1)))
+    }
+
+    /// The version of the newest view.
+    fn version(&self) -> Option<ViewVersion> {
+        (!self.views.is_empty()).then_some(ViewVersion(self.views.len() as u64))
     }
 
     fn append(&mut self, kafka_partition: KafkaPartition, record: ControlRecord) -> Offset {
@@ -252,20 +268,19 @@ impl World {
 
     fn happen(&mut self, happens: Happens) -> Result<(), TestCaseError> {
         match happens {
-            Happens::Readings { to, count } => self.logs[to].1 += count,
+            Happens::Readings { to, count } => self.logs[to].1.0 += count,
             Happens::Archives => self.archived = self.ends(),
             Happens::Claims { of } => self.logs[of].0.push(ControlRecord::Claim { owner: "x".into() }),
             Happens::Answers { of, beyond } => {
                 let view = &self.control()[&KafkaPartition(of as i32)];
                 if let (Some(generation), Some(asked)) = (view.generation, view.unanswered()) {
-                    let start = self.logs[of].1.max(asked.through) + beyond;
+                    let start = Offset(self.logs[of].1.max(asked.through).0 + beyond);
                     self.logs[of].0.push(epoch(Some(generation), start, Some(asked.request)));
                 }
             }
             Happens::Starts => {
-                let version = self.views.len() as u64;
-                let newest = self.views.last().cloned();
-                let newest = newest.map(|horizon| Previous { version, ..previous(horizon) });
+                let newest = self.views.last().cloned().zip(self.version());
+                let newest = newest.map(|(horizon, version)| Previous { version, ..previous(horizon) });
                 let facts = Facts { previous: newest, control: self.control(), ends: self.ends() };
                 let (run, effects) = Run::start(rules(), facts);
                 self.runs.push((run, effects.into()));
@@ -307,13 +322,13 @@ impl World {
             Effect::ReadArchived => Carried::Input(Input::Archived(self.archived.clone(), patience)),
             Effect::KeepView(_) => Carried::Done,
             Effect::Commit(task) => {
-                let newest = self.views.len() as u64;
-                if task.replaces != Some(newest).filter(|version| *version > 0) {
+                if task.replaces != self.version() {
                     return Ok(Carried::Failed);
                 }
                 self.check(&task)?;
                 self.views.push(task.horizon);
-                Carried::Input(Input::Committed { version: newest + 1 })
+                let version = ViewVersion(self.views.len() as u64);
+                Carried::Input(Input::Committed { version })
             }
         })
     }
@@ -322,7 +337,7 @@ impl World {
     fn check(&self, task: &Task) -> Result<(), TestCaseError> {
         let control = self.control();
         for (kafka_partition, offset) in task.horizon.iter() {
-            let is_start = control[&kafka_partition].starts.contains_key(&offset.0);
+            let is_start = control[&kafka_partition].starts.contains_key(&offset);
             prop_assert!(offset == Offset::START || is_start, "HOR-1: {offset} is not announced");
         }
         prop_assert!(self.archived.covers(&task.horizon), "it is not archived");
@@ -363,7 +378,7 @@ proptest! {
         prop_assert!(world.views.last().cloned().unwrap_or_default().covers(&ends));
         let control = world.control();
         for (kafka_partition, offset) in world.views.last().cloned().unwrap_or_default().iter() {
-            prop_assert_eq!(control[&kafka_partition].horizon, Some(offset.0));
+            prop_assert_eq!(control[&kafka_partition].horizon, Some(offset));
         }
     }
 }

@@ -12,13 +12,15 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wye_domain::ErrorKind;
 use wye_domain::control::ControlRecord;
-use wye_domain::place::KafkaPartition;
+use wye_domain::place::{Generation, KafkaPartition, Offset};
 use wye_domain::reading::TextColumn;
 use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
 use wye_domain::time::{Micros, Span};
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::MetricPlans;
-use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
+use wye_metrics::view_rows::ViewSchema;
+use wye_tables::run_record::RunRecord;
+use wye_tables::views::{BatchViews, ViewCommit, ViewVersion};
 
 use super::{BatchRunner, RunOptions};
 use crate::report::Outcome;
@@ -57,49 +59,42 @@ async fn without_a_speed_layer_everything_archived_is_taken_and_announced_first(
     }
     site.reading(0, "a", 0, 1.0).await;
     site.reading(0, "a", 1, 7.0).await;
-    site.archive(&[(0, 5)]).await;
+    site.archive([(0, 5)]).await;
 
     let report = site.runner().await.run(RunOptions::default()).await.unwrap();
     assert_eq!(report.outcome, Outcome::Committed);
     assert_eq!((report.readings, report.duplicates, report.conflicts), (5, 1, 1));
-    assert_eq!((report.windows, report.series, report.version), (1, 1, Some(1)));
+    assert_eq!((report.windows, report.series, report.version), (1, 1, Some(ViewVersion(1))));
     assert_eq!(report.horizon, horizon([(0, 5), (1, 0)]));
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!((json["outcome"].as_str(), json["horizon"]["0"].as_i64()), (Some("committed"), Some(5)));
 
     assert_eq!(report.unanswered, [KafkaPartition(0)]);
     let records = site.control_records(0).await;
-    assert!(matches!(records[0], ControlRecord::CutRequest { through: 5, .. }), "{records:?}");
-    assert!(matches!(records[1], ControlRecord::Epoch { generation: None, start: 5, .. }), "{records:?}");
-    assert_eq!(records[2..], [ControlRecord::Horizon { offset: 5, version: 1 }]);
+    assert!(matches!(records[0], ControlRecord::CutRequest { through: Offset(5), .. }), "{records:?}");
+    assert!(
+        matches!(records[1], ControlRecord::Epoch { generation: None, start: Offset(5), .. }),
+        "{records:?}"
+    );
+    assert_eq!(records[2..], [ControlRecord::Horizon { offset: Offset(5), version: 1 }]);
 
     let again = site.runner().await.run(RunOptions::default()).await.unwrap();
-    assert_eq!((again.outcome, again.version, again.windows), (Outcome::NothingNew, Some(1), 1));
+    assert_eq!((again.outcome, again.version, again.windows), (Outcome::NothingNew, Some(ViewVersion(1)), 1));
     let forced = site.runner().await.run(RunOptions { force: true, progress: None }).await.unwrap();
-    assert_eq!((forced.outcome, forced.version), (Outcome::Committed, Some(2)));
+    assert_eq!((forced.outcome, forced.version), (Outcome::Committed, Some(ViewVersion(2))));
     assert_eq!(site.view().await.values().map(|summary| summary.count).collect::<Vec<_>>(), [3]);
 }
 
 /// A reading with an event time so far ahead.
 async fn reading_ahead(site: &Site, ahead: Span) {
-    let time = (site.clock.now() + ahead).0.div_euclid(1_000);
+    let time = (site.clock.now() + ahead).millis();
     let json = format!(r#"{{"device_id":"a","metric":"t","value":1,"event_time":{time}}}"#);
     site.send(wye_log::topics::READINGS, 0, json.as_bytes()).await;
 }
 
 /// Windows of a second, in which a device sends ten readings.
 fn plans_by_second() -> MetricPlans {
-    let config = MetricConfig {
-        name: "*".into(),
-        help: String::new(),
-        unit: String::new(),
-        filter: None,
-        value: None,
-        by: None,
-        window: Some("1s".into()),
-        rollups: vec![],
-        aggregates: None,
-    };
+    let config = MetricConfig { name: "*".into(), window: Some("1s".into()), ..MetricConfig::default() };
     let device = DeviceConfig {
         device_id: "a".into(),
         reporting_interval: Some("100ms".into()),
@@ -127,14 +122,14 @@ async fn only_row(site: &Site) -> (String, f64, f64) {
 /// When the next window of the newest view is settled.
 async fn settles_at(site: &Site) -> Micros {
     let view = BatchViews::open(&site.root).unwrap().latest().await.unwrap().unwrap();
-    Micros(view.run.unwrap().settles_at.unwrap())
+    view.run.unwrap().settles_at.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn time_settles_a_window_and_shows_how_many_readings_are_missing() {
     let site = Site::start(2).await;
     reading_ahead(&site, Span::ZERO).await;
-    site.archive(&[(0, 1)]).await;
+    site.archive([(0, 1)]).await;
     let runner = site.runner_with(plans_by_second()).await;
     assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::Committed);
     assert_eq!(only_row(&site).await.0, "PRELIMINARY");
@@ -153,7 +148,7 @@ async fn time_settles_a_window_and_shows_how_many_readings_are_missing() {
 async fn readings_above_the_horizon_keep_windows_open() {
     let site = Site::start(1).await;
     reading_ahead(&site, Span::from_secs(5)).await;
-    site.archive(&[(0, 1)]).await;
+    site.archive([(0, 1)]).await;
     let runner = site.runner_with(plans_by_second()).await;
     runner.run(RunOptions::default()).await.unwrap();
     // A reading that is not archived may belong to the window.
@@ -171,17 +166,11 @@ async fn readings_that_a_definition_cannot_compute_are_in_the_record_of_the_run(
         let json = format!(r#"{{"device_id":"a","metric":"t","value":1,"event_time":{time},"tags":{tags}}}"#);
         site.send(wye_log::topics::READINGS, 0, json.as_bytes()).await;
     }
-    site.archive(&[(0, 3)]).await;
+    site.archive([(0, 3)]).await;
     let config = MetricConfig {
         name: "level".into(),
-        help: String::new(),
-        unit: String::new(),
-        filter: None,
         value: Some("CAST(level AS DOUBLE)".into()),
-        by: None,
-        window: None,
-        rollups: vec![],
-        aggregates: None,
+        ..MetricConfig::default()
     };
     let plans = MetricPlans::new(vec![Definition::check(&config).unwrap()], Arc::default()).unwrap();
     let runner = site.runner_with(plans).await;
@@ -190,7 +179,7 @@ async fn readings_that_a_definition_cannot_compute_are_in_the_record_of_the_run(
     let failures = view.run.unwrap().failures;
     let failure = failures.of("level").unwrap();
     // The duplicate does not count.
-    assert_eq!((failure.readings, failure.example.event_time), (1, 1_700_000_001_000_000));
+    assert_eq!((failure.readings, failure.example.event_time), (1, Micros::from_secs(1_700_000_001)));
     assert!(failure.example.message.contains("high"), "{failure:?}");
 }
 
@@ -200,7 +189,7 @@ async fn a_run_covers_what_was_in_the_log_when_it_started() {
     for second in 0..3 {
         site.reading(0, "a", second, 1.0).await;
     }
-    site.archive(&[(0, 3)]).await;
+    site.archive([(0, 3)]).await;
     for second in 3..5 {
         site.reading(0, "a", second, 1.0).await;
     }
@@ -211,7 +200,7 @@ async fn a_run_covers_what_was_in_the_log_when_it_started() {
             (report, ()) = async { tokio::join!(runner.run(RunOptions::default()), async {
                 // The run asks before the archiver has everything.
                 until("a request", async || site.control_view(0).await.asked.is_some()).await;
-                site.archive(&[(0, 5)]).await;
+                site.archive([(0, 5)]).await;
             }) } => report.unwrap(),
         }
     })
@@ -236,20 +225,23 @@ async fn a_run_takes_the_newest_start_that_is_archived_and_says_what_it_leaves_o
     for second in 0..5 {
         site.reading(0, "a", second, 1.0).await;
     }
-    site.archive(&[(0, 5)]).await;
-    site.control(0, &ControlRecord::Epoch { generation: None, start: 3, announced_at: 0, answers: None })
-        .await;
+    site.archive([(0, 5)]).await;
+    site.control(
+        0,
+        &ControlRecord::Epoch { generation: None, start: Offset(3), announced_at: None, answers: None },
+    )
+    .await;
     let runner = site.runner().await;
     let report = soon(async {
         tokio::select! {
-            () = site.answer_requests(0, |through| through + 4) => unreachable!("it never ends"),
+            () = site.answer_requests(0, |through| Offset(through.0 + 4)) => unreachable!("it never ends"),
             report = runner.run(RunOptions::default()) => report.unwrap(),
         }
     })
     .await;
     assert_eq!((report.readings, report.horizon), (3, horizon([(0, 3)])));
     assert_eq!((report.unanswered, report.not_covered), (vec![], [(KafkaPartition(0), 2)].into()));
-    assert_eq!(site.control_view(0).await.horizon, Some(3));
+    assert_eq!(site.control_view(0).await.horizon, Some(Offset(3)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -258,11 +250,12 @@ async fn an_owner_that_does_not_answer_is_named_and_what_is_archived_is_taken() 
     for second in 0..4 {
         site.reading(0, "a", second, 1.0).await;
     }
-    site.archive(&[(0, 4)]).await;
+    site.archive([(0, 4)]).await;
     // A clock that is years ahead, or behind, does not tell whether there is an owner.
-    for announced_at in [i64::MAX, 0, site.clock.now().0] {
-        let generation = Some(site.control(0, &ControlRecord::Claim { owner: "test".into() }).await);
-        let start = 2;
+    for announced_at in [Some(Micros::MAX), None, Some(site.clock.now())] {
+        let claim = ControlRecord::Claim { owner: "test".into() };
+        let generation = Some(Generation(site.control(0, &claim).await));
+        let start = Offset(2);
         site.control(0, &ControlRecord::Epoch { generation, start, announced_at, answers: None }).await;
     }
     let report = soon(site.runner().await.run(RunOptions::default())).await.unwrap();
@@ -274,7 +267,7 @@ async fn an_owner_that_does_not_answer_is_named_and_what_is_archived_is_taken() 
 async fn of_two_runs_at_once_one_commits_and_the_other_fails_with_a_conflict() {
     let site = Site::start(1).await;
     site.reading(0, "a", 0, 1.0).await;
-    site.archive(&[(0, 1)]).await;
+    site.archive([(0, 1)]).await;
     let (slow, quick) = (site.runner().await, site.runner().await);
     let Held { options, computes, release } = held();
     let (second, first) = soon(async {
@@ -286,7 +279,7 @@ async fn of_two_runs_at_once_one_commits_and_the_other_fails_with_a_conflict() {
         })
     })
     .await;
-    assert_eq!(first.unwrap().version, Some(1));
+    assert_eq!(first.unwrap().version, Some(ViewVersion(1)));
     let error = second.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Conflict);
     assert!(error.to_string().contains("nothing is lost"), "{error}");
@@ -298,13 +291,13 @@ async fn of_two_runs_at_once_one_commits_and_the_other_fails_with_a_conflict() {
 async fn a_run_that_is_cancelled_before_its_commit_leaves_the_old_view() {
     let site = Site::start(1).await;
     site.reading(0, "a", 0, 1.0).await;
-    site.archive(&[(0, 1)]).await;
+    site.archive([(0, 1)]).await;
     let runner = site.runner().await;
     runner.run(RunOptions::default()).await.unwrap();
     let old = site.view().await;
 
     site.reading(0, "a", 120, 1.0).await;
-    site.archive(&[(0, 2)]).await;
+    site.archive([(0, 2)]).await;
     let Held { options, computes, release } = held();
     soon(async {
         tokio::select! {
@@ -316,7 +309,7 @@ async fn a_run_that_is_cancelled_before_its_commit_leaves_the_old_view() {
     drop(release);
     assert_eq!(site.view().await, old);
     let report = runner.run(RunOptions { force: true, progress: None }).await.unwrap();
-    assert_eq!((report.version, report.readings, report.windows), (Some(2), 2, 2));
+    assert_eq!((report.version, report.readings, report.windows), (Some(ViewVersion(2)), 2, 2));
 }
 
 /// Settings of a schedule; zero: runs start only on request.
@@ -329,22 +322,22 @@ async fn a_commit_that_was_not_announced_is_announced_at_the_start() {
     let site = Site::start(2).await;
     let runner = Arc::new(site.runner().await);
     let plans = MetricPlans::new(vec![], Arc::default()).unwrap();
-    let schema = wye_metrics::view_rows::schema(&plans);
+    let schema = Arc::clone(ViewSchema::of(&plans).arrow());
     let run = RunRecord { definitions: plans.fingerprint().to_string(), ..RunRecord::default() };
-    let horizon = [(0, 4), (1, 6)].into();
+    let horizon = horizon([(0, 4), (1, 6)]);
     let commit = ViewCommit { schema, files: vec![], horizon, run, expected_version: None };
     BatchViews::open(&site.root).unwrap().commit(commit).await.unwrap();
     let (schedule, handle) = Schedule::new(Arc::clone(&runner), every(Duration::ZERO));
     let shutdown = CancellationToken::new();
     soon(async {
         tokio::join!(schedule.run(shutdown.clone()), async {
-            until("it is announced", async || site.control_view(1).await.horizon == Some(6)).await;
+            until("it is announced", async || site.control_view(1).await.horizon == Some(Offset(6))).await;
             assert_eq!(handle.run_now(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
             shutdown.cancel();
         })
     })
     .await;
-    assert_eq!(site.control_records(0).await, [ControlRecord::Horizon { offset: 4, version: 1 }]);
+    assert_eq!(site.control_records(0).await, [ControlRecord::Horizon { offset: Offset(4), version: 1 }]);
     assert_eq!(handle.run_now(RunOptions::default()).await.unwrap_err().kind(), ErrorKind::Unavailable);
 }
 
@@ -352,19 +345,10 @@ async fn a_commit_that_was_not_announced_is_announced_at_the_start() {
 async fn changed_definitions_are_computed_at_once() {
     let site = Site::start(1).await;
     site.reading(0, "a", 0, 2.0).await;
-    site.archive(&[(0, 1)]).await;
+    site.archive([(0, 1)]).await;
     site.runner().await.run(RunOptions::default()).await.unwrap();
-    let doubled = MetricConfig {
-        name: "doubled".into(),
-        help: String::new(),
-        unit: String::new(),
-        filter: None,
-        value: Some("value * 2".into()),
-        by: None,
-        window: None,
-        rollups: vec![],
-        aggregates: None,
-    };
+    let doubled =
+        MetricConfig { name: "doubled".into(), value: Some("value * 2".into()), ..MetricConfig::default() };
     let plans = MetricPlans::new(vec![Definition::check(&doubled).unwrap()], Arc::default()).unwrap();
     let runner = Arc::new(site.runner_with(plans).await);
     let (schedule, _handle) = Schedule::new(Arc::clone(&runner), every(Duration::from_secs(3600)));

@@ -34,6 +34,9 @@ use crate::parquet_plan::{FilePlan, partitioned_file};
 use crate::parquet_properties::letter_properties;
 use crate::store::{TableName, TableRoot};
 
+pub use builder::LettersBuilder;
+
+mod builder;
 mod known;
 
 const ARCHIVED: PartitionTransactions = PartitionTransactions("wye-archive/dead-letters/");
@@ -54,7 +57,7 @@ pub struct LetterBatch {
     pub kafka_partition: KafkaPartition,
     /// The offsets that were read.
     pub offsets: Range<Offset>,
-    /// Batches of [`dead_letter_schema`].
+    /// Batches of [`dead_letter_schema`], such as a [`LettersBuilder`] makes.
     pub letters: Vec<RecordBatch>,
 }
 
