@@ -61,10 +61,21 @@ pub struct Owner {
     /// The offset of the first record of each of them there, once it is acknowledged.
     first_record: BTreeMap<Offset, Offset>,
     duplicate_window: Span,
+    /// The newest that is known; [`Owner::past`] says of which readings.
     newest_ingest_time: Option<Micros>,
+    past: Past,
     /// The next offset of the control topic to read.
     next_control: Offset,
     tally: Tally,
+}
+
+/// Whether the readings below the position were read to detect duplicates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Past {
+    /// Not yet, so that their newest ingest time is not known.
+    Unread,
+    /// As far back as the duplicate window goes.
+    Remembered,
 }
 
 /// What the `Begin` of an epoch says of stored rows.
@@ -111,6 +122,7 @@ impl Owner {
             operator,
             assembler: Assembler::new(rules.acceptance),
             newest_ingest_time: announced_at.filter(|at| *at > 0).max().map(Micros),
+            past: Past::Unread,
             control: taken.control,
             begun: first_record.keys().copied().collect(),
             first_record,
@@ -158,11 +170,18 @@ impl Owner {
         if self.assembler.rows() >= BATCH_ROWS { self.remember_taken() } else { Ok(()) }
     }
 
-    /// Remembers what is left after the last [`Owner::remember`].
+    /// Must be called after the last [`Owner::remember`], and where there is nothing to remember: everything below
+    /// [`Owner::next`] is remembered now.
     ///
     /// # Errors
-    /// When it cannot be evaluated.
-    pub fn remember_taken(&mut self) -> Result<(), SpeedError> {
+    /// When what was taken in last cannot be evaluated.
+    pub fn end_remembering(&mut self) -> Result<(), SpeedError> {
+        self.remember_taken()?;
+        self.past = Past::Remembered;
+        Ok(())
+    }
+
+    fn remember_taken(&mut self) -> Result<(), SpeedError> {
         self.assembler.take_rejected();
         for placed in self.assembler.take() {
             self.operator.remember(&placed)?;
@@ -372,8 +391,9 @@ impl Owner {
     }
 
     fn announce(&mut self, start: Offset, answers: Option<Offset>, effects: &mut Vec<Effect>) {
-        // The ingest times below a start that lies ahead are not known yet.
-        let announced_at = if start > self.position { None } else { self.newest_ingest_time };
+        // What is announced must not be older than any reading below the start: the next owner would not remember them.
+        let is_known = start <= self.position && self.past == Past::Remembered;
+        let announced_at = if is_known { self.newest_ingest_time } else { None };
         let announced_at = announced_at.map_or(0, |at| at.0);
         self.control.expect_start(start.0, announced_at);
         effects.push(Effect::Announce(ControlRecord::Epoch {

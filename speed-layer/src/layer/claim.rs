@@ -91,18 +91,17 @@ fn claim(
 /// Fills the duplicate window from the log below the owner's position.
 fn remember_past(log: &Log, owner: &mut Owner, kafka_partition: KafkaPartition) -> Result<(), SpeedError> {
     let (from, position) = (owner.remembers_from(), owner.next());
-    if from.unwrap_or(Offset::START) >= position {
-        return Ok(());
-    }
     let mut remembered = Ok(());
-    read_all(log, (READINGS, kafka_partition.0), from.map(|from| from.0), |message| {
-        let offset = Offset(message.offset);
-        if offset < position && remembered.is_ok() {
-            let ingest_time = Micros::from_millis(message.timestamp_ms);
-            remembered = owner.remember(offset, ingest_time, message.payload);
-        }
-    })?;
-    remembered.and_then(|()| owner.remember_taken())?;
+    if from.unwrap_or(Offset::START) < position {
+        read_all(log, (READINGS, kafka_partition.0), from.map(|from| from.0), |message| {
+            let offset = Offset(message.offset);
+            if offset < position && remembered.is_ok() {
+                let ingest_time = Micros::from_millis(message.timestamp_ms);
+                remembered = owner.remember(offset, ingest_time, message.payload);
+            }
+        })?;
+    }
+    remembered.and_then(|()| owner.end_remembering())?;
     debug!(
         kafka_partition = kafka_partition.0,
         position = position.0,

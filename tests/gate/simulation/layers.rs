@@ -268,7 +268,7 @@ impl Owner {
     }
 
     pub(crate) fn remembered(&mut self) -> Result<()> {
-        Ok(self.0.remember_taken()?)
+        Ok(self.0.end_remembering()?)
     }
 }
 
