@@ -61,10 +61,21 @@ pub struct Owner {
     /// The offset of the first record of each of them there, once it is acknowledged.
     first_record: BTreeMap<Offset, Offset>,
     duplicate_window: Span,
+    /// The newest that is known; [`Owner::past`] says of which readings.
     newest_ingest_time: Option<Micros>,
+    past: Past,
     /// The next offset of the control topic to read.
     next_control: Offset,
     tally: Tally,
+}
+
+/// Whether the readings below the position were read to detect duplicates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Past {
+    /// Not yet, so that their newest ingest time is not known.
+    Unread,
+    /// As far back as the duplicate window goes.
+    Remembered,
 }
 
 /// What the `Begin` of an epoch says of stored rows.
@@ -110,6 +121,7 @@ impl Owner {
             operator,
             assembler: Assembler::new(rules.acceptance),
             newest_ingest_time: taken.control.starts.values().filter_map(|known| known.announced_at).max(),
+            past: Past::Unread,
             control: taken.control,
             begun: first_record.keys().copied().collect(),
             first_record,
@@ -156,11 +168,18 @@ impl Owner {
         if self.assembler.rows() >= BATCH_ROWS { self.remember_taken() } else { Ok(()) }
     }
 
-    /// Remembers what is left after the last [`Owner::remember`].
+    /// Must be called after the last [`Owner::remember`], and where there is nothing to remember: everything below
+    /// [`Owner::next`] is remembered now.
     ///
     /// # Errors
-    /// When it cannot be evaluated.
-    pub fn remember_taken(&mut self) -> Result<(), SpeedError> {
+    /// When what was taken in last cannot be evaluated.
+    pub fn end_remembering(&mut self) -> Result<(), SpeedError> {
+        self.remember_taken()?;
+        self.past = Past::Remembered;
+        Ok(())
+    }
+
+    fn remember_taken(&mut self) -> Result<(), SpeedError> {
         self.assembler.take_rejected();
         for placed in self.assembler.take() {
             self.operator.remember(&placed)?;
@@ -367,12 +386,18 @@ impl Owner {
     }
 
     fn announce(&mut self, start: Offset, answers: Option<Offset>, effects: &mut Vec<Effect>) {
-        // The ingest times below a start that lies ahead are not known yet. Records without a timestamp are from 1970.
-        let known = self.newest_ingest_time.filter(|at| *at > Micros::EPOCH);
-        let announced_at = if start > self.position { None } else { known };
-        self.control.expect_start(start, announced_at);
+        // What is announced must not be older than any reading below the start: the next owner would not remember them.
+        // Records without a timestamp are from 1970.
+        let is_known = start <= self.position && self.past == Past::Remembered;
+        let known = self.newest_ingest_time.filter(|at| is_known && *at > Micros::EPOCH);
+        self.control.expect_start(start, known);
         let generation = Some(self.generation);
-        effects.push(Effect::Announce(ControlRecord::Epoch { generation, start, announced_at, answers }));
+        effects.push(Effect::Announce(ControlRecord::Epoch {
+            generation,
+            start,
+            announced_at: known,
+            answers,
+        }));
     }
 
     /// Deletes what is below the horizon and outside the duplicate window.

@@ -30,6 +30,3 @@ pub(crate) mod oracle;
 pub(crate) mod layers;
 
 pub(crate) mod shrink;
-
-pub(crate) mod shim_hub;
-pub(crate) mod shim_run;

@@ -51,7 +51,7 @@ pub enum Input<'a> {
     CaughtUp,
     /// A new batch view, to be served from now on.
     BatchView(Arc<BatchSnapshot>),
-    /// The batch view that there was at the start is served, or there was none.
+    /// The newest batch view is served, or there is none.
     ViewsChecked,
     /// The ends of `readings`, as the log answered a question.
     LogEnds {
@@ -107,7 +107,7 @@ pub struct HubState {
     /// The ends of the Kafka partitions of `readings`.
     ends: BTreeMap<KafkaPartition, LogEnd>,
     /// Their oldest offsets, where no batch view says from where on epochs are needed.
-    log_starts: BTreeMap<KafkaPartition, Offset>,
+    log_starts: BTreeMap<KafkaPartition, LogStart>,
     caught_up: bool,
     views_checked: bool,
 }
@@ -142,7 +142,13 @@ impl HubState {
                 outcome.dropped = (below, self.snapshot.replace(snapshot));
                 outcome.wake = true;
             }
-            Input::ViewsChecked => outcome.wake = !std::mem::replace(&mut self.views_checked, true),
+            Input::ViewsChecked => {
+                let mut counts = false;
+                for start in self.log_starts.values_mut() {
+                    counts |= start.views_checked();
+                }
+                outcome.wake = !std::mem::replace(&mut self.views_checked, true) || counts;
+            }
             Input::LogEnds { ends, asked_at } => {
                 for (kafka_partition, end) in ends {
                     let asked = Asked { end: *end, covered: self.covered(*kafka_partition) };
@@ -150,7 +156,7 @@ impl HubState {
                 }
             }
             Input::LogStart { kafka_partition, oldest } => {
-                self.log_starts.insert(kafka_partition, oldest);
+                self.log_starts.entry(kafka_partition).or_default().asked(oldest);
             }
             Input::Written { position, at } => {
                 for (kafka_partition, next) in position.iter() {
@@ -287,7 +293,7 @@ impl HubState {
     }
 
     fn log_start(&self, kafka_partition: KafkaPartition) -> Offset {
-        self.log_starts.get(&kafka_partition).copied().unwrap_or(Offset::START)
+        self.log_starts.get(&kafka_partition).map_or(Offset::START, |start| start.counting)
     }
 
     fn start(&self, kafka_partition: KafkaPartition) -> Start {
@@ -367,6 +373,39 @@ impl HubState {
         });
         debug_assert!(answer.source != Source::Batch || batch.is_some());
         Some(Current { info: Arc::clone(info), answer, batch, realtime })
+    }
+}
+
+/// The oldest offset of a Kafka partition of `readings`.
+///
+/// Readings are deleted once a batch view has them. So that none is taken for missing from the log while the batch view
+/// that has it is not served yet, an offset counts only when the batch views were checked from beginning to end since.
+#[derive(Clone, Copy, Debug, Default)]
+struct LogStart {
+    counting: Offset,
+    newest: Offset,
+    /// How many checks have ended since the log gave the newest.
+    checks: u8,
+}
+
+impl LogStart {
+    /// The first check to end may have begun before the log was asked.
+    const CHECKS: u8 = 2;
+
+    fn asked(&mut self, oldest: Offset) {
+        if self.newest != oldest {
+            *self = Self { newest: oldest, checks: 0, ..*self };
+        }
+    }
+
+    /// Whether another offset counts by that.
+    fn views_checked(&mut self) -> bool {
+        self.checks = self.checks.saturating_add(1);
+        let counts = self.checks >= Self::CHECKS && self.counting != self.newest;
+        if counts {
+            self.counting = self.newest;
+        }
+        counts
     }
 }
 

@@ -98,6 +98,24 @@ fn an_answer_is_incomplete_right_after_a_load() {
 }
 
 #[test]
+fn readings_that_were_deleted_are_missing_until_it_is_certain_that_no_batch_view_has_them() {
+    let hub = testing::hub();
+    hub.step(Input::CaughtUp);
+    hub.step(Input::ViewsChecked);
+    log_ends(&hub, 9, at(1));
+    assert_eq!(hub.read().without_start(at(1)), [PARTITION]);
+    // A batch view covers everything since a moment ago, and the log has deleted it.
+    hub.step(Input::LogStart { kafka_partition: PARTITION, oldest: Offset(9) });
+    assert_eq!(reason(&hub, 1), Some("behind"));
+    // This check had begun before the batch view was there.
+    hub.step(Input::ViewsChecked);
+    assert_eq!((reason(&hub, 1), coverage(&hub, 1).lacking()), (Some("behind"), Some(9)));
+    // There is none: something else has deleted them.
+    hub.step(Input::ViewsChecked);
+    assert_eq!(reason(&hub, 1), None);
+}
+
+#[test]
 fn a_damaged_epoch_makes_answers_incomplete() {
     let hub = served();
     hub.step(Input::Undecodable { kafka_partition: PARTITION });

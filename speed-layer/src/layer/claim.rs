@@ -85,16 +85,15 @@ fn claim(
 /// Fills the duplicate window from the log below the owner's position.
 fn remember_past(log: &Log, owner: &mut Owner, kafka_partition: KafkaPartition) -> Result<(), SpeedError> {
     let (from, position) = (owner.remembers_from(), owner.next());
-    if from.unwrap_or(Offset::START) >= position {
-        return Ok(());
-    }
     let mut remembered = Ok(());
-    read_all(log, (READINGS, kafka_partition), from, |message| {
-        if message.offset < position && remembered.is_ok() {
-            remembered = owner.remember(message.offset, message.ingest_time, message.payload);
-        }
-    })?;
-    remembered.and_then(|()| owner.remember_taken())?;
+    if from.unwrap_or(Offset::START) < position {
+        read_all(log, (READINGS, kafka_partition), from, |message| {
+            if message.offset < position && remembered.is_ok() {
+                remembered = owner.remember(message.offset, message.ingest_time, message.payload);
+            }
+        })?;
+    }
+    remembered.and_then(|()| owner.end_remembering())?;
     let remembered = owner.remembered();
     debug!(%kafka_partition, %position, remembered, "the duplicate window is filled");
     Ok(())

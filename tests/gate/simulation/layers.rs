@@ -1,7 +1,6 @@
 //! The layers as the simulation drives them: the only file that knows their types. Everything else of the simulation has
 //! bytes, offsets and times as plain numbers.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -10,24 +9,32 @@ use arrow::compute::{SortColumn, SortOptions, concat_batches, lexsort_to_indices
 use arrow::datatypes::{DataType, Field, Schema};
 use wye_batch::dedup::{Deduplicator, NOVELTY};
 use wye_batch::fold::{Fold, Tally, combine};
+pub(crate) use wye_batch::run::Patience;
+use wye_batch::run::{self, ControlViews, Facts, Previous, Run};
 use wye_domain::assemble::Assembler;
 use wye_domain::control::{ControlRecord, ControlView};
 use wye_domain::horizon::Horizon;
-use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::place::{Generation, KafkaPartition, Offset};
+use wye_domain::position::Position;
 use wye_domain::reading::{Reading, ReadingBatchBuilder, TextColumn};
 use wye_domain::realtime_row::{self, Header};
 use wye_domain::registry::{DeviceConfig, LimitsConfig, Registry, RegistryConfig};
-use wye_domain::time::{Micros, WindowSize};
+use wye_domain::time::{Micros, Span, WindowSize};
 use wye_domain::wire::{self, Acceptance};
 use wye_log::topics::{CONTROL, READINGS, REALTIME_VIEWS};
 use wye_metrics::definition::{Aggregate, Definition, MetricConfig};
 use wye_metrics::merge::Answer;
 use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_metrics::view_rows::{AsOf, RowMaker};
+use wye_serving::coverage::Reason;
 use wye_serving::directory::{Directory, SeriesInfo};
+use wye_serving::hub::{self, Hub};
+use wye_serving::realtime::Record;
+use wye_serving::snapshot::{BatchSnapshot, MemoryView, RunFacts};
+use wye_serving::windows::Question;
 use wye_speed::SpeedError;
 use wye_speed::owner::{self, Due, Rules};
-use wye_speed::takeover::{ViewsState, decide};
+use wye_speed::takeover::{Claimed, ViewsState, decide};
 use wye_tables::columns::READING_ORDER;
 
 use super::log::{ControlAbout, TopicName, ViewAbout, ViewKind};
@@ -116,7 +123,7 @@ impl OwnerRules {
         Self(Rules {
             plans: Arc::clone(&plans.plans),
             acceptance: acceptance(accepts_early),
-            duplicate_window,
+            duplicate_window: Span(duplicate_window),
             duplicate_entries: usize::MAX,
         })
     }
@@ -174,15 +181,20 @@ impl Takeover {
 
     pub(crate) fn view(&mut self, offset: i64, payload: &[u8]) {
         // A record that does not decode is skipped; it is noted what may be missing.
-        let _ = self.views.apply(offset, payload);
+        let _ = self.views.apply(Offset(offset), payload);
     }
 
     /// Decides where the owner resumes.
     pub(crate) fn owner(self, rules: &OwnerRules, place: (i32, i64), log_start: i64) -> Owner {
         let (kafka_partition, generation) = place;
-        let definitions = rules.0.plans.fingerprint();
-        let taken = decide(generation, self.control, self.views, definitions, log_start);
-        Owner(owner::Owner::new(&rules.0, kafka_partition, taken))
+        let claimed = Claimed {
+            generation: Generation(Offset(generation)),
+            control: self.control,
+            views: self.views,
+            log_start: Offset(log_start),
+        };
+        let taken = decide(claimed, rules.0.plans.fingerprint());
+        Owner(owner::Owner::new(&rules.0, KafkaPartition(kafka_partition), taken))
     }
 }
 
@@ -218,17 +230,19 @@ impl Owner {
         let record;
         let input = match input {
             OwnerInput::Message { offset, time, payload } => {
-                owner::Input::Message { offset, ingest_time: time, payload }
+                owner::Input::Message { offset: Offset(offset), ingest_time: Micros(time), payload }
             }
-            OwnerInput::Empty { next } => owner::Input::Empty { next },
-            OwnerInput::Unreadable { next } => owner::Input::Skip { next },
+            OwnerInput::Empty { next } => owner::Input::Empty { next: Offset(next) },
+            OwnerInput::Unreadable { next } => owner::Input::Skip { next: Offset(next) },
             OwnerInput::Flush => owner::Input::Tick(Due::Flush),
             OwnerInput::Epoch => owner::Input::Tick(Due::Epoch),
-            OwnerInput::Begun { epoch, offset } => owner::Input::Begun { epoch, offset },
+            OwnerInput::Begun { epoch, offset } => {
+                owner::Input::Begun { epoch: Offset(epoch), offset: Offset(offset) }
+            }
             OwnerInput::Control { offset, payload } => {
                 let Ok(decoded) = ControlRecord::decode(payload) else { return Ok(Vec::new()) };
                 record = decoded;
-                owner::Input::Control { offset, record: &record }
+                owner::Input::Control { offset: Offset(offset), record: &record }
             }
         };
         Ok(effects(self.0.step(input)?, records))
@@ -236,25 +250,25 @@ impl Owner {
 
     /// The next readings offset.
     pub(crate) fn next(&self) -> i64 {
-        self.0.next()
+        self.0.next().0
     }
 
     /// The next offset of the control topic.
     pub(crate) fn next_control(&self) -> i64 {
-        self.0.next_control()
+        self.0.next_control().0
     }
 
     /// From which readings offset on it must be shown everything below [`Owner::next`] first.
     pub(crate) fn remembers_from(&self) -> i64 {
-        self.0.remembers_from().unwrap_or(0)
+        self.0.remembers_from().map_or(0, |offset| offset.0)
     }
 
     pub(crate) fn remember(&mut self, offset: i64, time: i64, payload: &[u8]) -> Result<()> {
-        Ok(self.0.remember(offset, time, payload)?)
+        Ok(self.0.remember(Offset(offset), Micros(time), payload)?)
     }
 
     pub(crate) fn remembered(&mut self) -> Result<()> {
-        Ok(self.0.remember_taken()?)
+        Ok(self.0.end_remembering()?)
     }
 }
 
@@ -266,7 +280,7 @@ fn effects(effects: Vec<owner::Effect>, records: usize) -> Vec<Effect> {
             owner::Effect::Announce(record) => {
                 all.push(Effect::Control(record.encode(), control_about(&record)));
             }
-            owner::Effect::Trim { topic, before } => all.push(Effect::Trim(topic_name(topic), before)),
+            owner::Effect::Trim { topic, before } => all.push(Effect::Trim(topic_name(topic), before.0)),
         }
     }
     all
@@ -321,7 +335,7 @@ fn topic_name(topic: &str) -> TopicName {
 
 /// What the control topic of one Kafka partition says, for a batch run.
 #[derive(Clone, Default)]
-pub(crate) struct Control(pub(super) ControlView);
+pub(crate) struct Control(ControlView);
 
 impl Control {
     pub(crate) fn read<'a>(records: impl Iterator<Item = (i64, &'a Vec<u8>)>) -> Self {
@@ -379,13 +393,13 @@ fn with_column(batch: &RecordBatch, name: &str, column: ArrayRef) -> Result<Reco
 /// A batch view in memory.
 #[derive(Clone)]
 pub(crate) struct BatchView {
-    pub(super) horizon: Vec<i64>,
-    pub(super) definitions: u64,
-    pub(super) as_of: i64,
-    pub(super) tally: Tally,
-    pub(super) rows: Vec<RecordBatch>,
+    horizon: Vec<i64>,
+    definitions: u64,
+    as_of: i64,
+    tally: Tally,
+    rows: Vec<RecordBatch>,
     /// The next time (µs) at which a window is settled.
-    pub(super) settles_at: Option<i64>,
+    settles_at: Option<i64>,
 }
 
 /// Computes a batch view from the readings below a horizon, in two plan partitions. `as_of` (µs) where everything that
@@ -404,7 +418,7 @@ pub(crate) fn recompute(
         Some(first) => fold(plans, &concat_batches(&first.schema(), below)?, repeat)?,
     };
     let (folded, tally) = combine(folds);
-    let time = tally.as_of.max(as_of).unwrap_or_default();
+    let time = tally.as_of.max(as_of.map(Micros)).unwrap_or_default().0;
     let judged = AsOf { time, lateness: Arc::new(tally.lateness.clone()) };
     let age = tally.lateness.settling_age();
     let (mut rows, mut settles_at) = (Vec::new(), None::<i64>);
@@ -454,11 +468,6 @@ fn fold(plans: &Plans, readings: &RecordBatch, repeat: usize) -> Result<Vec<Fold
     Ok(folds)
 }
 
-/// By Kafka partition.
-pub(super) fn by_partition<T: Copy>(values: &[T]) -> BTreeMap<i32, T> {
-    (0..).zip(values.iter().copied()).collect()
-}
-
 /// What a batch run starts from.
 pub(crate) struct RunStart<'a> {
     /// In µs.
@@ -495,11 +504,8 @@ pub(crate) enum RunInput {
     Committed(u64),
 }
 
-pub(crate) use super::shim_run::Patience;
-use super::shim_run::{self as run};
-
 /// A batch run that decides.
-pub(crate) struct BatchRun(run::Run);
+pub(crate) struct BatchRun(Run);
 
 impl BatchRun {
     pub(crate) fn start(plans: &Plans, start: RunStart<'_>) -> (Self, Vec<RunEffect>) {
@@ -509,15 +515,14 @@ impl BatchRun {
             asked_by: String::new(),
             force: false,
         };
-        let previous = start.previous.map(|(version, view)| run::Previous {
+        let previous = start.previous.map(|(version, view)| Previous {
             version,
             horizon: horizon(&view.horizon),
             definitions: Some(view.definitions.to_string()),
             settles_at: view.settles_at.map(Micros),
         });
-        let facts =
-            run::Facts { previous, control: control_views(start.control), ends: horizon(&start.ends) };
-        let (run, effects) = run::Run::start(rules, facts);
+        let facts = Facts { previous, control: control_views(start.control), ends: horizon(&start.ends) };
+        let (run, effects) = Run::start(rules, facts);
         (Self(run), run_effects(effects))
     }
 
@@ -534,7 +539,7 @@ impl BatchRun {
     }
 }
 
-fn control_views(control: Vec<Control>) -> run::ControlViews {
+fn control_views(control: Vec<Control>) -> ControlViews {
     (0..).map(KafkaPartition).zip(control.into_iter().map(|control| control.0)).collect()
 }
 
@@ -594,113 +599,110 @@ pub(crate) struct Answered {
 
 /// A process of the serving layer.
 pub(crate) struct Serving {
-    directory: Directory,
-    state: super::shim_hub::HubState,
+    hub: Hub,
 }
 
 impl Serving {
     pub(crate) fn new(plans: &Plans, kafka_partitions: usize) -> Result<Self> {
         let expectations = Expectations::new(&plans.plans)?;
         let directory = Directory::new(Arc::clone(&plans.plans), expectations);
-        let state = super::shim_hub::HubState::new(plans.plans.fingerprint(), kafka_partitions);
-        Ok(Self { directory, state })
+        Ok(Self { hub: Hub::new(Arc::new(directory), kafka_partitions as i32) })
     }
 
     /// The next record of a Kafka partition of the realtime views.
-    pub(crate) fn record(&mut self, kafka_partition: usize, payload: &[u8]) -> Result<()> {
-        let kafka_partition = kafka_partition as i32;
-        let Ok(record) = realtime_row::decode(payload) else {
-            self.state.store.damage(kafka_partition);
-            return Ok(());
+    pub(crate) fn record(&mut self, kafka_partition: usize, payload: &[u8]) {
+        let kafka_partition = KafkaPartition(kafka_partition as i32);
+        match Record::decode(payload, self.hub.directory()) {
+            Ok(Record { header, rows }) => self.hub.apply(kafka_partition, &header, &rows),
+            Err(_) => self.hub.step(hub::Input::Undecodable { kafka_partition }),
         };
-        let mut resolved = Vec::new();
-        if let Some(batch) = &record.rows {
-            let rows = wye_domain::realtime_row::Rows::of(batch)?;
-            let ids = self.directory.resolve(rows.series.words().iter().flatten());
-            for row in 0..batch.num_rows() {
-                let Some(series) = rows.series.code(row).and_then(|code| ids[code]) else { continue };
-                let (window_start, summary) = (rows.window_start[row], rows.summaries.summary(row)?);
-                resolved.push(wye_serving::realtime::RealtimeRow { series, window_start, summary });
-            }
-        }
-        self.state.store.apply(kafka_partition, &record.header, &resolved, &mut Vec::new());
-        Ok(())
     }
 
     pub(crate) fn caught_up(&mut self) {
-        self.state.caught_up = true;
+        self.hub.step(hub::Input::CaughtUp);
     }
 
     /// It has looked for a new batch view, and serves the newest.
     pub(crate) fn views_checked(&mut self) {
-        self.state.log_starts.iter_mut().for_each(|known| known.1 += 1);
+        self.hub.step(hub::Input::ViewsChecked);
+    }
+
+    /// Whether it gives answers.
+    pub(crate) fn is_started(&self) -> bool {
+        self.hub.read().starting().is_none()
     }
 
     /// Serves a batch view from now on.
-    pub(crate) fn serve(&mut self, _version: u64, view: &Arc<BatchView>) -> Result<()> {
-        for batch in &view.rows {
-            self.directory.resolve(TextColumn::of(batch, "series")?.words().iter().flatten());
-        }
-        self.state.store.trim(&by_partition(&view.horizon));
-        self.state.view = Some(Arc::clone(view));
+    pub(crate) fn serve(&mut self, version: u64, view: &BatchView) -> Result<()> {
+        let facts = RunFacts {
+            definitions: Some(view.definitions),
+            as_of: Some(Micros(view.as_of)),
+            lateness: Arc::new(view.tally.lateness.clone()),
+            failures: Arc::new(view.tally.failures.clone()),
+        };
+        let view = MemoryView { version, horizon: horizon(&view.horizon), facts, rows: view.rows.clone() };
+        let snapshot = BatchSnapshot::in_memory(view, self.hub.directory())?;
+        self.hub.step(hub::Input::BatchView(Arc::new(snapshot)));
         Ok(())
     }
 
     /// Whether answers with a batch view would cover less than they do now.
     pub(crate) fn would_lose(&self, view: &BatchView) -> bool {
-        (0..view.horizon.len()).any(|p| {
-            let start = self.state.start_at(p, Some(&view.horizon));
-            self.state.store.reach(p as i32, start).covered < self.state.reach(p).covered
-        })
+        !self.hub.read().would_lose(&horizon(&view.horizon)).is_empty()
     }
 
     /// What the log answered when it was asked (µs) for its ends.
     pub(crate) fn log_ends(&mut self, ends: &[i64], asked_at: i64) {
-        for (p, end) in ends.iter().enumerate() {
-            let covered = self.state.reach(p).covered;
-            self.state.ends[p].asked(*end, covered, asked_at);
-        }
+        let ends = horizon(ends).iter().collect();
+        self.hub.step(hub::Input::LogEnds { ends: &ends, asked_at: Micros(asked_at) });
     }
 
     /// The Kafka partitions of which the oldest offset must be asked for.
-    pub(crate) fn without_start(&self, _now: i64) -> Vec<usize> {
-        if self.state.view.is_some() { Vec::new() } else { (0..self.state.ends.len()).collect() }
+    pub(crate) fn without_start(&self, now: i64) -> Vec<usize> {
+        let without = self.hub.read().without_start(Micros(now));
+        without.into_iter().map(|KafkaPartition(p)| p as usize).collect()
     }
 
     pub(crate) fn log_start(&mut self, kafka_partition: usize, oldest: i64) {
-        let known = &mut self.state.log_starts[kafka_partition];
-        if known.0 != oldest {
-            *known = (oldest, 0);
-        }
+        let kafka_partition = KafkaPartition(kafka_partition as i32);
+        self.hub.step(hub::Input::LogStart { kafka_partition, oldest: Offset(oldest) });
     }
 
     /// The log has acknowledged everything below an offset.
     pub(crate) fn written(&mut self, kafka_partition: usize, next: i64, at: i64) {
-        self.state.ends[kafka_partition].written(next, at);
+        let mut position = Position::default();
+        position.include(kafka_partition as i32, next - 1);
+        self.hub.step(hub::Input::Written { position: &position, at: Micros(at) });
     }
 
     pub(crate) fn covered(&self, now: i64) -> Vec<Covered> {
-        let covered = |p| Covered { offset: self.state.reach(p).covered, reason: self.state.reason(p, now) };
-        (0..self.state.ends.len()).map(covered).collect()
+        let coverage = self.hub.read().coverage(Micros(now));
+        let partitions = coverage.kafka_partitions.iter();
+        partitions
+            .map(|partition| Covered {
+                offset: partition.covered,
+                reason: partition.reason.map(Reason::name),
+            })
+            .collect()
     }
 
     /// The windows of so many µs of all series of a metric definition, by its place.
     pub(crate) fn answers(&self, definition: usize, length: i64, now: i64) -> Result<Vec<Answered>> {
         let step = WindowSize::from_micros(length).context("a window has a length")?;
-        let answers = self.state.answers(&self.directory, definition, step, now)?;
-        Ok(answers.iter().map(|(info, answer)| answered(info, answer)).collect())
+        let directory = self.hub.directory();
+        let infos = directory.infos().into_iter().filter(|info| info.definition == definition).collect();
+        let question = Question { infos, windows: Micros(i64::MIN)..Micros(i64::MAX), step };
+        let series = self.hub.capture(now).merged(question, directory)?;
+        let windows =
+            series.iter().flat_map(|(info, answers)| answers.iter().map(|answer| answered(info, answer)));
+        Ok(windows.collect())
     }
 
-    /// The newest window of each series.
-    pub(crate) fn current(&self, now: i64) -> Result<Vec<(usize, Answered)>> {
-        let mut newest = BTreeMap::new();
-        for definition in 0..self.directory.plans().plans().len() {
-            let window = self.directory.definition(definition).window;
-            for (info, answer) in self.state.answers(&self.directory, definition, window, now)? {
-                newest.insert(info.id, (definition, answered(&info, &answer)));
-            }
-        }
-        Ok(newest.into_values().collect())
+    /// The newest window of each series, with the place of its definition.
+    pub(crate) fn current(&self, now: i64) -> Vec<(usize, Answered)> {
+        let infos = self.hub.directory().infos();
+        let newest = self.hub.read().current(&infos, Micros(now)).answers;
+        newest.iter().map(|(info, answer)| (info.definition, answered(info, answer))).collect()
     }
 }
 

@@ -28,8 +28,6 @@ pub(crate) struct Server {
     pub(crate) ends: Vec<i64>,
     /// When (µs) it last asked.
     pub(crate) asked_at: Option<i64>,
-    /// Whether it has served the batch view that there was when it started. It gives no answers before.
-    pub(crate) has_looked: bool,
 }
 
 impl Server {
@@ -44,7 +42,6 @@ impl Server {
             flushes: log.iter().map(|_| OpenFlushes::default()).collect(),
             ends: vec![0; log.len()],
             asked_at: None,
-            has_looked: false,
         })
     }
 
@@ -55,7 +52,7 @@ impl Server {
                 // Where records were deleted, it resumes at the oldest that is there.
                 self.next[p] = self.next[p].max(log.views.low());
                 let Some(record) = log.views.get(self.next[p]) else { break };
-                self.serving.record(p, &record.payload)?;
+                self.serving.record(p, &record.payload);
                 if let Some(about) = record.about {
                     self.flushes[p].apply(about);
                 }
@@ -92,7 +89,6 @@ impl Server {
             self.loaded = newest.filter(|newest| self.number() != Some(newest.number)).cloned();
         }
         let Some(loaded) = self.loaded.take() else {
-            self.has_looked = true;
             self.serving.views_checked();
             return Ok(());
         };
@@ -102,7 +98,6 @@ impl Server {
         }
         self.serving.serve(loaded.number, &loaded.view)?;
         self.view = Some(loaded);
-        self.has_looked = true;
         self.serving.views_checked();
         Ok(())
     }

@@ -199,14 +199,16 @@ impl Process {
             let Some(entry) = log.readings.get(offset) else { return Ok(()) };
             let (time, next) = (entry.time, offset + 1);
             log.note(|| format!("{offset} is read"));
-            let went_on = match &entry.content {
-                Content::Empty => self.step(log, &OwnerInput::Empty { next }, budget)?,
-                Content::Unreadable => self.step(log, &OwnerInput::Unreadable { next }, budget)?,
-                Content::Message { payload, .. } => {
-                    let payload = payload.clone();
-                    self.step(log, &OwnerInput::Message { offset, time, payload: &payload }, budget)?
+            let payload;
+            let input = match &entry.content {
+                Content::Empty => OwnerInput::Empty { next },
+                Content::Unreadable => OwnerInput::Unreadable { next },
+                Content::Message { payload: bytes, .. } => {
+                    payload = bytes.clone();
+                    OwnerInput::Message { offset, time, payload: &payload }
                 }
             };
+            let went_on = self.step(log, &input, budget)?;
             if !went_on {
                 return Ok(());
             }
@@ -216,14 +218,14 @@ impl Process {
 
     fn listen(&mut self, log: &mut KafkaPartition, budget: &mut Budget) -> Result<()> {
         // It reads its own records too.
-        while let Some((offset, payload)) = log.control.iter().find(|(at, _)| *at >= self.next_control) {
-            let payload = payload.clone();
+        loop {
+            let offset = self.next_control.max(log.control.low());
+            let Some(payload) = log.control.get(offset).cloned() else { return Ok(()) };
             self.next_control = offset + 1;
             if !self.step(log, &OwnerInput::Control { offset, payload: &payload }, budget)? {
                 return Ok(());
             }
         }
-        Ok(())
     }
 
     /// One step of the owner; whether all its effects were carried out and it goes on.

@@ -244,8 +244,7 @@ impl World {
     }
 
     fn compare(&mut self, slot: Slot) -> Result<Compared> {
-        if !self.servers[slot].has_looked {
-            // It gives no answers before.
+        if !self.servers[slot].serving.is_started() {
             return Ok(Compared::Lacking(Vec::new()));
         }
         let compared = compare(self, &self.servers[slot])?;
