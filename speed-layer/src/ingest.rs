@@ -40,7 +40,7 @@ mod turns;
 mod worker;
 
 pub use parse::Format;
-pub use wye_domain::ledger::Tables;
+use wye_domain::ledger::Tables;
 
 /// The header of a message with the idempotency key of its request.
 const KEY_HEADER: &str = "wye-idempotency-key";

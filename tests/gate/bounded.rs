@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
+use wye_domain::place::KafkaPartition;
 use wye_log::client::{Log, LogConfig};
 use wye_log::topics::{DEAD_LETTER, LEDGER, READINGS, specs};
 use wye_tests::api::Api;
@@ -49,10 +50,10 @@ fn records(log: &Log, runtime: &Runtime) -> Result<Records> {
     let mut records = Records::new();
     for spec in specs(KAFKA_PARTITIONS, 1) {
         for kafka_partition in 0..spec.kafka_partitions {
-            let range = runtime.block_on(log.offsets(spec.name, kafka_partition))?;
+            let range = runtime.block_on(log.offsets(spec.name, KafkaPartition(kafka_partition)))?;
             let (written, there) = records.entry(spec.name).or_default();
-            *written += range.high;
-            *there += range.high - range.low;
+            *written += range.high.0;
+            *there += range.high.0 - range.low.0;
         }
     }
     Ok(records)

@@ -17,6 +17,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::position::Position;
 use wye_tests::api::Api;
 use wye_tests::datasets::say;
@@ -217,7 +218,9 @@ fn ask(board: &Board) -> Result<Asked> {
         let counts: BTreeMap<&str, u64> =
             answer.rows.iter().map(|row| Ok((row[0].as_str(), row[1].parse()?))).collect::<Result<_>>()?;
         for (device, sent) in &before {
-            let reached = |kafka_partition| answer.covered.get(&kafka_partition).copied().unwrap_or(0);
+            let reached = |kafka_partition: KafkaPartition| {
+                Offset(answer.covered.get(&kafka_partition.0).copied().unwrap_or(0))
+            };
             let least = sent.acknowledged.iter().filter(|it| it.is_covered_by(reached)).count() as u64
                 * READINGS_EACH;
             let most = after[device].begun;

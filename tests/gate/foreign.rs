@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tokio::runtime::Runtime;
+use wye_domain::place::KafkaPartition;
 use wye_log::client::{Log, LogConfig};
 use wye_log::partitioner::partition_of;
 use wye_log::producer::{Outgoing, Producer};
@@ -33,7 +34,7 @@ fn what_others_leave_in_the_log_stops_nothing() -> Result<()> {
     let device = "pump-1";
     let (here, elsewhere) = {
         let here = partition_of(device.as_bytes(), KAFKA_PARTITIONS);
-        (here, 1 - here)
+        (here, KafkaPartition(1 - here.0))
     };
     post(&api, device, 0)?;
 
@@ -78,7 +79,7 @@ fn post(api: &Api, device: &str, number: i64) -> Result<()> {
 }
 
 /// Writes a reading as another producer does, with the device as key.
-fn write(site: &Site, device: &str, kafka_partition: i32, number: i64) -> Result<()> {
+fn write(site: &Site, device: &str, kafka_partition: KafkaPartition, number: i64) -> Result<()> {
     let bootstrap = fs::read_to_string(site.data_dir().join("kafka.addr"))?;
     let producer =
         Producer::new(&Log::new(LogConfig::new(bootstrap.trim(), KAFKA_PARTITIONS))?, Duration::ZERO)?;
@@ -103,7 +104,7 @@ fn count(api: &Api, readings: i64) -> Result<()> {
 }
 
 /// Puts a batch that does not decode at the end of a Kafka partition of the stopped embedded broker; its first offset.
-fn spoil(site: &Site, topic: &str, kafka_partition: i32) -> Result<i64> {
+fn spoil(site: &Site, topic: &str, kafka_partition: KafkaPartition) -> Result<i64> {
     let path = newest_segment(&site.data_dir().join("log").join(format!("{topic}-{kafka_partition}")))?;
     let written = fs::read(&path)?;
     let mut end: i64 =

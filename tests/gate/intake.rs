@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
+use wye_domain::place::KafkaPartition;
 use wye_log::client::{Log, LogConfig};
 use wye_log::producer::{Outgoing, Producer};
 use wye_log::topics::READINGS;
@@ -125,8 +126,13 @@ fn produce(bootstrap_servers: &str, payloads: &[Vec<u8>]) -> Result<()> {
     runtime.block_on(async {
         let producer = Producer::new(&Log::new(LogConfig::new(bootstrap_servers, 4))?, Duration::ZERO)?;
         for payload in payloads {
-            let message =
-                Outgoing { topic: READINGS, kafka_partition: 1, key: Some(b"x"), payload, headers: &[] };
+            let message = Outgoing {
+                topic: READINGS,
+                kafka_partition: KafkaPartition(1),
+                key: Some(b"x"),
+                payload,
+                headers: &[],
+            };
             producer.send(message).await?;
         }
         Ok(())

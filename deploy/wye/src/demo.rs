@@ -200,9 +200,9 @@ async fn compare(client: &Client, simulations: &[Simulation]) -> Result<String> 
         let (mut agree, mut differ, mut readings) = (0u64, Vec::new(), 0);
         for simulation in simulations {
             for truth in
-                simulation.truth().filter(|row| row.window_start >= oldest && row.window_start < newest)
+                simulation.truth().filter(|row| row.window_start.0 >= oldest && row.window_start.0 < newest)
             {
-                let key = (truth.device_id.to_owned(), truth.metric.to_owned(), truth.window_start);
+                let key = (truth.device_id.to_owned(), truth.metric.to_owned(), truth.window_start.0);
                 let summary = truth.summary;
                 let found = served.get(&key).copied();
                 let same = found.is_some_and(|(count, sum, min, max)| {
@@ -238,7 +238,7 @@ async fn compare(client: &Client, simulations: &[Simulation]) -> Result<String> 
 type Served = std::collections::HashMap<(String, String, i64), (i64, f64, f64, f64)>;
 
 async fn served(client: &Client, oldest: i64) -> Result<Served> {
-    let from = wye_domain::time::format_rfc3339(oldest);
+    let from = wye_domain::time::format_rfc3339(wye_domain::time::Micros(oldest));
     let sql = format!(
         "SELECT CAST(device_id AS VARCHAR) AS device_id, CAST(metric AS VARCHAR) AS metric, window_start, \
          CAST(count AS BIGINT) AS count, sum, min, max FROM unified_series \

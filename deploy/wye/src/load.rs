@@ -19,6 +19,7 @@ use wye_datasets::csv_source::{Chunk, CsvSource, Rejected};
 use wye_datasets::file_id::file_id;
 use wye_datasets::guess;
 use wye_datasets::mapping::Mapping;
+use wye_domain::place::Offset;
 use wye_domain::position::Position;
 use wye_domain::wire;
 
@@ -249,8 +250,8 @@ fn note_receipt(totals: &mut Totals, receipt: &Receipt) {
     }
     // What cannot be read as a position is not waited for.
     let position: Position = receipt.position.parse().unwrap_or_default();
-    for (kafka_partition, next) in position.iter().filter(|(_, next)| *next > 0) {
-        totals.position.include(kafka_partition, next - 1);
+    for (kafka_partition, next) in position.iter().filter(|(_, next)| *next > Offset::START) {
+        totals.position.include(kafka_partition, Offset(next.0 - 1));
     }
     let told = receipt.errors.len() as u64;
     for refusal in &receipt.errors {

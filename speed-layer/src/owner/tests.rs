@@ -222,7 +222,7 @@ fn a_new_horizon_deletes_what_is_not_needed_and_nothing_else() {
 }
 
 /// What effects announce of epoch starts: each with its ingest time.
-fn announced(effects: &[Effect]) -> Vec<(i64, i64)> {
+fn announced(effects: &[Effect]) -> Vec<(Offset, Option<Micros>)> {
     let announced = effects.iter().filter_map(|effect| match effect {
         Effect::Announce(ControlRecord::Epoch { start, announced_at, .. }) => Some((*start, *announced_at)),
         _ => None,
@@ -234,17 +234,17 @@ fn announced(effects: &[Effect]) -> Vec<(i64, i64)> {
 fn an_owner_that_has_not_read_the_past_does_not_announce_how_old_it_is() {
     let mut control = ControlView::default();
     // The predecessor has crashed after the beginning of the epoch from 5, before its announcement.
-    control.expect_start(0, 1);
-    control.expect_start(5, 0);
-    let resumed = taken(Recovery::Resume { position: 5, epoch: 5 });
+    control.expect_start(Offset(0), Some(Micros(1)));
+    control.expect_start(Offset(5), None);
+    let resumed = taken(Recovery::Resume { position: Offset(5), epoch: Offset(5) });
     let mut owner = Owner::new(&rules(), KafkaPartition(0), TakenOver { control, ..resumed });
     // The newest time that it has read of, 1, is that of the readings below 0.
-    assert_eq!(announced(&owner.start().unwrap()), [(5, 0)]);
+    assert_eq!(announced(&owner.start().unwrap()), [(Offset(5), None)]);
     assert_eq!(owner.remembers_from(), None);
     let newest = Micros::from_millis(1_700_000_000_000);
     owner.remember(Offset(4), newest, b"").unwrap();
     owner.end_remembering().unwrap();
-    assert_eq!(announced(&ask(&mut owner, 5)), [(5, newest.0)]);
+    assert_eq!(announced(&ask(&mut owner, 5)), [(Offset(5), Some(newest))]);
 }
 
 #[test]

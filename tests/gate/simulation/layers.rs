@@ -25,7 +25,7 @@ use wye_log::topics::{CONTROL, READINGS, REALTIME_VIEWS};
 use wye_metrics::definition::{Aggregate, Definition, MetricConfig};
 use wye_metrics::merge::Answer;
 use wye_metrics::plan::{Expectations, MetricPlans};
-use wye_metrics::view_rows::{AsOf, RowMaker};
+use wye_metrics::view_rows::maker::{AsOf, RowMaker};
 use wye_serving::coverage::Reason;
 use wye_serving::directory::{Directory, SeriesInfo};
 use wye_serving::hub::{self, Hub};
@@ -36,13 +36,14 @@ use wye_speed::SpeedError;
 use wye_speed::owner::{self, Due, Rules};
 use wye_speed::takeover::{Claimed, ViewsState, decide};
 use wye_tables::columns::READING_ORDER;
+use wye_tables::views::ViewVersion;
 
 use super::log::{ControlAbout, TopicName, ViewAbout, ViewKind};
 use super::readings::Sent;
 use super::versions::{DAY, SECOND, Version, device_name};
 
-/// The earliest event time (µs) that is accepted where readings before 1990 are.
-const EARLY: i64 = -400 * DAY;
+/// The earliest event time that is accepted where readings before 1990 are.
+const EARLY: Micros = Micros(-400 * DAY);
 
 /// A planned configuration.
 #[derive(Clone)]
@@ -94,7 +95,7 @@ fn acceptance(accepts_early: bool) -> Acceptance {
 
 /// The earliest event time (µs) that is accepted.
 pub(crate) fn earliest(accepts_early: bool) -> i64 {
-    acceptance(accepts_early).earliest
+    acceptance(accepts_early).earliest.0
 }
 
 /// Readings as an Arrow message.
@@ -105,7 +106,7 @@ pub(crate) fn arrow_message(readings: &[Sent]) -> Vec<u8> {
             device_id: &device_name(sent.device),
             metric: &sent.metric_name(),
             value: sent.value,
-            event_time: sent.event_time,
+            event_time: Micros(sent.event_time),
             sequence: sent.sequence,
             unit: sent.unit,
             tags: sent.tags().as_deref(),
@@ -163,8 +164,8 @@ pub(crate) fn claim() -> (Vec<u8>, ControlAbout) {
 
 /// The claim that a new owner writes to `realtime-views`.
 pub(crate) fn claim_marker(generation: i64) -> (Vec<u8>, ViewAbout) {
-    let record = realtime_row::encode(&Header::Claim { generation }, None);
-    (record, ViewAbout { generation, kind: ViewKind::Claim })
+    let claim = Header::Claim { generation: Generation(Offset(generation)) };
+    (realtime_row::encode(&claim, None), ViewAbout { generation, kind: ViewKind::Claim })
 }
 
 /// A new owner that reads both topics up to its claim.
@@ -201,7 +202,7 @@ impl Takeover {
 /// A record of a later version is skipped.
 fn apply_control(view: &mut ControlView, offset: i64, payload: &[u8]) {
     if let Ok(record) = ControlRecord::decode(payload) {
-        view.apply(offset, &record);
+        view.apply(Offset(offset), &record);
     }
 }
 
@@ -309,18 +310,23 @@ fn append(header: &Header, rows: Option<&RecordBatch>, records: usize, all: &mut
 fn view_about(header: &Header) -> ViewAbout {
     let kind = match *header {
         Header::Claim { .. } => ViewKind::Claim,
-        Header::Begin { epoch, reset, .. } => ViewKind::Begin { epoch, reset },
-        Header::Rows { epoch, through, complete, .. } => ViewKind::Rows { epoch, through, complete },
+        Header::Begin { epoch, reset, .. } => ViewKind::Begin { epoch: epoch.0, reset },
+        Header::Rows { epoch, through, complete, .. } => {
+            ViewKind::Rows { epoch: epoch.0, through: through.0, complete }
+        }
     };
-    ViewAbout { generation: header.generation(), kind }
+    ViewAbout { generation: header.generation().claim().0, kind }
 }
 
 fn control_about(record: &ControlRecord) -> ControlAbout {
     match *record {
         ControlRecord::Claim { .. } => ControlAbout::Claim,
-        ControlRecord::Epoch { generation, start, .. } => ControlAbout::Epoch { generation, start },
+        ControlRecord::Epoch { generation, start, .. } => ControlAbout::Epoch {
+            generation: generation.map(|generation| generation.claim().0),
+            start: start.0,
+        },
         ControlRecord::CutRequest { .. } => ControlAbout::CutRequest,
-        ControlRecord::Horizon { offset, .. } => ControlAbout::Horizon { offset },
+        ControlRecord::Horizon { offset, .. } => ControlAbout::Horizon { offset: offset.0 },
     }
 }
 
@@ -360,7 +366,7 @@ impl Archive {
     }
 
     pub(crate) fn message(&mut self, offset: i64, time: i64, payload: &[u8]) -> Result<()> {
-        self.assembler.push(payload, offset, time);
+        self.assembler.push(payload, Offset(offset), Micros(time));
         self.assembler.take_rejected();
         for placed in self.assembler.take() {
             let partitions = Int32Array::from(vec![self.kafka_partition; placed.batch.num_rows()]);
@@ -418,7 +424,7 @@ pub(crate) fn recompute(
         Some(first) => fold(plans, &concat_batches(&first.schema(), below)?, repeat)?,
     };
     let (folded, tally) = combine(folds);
-    let time = tally.as_of.max(as_of.map(Micros)).unwrap_or_default().0;
+    let time = tally.as_of.max(as_of.map(Micros)).unwrap_or_default();
     let judged = AsOf { time, lateness: Arc::new(tally.lateness.clone()) };
     let age = tally.lateness.settling_age();
     let (mut rows, mut settles_at) = (Vec::new(), None::<i64>);
@@ -427,11 +433,11 @@ pub(crate) fn recompute(
         let order = folded.order(&maker.stored());
         let entries = order.iter().map(|slot| &folded.entries[*slot as usize]);
         rows.push(maker.rows(entries.clone()));
-        let settling = entries.map(|entry| maker.window_end(entry).saturating_add(age));
-        settles_at = settling.filter(|at| *at > time).chain(settles_at).min();
+        let settling = entries.map(|entry| maker.window(entry).end + age);
+        settles_at = settling.filter(|at| *at > time).map(|at| at.0).chain(settles_at).min();
     }
     let definitions = plans.plans.fingerprint();
-    Ok(BatchView { horizon: horizon.to_vec(), definitions, as_of: time, tally, rows, settles_at })
+    Ok(BatchView { horizon: horizon.to_vec(), definitions, as_of: time.0, tally, rows, settles_at })
 }
 
 fn fold(plans: &Plans, readings: &RecordBatch, repeat: usize) -> Result<Vec<Fold>> {
@@ -516,7 +522,7 @@ impl BatchRun {
             force: false,
         };
         let previous = start.previous.map(|(version, view)| Previous {
-            version,
+            version: ViewVersion(version),
             horizon: horizon(&view.horizon),
             definitions: Some(view.definitions.to_string()),
             settles_at: view.settles_at.map(Micros),
@@ -534,7 +540,7 @@ impl BatchRun {
             }
             RunInput::Control(control, patience) => run::Input::Control(control_views(control), patience),
             RunInput::Archived(archived, patience) => run::Input::Archived(horizon(&archived), patience),
-            RunInput::Committed(version) => run::Input::Committed { version },
+            RunInput::Committed(version) => run::Input::Committed { version: ViewVersion(version) },
         }))
     }
 }
@@ -560,7 +566,7 @@ fn run_effects(effects: Vec<run::Effect>) -> Vec<RunEffect> {
         run::Effect::Commit(task) => RunEffect::Commit {
             horizon: task.horizon.iter().map(|(_, offset)| offset.0).collect(),
             as_of: task.as_of.map(|as_of| as_of.0),
-            replaces: task.replaces,
+            replaces: task.replaces.map(|version| version.0),
         },
         run::Effect::KeepView(_) => RunEffect::Keep,
     };
@@ -640,7 +646,12 @@ impl Serving {
             lateness: Arc::new(view.tally.lateness.clone()),
             failures: Arc::new(view.tally.failures.clone()),
         };
-        let view = MemoryView { version, horizon: horizon(&view.horizon), facts, rows: view.rows.clone() };
+        let view = MemoryView {
+            version: ViewVersion(version),
+            horizon: horizon(&view.horizon),
+            facts,
+            rows: view.rows.clone(),
+        };
         let snapshot = BatchSnapshot::in_memory(view, self.hub.directory())?;
         self.hub.step(hub::Input::BatchView(Arc::new(snapshot)));
         Ok(())
@@ -671,7 +682,7 @@ impl Serving {
     /// The log has acknowledged everything below an offset.
     pub(crate) fn written(&mut self, kafka_partition: usize, next: i64, at: i64) {
         let mut position = Position::default();
-        position.include(kafka_partition as i32, next - 1);
+        position.include(KafkaPartition(kafka_partition as i32), Offset(next - 1));
         self.hub.step(hub::Input::Written { position: &position, at: Micros(at) });
     }
 
@@ -680,7 +691,7 @@ impl Serving {
         let partitions = coverage.kafka_partitions.iter();
         partitions
             .map(|partition| Covered {
-                offset: partition.covered,
+                offset: partition.covered.0,
                 reason: partition.reason.map(Reason::name),
             })
             .collect()
@@ -688,11 +699,11 @@ impl Serving {
 
     /// The windows of so many µs of all series of a metric definition, by its place.
     pub(crate) fn answers(&self, definition: usize, length: i64, now: i64) -> Result<Vec<Answered>> {
-        let step = WindowSize::from_micros(length).context("a window has a length")?;
+        let step = WindowSize::new(Span(length)).context("a window has a length")?;
         let directory = self.hub.directory();
         let infos = directory.infos().into_iter().filter(|info| info.definition == definition).collect();
-        let question = Question { infos, windows: Micros(i64::MIN)..Micros(i64::MAX), step };
-        let series = self.hub.capture(now).merged(question, directory)?;
+        let question = Question { infos, windows: Micros::MIN..Micros::MAX, step };
+        let series = self.hub.capture(Micros(now)).merged(question, directory)?;
         let windows =
             series.iter().flat_map(|(info, answers)| answers.iter().map(|answer| answered(info, answer)));
         Ok(windows.collect())
@@ -708,20 +719,20 @@ impl Serving {
 
 fn answered(info: &SeriesInfo, answer: &Answer) -> Answered {
     let summary = &answer.summary;
-    let confidence = &answer.scored.confidence;
+    let confidence = &answer.confidence;
     let aggregates = Aggregate::ALL.map(|aggregate| (aggregate.name(), aggregate.finish(summary)));
     Answered {
         metric: info.key.metric.to_string(),
         group: info.key.group[0].as_ref().map(|word| word.to_string()),
-        window_start: answer.window_start,
-        window_end: answer.window_end,
+        window_start: answer.window_start.0,
+        window_end: answer.window_end.0,
         aggregates: aggregates.to_vec(),
         count: summary.count,
         invalid: summary.invalid,
         conflicts: summary.conflicts,
         source: answer.source.name(),
         state: answer.state.name(),
-        expected_source: answer.scored.expected_source.name(),
+        expected_source: confidence.expected_source.name(),
         expected: confidence.expected,
         completeness: confidence.completeness,
         validity: confidence.validity,

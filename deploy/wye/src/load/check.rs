@@ -8,8 +8,8 @@ use indicatif::ProgressBar;
 use wye_datasets::csv_source::{Chunk, CsvSource};
 use wye_datasets::mapping::Mapping;
 use wye_domain::reading::{ReadingColumns, TextColumn};
-use wye_domain::time::format_rfc3339;
-use wye_domain::wire::{self, Acceptance, Collected, Decoded};
+use wye_domain::time::{Micros, format_rfc3339};
+use wye_domain::wire::{self, Acceptance, AcceptedRows, Collected, Decoded};
 use wye_runtime::clock::now_micros;
 
 use super::{example, print_rejected};
@@ -69,14 +69,14 @@ impl Findings {
         // Judged as ingest does where it keeps its default settings.
         let mut collected = Collected::default();
         let message = wire::encode(std::slice::from_ref(&chunk.batch));
-        let decoded = wire::decode(&message, now_micros(), &Acceptance::default(), &mut collected);
+        let decoded = wire::decode(&message, Micros(now_micros()), &Acceptance::default(), &mut collected);
         for rejected in &collected.rejected {
             let reason = rejected.reason.name().to_owned();
             *self.rejected.entry(reason).or_default() += u64::from(rejected.readings);
             self.show(format!("{file}: {}: {}", rejected.detail, String::from_utf8_lossy(&rejected.payload)));
         }
         let Decoded::Batches(batches) = decoded else { return Ok(()) };
-        for (batch, _) in &batches {
+        for AcceptedRows { batch, .. } in &batches {
             let columns = ReadingColumns::of(batch)?;
             self.readings += batch.num_rows() as u64;
             for time in columns.event_time {
@@ -101,8 +101,8 @@ impl Findings {
         tell(format!("readings       {:>12}", grouped(self.readings)));
         tell(format!("missing        {:>12}   cells that hold a word for missing", grouped(self.missing)));
         if let Some((first, last)) = self.times {
-            tell(format!("first time     {:>12}   {}", "", format_rfc3339(first)));
-            tell(format!("last time      {:>12}   {}", "", format_rfc3339(last)));
+            tell(format!("first time     {:>12}   {}", "", format_rfc3339(Micros(first))));
+            tell(format!("last time      {:>12}   {}", "", format_rfc3339(Micros(last))));
         }
         for (title, names) in [("devices", &self.devices), ("metrics", &self.metrics)] {
             tell(format!("{title:<14} {:>12}   {}", grouped(names.len() as u64), list(names)));

@@ -23,9 +23,9 @@ pub fn byte_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D:
     let (Some(unit), Ok(count)) = (unit, digits.parse::<usize>()) else {
         return Err(D::Error::custom(format!("{text:?} is not a size; write for example \"64MiB\"")));
     };
-    count
-        .checked_mul(unit)
-        .ok_or_else(|| D::Error::custom(format!("{text:?} is more than this machine can count")))
+    count.checked_mul(unit).ok_or_else(|| {
+        D::Error::custom(format!("{text:?} is more than this machine can count; write for example \"64MiB\""))
+    })
 }
 
 /// The same; `None` for no bytes.
