@@ -169,7 +169,7 @@ mod tests {
     fn sizes_times_and_keys_that_cannot_be_read_are_refused() {
         for size in ["\"many\"", "\"99999999999GiB\"", "\"-1\"", "\"1.5MiB\"", "\"1TB\""] {
             let error = read(&with("max_body", size)).unwrap_err().to_string();
-            assert!(error.contains("64MiB"), "{error}");
+            assert!(error.contains("64MiB") || error.contains("more than this machine"), "{error}");
         }
         assert!(read(&with("earliest_event_time", "\"yesterday\"")).is_err());
         assert!(read(&format!("{DEFAULTS}unknown = 1\n")).is_err());
