@@ -1,12 +1,12 @@
-//! The archiver: brings everything in the log into the tables, exactly once, in offset order.
+//! The archiver: stores everything in the log in the tables, exactly once, in offset order.
 //!
 //! An `intake` thread reads and decodes; meanwhile what it read before is appended, rows and offsets in one commit
 //! for all Kafka partitions. Where it resumes after any failure is what the table says, so no state here can be lost.
 //! Two archivers at once do no harm: the second one gets a conflict, reads the table again and resumes.
 //!
 //! It reads every offset, so it writes the dead letters of invalid readings: before the commit that passes their
-//! offsets, so that none is missing. A letter that is written again after a failure is about the same offset and index,
-//! by which the table of dead letters leaves it out.
+//! offsets, so that none is missing. A letter that is written again after a failure names the same offset and index, so
+//! the table of dead letters leaves it out.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,7 +64,7 @@ impl Archiver {
     /// Archives until `shutdown` fires; then what was read is appended, and it ends.
     ///
     /// # Panics
-    /// When a message cannot be decoded without a panic.
+    /// When decoding a message panics.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self { parts, settings, readings, letters } = self;
         tokio::join!(
@@ -157,7 +157,7 @@ impl<D: Destination> Topic<D> {
         for kafka_partition in KafkaPartition::all(self.destination.kafka_partitions()) {
             let from = match archived.get(kafka_partition) {
                 Some(next) => next,
-                // What was deleted before there was an archive was never meant for it.
+                // Records that were deleted before the archive existed were never meant for it.
                 None => {
                     let range = self.log.offsets(D::TOPIC, kafka_partition).await;
                     range.map_err(BatchError::log("ask for the offsets of the log"))?.low

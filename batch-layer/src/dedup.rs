@@ -3,7 +3,8 @@
 //! device is in several Kafka partitions (see [`READING_ORDER`] for which reading is the first).
 //!
 //! [`DedupExec`] is a DataFusion operator over readings sorted by [`READING_ORDER`], so that readings of one identity are
-//! side by side, the first in log order first. It states what it needs of its input, so that an optimizer keeps to it.
+//! adjacent, the first in log order first. It declares the order and the distribution that it needs, so that an optimizer
+//! keeps them.
 //! It must not know what is computed of the readings.
 
 use std::fmt;
@@ -92,8 +93,8 @@ pub struct Deduplicator {
 impl Deduplicator {
     /// What each reading of the next batch is, as codes.
     ///
-    /// Rows are compared by their numbers first; words are only compared where the numbers are equal and the dictionary
-    /// codes are not. (`arrow::compute::partition` would compare the words of all rows.)
+    /// Rows are compared by their numbers first; texts are only compared where the numbers are equal and the dictionary
+    /// codes are not. (`arrow::compute::partition` would compare the texts of all rows.)
     ///
     /// # Errors
     /// When the batch lacks a column of a reading.
@@ -124,7 +125,7 @@ impl Deduplicator {
     }
 }
 
-/// The columns of a batch that tell its rows apart.
+/// The columns of a batch by which its rows are compared.
 struct Rows<'a> {
     columns: ReadingColumns<'a>,
     has_sequences: bool,
@@ -164,8 +165,8 @@ impl<'a> Rows<'a> {
     fn have_one_identity(&self, before: usize, row: usize) -> bool {
         self.columns.event_time[row] == self.columns.event_time[before]
             && self.sequence(row) == self.sequence(before)
-            && same_word(&self.columns.device_id, row, before)
-            && same_word(&self.columns.metric, row, before)
+            && same_text(&self.columns.device_id, row, before)
+            && same_text(&self.columns.metric, row, before)
     }
 
     fn has_identity(&self, row: usize, last: &Last) -> bool {
@@ -188,7 +189,7 @@ impl<'a> Rows<'a> {
 }
 
 #[inline]
-fn same_word(column: &TextColumn<'_>, row: usize, before: usize) -> bool {
+fn same_text(column: &TextColumn<'_>, row: usize, before: usize) -> bool {
     column.code(row) == column.code(before) || column.text(row) == column.text(before)
 }
 

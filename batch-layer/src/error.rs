@@ -32,8 +32,8 @@ pub enum BatchError {
     /// A metric cannot be computed from the readings.
     #[error("cannot compute the metrics: {0}")]
     Compute(#[source] DataFusionError),
-    /// Another batch run committed while this one computed.
-    #[error("another batch run committed first; its views count, and nothing is lost")]
+    /// Another batch run committed while this one was computing.
+    #[error("another batch run committed first; its views are served, and nothing is lost")]
     AnotherRunFirst(#[source] Box<TablesError>),
     /// The layer is stopping.
     #[error("the batch layer is stopping")]

@@ -94,7 +94,7 @@ impl Fold {
         Self { summaries: fold::Fold::new(plans), tally: Tally::default(), merged_elsewhere: Vec::new() }
     }
 
-    /// Takes in readings that [`crate::dedup::DedupExec`] has marked.
+    /// Adds readings that [`crate::dedup::DedupExec`] has marked.
     ///
     /// # Errors
     /// When the batch lacks a column.

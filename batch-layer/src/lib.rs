@@ -1,11 +1,11 @@
-//! The batch layer: stores every reading for good, and recomputes every metric from that record.
+//! The batch layer: stores every reading permanently, and recomputes every metric from that record.
 //!
-//! Reading order: the [`layer`] starts everything, by its [`settings`]. The [`archiver`] brings the log into the master
+//! Reading order: the [`layer`] starts everything, by its [`settings`]. The [`archiver`] stores the log in the master
 //! dataset. The [`schedule`] says when a batch run starts; a [`run`] decides what it does, as a state machine, and the
 //! [`runner`] carries that out. [`recompute`] reads the readings below the horizon once: [`dedup`] marks repeated
 //! readings, [`fold`] makes summaries, and [`wye_metrics::view_rows`] scores them.
 //!
-//! This layer does not know the speed and serving layers: they meet in topics and tables.
+//! This layer must not know the speed and serving layers: they share only topics and tables.
 
 pub mod layer;
 pub mod settings;

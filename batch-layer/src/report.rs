@@ -1,4 +1,4 @@
-//! What a batch run says of itself.
+//! The report of a batch run.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ use wye_tables::views::ViewVersion;
 pub enum Outcome {
     /// There is a new view.
     Committed,
-    /// No reading came since the last run, time has settled no window, and the definitions are the same: the view stays.
+    /// Since the last run there is no new reading, no window was settled, and the definitions are the same: the view stays.
     NothingNew,
 }
 
@@ -48,7 +48,7 @@ pub struct RunReport {
 }
 
 impl RunReport {
-    /// Of a view that stays, by the record of the run that made it.
+    /// For a run that leaves a view as it is, from the record of the run that made the view.
     pub(crate) fn of(run: &RunRecord, horizon: Horizon) -> Self {
         Self {
             outcome: Outcome::NothingNew,

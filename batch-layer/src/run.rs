@@ -1,5 +1,5 @@
-//! A batch run as a state machine: facts in, effects out. Must not know the log, the tables, a clock, or how effects are
-//! carried out.
+//! A batch run as a state machine: facts in, effects out. Must not know the log, a clock, how effects are carried out, or
+//! anything of the tables but the version of a view.
 //!
 //! 1. It asks the owners for cuts at the ends of the log, and waits for their answers.
 //! 2. It waits until the archiver has reached the cuts.
@@ -26,14 +26,14 @@ mod tests;
 /// By Kafka partition: what its control records add up to. It has every Kafka partition of the readings.
 pub type ControlViews = BTreeMap<KafkaPartition, ControlView>;
 
-/// What one run decides by, beside its facts.
+/// What a run decides by, besides its facts.
 #[derive(Clone, Debug)]
 pub struct Rules {
     /// When the run started, before any of its facts was read.
     pub started: Micros,
     /// The fingerprint of what is computed.
     pub definitions: String,
-    /// How the run names itself in requests for a cut, for people.
+    /// The name of the run in requests for a cut, for people.
     pub asked_by: String,
     /// Commits even if there is nothing new.
     pub force: bool,
@@ -185,7 +185,7 @@ impl Run {
         (run, effects)
     }
 
-    /// Takes in what happened, and says what is to be done. What the run does not wait for changes nothing.
+    /// Handles an input, and returns the effects to carry out. An input that the run does not wait for is ignored.
     pub fn step(&mut self, input: Input) -> Vec<Effect> {
         match (&self.phase, input) {
             (Phase::Answers, Input::Requested { kafka_partition, request }) => {

@@ -1,4 +1,4 @@
-//! Carries out batch runs: reads the facts, and does what a [`Run`] decides. Must not know why it decides so.
+//! Carries out batch runs: reads the facts, and does what a [`Run`] decides. Must not know the reasons for a decision.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -78,10 +78,10 @@ impl BatchRunner {
         Ok(Self { parts, readings, views, control, expectations, patience, turn: Mutex::new(()) })
     }
 
-    /// Does one run. Dropping the returned future cancels it, at any time: there is the old view or the new one.
+    /// Carries out one run. Dropping the returned future cancels it, at any time: the view is then the old one or the new one.
     ///
     /// # Errors
-    /// [`BatchError::AnotherRunFirst`] (of kind `Conflict`) when another process has committed meanwhile; else what
+    /// [`BatchError::AnotherRunFirst`] (of kind `Conflict`) when another process has committed in the meantime; else what
     /// failed.
     pub async fn run(&self, options: RunOptions) -> Result<RunReport, BatchError> {
         let _turn = self.turn.lock().await;
@@ -169,7 +169,7 @@ impl BatchRunner {
         Ok(())
     }
 
-    /// The time of all that happens here.
+    /// The clock of this layer.
     pub(crate) fn clock(&self) -> &dyn Clock {
         &*self.parts.clock
     }
@@ -188,9 +188,9 @@ impl BatchRunner {
 
     /// A wait that starts now.
     fn waiting(&self, every: Duration) -> Waiting {
-        let mut looks = tokio::time::interval(every);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Waiting { looks, deadline: self.clock().monotonic().saturating_add(self.patience) }
+        let mut checks = tokio::time::interval(every);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Waiting { checks, deadline: self.clock().monotonic().saturating_add(self.patience) }
     }
 }
 
@@ -201,9 +201,9 @@ struct Execution<'a> {
     started: Micros,
     /// When it started, on the monotonic clock.
     begin: Duration,
-    /// Since answers are waited for.
+    /// The wait for answers, once it has started.
     answers: Option<Waiting>,
-    /// Since the archiver is waited for.
+    /// The wait for the archiver, once it has started.
     archive: Option<Waiting>,
     /// What was last read of the master dataset.
     readings: Option<ReadingsSnapshot>,
@@ -228,13 +228,13 @@ impl Execution<'_> {
             }
             Effect::ReadControl => {
                 let waiting = self.answers.get_or_insert_with(|| runner.waiting(ANSWER_INTERVAL));
-                waiting.looks.tick().await;
+                waiting.checks.tick().await;
                 let control = runner.control.views().await?;
                 Ok(Some(Input::Control(control, waiting.patience(runner.clock()))))
             }
             Effect::ReadArchived => {
                 let waiting = self.archive.get_or_insert_with(|| runner.waiting(ARCHIVE_INTERVAL));
-                waiting.looks.tick().await;
+                waiting.checks.tick().await;
                 let archived = self.readings.insert(runner.snapshot().await?).archived();
                 Ok(Some(Input::Archived(archived, waiting.patience(runner.clock()))))
             }
@@ -289,7 +289,7 @@ impl Execution<'_> {
         Ok(version)
     }
 
-    /// What the run says of itself in the table.
+    /// The record that is stored with the views.
     fn record(&self, computed: &Recomputed) -> RunRecord {
         let tally = &computed.tally;
         RunRecord {
@@ -309,7 +309,7 @@ impl Execution<'_> {
         }
     }
 
-    /// Completes the report: it is decided what the view is.
+    /// Completes the report, once the run has committed or keeps the view.
     fn finish(&mut self, LeftOut { unanswered, messages }: LeftOut) {
         self.report.unanswered = unanswered;
         self.report.not_covered = messages;
@@ -345,11 +345,11 @@ impl Execution<'_> {
     }
 }
 
-/// A wait for something that others do.
+/// A wait for another component.
 struct Waiting {
-    /// When to look for it: at once, and then again and again.
-    looks: Interval,
-    /// When the patience is over, on the monotonic clock.
+    /// When to check: at once, then at an interval.
+    checks: Interval,
+    /// When the patience ends, on the monotonic clock.
     deadline: Duration,
 }
 
@@ -370,7 +370,7 @@ fn previous(view: &ViewSnapshot) -> Previous {
     }
 }
 
-/// What the run that made a view has reported: the report of a run that leaves it as it is.
+/// The report of a run that leaves the view as it is.
 fn report_of(view: Option<&ViewSnapshot>) -> RunReport {
     let run = view.and_then(|view| view.run.clone()).unwrap_or_default();
     let horizon = view.map(|view| view.horizon.clone()).unwrap_or_default();

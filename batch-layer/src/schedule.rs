@@ -17,7 +17,7 @@ use crate::settings::BatchSettings;
 
 /// Old views are removed at most this often.
 const CLEANING_INTERVAL: Duration = Duration::from_secs(120);
-/// How many requests may wait; more than people ever send.
+/// How many requests may wait; more than people ever send at once.
 const REQUESTS: usize = 64;
 
 struct Request {
@@ -54,7 +54,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// A schedule, and the handle to ask it.
+    /// A schedule, and the handle that requests runs from it.
     pub fn new(runner: Arc<BatchRunner>, settings: BatchSettings) -> (Self, BatchHandle) {
         let (sender, requests) = mpsc::channel(REQUESTS);
         (Self { runner, settings, requests, cleaned: None }, BatchHandle { requests: sender })

@@ -22,10 +22,10 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ArchiveSettings {
-    /// How often what was read is appended; 10 ms at least.
+    /// How often new readings are appended; at least 10 ms.
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
-    /// An append starts early when so many rows have been read; 1 at least.
+    /// An append starts early once this many rows are read; at least 1.
     pub max_rows: usize,
     /// How long archived dead letters stay in their topic.
     #[serde(with = "humantime_serde")]
@@ -36,13 +36,13 @@ pub struct ArchiveSettings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchSettings {
-    /// The time between the starts of two runs; 1 s at least, or zero, see [`Self::period`].
+    /// The time between the starts of two runs; at least 1 s, or zero, see [`Self::period`].
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
     /// How long the files of a replaced view are kept; 1 s to 1 day.
     #[serde(with = "humantime_serde")]
     pub keep_versions: Duration,
-    /// How long a run waits for the owners to answer, and after that for the archiver to reach their cuts; 1 s at least.
+    /// How long a run waits for the owners to answer, and after that for the archiver to reach their cuts; at least 1 s.
     #[serde(with = "humantime_serde")]
     pub patience: Duration,
 }
@@ -60,7 +60,7 @@ impl Settings {
         let second = Duration::from_secs(1);
         let day = Duration::from_secs(86_400);
         let too_short = self.batch.period().filter(|period| *period < second).map(|period| {
-            format!("is {period:?}, and a run takes longer; at least 1s, or 0s for runs on request only")
+            format!("is {period:?}, less than a run takes; use at least 1s, or 0s for runs on request only")
         });
         let rules = [
             archive("interval", "\"2s\"").at_least(self.archive.interval, Duration::from_millis(10)),

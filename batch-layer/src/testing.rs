@@ -53,7 +53,7 @@ pub(crate) const ARCHIVE: ArchiveSettings = ArchiveSettings {
 /// A row of the views: series and window start, and the summary.
 pub(crate) type ViewRows = BTreeMap<(String, Micros), Summary>;
 
-/// The time of the day stands still until a test sets it; durations are the system's.
+/// A time of the day that only tests change; durations are the system's.
 #[derive(Debug)]
 pub(crate) struct TestClock {
     system: SystemClock,
@@ -155,7 +155,7 @@ impl Site {
         self.producer.send(outgoing).await.unwrap()
     }
 
-    /// One reading, so many seconds after a fixed event time.
+    /// One reading, this many seconds after a fixed event time.
     pub(crate) async fn reading(
         &self,
         kafka_partition: i32,
@@ -194,8 +194,8 @@ impl Site {
         view
     }
 
-    /// Claims a Kafka partition and answers requests for a cut, each by the start that `start` makes of the offset that it
-    /// asks for.
+    /// Claims a Kafka partition, and answers each request for a cut by the start that `start` returns for the requested
+    /// offset.
     pub(crate) async fn answer_requests(&self, kafka_partition: i32, start: impl Fn(Offset) -> Offset) {
         let claim = ControlRecord::Claim { owner: "test".into() };
         let generation = Some(Generation(self.control(kafka_partition, &claim).await));
@@ -217,7 +217,7 @@ impl Site {
         Readings::open(&self.root).await.unwrap().archived().await.unwrap()
     }
 
-    /// Archives until so much of each Kafka partition is archived.
+    /// Archives until each Kafka partition is archived up to its offset.
     pub(crate) async fn archive<const N: usize>(&self, expected: [(i32, i64); N]) {
         let shutdown = CancellationToken::new();
         let expected = horizon(expected);

@@ -20,7 +20,7 @@ use wye_runtime::clock::Clock;
 
 /// Messages between two checks of what is collected: few, since a bulk message holds many thousand readings.
 const MESSAGES: usize = 32;
-/// How soon a shutdown is noticed where nothing comes.
+/// How soon a shutdown is noticed when no message arrives.
 const LONGEST_POLL: Duration = Duration::from_millis(100);
 /// How often the lag is measured.
 const LAG_INTERVAL: Duration = Duration::from_secs(5);
@@ -31,19 +31,19 @@ pub(super) struct Start {
     pub(super) kafka_partition: KafkaPartition,
     /// The first offset that is not archived.
     pub(super) from: Offset,
-    /// The first offset to read; past `from` where the log has lost what lies between.
+    /// The first offset to read; after `from` where the records in between were deleted from the log.
     pub(super) read: Offset,
 }
 
 /// Turns the messages of one Kafka partition into batches.
 pub(super) trait Collect: Send + 'static {
-    /// Takes in the next message.
+    /// Adds the next message.
     fn push(&mut self, message: &Message<'_>);
-    /// Passes over messages that no reader of the log can decode.
+    /// Skips messages that no reader of the log can decode.
     fn pass_unreadable(&mut self, offsets: Range<Offset>, problem: &str, now: Micros);
     /// Rows collected.
     fn rows(&self) -> usize;
-    /// What is collected; nothing is left.
+    /// Takes out what is collected.
     fn take(&mut self) -> Taken;
 }
 
@@ -63,7 +63,7 @@ pub(super) struct Part {
     pub(super) taken: Taken,
 }
 
-/// What is to be appended at once.
+/// What is to be appended in one commit.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Filled {
     pub(super) parts: Vec<Part>,
@@ -150,7 +150,7 @@ impl Intake {
         }
     }
 
-    /// Collects the next messages, and returns how many there were. What no reader can decode is passed over.
+    /// Collects the next messages, and returns how many there were. What no reader can decode is skipped.
     fn poll<C: Collect>(
         &self,
         reader: &mut Reader,

@@ -18,9 +18,9 @@ use crate::layer::Parts;
 use crate::telemetry::BatchTelemetry;
 use wye_runtime::clock::Clock;
 
-/// Small files are looked for after so many appends.
+/// After how many appends small files are looked for.
 const APPENDS: u32 = 8;
-/// How long a merged file is kept for those who still read it.
+/// How long a merged file is kept for readers that still use it.
 const KEEP: Duration = Duration::from_secs(3600);
 /// How often merged files are removed.
 const CLEANING_INTERVAL: Duration = Duration::from_secs(900);
@@ -59,7 +59,7 @@ pub(super) struct Maintenance<T> {
     compute: Arc<Compute>,
     telemetry: BatchTelemetry,
     clock: Arc<dyn Clock>,
-    /// Since small files were last looked for.
+    /// How many there were since small files were last looked for.
     appends: u32,
     /// When merged files were last removed, on the monotonic clock.
     cleaned: Duration,

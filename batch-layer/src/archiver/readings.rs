@@ -30,7 +30,8 @@ use crate::telemetry::BatchTelemetry;
 const LINGER: Duration = Duration::from_millis(5);
 /// How long to wait before a full producer queue is tried again.
 const QUEUE_FULL_DELAY: Duration = Duration::from_millis(1);
-/// About what a reading takes in memory: rejected bytes count as so many rows, so that they are bounded too.
+/// About how many bytes a reading takes in memory. Rejected bytes count as rows of this size, so that they are bounded
+/// too.
 const BYTES_PER_ROW: usize = 128;
 
 /// The master dataset.
@@ -143,7 +144,7 @@ impl Destination for ReadingsTable {
     }
 }
 
-/// Readings as they are accepted everywhere.
+/// Collects readings, which it accepts by the same rules as the speed layer.
 pub(super) struct ReadingsCollector {
     assembler: Assembler,
 }

@@ -213,7 +213,7 @@ enum Happens {
     Claims {
         of: usize,
     },
-    /// The newest owner answers what was asked, by a start so far beyond.
+    /// The newest owner answers what was asked, by a start this far beyond.
     Answers {
         of: usize,
         beyond: i64,

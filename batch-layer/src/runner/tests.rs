@@ -85,7 +85,7 @@ async fn without_a_speed_layer_everything_archived_is_taken_and_announced_first(
     assert_eq!(site.view().await.values().map(|summary| summary.count).collect::<Vec<_>>(), [3]);
 }
 
-/// A reading with an event time so far ahead.
+/// A reading with an event time this far ahead.
 async fn reading_ahead(site: &Site, ahead: Span) {
     let time = (site.clock.now() + ahead).millis();
     let json = format!(r#"{{"device_id":"a","metric":"t","value":1,"event_time":{time}}}"#);
