@@ -32,7 +32,7 @@ impl Host for Machine {
         arenas.iter().map(|arena| arena.get().map_or(0, |arena| allocated(*arena))).collect()
     }
 
-    fn step_back(&self, thread: i32) {
+    fn lower_priority(&self, thread: i32) {
         step_back(thread);
     }
 }
