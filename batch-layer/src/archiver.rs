@@ -16,8 +16,8 @@ use datafusion::common::runtime::SpawnedTask;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
-use wye_domain::ErrorKind;
 use wye_domain::place::{KafkaPartition, Offset};
+use wye_domain::{ErrorKind, error_chain};
 use wye_log::LogError;
 use wye_log::client::Log;
 use wye_runtime::telemetry::KafkaPartitionLabel;
@@ -27,7 +27,7 @@ use crate::archiver::intake::{Filled, Intake, Start};
 use crate::archiver::letters::LettersTable;
 use crate::archiver::readings::ReadingsTable;
 use crate::compute::joined;
-use crate::error::{BatchError, chain};
+use crate::error::BatchError;
 use crate::layer::Parts;
 use crate::settings::ArchiveSettings;
 use crate::telemetry::BatchTelemetry;
@@ -198,11 +198,11 @@ impl<D: Destination> Topic<D> {
                 Retry::AtOnce
             }
             ErrorKind::Unavailable => {
-                warn!(topic, error = chain(error), "cannot archive; trying again");
+                warn!(topic, error = error_chain(error), "cannot archive; trying again");
                 Retry::Later
             }
             _ => {
-                error!(topic, error = chain(error), "cannot archive; trying again");
+                error!(topic, error = error_chain(error), "cannot archive; trying again");
                 Retry::Later
             }
         }

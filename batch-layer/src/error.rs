@@ -62,18 +62,3 @@ impl BatchError {
         move |source| Self::Log { what, source: Box::new(source) }
     }
 }
-
-/// An error with all its causes, for the log: a message may leave the cause to its source.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
-}

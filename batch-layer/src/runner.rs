@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{info, warn};
-use wye_domain::ErrorKind;
 use wye_domain::control::ControlRecord;
+use wye_domain::error_chain;
 use wye_domain::place::KafkaPartition;
 use wye_domain::time::Micros;
 use wye_metrics::plan::Expectations;
@@ -20,7 +20,7 @@ use wye_tables::run_record::RunRecord;
 use wye_tables::views::{BatchViews, ViewCommit, ViewSnapshot, ViewVersion};
 
 use crate::control_log::ControlLog;
-use crate::error::{BatchError, chain};
+use crate::error::BatchError;
 use crate::layer::Parts;
 use crate::recompute::{OnProgress, Recomputation, Recomputed, recompute};
 use crate::report::{Outcome, RunReport};
@@ -87,7 +87,7 @@ impl BatchRunner {
         let _turn = self.turn.lock().await;
         let ended = self.run_in_turn(options).await;
         if let Err(error) = &ended {
-            let reason = kind_name(error.kind());
+            let reason = error.kind().name();
             self.parts.telemetry.failed_runs.get_or_create(&ReasonLabel { reason }).inc();
         }
         ended
@@ -123,7 +123,7 @@ impl BatchRunner {
             match execution.carry_out(effect).await {
                 Ok(input) => effects.extend(input.into_iter().flat_map(|input| run.step(input))),
                 Err(error) if execution.report.outcome == Outcome::Committed => {
-                    let error = chain(&error);
+                    let error = error_chain(&error);
                     warn!(error, "cannot announce the new horizon; the next batch run will");
                     break;
                 }
@@ -375,15 +375,4 @@ fn report_of(view: Option<&ViewSnapshot>) -> RunReport {
     let run = view.and_then(|view| view.run.clone()).unwrap_or_default();
     let horizon = view.map(|view| view.horizon.clone()).unwrap_or_default();
     RunReport { version: view.map(ViewSnapshot::version), ..RunReport::of(&run, horizon) }
-}
-
-fn kind_name(kind: ErrorKind) -> &'static str {
-    match kind {
-        ErrorKind::Invalid => "invalid",
-        ErrorKind::NotFound => "not_found",
-        ErrorKind::Conflict => "conflict",
-        ErrorKind::Unavailable => "unavailable",
-        ErrorKind::Corrupt => "corrupt",
-        ErrorKind::Internal => "internal",
-    }
 }

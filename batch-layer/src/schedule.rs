@@ -8,9 +8,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
-use wye_domain::ErrorKind;
+use wye_domain::{ErrorKind, error_chain};
 
-use crate::error::{BatchError, chain};
+use crate::error::BatchError;
 use crate::report::RunReport;
 use crate::runner::{BatchRunner, RunOptions};
 use crate::settings::BatchSettings;
@@ -69,14 +69,14 @@ impl Schedule {
         // If the last process crashed between a commit and its announcement, that is announced now.
         if let Err(error) = self.runner.announce_latest().await {
             warn!(
-                error = chain(&error),
+                error = error_chain(&error),
                 "cannot announce the horizon of the batch view; the next batch run will"
             );
         }
         match self.runner.has_other_definitions().await {
             Ok(true) => self.run_scheduled().await,
             Ok(false) => {}
-            Err(error) => warn!(error = chain(&error), "cannot read the batch view"),
+            Err(error) => warn!(error = error_chain(&error), "cannot read the batch view"),
         }
         let mut ticks = self.settings.period().map(ticks);
         loop {
@@ -96,9 +96,9 @@ impl Schedule {
         match self.runner.run(RunOptions::default()).await {
             Ok(_) => self.clean().await,
             Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unavailable) => {
-                warn!(error = chain(&error), "batch run failed; the next one tries again");
+                warn!(error = error_chain(&error), "batch run failed; the next one tries again");
             }
-            Err(error) => error!(error = chain(&error), "batch run failed; the last batch view stays"),
+            Err(error) => error!(error = error_chain(&error), "batch run failed; the last batch view stays"),
         }
     }
 
@@ -109,7 +109,7 @@ impl Schedule {
         }
         self.cleaned = Some(now);
         if let Err(error) = self.runner.clean(self.settings.keep_versions).await {
-            warn!(error = chain(&error), "cannot remove old batch views; trying again later");
+            warn!(error = error_chain(&error), "cannot remove old batch views; trying again later");
         }
     }
 }

@@ -25,7 +25,7 @@ pub struct SeriesInfo {
     pub key: SeriesKey,
     /// The public key, `metric{dimension="value"}`.
     pub metric_key: String,
-    /// The place of its definition among the plans.
+    /// The index of its definition among the plans.
     pub definition: usize,
     /// The length of its windows.
     pub window: WindowSize,
@@ -55,8 +55,8 @@ pub struct Directory {
     plans: Arc<MetricPlans>,
     expectations: Expectations,
     dimensions: Vec<String>,
-    /// By definition and dimension of all: its place in the definition's group.
-    places: Vec<Vec<Option<usize>>>,
+    /// By definition and dimension of all: its index in the definition's group.
+    indices: Vec<Vec<Option<usize>>>,
     inner: RwLock<Inner>,
 }
 
@@ -73,9 +73,9 @@ impl Directory {
     /// An empty directory for the definitions in force.
     pub fn new(plans: Arc<MetricPlans>, expectations: Expectations) -> Self {
         let dimensions = plans.dimension_names();
-        let places = plans.plans().iter().map(|plan| places_of(plan.definition(), &dimensions)).collect();
+        let indices = plans.plans().iter().map(|plan| indices_of(plan.definition(), &dimensions)).collect();
         let inner = Inner { by_metric: vec![Map::default(); plans.plans().len()], ..Inner::default() };
-        Self { plans, expectations, dimensions, places, inner: RwLock::new(inner) }
+        Self { plans, expectations, dimensions, indices, inner: RwLock::new(inner) }
     }
 
     /// The definitions in force.
@@ -83,9 +83,9 @@ impl Directory {
         &self.plans
     }
 
-    /// A definition by its place.
-    pub fn definition(&self, place: usize) -> &Definition {
-        self.plans.plans()[place].definition()
+    /// A definition by its index.
+    pub fn definition(&self, index: usize) -> &Definition {
+        self.plans.plans()[index].definition()
     }
 
     /// The names of the dimensions of all definitions.
@@ -95,8 +95,8 @@ impl Directory {
 
     /// A series' value of the n-th dimension of all.
     pub fn dimension<'a>(&self, info: &'a SeriesInfo, dimension: usize) -> Option<&'a str> {
-        let place = self.places[info.definition][dimension]?;
-        info.key.group.get(place)?.as_deref()
+        let index = self.indices[info.definition][dimension]?;
+        info.key.group.get(index)?.as_deref()
     }
 
     /// The numbers of series by their stored texts; new series get one. `None` for a text that is not a series of a
@@ -177,14 +177,14 @@ impl Directory {
     /// Everything about a series but its number.
     fn describe(&self, text: &str) -> Option<Described> {
         let key = SeriesKey::decode(text).ok()?;
-        let place = self.plans.plans().iter().position(|plan| plan.definition().name == *key.definition)?;
-        let definition = self.definition(place);
+        let index = self.plans.plans().iter().position(|plan| plan.definition().name == *key.definition)?;
+        let definition = self.definition(index);
         if key.group.len() != definition.dimensions.len() {
             return None;
         }
         Some(Described {
             metric_key: key.metric_key(&definition.dimension_names()),
-            definition: place,
+            definition: index,
             window: definition.window,
             expectation: self.expectations.of(&key).cloned(),
             key,
@@ -192,8 +192,8 @@ impl Directory {
     }
 }
 
-/// The places of named dimensions in the group of a definition.
-fn places_of(definition: &Definition, names: &[String]) -> Vec<Option<usize>> {
+/// The indices of named dimensions in the group of a definition.
+fn indices_of(definition: &Definition, names: &[String]) -> Vec<Option<usize>> {
     let own = definition.dimension_names();
     names.iter().map(|name| own.iter().position(|own| own == name)).collect()
 }

@@ -8,7 +8,7 @@ use wye_tables::TablesError;
 /// What can go wrong in the serving layer.
 #[derive(Debug, thiserror::Error)]
 pub enum ServingError {
-    /// The system gives no thread.
+    /// The system cannot start a thread.
     #[error("cannot start a thread of the serving layer")]
     Thread {
         /// Why.

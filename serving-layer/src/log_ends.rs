@@ -37,7 +37,7 @@ impl LogEnds {
     /// Starts the thread. It ends after `shutdown`.
     ///
     /// # Errors
-    /// [`ServingError::Thread`] when the system gives no thread; [`ServingError::Log`] when the client cannot be set up.
+    /// [`ServingError::Thread`] when the system cannot start a thread; [`ServingError::Log`] when the client cannot be set up.
     pub(crate) fn start(self) -> Result<JoinHandle<()>, ServingError> {
         let ends = EndOffsets::new(&self.log, READINGS, self.hub.read().kafka_partitions())?;
         let handle = Handle::current();

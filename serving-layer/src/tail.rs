@@ -66,7 +66,7 @@ impl Tail {
     /// Starts the thread. It ends after `shutdown`.
     ///
     /// # Errors
-    /// [`ServingError::Thread`] when the system gives no thread.
+    /// [`ServingError::Thread`] when the system cannot start a thread.
     pub(crate) fn start(self) -> Result<JoinHandle<()>, ServingError> {
         std::thread::Builder::new()
             .name("wye-serving-tail".to_owned())

@@ -80,12 +80,12 @@ impl Units {
     fn due(&self, directory: &Directory, now: Duration) -> Vec<Arc<str>> {
         let known = self.by_metric.read().unwrap_or_else(PoisonError::into_inner);
         let mut due = Vec::new();
-        for (place, plan) in directory.plans().plans().iter().enumerate() {
+        for (index, plan) in directory.plans().plans().iter().enumerate() {
             let definition = plan.definition();
             if !definition.is_family() || !definition.unit.is_empty() {
                 continue;
             }
-            due.extend(directory.metrics(place).into_iter().filter(|metric| match known.get(metric) {
+            due.extend(directory.metrics(index).into_iter().filter(|metric| match known.get(metric) {
                 Some(Looked::Found(_)) => false,
                 Some(Looked::None { due, .. }) => *due <= now,
                 None => true,

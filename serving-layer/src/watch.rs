@@ -23,7 +23,7 @@ use wye_runtime::clock::Clock;
 /// How often the table is checked for a new batch view: part of the time until a run's result is in answers.
 const POLL: Duration = Duration::from_millis(500);
 /// How long a new batch view waits until answers from it cover no less than before. Owners need a moment to rebuild what
-/// a pinned start has cut off; a dead speed layer must not keep a view out.
+/// a pinned start has cut off; a speed layer that does not run must not keep a new view out.
 const COVERAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the epochs at a new horizon are checked meanwhile.
 const COVERAGE_POLL: Duration = Duration::from_millis(100);

@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tracing::{debug, info, warn};
-use wye_domain::ErrorKind;
+use wye_domain::{ErrorKind, error_chain};
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 use wye_tables::{Cleaned, Compacted, CompactionPolicy, TablesError};
 
 use crate::compute::Compute;
-use crate::error::chain;
 use crate::layer::Parts;
 use crate::telemetry::BatchTelemetry;
 use wye_runtime::clock::Clock;
@@ -112,7 +111,7 @@ async fn compact(table: &impl Maintained, telemetry: &BatchTelemetry) {
         }
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::Conflict => debug!(%error, "another compaction was first"),
-        Err(error) => warn!(error = chain(&error), "cannot merge small files; trying again later"),
+        Err(error) => warn!(error = error_chain(&error), "cannot merge small files; trying again later"),
     }
 }
 
@@ -122,6 +121,6 @@ async fn clean(table: &impl Maintained) {
             info!(files = cleaned.files, bytes = cleaned.bytes, "merged files removed");
         }
         Ok(_) => {}
-        Err(error) => warn!(error = chain(&error), "cannot remove merged files; trying again later"),
+        Err(error) => warn!(error = error_chain(&error), "cannot remove merged files; trying again later"),
     }
 }

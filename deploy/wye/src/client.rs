@@ -4,7 +4,8 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use reqwest::{Response, StatusCode};
-use serde::Deserialize;
+use wye_domain::first_cause;
+use wye_runtime::http_error::ErrorBody;
 
 use crate::cli::Target;
 
@@ -21,11 +22,6 @@ pub(crate) struct TryAgain(pub String);
 pub(crate) struct Client {
     base: String,
     http: reqwest::Client,
-}
-
-#[derive(Deserialize)]
-struct ErrorBody {
-    message: String,
 }
 
 impl Client {
@@ -76,7 +72,7 @@ impl Client {
     }
 
     fn away(&self, error: &reqwest::Error) -> anyhow::Error {
-        let cause = innermost(error);
+        let cause = first_cause(error);
         anyhow!(TryAgain(format!("no Wye answers at {}: {cause}; start one with `wye up`", self.base)))
     }
 }
@@ -114,12 +110,4 @@ pub(crate) async fn body_of(response: Response) -> Result<Vec<u8>> {
         }
         _ => Err(anyhow!(message)),
     }
-}
-
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }

@@ -32,7 +32,7 @@ impl Host for Machine {
         arenas.iter().map(|arena| arena.get().map_or(0, |arena| allocated(*arena))).collect()
     }
 
-    fn step_back(&self, thread: i32) {
+    fn lower_priority(&self, thread: i32) {
         step_back(thread);
     }
 }
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn a_thread_steps_back() {
         std::thread::spawn(|| {
-            Machine.step_back(thread_number());
+            Machine.lower_priority(thread_number());
             let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
             let nice = stat.rsplit(')').next().unwrap().split_whitespace().nth(16).unwrap();
             assert_eq!(nice, NICE.to_string());

@@ -74,9 +74,9 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Json<Body> {
     let failures = api.hub.read().failures();
     let plans = directory.plans().plans().iter().enumerate();
     let metrics = plans
-        .map(|(place, plan)| {
+        .map(|(index, plan)| {
             let definition = plan.definition();
-            let names = definition.is_family().then(|| directory.metrics(place));
+            let names = definition.is_family().then(|| directory.metrics(index));
             let without_unit = names.iter().flatten().filter(|_| definition.unit.is_empty());
             let units =
                 without_unit.filter_map(|name| Some((Arc::clone(name), api.units.of(name)?))).collect();

@@ -22,7 +22,7 @@ pub(super) type Pairs = Vec<(String, String)>;
 /// A metric by its name in a path.
 #[derive(Clone, Debug)]
 pub(super) struct Metric<'a> {
-    pub(super) place: usize,
+    pub(super) index: usize,
     pub(super) definition: &'a Definition,
     /// The name as it is served.
     pub(super) name: String,
@@ -34,12 +34,12 @@ impl<'a> Metric<'a> {
     /// A definition of this name, otherwise a reading name of a family.
     pub(super) fn find(api: &'a Api, name: &str) -> Result<Self, ApiError> {
         let directory = api.hub.directory();
-        if let Some((place, definition)) = find_definition(directory, name) {
+        if let Some((index, definition)) = find_definition(directory, name) {
             let unit = match definition.unit.is_empty() && definition.is_family() {
                 true => api.units.of(name).unwrap_or_default(),
                 false => definition.unit.clone(),
             };
-            return Ok(Self { place, definition, name: name.to_owned(), unit });
+            return Ok(Self { index, definition, name: name.to_owned(), unit });
         }
         let known = known_metrics(directory);
         let lacking = api.hub.read().coverage(api.clock.now()).lacking().unwrap_or(0);
@@ -47,20 +47,20 @@ impl<'a> Metric<'a> {
     }
 }
 
-/// The definition of a metric, with its place: one of this name, otherwise a family that has the reading name.
+/// The definition of a metric, with its index: one of this name, otherwise a family that has the reading name.
 fn find_definition<'a>(directory: &'a Directory, name: &str) -> Option<(usize, &'a Definition)> {
     let definitions = directory.plans().plans().iter().map(|plan| plan.definition()).enumerate();
     let (families, named): (Vec<_>, Vec<_>) = definitions.partition(|(_, definition)| definition.is_family());
     let named = named.into_iter().find(|(_, definition)| definition.name == name);
-    named.or_else(|| families.into_iter().find(|(place, _)| directory.has_metric(*place, name)))
+    named.or_else(|| families.into_iter().find(|(index, _)| directory.has_metric(*index, name)))
 }
 
 /// The names of all metrics.
 fn known_metrics(directory: &Directory) -> Vec<String> {
     let mut known = Vec::new();
-    for (place, plan) in directory.plans().plans().iter().enumerate() {
+    for (index, plan) in directory.plans().plans().iter().enumerate() {
         if plan.definition().is_family() {
-            known.extend(directory.metrics(place).iter().map(ToString::to_string));
+            known.extend(directory.metrics(index).iter().map(ToString::to_string));
         } else {
             known.push(plan.definition().name.clone());
         }
@@ -116,10 +116,10 @@ impl Choice {
         for (name, value) in pairs {
             if name == "agg" {
                 agg = Some(value);
-            } else if let Some(place) = own.iter().position(|known| *known == name) {
-                others[place] = Some(value);
-            } else if let Some(place) = dimensions.iter().position(|known| *known == name) {
-                groups[place].push(value);
+            } else if let Some(index) = own.iter().position(|known| *known == name) {
+                others[index] = Some(value);
+            } else if let Some(index) = dimensions.iter().position(|known| *known == name) {
+                groups[index].push(value);
             } else {
                 let known = own.iter().chain(&["agg"]).chain(&dimensions).chain(&PARAMETERS);
                 let known = known.copied().collect::<Vec<_>>().join(", ");
@@ -143,9 +143,9 @@ impl Choice {
         Ok(Self { groups, aggregates, value, others })
     }
 
-    /// One of the path's own parameters, by the place of its name.
-    pub(super) fn other(&self, place: usize) -> Option<&str> {
-        self.others.get(place)?.as_deref()
+    /// One of the path's own parameters, by the index of its name.
+    pub(super) fn other(&self, index: usize) -> Option<&str> {
+        self.others.get(index)?.as_deref()
     }
 
     /// The series that are wanted.
@@ -153,7 +153,7 @@ impl Choice {
         if let Some(exact) = self.exact(metric) {
             return directory.find(&exact.encode()).map(|id| directory.info(id)).into_iter().collect();
         }
-        directory.select(metric.place, &metric.name, |info| self.wants(info))
+        directory.select(metric.index, &metric.name, |info| self.wants(info))
     }
 
     /// The one series that is wanted, where every dimension is given once. An empty text may mean null, so it is not

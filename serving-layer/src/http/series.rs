@@ -62,7 +62,7 @@ pub(super) async fn series(
     let directory = Arc::clone(api.hub.directory());
     let metric = Metric::find(&api, &name)?;
     let choice = Choice::read(&metric, &OWN, pairs)?;
-    let [from, to, step] = [0, 1, 2].map(|place| choice.other(place));
+    let [from, to, step] = [0, 1, 2].map(|index| choice.other(index));
     let step = read_step(&metric, step)?;
     let infos = choice.series(&directory, &metric);
     let (capture, available, windows) = loop {

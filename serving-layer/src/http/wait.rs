@@ -100,7 +100,7 @@ impl Wait {
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    // A text that is not ASCII is no position and no duration either, which the message then says.
+    // A text that is not ASCII is neither a position nor a duration; the message says so.
     headers.get(name).map(|value| value.to_str().unwrap_or("?"))
 }
 
@@ -136,6 +136,6 @@ fn duration(text: &str) -> Result<Duration, ApiError> {
     }
     let size = WindowSize::parse(text)
         .map_err(|_| ApiError::invalid(format!("wait: {text:?} is not a duration; write for example 10s")))?;
-    // A window is longer than nothing.
+    // The length of a window is positive.
     Ok(Duration::from_micros(size.span().0.unsigned_abs()))
 }

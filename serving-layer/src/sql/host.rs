@@ -4,15 +4,15 @@ use std::fmt::Debug;
 
 /// Counts the memory that threads allocate by account, and lowers the priority of threads.
 pub trait Host: Debug + Send + Sync {
-    /// Counts what the calling thread allocates from now on on an account, whichever thread frees it. Returns the number of
-    /// the thread for [`Host::step_back`].
+    /// Counts on an account what the calling thread allocates from now on, whichever thread frees it. Returns the number of
+    /// the thread, for [`Host::lower_priority`].
     fn join(&self, account: usize) -> i32;
 
     /// Bytes that were allocated on each account and are not freed yet; an account past the end has none.
     fn in_use(&self) -> Vec<usize>;
 
     /// Lowers the priority of a thread, so that all other threads run first.
-    fn step_back(&self, thread: i32);
+    fn lower_priority(&self, thread: i32);
 }
 
 /// A host that can do neither: only memory that operators reserve is counted, and all threads have the same priority.
@@ -28,5 +28,5 @@ impl Host for UnknownHost {
         Vec::new()
     }
 
-    fn step_back(&self, _thread: i32) {}
+    fn lower_priority(&self, _thread: i32) {}
 }

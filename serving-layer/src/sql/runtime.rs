@@ -27,7 +27,7 @@ impl QueryRuntime {
     /// Starts `threads` threads. Plans that have no session of their own run in `context`.
     ///
     /// # Errors
-    /// [`ServingError::Thread`] when the system gives no thread.
+    /// [`ServingError::Thread`] when the system cannot start a thread.
     pub fn new(threads: usize, context: Arc<TaskContext>) -> Result<Self, ServingError> {
         let runtime = Builder::new_multi_thread()
             .worker_threads(threads.max(1))

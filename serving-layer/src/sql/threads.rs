@@ -57,7 +57,7 @@ impl QueryThreads {
     /// Starts `threads` threads. The slot is free again when the last of them has ended.
     ///
     /// # Errors
-    /// [`ServingError::Thread`] when the system gives no thread.
+    /// [`ServingError::Thread`] when the system cannot start a thread.
     pub(super) fn start(
         host: &Arc<dyn Host>,
         slot: Slot,
@@ -148,14 +148,14 @@ impl Priority {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         threads.push(thread);
         if self.is_low.load(Ordering::Acquire) {
-            self.host.step_back(thread);
+            self.host.lower_priority(thread);
         }
     }
 
     fn lower(&self) {
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.is_low.swap(true, Ordering::AcqRel) {
-            threads.iter().for_each(|thread| self.host.step_back(*thread));
+            threads.iter().for_each(|thread| self.host.lower_priority(*thread));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Ends queries that run for too long, and the largest query while all together use too much memory.
 //!
 //! Operators reserve most of their memory in a pool. The watchdog counts what the allocator has given, which includes
-//! memory that nobody reserves. It has its own thread, so that it works while all other threads compute.
+//! memory that no operator reserves. It has its own thread, so that it works while all other threads compute.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -42,7 +42,7 @@ impl Watchdog {
     /// Starts the thread.
     ///
     /// # Errors
-    /// [`ServingError::Thread`] when the system gives no thread.
+    /// [`ServingError::Thread`] when the system cannot start a thread.
     pub(super) fn start(host: Arc<dyn Host>, memory: usize, time: Duration) -> Result<Self, ServingError> {
         let shared =
             Arc::new(Shared { host, memory, time, state: Mutex::default(), changed: Condvar::new() });

@@ -13,7 +13,7 @@
 //! index in the body and the reason. 200 when a reading was accepted or none rejected, 400 when all were rejected, 413 for
 //! too large a body, 503 with `Retry-After` when the log does not acknowledge in time.
 //!
-//! An error is a status and a text. The program that serves the routes makes the one error body of it.
+//! An error is a status and a text. The server of the process makes the body of it ([`wye_runtime::http_error`]).
 
 use axum::Router;
 use axum::body::Bytes;
@@ -23,8 +23,8 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use serde_json::json;
-use tracing::{error, warn};
-use wye_domain::ErrorKind;
+use tracing::warn;
+use wye_domain::{ErrorKind, error_chain};
 
 use super::{Format, Ingest, IngestError, Receipt, Request};
 
@@ -115,9 +115,7 @@ fn answer(receipt: &Receipt) -> Response {
 
 fn refuse(error: &IngestError) -> Response {
     if error.kind() == ErrorKind::Internal {
-        error!(%error, "cannot take readings");
-        let message = "internal error; see the server log for the request_id of this answer";
-        return (StatusCode::INTERNAL_SERVER_ERROR, message).into_response();
+        return (StatusCode::INTERNAL_SERVER_ERROR, error_chain(error)).into_response();
     }
     warn!(%error, "readings were not acknowledged");
     let message = "the log does not acknowledge readings at the moment; send the request again";

@@ -1,5 +1,5 @@
-//! Reading the bodies of requests: each up to a size, all of them together within a budget of bytes, and none slower than
-//! a modem. The size that a client announces only counts where it is too large.
+//! Reading the bodies of requests: each up to a size, all of them together within a budget of bytes, and none slower
+//! than 1 KiB a second. The size that a client announces only counts where it is too large.
 //!
 //! A body holds its share of the budget until the last of its bytes is dropped, also by work that outlives the request.
 
