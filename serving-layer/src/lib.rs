@@ -1,7 +1,7 @@
 //! The serving layer: the exact merge of the batch views with the realtime views, over SQL and HTTP.
 //!
 //! Reading order: which series there are ([`directory`]); what the realtime-views topic adds up to ([`realtime`]) and
-//! how it is followed ([`tail`]); one batch view ([`snapshot`]) and how a new one takes over ([`watch`]); what an answer
+//! how it is followed (`tail`); one batch view ([`snapshot`]) and how a new one takes over (`watch`); what an answer
 //! covers of the log ([`coverage`]); all of it as one state, from which answers are taken in one step ([`hub`]); windows
 //! over a range of time ([`windows`]; the merge itself is [`wye_metrics::merge`]); SQL ([`sql`]) and HTTP ([`http`]) over
 //! it; the whole as one running part ([`layer`]) with its [`settings`].
