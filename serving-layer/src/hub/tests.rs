@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use wye_domain::place::Offset;
+use wye_domain::summary::Summary;
 use wye_domain::time::{Span, WindowSize};
 use wye_metrics::merge::Source;
 
@@ -195,6 +196,39 @@ fn a_state_is_driven_and_asked_without_a_runtime() {
     let current = state.current(&directory.infos(), at(9));
     assert_eq!(current.answers[0].1, *answer);
     assert_eq!(state.available(&directory.infos()), Some(Micros(0)..Micros(MINUTE)));
+}
+
+#[test]
+fn conflicts_of_a_batch_row_without_readings_count_in_the_newest_window() {
+    let hub = testing::hub();
+    let plans = Arc::clone(hub.directory().plans());
+    let conflicts = |conflicts| Summary { conflicts, ..Summary::EMPTY };
+    let batch = [
+        (family("t", "a"), 0, summary(&[(1.0, 1)])),
+        (family("t", "a"), MINUTE, conflicts(2)),
+        (family("t", "b"), -MINUTE, conflicts(3)),
+    ];
+    let view = MemoryView {
+        version: 1,
+        horizon: horizon(2),
+        facts: RunFacts::of(&testing::run(&plans)),
+        rows: vec![view_rows(&plans, &batch)],
+    };
+    let snapshot = BatchSnapshot::in_memory(view, hub.directory()).unwrap();
+    hub.step(Input::BatchView(Arc::new(snapshot)));
+    let newest = |hub: &Hub| -> Vec<(i64, u64, Source)> {
+        let current = hub.read().current(&hub.directory().infos(), at(9));
+        let answers = current.answers.into_iter();
+        answers.map(|(_, one)| (one.window_start, one.summary.conflicts, one.source)).collect()
+    };
+    assert_eq!(newest(&hub), [(0, 0, Source::Batch)]);
+    begin(&hub, 2);
+    let rows = [
+        (family("t", "a"), MINUTE, summary(&[(9.0, 61)])),
+        (family("t", "b"), -MINUTE, summary(&[(9.0, -59)])),
+    ];
+    flush_through(&hub, 2, 3, &rows);
+    assert_eq!(newest(&hub), [(MINUTE, 2, Source::Merged), (-MINUTE, 3, Source::Merged)]);
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ pub(crate) use wye_batch::run::Patience;
 use wye_batch::run::{self, ControlViews, Facts, Previous, Run};
 use wye_domain::assemble::Assembler;
 use wye_domain::control::{ControlRecord, ControlView};
+use wye_domain::epoch::Recovery;
 use wye_domain::horizon::Horizon;
 use wye_domain::place::{Generation, KafkaPartition, Offset};
 use wye_domain::position::Position;
@@ -141,8 +142,10 @@ pub(crate) enum Effect {
 
 /// Why an owner has ended.
 pub(crate) enum Ended {
-    /// It is fenced, or a start was announced inside of what its rows hold.
-    GivenUp,
+    /// Another one has claimed the Kafka partition.
+    Fenced,
+    /// A start was announced inside of what its rows hold.
+    Overtaken,
     /// An error that must not happen.
     Failed(anyhow::Error),
 }
@@ -150,7 +153,8 @@ pub(crate) enum Ended {
 impl From<SpeedError> for Ended {
     fn from(error: SpeedError) -> Self {
         match error {
-            SpeedError::Fenced { .. } | SpeedError::Overtaken { .. } => Self::GivenUp,
+            SpeedError::Fenced { .. } => Self::Fenced,
+            SpeedError::Overtaken { .. } => Self::Overtaken,
             error => Self::Failed(error.into()),
         }
     }
@@ -165,6 +169,14 @@ pub(crate) fn claim() -> (Vec<u8>, ControlAbout) {
 pub(crate) fn claim_marker(generation: i64) -> (Vec<u8>, ViewAbout) {
     let record = realtime_row::encode(&Header::Claim { generation }, None);
     (record, ViewAbout { generation, kind: ViewKind::Claim })
+}
+
+/// How a new owner begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recovered {
+    Resumed,
+    ResumedInsideIncompleteFlush,
+    Rebuilt,
 }
 
 /// A new owner that reads both topics up to its claim.
@@ -185,7 +197,7 @@ impl Takeover {
     }
 
     /// Decides where the owner resumes.
-    pub(crate) fn owner(self, rules: &OwnerRules, place: (i32, i64), log_start: i64) -> Owner {
+    pub(crate) fn owner(self, rules: &OwnerRules, place: (i32, i64), log_start: i64) -> (Owner, Recovered) {
         let (kafka_partition, generation) = place;
         let claimed = Claimed {
             generation: Generation(Offset(generation)),
@@ -194,7 +206,14 @@ impl Takeover {
             log_start: Offset(log_start),
         };
         let taken = decide(claimed, rules.0.plans.fingerprint());
-        Owner(owner::Owner::new(&rules.0, KafkaPartition(kafka_partition), taken))
+        let recovered = match taken.recovery {
+            Recovery::Rebuild { .. } => Recovered::Rebuilt,
+            Recovery::Resume { position, .. } if taken.rows_through > Some(Offset(position)) => {
+                Recovered::ResumedInsideIncompleteFlush
+            }
+            Recovery::Resume { .. } => Recovered::Resumed,
+        };
+        (Owner(owner::Owner::new(&rules.0, KafkaPartition(kafka_partition), taken)), recovered)
     }
 }
 
@@ -318,7 +337,9 @@ fn view_about(header: &Header) -> ViewAbout {
 fn control_about(record: &ControlRecord) -> ControlAbout {
     match *record {
         ControlRecord::Claim { .. } => ControlAbout::Claim,
-        ControlRecord::Epoch { generation, start, .. } => ControlAbout::Epoch { generation, start },
+        ControlRecord::Epoch { generation, start, answers, .. } => {
+            ControlAbout::Epoch { generation, start, answers: answers.is_some() }
+        }
         ControlRecord::CutRequest { .. } => ControlAbout::CutRequest,
         ControlRecord::Horizon { offset, .. } => ControlAbout::Horizon { offset },
     }
