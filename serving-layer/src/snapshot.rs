@@ -102,7 +102,7 @@ impl BatchSnapshot {
                 bounds.add(&batch, directory)?;
             }
         }
-        let Some(first) = bounds.first_newest() else { return Ok(loaded) };
+        let Some(first) = bounds.first_kept() else { return Ok(loaded) };
         let mut windows = SeriesWindows::new(bounds);
         let is_newest = col(ViewColumn::WindowStart.name()).gt_eq(time_literal(first));
         if let Some(plan) = loaded.scan(&row_columns(), &[is_newest])? {
@@ -176,6 +176,11 @@ impl BatchSnapshot {
     /// The newest row of a series that has readings.
     pub fn newest(&self, series: SeriesId) -> Option<&BatchRow> {
         self.windows.newest(series)
+    }
+
+    /// The row of a series and a window that is not older than [`BatchSnapshot::newest`]; it may have conflicts only.
+    pub fn row_from_newest_on(&self, series: SeriesId, window: Micros) -> Option<&BatchRow> {
+        self.windows.row_from_newest_on(series, window)
     }
 
     /// The start of the oldest window of a series that has readings.

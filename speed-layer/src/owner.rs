@@ -60,6 +60,8 @@ pub struct Owner {
     begun: BTreeSet<Offset>,
     /// The offset of the first record of each of them there, once it is acknowledged.
     first_record: BTreeMap<Offset, Offset>,
+    /// The epochs that this owner has begun, and of which it is not certain that they have begun before any newer claim.
+    unconfirmed: BTreeSet<Offset>,
     duplicate_window: Span,
     /// The newest that is known; [`Owner::past`] says of which readings.
     newest_ingest_time: Option<Micros>,
@@ -125,6 +127,7 @@ impl Owner {
             control: taken.control,
             begun: first_record.keys().copied().collect(),
             first_record,
+            unconfirmed: BTreeSet::new(),
             duplicate_window: rules.duplicate_window,
             next_control: taken.generation.claim().next(),
             tally: Tally::default(),
@@ -290,7 +293,12 @@ impl Owner {
         self.next_control = offset.next();
         match record {
             ControlRecord::Claim { .. } => {}
-            ControlRecord::Epoch { .. } => {
+            ControlRecord::Epoch { generation, start, announced_at, .. } => {
+                // An announcement with a time is written after the beginning of the epoch; another process writes its
+                // marker to the realtime-views topic after its claim. So the epoch has begun before any newer marker.
+                if *generation == Some(self.generation) && announced_at.is_some() {
+                    self.unconfirmed.remove(start);
+                }
                 let first = self.begun.first().copied().max(self.control.horizon).unwrap_or(Offset::START);
                 if let Some(found) = straddled(&self.control, &self.begun, first..self.rows_end()) {
                     return Err(SpeedError::Overtaken { kafka_partition, start: found.start });
@@ -376,6 +384,9 @@ impl Owner {
 
     fn begin(&mut self, beginning: Beginning, effects: &mut Vec<Effect>) {
         self.begun.insert(self.epoch);
+        if !self.first_record.contains_key(&self.epoch) {
+            self.unconfirmed.insert(self.epoch);
+        }
         let header = Header::Begin {
             generation: self.generation,
             epoch: self.epoch,
@@ -403,11 +414,15 @@ impl Owner {
     /// Deletes what is below the horizon and outside the duplicate window.
     fn trim(&mut self, effects: &mut Vec<Effect>) {
         let Some(horizon) = self.control.horizon else { return };
-        if let Some((_, first)) = self.first_record.range(horizon..).next() {
+        // The marker of a newer owner must stay: without it, its readers would admit what this owner has written since.
+        if let Some((epoch, first)) = self.first_record.range(horizon..).next()
+            && !self.unconfirmed.contains(epoch)
+        {
             effects.push(Effect::Trim { topic: REALTIME_VIEWS, before: *first });
         }
         self.first_record = self.first_record.split_off(&horizon);
         self.begun = self.begun.split_off(&horizon);
+        self.unconfirmed = self.unconfirmed.split_off(&horizon);
         if let Some(floor) = self.remembers_from() {
             // An owner that is behind the horizon still has to read from its position on.
             effects.push(Effect::Trim { topic: READINGS, before: floor.min(self.position) });

@@ -19,10 +19,10 @@ use anyhow::{Error, Result, ensure};
 use wye_tests::datasets::say;
 use wye_tests::setting;
 
+use crate::simulation::events::{Event, Events};
 use crate::simulation::layers::Plans;
 use crate::simulation::shrink;
 use crate::simulation::versions::VERSIONS;
-use crate::simulation::world::Comparisons;
 
 const HISTORIES: u64 = 2_000;
 /// How often the progress of a long run is shown.
@@ -39,7 +39,7 @@ struct Campaign {
 
 struct State {
     done: u64,
-    total: Comparisons,
+    total: Events,
     /// The failure of the lowest seed so far.
     failure: Option<(u64, Error)>,
     shown: Instant,
@@ -55,7 +55,7 @@ fn both_layers_together_equal_the_naive_computation() -> Result<()> {
         next: AtomicU64::new(first),
         end: first + count,
         has_failed: AtomicBool::new(false),
-        state: Mutex::new(State { done: 0, total: Comparisons::default(), failure: None, shown: started }),
+        state: Mutex::new(State { done: 0, total: Events::default(), failure: None, shown: started }),
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
@@ -68,13 +68,17 @@ fn both_layers_together_equal_the_naive_computation() -> Result<()> {
     if let Some((_, error)) = failure {
         return Err(error);
     }
-    let Comparisons { complete, covered, lacking } = total;
     say(&format!(
-        "{done} histories in {:.1} s: {complete} complete answers and {covered} incomplete ones compared, {lacking} lacked rows",
+        "{done} histories in {:.1} s, with these events:\n{total}",
         started.elapsed().as_secs_f64()
     ));
-    // The generator is worth nothing if most answers are not comparable.
-    ensure!(count < HISTORIES || complete > 10 * count, "only {complete} complete answers were compared");
+    if count >= HISTORIES {
+        let missing = total.missing();
+        ensure!(missing.is_empty(), "these events have never happened: {missing:?}");
+        // The generator is worth nothing if most answers are not comparable.
+        let complete = total.of(Event::CompleteAnswer);
+        ensure!(complete > count, "only {complete} complete answers were compared");
+    }
     Ok(())
 }
 
@@ -90,11 +94,11 @@ impl Campaign {
         }
     }
 
-    fn take_note(&self, seed: u64, ended: Result<Comparisons>) {
+    fn take_note(&self, seed: u64, ended: Result<Events>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.done += 1;
         match ended {
-            Ok(comparisons) => state.total.add(comparisons),
+            Ok(events) => state.total.add(&events),
             Err(error) => {
                 self.has_failed.store(true, Ordering::Relaxed);
                 if state.failure.as_ref().is_none_or(|(known, _)| seed < *known) {
@@ -104,7 +108,7 @@ impl Campaign {
         }
         if state.shown.elapsed() >= PROGRESS {
             state.shown = Instant::now();
-            say(&format!("{} histories, {:?}", state.done, state.total));
+            say(&format!("{} histories", state.done));
         }
     }
 }

@@ -11,6 +11,7 @@ pub(crate) mod steps;
 
 pub(crate) mod world;
 
+pub(crate) mod events;
 pub(crate) mod log;
 pub(crate) mod notes;
 pub(crate) mod readings;

@@ -350,11 +350,12 @@ impl HubState {
 
     /// The newest window of the exact merge.
     fn newest(&self, info: &SeriesInfo, judge: Judge<'_>) -> Option<Answer> {
-        let batch = self.snapshot.as_ref().and_then(|snapshot| snapshot.newest(info.id));
+        let snapshot = self.snapshot.as_ref();
+        let batch = snapshot.and_then(|snapshot| snapshot.newest(info.id));
         let realtime = self.store.newest_window(info.id);
         let window = realtime.max(batch.map(|row| row.window_start))?;
         let sides = Sides {
-            batch: batch.filter(|row| row.window_start == window),
+            batch: snapshot.and_then(|snapshot| snapshot.row_from_newest_on(info.id, window)),
             realtime: self.store.newest_summary(info.id, window),
         };
         merge(info.facts(), window, sides, judge)

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use wye_domain::place::{Generation, Offset};
+use wye_domain::summary::Summary;
 use wye_domain::time::{Span, WindowSize};
 use wye_metrics::merge::Source;
 
@@ -196,6 +197,39 @@ fn a_state_is_driven_and_asked_without_a_runtime() {
     let current = state.current(&directory.infos(), at(9));
     assert_eq!(current.answers[0].1, *answer);
     assert_eq!(state.available(&directory.infos()), Some(minute(0)..minute(1)));
+}
+
+#[test]
+fn conflicts_of_a_batch_row_without_readings_count_in_the_newest_window() {
+    let hub = testing::hub();
+    let plans = Arc::clone(hub.directory().plans());
+    let conflicts = |conflicts| Summary { conflicts, ..Summary::EMPTY };
+    let batch = [
+        (family("t", "a"), minute(0), summary(&[(1.0, 1)])),
+        (family("t", "a"), minute(1), conflicts(2)),
+        (family("t", "b"), minute(-1), conflicts(3)),
+    ];
+    let view = MemoryView {
+        version: ViewVersion(1),
+        horizon: horizon(2),
+        facts: RunFacts::of(&testing::run(&plans)),
+        rows: vec![view_rows(&plans, &batch)],
+    };
+    let snapshot = BatchSnapshot::in_memory(view, hub.directory()).unwrap();
+    hub.step(Input::BatchView(Arc::new(snapshot)));
+    let newest = |hub: &Hub| -> Vec<(Micros, u64, Source)> {
+        let current = hub.read().current(&hub.directory().infos(), at(9));
+        let answers = current.answers.into_iter();
+        answers.map(|(_, one)| (one.window_start, one.summary.conflicts, one.source)).collect()
+    };
+    assert_eq!(newest(&hub), [(minute(0), 0, Source::Batch)]);
+    begin(&hub, 2);
+    let rows = [
+        (family("t", "a"), minute(1), summary(&[(9.0, 61)])),
+        (family("t", "b"), minute(-1), summary(&[(9.0, -59)])),
+    ];
+    flush_through(&hub, 2, 3, &rows);
+    assert_eq!(newest(&hub), [(minute(1), 2, Source::Merged), (minute(-1), 3, Source::Merged)]);
 }
 
 #[tokio::test]

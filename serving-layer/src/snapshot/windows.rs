@@ -1,5 +1,10 @@
 //! The oldest and the newest window of each series in the rows of a batch view, in two passes: [`WindowBounds`] finds
 //! where they are, [`SeriesWindows`] keeps the newest rows. Pure.
+//!
+//! A row may have conflicts and no reading. It is no window of a series by itself, but it counts as soon as realtime views
+//! have a reading in its window. So those after the newest window are kept too.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use arrow::array::RecordBatch;
 use wye_domain::DomainError;
@@ -18,6 +23,8 @@ use crate::view_runs::runs;
 #[derive(Debug, Default)]
 pub(super) struct WindowBounds {
     by_series: Vec<Option<(Micros, Micros)>>,
+    /// The rows without readings that come after the last window with readings, as far as rows were added.
+    without_readings: BTreeMap<SeriesId, BTreeSet<Micros>>,
 }
 
 impl WindowBounds {
@@ -33,19 +40,33 @@ impl WindowBounds {
         for (range, id) in runs(&series, batch.num_rows(), directory) {
             let Some(id) = id else { continue };
             let known = slot(&mut self.by_series, id);
-            for row in range.filter(|row| counts[*row] > 0) {
+            for row in range {
                 let start = Micros(starts[row]);
-                let (oldest, newest) = known.get_or_insert((start, start));
-                *oldest = start.min(*oldest);
-                *newest = start.max(*newest);
+                if counts[row] > 0 {
+                    let (oldest, newest) = known.get_or_insert((start, start));
+                    *oldest = start.min(*oldest);
+                    *newest = start.max(*newest);
+                } else if known.is_none_or(|(_, newest)| start > newest) {
+                    self.without_readings.entry(id).or_default().insert(start);
+                }
+            }
+            if let (Some((_, newest)), Some(later)) = (known, self.without_readings.get_mut(&id)) {
+                later.retain(|start| *start > *newest);
             }
         }
         Ok(())
     }
 
-    /// The first of the newest windows of all series; `None` without readings.
-    pub(super) fn first_newest(&self) -> Option<Micros> {
-        self.by_series.iter().flatten().map(|(_, newest)| *newest).min()
+    /// The first of the windows that are kept of all series; `None` without any.
+    pub(super) fn first_kept(&self) -> Option<Micros> {
+        let newest = self.by_series.iter().flatten().map(|(_, newest)| *newest);
+        let later = self.without_readings.values().filter_map(|starts| starts.first().copied());
+        newest.chain(later).min()
+    }
+
+    fn is_kept(&self, series: SeriesId, start: Micros) -> bool {
+        let is_newest = self.of(series).is_some_and(|(_, newest)| start == newest);
+        is_newest || self.without_readings.get(&series).is_some_and(|starts| starts.contains(&start))
     }
 
     fn of(&self, series: SeriesId) -> Option<(Micros, Micros)> {
@@ -59,21 +80,32 @@ pub(super) struct SeriesWindows {
     bounds: WindowBounds,
     /// By series number.
     newest: Vec<Option<Box<BatchRow>>>,
+    /// Rows after it without readings.
+    later: BTreeMap<(SeriesId, Micros), BatchRow>,
 }
 
 impl SeriesWindows {
     /// Without the newest rows.
     pub(super) fn new(bounds: WindowBounds) -> Self {
-        Self { bounds, newest: Vec::new() }
+        Self { bounds, ..Self::default() }
     }
 
     /// Keeps the newest rows among these.
     pub(super) fn add(&mut self, batch: &RecordBatch, directory: &Directory) -> Result<(), DomainError> {
         let columns = ViewRows::of(batch)?;
         for (range, id) in runs(&columns.series, batch.num_rows(), directory) {
-            let Some((id, (_, newest))) = id.and_then(|id| Some((id, self.bounds.of(id)?))) else { continue };
-            for row in range.filter(|row| columns.window_start(*row) == newest) {
-                *slot(&mut self.newest, id) = Some(Box::new(columns.row(row)?));
+            let Some(id) = id else { continue };
+            for row in range {
+                let start = columns.window_start(row);
+                if !self.bounds.is_kept(id, start) {
+                    continue;
+                }
+                let row = columns.row(row)?;
+                if row.summary.count > 0 {
+                    *slot(&mut self.newest, id) = Some(Box::new(row));
+                } else {
+                    self.later.insert((id, start), row);
+                }
             }
         }
         Ok(())
@@ -82,6 +114,12 @@ impl SeriesWindows {
     /// The newest row of a series that has readings.
     pub(super) fn newest(&self, series: SeriesId) -> Option<&BatchRow> {
         self.newest.get(series.0 as usize)?.as_deref()
+    }
+
+    /// The row of a window that is not older than the newest one with readings.
+    pub(super) fn row_from_newest_on(&self, series: SeriesId, window: Micros) -> Option<&BatchRow> {
+        let newest = self.newest(series).filter(|row| row.window_start == window);
+        newest.or_else(|| self.later.get(&(series, window)))
     }
 
     /// The start of the oldest window of a series that has readings.

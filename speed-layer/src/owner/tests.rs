@@ -221,6 +221,29 @@ fn a_new_horizon_deletes_what_is_not_needed_and_nothing_else() {
     assert!(trimmed[2].starts_with("trim control "), "{trimmed:?}");
 }
 
+#[test]
+fn an_owner_that_may_be_fenced_does_not_delete_the_marker_of_a_newer_one() {
+    let mut owner = fresh();
+    owner.step(Input::Begun { epoch: Offset(0), offset: Offset(1) }).unwrap();
+    read(&mut owner, 3);
+    receive(&mut owner, &pinned(3)).unwrap();
+    let effects = owner.step(Input::Tick(Due::Flush)).unwrap();
+    assert_eq!(short(&effects), ["checkpoint 0..3", "begin 3", "announce 3"]);
+    // Another process has claimed before that, which the owner has not read yet; the marker is at 7.
+    owner.step(Input::Begun { epoch: Offset(3), offset: Offset(8) }).unwrap();
+    let horizon = ControlRecord::Horizon { offset: Offset(3), version: 1 };
+    let trims =
+        |effects: &[Effect]| short(effects).iter().any(|effect| effect.starts_with("trim realtime-views"));
+    assert!(!trims(&receive(&mut owner, &horizon).unwrap()));
+    // No other process had claimed.
+    for effect in effects {
+        if let Effect::Announce(record) = effect {
+            receive(&mut owner, &record).unwrap();
+        }
+    }
+    assert!(trims(&receive(&mut owner, &horizon).unwrap()));
+}
+
 /// What effects announce of epoch starts: each with its ingest time.
 fn announced(effects: &[Effect]) -> Vec<(Offset, Option<Micros>)> {
     let announced = effects.iter().filter_map(|effect| match effect {

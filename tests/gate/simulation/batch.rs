@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 
+use super::events::Event;
 use super::layers::{
     self, Archive, BatchRun, BatchView, Control, Patience, Plans, RunEffect, RunInput, RunStart,
 };
-use super::log::{Content, KafkaPartition};
+use super::log::{Content, ControlAbout, KafkaPartition};
 use super::speed::Budget;
 
 /// A batch view that was committed.
@@ -44,6 +45,7 @@ struct Underway {
     started: i64,
     /// The ends of the readings when it started.
     ends: Vec<i64>,
+    crash_now: Event,
 }
 
 /// What a batch process sees.
@@ -81,8 +83,10 @@ impl BatchProcess {
         Self { version, run: None }
     }
 
-    pub(crate) fn crash(&mut self) {
-        self.run = None;
+    pub(crate) fn crash(&mut self, log: &[KafkaPartition]) {
+        if let Some(underway) = self.run.take().filter(|underway| !underway.effects.is_empty()) {
+            log[0].count(underway.crash_now);
+        }
     }
 
     pub(crate) fn is_idle(&self) -> bool {
@@ -103,6 +107,7 @@ impl BatchProcess {
                 Some(effect) => {
                     if !underway.carry_out(effect, self.version, around)? {
                         // Another run has committed first.
+                        around.log[0].count(Event::BatchCommitLost);
                         self.run = None;
                     }
                 }
@@ -122,7 +127,8 @@ impl BatchProcess {
             ends: ends.clone(),
         };
         let (run, effects) = BatchRun::start(&around.plans[self.version], start);
-        Underway { run, effects: effects.into(), started: around.now, ends }
+        let crash_now = Event::BatchCrashBeforeCommit;
+        Underway { run, effects: effects.into(), started: around.now, ends, crash_now }
     }
 }
 
@@ -141,6 +147,9 @@ impl Underway {
                 self.step(RunInput::Requested { kafka_partition, offset });
             }
             RunEffect::Announce(kafka_partition, payload, about) => {
+                if let ControlAbout::Epoch { .. } = about {
+                    self.crash_now = Event::BatchCrashAfterPin;
+                }
                 around.log[kafka_partition].append_control(payload, about);
             }
             RunEffect::ReadControl => self.step(RunInput::Control(control(around.log), patience)),
@@ -153,9 +162,11 @@ impl Underway {
                     return Ok(false);
                 }
                 let number = self.commit(version, &horizon, as_of, around)?;
+                self.crash_now = Event::BatchCrashAfterCommit;
+                around.log[0].count(Event::BatchCommitted);
                 self.step(RunInput::Committed(number));
             }
-            RunEffect::Keep => {}
+            RunEffect::Keep => around.log[0].count(Event::BatchViewKept),
         }
         Ok(true)
     }

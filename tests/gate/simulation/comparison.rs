@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::{Context, Result, ensure};
 
 use super::confidence;
+use super::events::Event;
 use super::exact::{self, ExactSum};
 use super::layers::Answered;
-use super::oracle::{self, Expected, Judged, RunFacts, Scope, Series};
+use super::notes::Notes;
+use super::oracle::{self, Expected, RunFacts, Scope, Series};
 use super::serving::Server;
 use super::versions::{Metric, SECOND, VERSIONS, Version};
 use super::world::World;
@@ -45,6 +47,10 @@ pub(crate) fn compare(world: &World, server: &Server) -> Result<Compared> {
     let horizon = server.view.as_ref().map(|view| view.horizon.clone());
     let horizon = horizon.unwrap_or_else(|| vec![0; world.log.len()]);
     let is_flushing = server.flushes.iter().zip(&horizon).any(|(flushes, horizon)| flushes.is_open(*horizon));
+    count_reasons(world, &reasons);
+    if is_flushing {
+        world.notes.count(Event::AnswerWithOpenFlush);
+    }
     if !reasons.iter().all(is_exact) || (is_flushing && !is_complete) {
         return Ok(Compared::Lacking(reasons));
     }
@@ -66,6 +72,20 @@ pub(crate) fn compare(world: &World, server: &Server) -> Result<Compared> {
         format!("horizon {horizon:?}, covered {covered:?}, reasons {reasons:?}, version {}", server.version)
     })?;
     Ok(if is_complete { Compared::Complete } else { Compared::Covered(reasons) })
+}
+
+fn count_reasons(world: &World, reasons: &[Option<&'static str>]) {
+    for reason in reasons.iter().flatten() {
+        world.notes.count(match *reason {
+            "behind" => Event::ReasonBehind,
+            "rebuilding" => Event::ReasonRebuilding,
+            "gap" => Event::ReasonGap,
+            "damaged" => Event::ReasonDamaged,
+            "other_definitions" => Event::ReasonOtherDefinitions,
+            "log_end_unknown" => Event::ReasonLogEndUnknown,
+            _ => continue,
+        });
+    }
 }
 
 /// HOR-3: an answer is complete if it holds everything that is known to be in the log.
@@ -101,19 +121,22 @@ fn compare_exactly(world: &World, server: &Server, scope: &Scope<'_>) -> Result<
         None => RunFacts::default(),
     };
     let version = &VERSIONS[server.version];
-    let context = Judgement { version, facts: &facts, now: world.now };
+    let context = Judgement { version, facts: &facts, now: world.now, notes: &world.notes };
     let mut newest: BTreeMap<(usize, Series), i64> = BTreeMap::new();
+    let mut own = Vec::with_capacity(version.metrics.len());
     for (place, metric) in version.metrics.iter().enumerate() {
         for length in [metric.length, metric.length * ROLLUP] {
             let answers = server.serving.answers(place, length, world.now)?;
+            let windows = oracle::windows(&judged, version, metric, length);
+            compare_metric(&windows, &context, metric, &answers)?;
             if length == metric.length {
+                own.push(windows);
                 for answer in &answers {
                     let series = (answer.metric.clone(), answer.group.clone());
                     let known = newest.entry((place, series)).or_insert(answer.window_start);
                     *known = answer.window_start.max(*known);
                 }
             }
-            compare_metric(&judged, &context, metric, length, answers)?;
         }
     }
     for (place, answer) in server.serving.current(world.now) {
@@ -123,9 +146,7 @@ fn compare_exactly(world: &World, server: &Server, scope: &Scope<'_>) -> Result<
             expected == Some(answer.window_start),
             "EQ-1: the newest window of a series starts at {expected:?}; answered {answer:?}"
         );
-        let metric = &version.metrics[place];
-        let windows = oracle::windows(&judged, version, metric, metric.length);
-        check_window(&windows, &context, metric, &answer)?;
+        check_window(&own[place], &context, &version.metrics[place], &answer)?;
     }
     ensure!(newest.is_empty(), "EQ-1: these series have no newest window: {newest:?}");
     Ok(())
@@ -137,19 +158,34 @@ pub(crate) struct Judgement<'a> {
     pub(crate) facts: &'a RunFacts,
     /// In µs.
     pub(crate) now: i64,
+    notes: &'a Notes,
+}
+
+impl Judgement<'_> {
+    fn count(&self, metric: &Metric, answer: &Answered) {
+        let found = [
+            (metric.has_quantiles(), Event::WindowWithQuantiles),
+            (metric.has_distinct(), Event::WindowWithDistinct),
+            (answer.invalid > 0, Event::WindowWithInvalid),
+            (answer.conflicts > 0, Event::WindowWithConflict),
+            (answer.state == "LIVE", Event::WindowLive),
+            (answer.state == "PRELIMINARY", Event::WindowPreliminary),
+            (answer.state == "SETTLED", Event::WindowSettled),
+            (answer.source == "merged", Event::WindowMerged),
+        ];
+        found.into_iter().filter(|(is_so, _)| *is_so).for_each(|(_, event)| self.notes.count(event));
+    }
 }
 
 fn compare_metric(
-    judged: &[Judged<'_>],
+    windows: &oracle::Windows,
     context: &Judgement<'_>,
     metric: &Metric,
-    length: i64,
-    answers: Vec<Answered>,
+    answers: &[Answered],
 ) -> Result<()> {
-    let windows = oracle::windows(judged, context.version, metric, length);
     let mut answered = BTreeSet::new();
-    for answer in &answers {
-        check_window(&windows, context, metric, answer)?;
+    for answer in answers {
+        check_window(windows, context, metric, answer)?;
         let key = ((answer.metric.clone(), answer.group.clone()), answer.window_start);
         ensure!(answered.insert(key), "a window is answered twice: {answer:?}");
     }
@@ -177,8 +213,11 @@ fn check_window(
                 Err(anyhow::anyhow!("the count is not in {range:?}"))
             }
         }
-        Some(expected) => check_numbers(expected, metric, answer)
-            .and_then(|()| confidence::check(context, metric, expected, answer)),
+        Some(expected) => {
+            context.count(metric, answer);
+            check_numbers(expected, metric, answer)
+                .and_then(|()| confidence::check(context, metric, expected, answer))
+        }
     };
     checked.with_context(|| format!("EQ-1: {}: answered {answer:?}, expected {expected:?}", metric.name))
 }

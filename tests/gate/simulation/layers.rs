@@ -13,6 +13,7 @@ pub(crate) use wye_batch::run::Patience;
 use wye_batch::run::{self, ControlViews, Facts, Previous, Run};
 use wye_domain::assemble::Assembler;
 use wye_domain::control::{ControlRecord, ControlView};
+use wye_domain::epoch::Recovery;
 use wye_domain::horizon::Horizon;
 use wye_domain::place::{Generation, KafkaPartition, Offset};
 use wye_domain::position::Position;
@@ -142,8 +143,10 @@ pub(crate) enum Effect {
 
 /// Why an owner has ended.
 pub(crate) enum Ended {
-    /// It is fenced, or a start was announced inside of what its rows hold.
-    GivenUp,
+    /// Another one has claimed the Kafka partition.
+    Fenced,
+    /// A start was announced inside of what its rows hold.
+    Overtaken,
     /// An error that must not happen.
     Failed(anyhow::Error),
 }
@@ -151,7 +154,8 @@ pub(crate) enum Ended {
 impl From<SpeedError> for Ended {
     fn from(error: SpeedError) -> Self {
         match error {
-            SpeedError::Fenced { .. } | SpeedError::Overtaken { .. } => Self::GivenUp,
+            SpeedError::Fenced { .. } => Self::Fenced,
+            SpeedError::Overtaken { .. } => Self::Overtaken,
             error => Self::Failed(error.into()),
         }
     }
@@ -166,6 +170,14 @@ pub(crate) fn claim() -> (Vec<u8>, ControlAbout) {
 pub(crate) fn claim_marker(generation: i64) -> (Vec<u8>, ViewAbout) {
     let claim = Header::Claim { generation: Generation(Offset(generation)) };
     (realtime_row::encode(&claim, None), ViewAbout { generation, kind: ViewKind::Claim })
+}
+
+/// How a new owner begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recovered {
+    Resumed,
+    ResumedInsideIncompleteFlush,
+    Rebuilt,
 }
 
 /// A new owner that reads both topics up to its claim.
@@ -186,7 +198,7 @@ impl Takeover {
     }
 
     /// Decides where the owner resumes.
-    pub(crate) fn owner(self, rules: &OwnerRules, place: (i32, i64), log_start: i64) -> Owner {
+    pub(crate) fn owner(self, rules: &OwnerRules, place: (i32, i64), log_start: i64) -> (Owner, Recovered) {
         let (kafka_partition, generation) = place;
         let claimed = Claimed {
             generation: Generation(Offset(generation)),
@@ -195,7 +207,14 @@ impl Takeover {
             log_start: Offset(log_start),
         };
         let taken = decide(claimed, rules.0.plans.fingerprint());
-        Owner(owner::Owner::new(&rules.0, KafkaPartition(kafka_partition), taken))
+        let recovered = match taken.recovery {
+            Recovery::Rebuild { .. } => Recovered::Rebuilt,
+            Recovery::Resume { position, .. } if taken.rows_through > Some(position) => {
+                Recovered::ResumedInsideIncompleteFlush
+            }
+            Recovery::Resume { .. } => Recovered::Resumed,
+        };
+        (Owner(owner::Owner::new(&rules.0, KafkaPartition(kafka_partition), taken)), recovered)
     }
 }
 
@@ -321,9 +340,10 @@ fn view_about(header: &Header) -> ViewAbout {
 fn control_about(record: &ControlRecord) -> ControlAbout {
     match *record {
         ControlRecord::Claim { .. } => ControlAbout::Claim,
-        ControlRecord::Epoch { generation, start, .. } => ControlAbout::Epoch {
+        ControlRecord::Epoch { generation, start, answers, .. } => ControlAbout::Epoch {
             generation: generation.map(|generation| generation.claim().0),
             start: start.0,
+            answers: answers.is_some(),
         },
         ControlRecord::CutRequest { .. } => ControlAbout::CutRequest,
         ControlRecord::Horizon { offset, .. } => ControlAbout::Horizon { offset: offset.0 },

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::events::Event;
 use super::notes::Notes;
 use super::readings::Sent;
 
@@ -66,6 +67,8 @@ pub(crate) enum ControlAbout {
     Epoch {
         generation: Option<i64>,
         start: i64,
+        /// Whether it answers a request for a cut.
+        answers: bool,
     },
     CutRequest,
     Horizon {
@@ -89,8 +92,12 @@ pub(crate) struct KafkaPartition {
     pub(crate) archived: i64,
     /// The epoch starts that were announced by an owner that was not fenced, or pinned.
     pub(crate) starts: BTreeSet<i64>,
+    /// The version of the last owner.
+    pub(crate) owned_by: Option<usize>,
     /// The offset of the newest claim in `control`.
     newest_claim: Option<i64>,
+    /// The newest claim in `realtime-views`.
+    newest_marker: Option<i64>,
     /// The horizons in `control`, each with its offset there.
     horizons: Vec<(i64, i64)>,
     notes: Notes,
@@ -131,8 +138,11 @@ impl<T> Topic<T> {
         self.end() - 1
     }
 
-    fn trim(&mut self, before: i64) {
-        self.low = self.low.max(before).min(self.end());
+    /// Deletes what is below an offset; whether there was something.
+    fn trim(&mut self, before: i64) -> bool {
+        let low = self.low;
+        self.low = low.max(before).min(self.end());
+        self.low > low
     }
 }
 
@@ -147,7 +157,9 @@ impl KafkaPartition {
             is_damaged: false,
             archived: 0,
             starts: BTreeSet::new(),
+            owned_by: None,
             newest_claim: None,
+            newest_marker: None,
             horizons: Vec::new(),
             notes: notes.clone(),
         }
@@ -157,8 +169,20 @@ impl KafkaPartition {
         self.notes.add(|| format!("      Kafka partition {}: {}", self.number, what()));
     }
 
+    pub(crate) fn count(&self, event: Event) {
+        self.notes.count(event);
+    }
+
     pub(crate) fn append_view(&mut self, payload: Vec<u8>, about: ViewAbout) -> i64 {
+        if let ViewKind::Claim = about.kind {
+            self.newest_marker = self.newest_marker.max(Some(about.generation));
+        } else if Some(about.generation) < self.newest_marker {
+            self.count(Event::ZombieRecordAfterMarker);
+        } else if Some(about.generation) < self.newest_claim {
+            self.count(Event::ZombieRecordBeforeMarker);
+        }
         let record = if std::mem::take(&mut self.is_damaging) {
+            self.count(Event::DamagedRecord);
             self.is_damaged = true;
             ViewRecord { payload: b"WYR\x02 from a later version".to_vec(), about: None }
         } else {
@@ -177,13 +201,22 @@ impl KafkaPartition {
         self.note(|| format!("control {offset}: {about:?}"));
         match about {
             ControlAbout::Claim => self.newest_claim = Some(offset),
-            ControlAbout::Epoch { generation, start } => {
+            ControlAbout::Epoch { generation, start, answers } => {
+                if generation.is_none() {
+                    self.count(Event::Pinned);
+                }
                 if generation.is_none() || generation >= self.newest_claim {
                     self.starts.insert(start);
+                    if answers {
+                        self.count(Event::CutAnswered);
+                    }
+                } else {
+                    self.count(Event::ZombieAnnouncement);
                 }
             }
             ControlAbout::Horizon { offset: horizon } => self.horizons.push((offset, horizon)),
-            ControlAbout::CutRequest | ControlAbout::Unknown => {}
+            ControlAbout::CutRequest => self.count(Event::CutRequested),
+            ControlAbout::Unknown => self.count(Event::LaterControlRecord),
         }
         offset
     }
@@ -191,9 +224,10 @@ impl KafkaPartition {
     pub(crate) fn trim(&mut self, topic: TopicName, before: i64) {
         self.note(|| format!("{topic:?} is deleted below {before}"));
         match topic {
-            TopicName::Readings => self.readings.trim(before),
-            TopicName::RealtimeViews => self.views.trim(before),
-            TopicName::Control => self.control.trim(before),
+            TopicName::Readings if self.readings.trim(before) => self.count(Event::ReadingsTrimmed),
+            TopicName::RealtimeViews if self.views.trim(before) => self.count(Event::RealtimeViewsTrimmed),
+            TopicName::Control if self.control.trim(before) => self.count(Event::ControlTrimmed),
+            TopicName::Readings | TopicName::RealtimeViews | TopicName::Control => {}
         }
     }
 

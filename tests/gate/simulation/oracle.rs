@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use super::events::Event;
 use super::log::{KafkaPartition, Place};
 use super::readings::{Identity, Sent};
 use super::versions::{DAY, MINUTE, Metric, Version};
@@ -31,6 +32,8 @@ pub(crate) struct Judged<'a> {
     place: Place,
     role: Role,
     is_below_horizon: bool,
+    /// Whether it is the first of its identity among the readings below the horizon.
+    counts_in_batch: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +79,13 @@ pub(crate) fn judge<'a>(scope: &Scope<'a>) -> Vec<Judged<'a>> {
         for (place, reading) in log.accepted_below(scope.covered[p]) {
             by_identity.entry(reading.identity()).or_default().push(all.len());
             let is_below_horizon = place.offset < scope.horizon[p];
-            all.push(Judged { reading, place, role: Role::First, is_below_horizon });
+            all.push(Judged {
+                reading,
+                place,
+                role: Role::First,
+                is_below_horizon,
+                counts_in_batch: is_below_horizon,
+            });
         }
     }
     for mut copies in by_identity.into_values().filter(|copies| copies.len() > 1) {
@@ -85,8 +94,19 @@ pub(crate) fn judge<'a>(scope: &Scope<'a>) -> Vec<Judged<'a>> {
         let is_spread = copies.iter().any(|at| all[*at].place.kafka_partition != first.kafka_partition);
         let is_mixed = is_spread && copies.iter().any(|at| !all[*at].is_below_horizon);
         let is_remembered = scope.remembers(first);
+        let first_in_batch = copies.iter().copied().find(|at| all[*at].is_below_horizon);
+        for at in &copies {
+            all[*at].counts_in_batch = Some(*at) == first_in_batch;
+        }
+        if !is_mixed && all[copies[0]].is_below_horizon {
+            let above = copies.iter().filter(|at| !all[**at].is_below_horizon).count();
+            (0..above).for_each(|_| scope.count_duplicate(is_remembered));
+        }
         for (nth, at) in copies.into_iter().enumerate() {
             let copy = &mut all[at];
+            if is_mixed {
+                scope.log[0].count(Event::DuplicateInSeveralKafkaPartitions);
+            }
             copy.role = if is_mixed || (nth > 0 && !copy.is_below_horizon && !is_remembered) {
                 Role::Doubtful
             } else if nth == 0 {
@@ -102,6 +122,19 @@ pub(crate) fn judge<'a>(scope: &Scope<'a>) -> Vec<Judged<'a>> {
 }
 
 impl Scope<'_> {
+    /// Counts a reading above the horizon whose first copy is below it.
+    fn count_duplicate(&self, is_remembered: bool) {
+        let log = &self.log[0];
+        if !is_remembered {
+            log.count(Event::DuplicateForgotten);
+            return;
+        }
+        log.count(Event::DuplicateRemembered);
+        if self.duplicate_window < DAY {
+            log.count(Event::DuplicateRememberedInFiniteWindow);
+        }
+    }
+
     /// Whether every owner knows the reading at a place: it is above all horizons, or within the duplicate window.
     fn remembers(&self, place: Place) -> bool {
         let p = place.kafka_partition as usize;
@@ -184,7 +217,7 @@ impl RunFacts {
         let below = judged.iter().filter(|judged| judged.is_below_horizon);
         let newest = below.clone().map(|judged| judged.place.time).max();
         let lateness = below
-            .filter(|judged| judged.role == Role::First)
+            .filter(|judged| judged.counts_in_batch)
             .map(|judged| judged.place.time - judged.reading.event_time)
             .filter(|lateness| *lateness < DAY);
         Self { lateness: lateness.collect(), as_of: newest.max(as_of_start).unwrap_or(0) }

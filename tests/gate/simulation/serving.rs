@@ -6,8 +6,10 @@ use std::sync::Arc;
 use anyhow::Result;
 
 use super::batch::{Committed, Tables};
-use super::layers::{Plans, Serving};
+use super::events::Event;
+use super::layers::{Patience, Plans, Serving};
 use super::log::KafkaPartition;
+use super::notes::Notes;
 use super::open_flush::OpenFlushes;
 
 /// A process of the serving layer.
@@ -83,7 +85,7 @@ impl Server {
     }
 
     /// Looks for a new batch view, and switches to the one that it has loaded, unless answers would cover less.
-    pub(crate) fn look_for_view(&mut self, tables: &Tables, is_patience_over: bool) -> Result<()> {
+    pub(crate) fn look_for_view(&mut self, tables: &Tables, patience: Patience, notes: &Notes) -> Result<()> {
         if self.loaded.is_none() {
             let newest = tables.views.last();
             self.loaded = newest.filter(|newest| self.number() != Some(newest.number)).cloned();
@@ -92,11 +94,13 @@ impl Server {
             self.serving.views_checked();
             return Ok(());
         };
-        if !is_patience_over && self.serving.would_lose(&loaded.view) {
+        if patience == Patience::Left && self.serving.would_lose(&loaded.view) {
+            notes.count(Event::ViewWaited);
             self.loaded = Some(loaded);
             return Ok(());
         }
         self.serving.serve(loaded.number, &loaded.view)?;
+        notes.count(Event::ViewSwitched);
         self.view = Some(loaded);
         self.serving.views_checked();
         Ok(())

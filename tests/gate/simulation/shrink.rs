@@ -4,24 +4,25 @@ use std::sync::Arc;
 
 use anyhow::{Error, Result, anyhow};
 
+use super::events::Events;
 use super::layers::Plans;
 use super::notes::Notes;
 use super::steps::{Setup, Step, history};
-use super::world::{Comparisons, World};
+use super::world::World;
 
 /// Carries out the history of a seed.
 ///
 /// # Errors
 /// What does not hold, with the seed and a short history in which something does not hold either.
-pub(crate) fn carry_out(seed: u64, plans: &Arc<Vec<Plans>>) -> Result<Comparisons> {
+pub(crate) fn carry_out(seed: u64, plans: &Arc<Vec<Plans>>) -> Result<Events> {
     let (setup, steps) = history(seed);
     run(&setup, &steps, plans, Notes::default()).map_err(|error| report(seed, &setup, steps, plans, &error))
 }
 
-fn run(setup: &Setup, steps: &[Step], plans: &Arc<Vec<Plans>>, notes: Notes) -> Result<Comparisons> {
+fn run(setup: &Setup, steps: &[Step], plans: &Arc<Vec<Plans>>, notes: Notes) -> Result<Events> {
     let mut world = World::new(setup, plans, notes)?;
     world.live(steps)?;
-    Ok(world.comparisons)
+    Ok(world.notes.events())
 }
 
 fn report(seed: u64, setup: &Setup, mut steps: Vec<Step>, plans: &Arc<Vec<Plans>>, error: &Error) -> Error {
@@ -44,7 +45,7 @@ fn report(seed: u64, setup: &Setup, mut steps: Vec<Step>, plans: &Arc<Vec<Plans>
         }
         piece /= 2;
     }
-    let notes = Notes::kept();
+    let notes = Notes::with_lines();
     // It fails as before.
     let _ = run(setup, &steps, plans, notes.clone());
     anyhow!(

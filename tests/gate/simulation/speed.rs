@@ -5,9 +5,11 @@ use std::collections::VecDeque;
 
 use anyhow::{Result, bail, ensure};
 
-use super::layers::{self, Effect, Ended, Owner, OwnerInput, OwnerRules, Takeover};
-use super::log::{Content, KafkaPartition, ViewAbout, ViewKind};
+use super::events::Event;
+use super::layers::{self, Effect, Ended, Owner, OwnerInput, OwnerRules, Recovered, Takeover};
+use super::log::{Content, ControlAbout, KafkaPartition, ViewAbout, ViewKind};
 use super::steps::Task;
+use super::versions::VERSIONS;
 
 /// A process for one Kafka partition.
 pub(crate) struct Process {
@@ -16,6 +18,8 @@ pub(crate) struct Process {
     stage: Stage,
     /// What is to be done before anything else.
     effects: VecDeque<Effect>,
+    /// A crash after the effect that was carried out last.
+    crash_now: Option<Event>,
     /// The next record of `control` that it reads as an owner.
     next_control: i64,
     /// In how many records it writes the rows of a flush.
@@ -71,20 +75,42 @@ impl Process {
             version,
             stage: Stage::Down,
             effects: VecDeque::new(),
+            crash_now: None,
             next_control: 0,
             records: 1,
             does_trim: true,
         }
     }
 
-    /// The process is gone, with everything that it had not done yet.
-    pub(crate) fn crash(&mut self) {
+    /// The process is gone, in the middle of a step, with everything that it had not done yet.
+    pub(crate) fn crash(&mut self, log: &KafkaPartition) {
+        let event = match self.stage {
+            Stage::Claimed { .. } => Some(Event::CrashBetweenClaimAndMarker),
+            Stage::Marked { .. } => Some(Event::CrashAfterMarker),
+            Stage::ControlRead { .. } => Some(Event::CrashAfterReading),
+            Stage::Started { .. } if self.effects.is_empty() => Some(Event::CrashBeforeRemembering),
+            Stage::Started { .. } | Stage::Owning { .. } => {
+                self.crash_now.filter(|_| !self.effects.is_empty())
+            }
+            Stage::Down => None,
+        };
+        event.into_iter().for_each(|event| log.count(event));
+        self.stop();
+    }
+
+    /// The process is gone.
+    pub(crate) fn stop(&mut self) {
         self.stage = Stage::Down;
         self.effects.clear();
     }
 
     pub(crate) fn is_down(&self) -> bool {
         matches!(self.stage, Stage::Down)
+    }
+
+    /// Whether it is between its claim and its first step as an owner.
+    pub(crate) fn is_claiming(&self) -> bool {
+        !self.is_down() && !self.is_owning()
     }
 
     pub(crate) fn is_owning(&self) -> bool {
@@ -139,7 +165,9 @@ impl Process {
             Stage::ControlRead { generation, marker, mut takeover } => {
                 let records = log.views.iter().filter(|(offset, _)| *offset <= marker);
                 records.for_each(|(offset, record)| takeover.view(offset, &record.payload));
-                let mut owner = takeover.owner(rules, (log.number, generation), log.readings.low());
+                let (mut owner, recovered) =
+                    takeover.owner(rules, (log.number, generation), log.readings.low());
+                self.count_recovery(recovered, log);
                 let horizon = log.horizon_before(generation);
                 log.note(|| format!("the owner of generation {generation} resumes at {}", owner.next()));
                 ensure!(
@@ -149,7 +177,7 @@ impl Process {
                 );
                 match owner.start() {
                     Ok(effects) => self.effects.extend(effects),
-                    Err(Ended::GivenUp) => return Ok(Stage::Down),
+                    Err(Ended::Fenced | Ended::Overtaken) => bail!("an owner ends before its first step"),
                     Err(Ended::Failed(error)) => return Err(error),
                 }
                 Stage::Started { generation, owner: Box::new(owner) }
@@ -174,6 +202,23 @@ impl Process {
         })
     }
 
+    fn count_recovery(&self, recovered: Recovered, log: &mut KafkaPartition) {
+        log.count(match recovered {
+            Recovered::Resumed => Event::Resumed,
+            Recovered::ResumedInsideIncompleteFlush => Event::ResumedInsideIncompleteFlush,
+            Recovered::Rebuilt => Event::Rebuilt,
+        });
+        let version = self.version;
+        match log.owned_by.replace(version) {
+            Some(before) if before == version => {}
+            Some(before) if VERSIONS[before].has_definitions_of(&VERSIONS[version]) => {
+                log.count(Event::ResumedFromOtherRegistry);
+            }
+            Some(_) => log.count(Event::ResumedFromOtherDefinitions),
+            None => {}
+        }
+    }
+
     /// Works as an owner, as far as the budget of effects goes.
     pub(crate) fn work(&mut self, log: &mut KafkaPartition, task: Task, budget: &mut Budget) -> Result<()> {
         if !self.carry_out(log, budget)? {
@@ -193,7 +238,7 @@ impl Process {
             let offset = owner.next();
             if offset < log.readings.low() {
                 // What the owner needs was deleted: only a newer owner can have done that.
-                self.crash();
+                self.stop();
                 return Ok(());
             }
             let Some(entry) = log.readings.get(offset) else { return Ok(()) };
@@ -238,9 +283,16 @@ impl Process {
         let Stage::Owning { owner, .. } = &mut self.stage else { return Ok(false) };
         match owner.step(*input, self.records) {
             Ok(effects) => self.effects.extend(effects),
-            Err(Ended::GivenUp) => {
-                log.note(|| "the owner gives up".to_owned());
-                self.crash();
+            Err(Ended::Fenced) => {
+                log.note(|| "the owner is fenced".to_owned());
+                log.count(Event::Fenced);
+                self.stop();
+                return Ok(false);
+            }
+            Err(Ended::Overtaken) => {
+                log.note(|| "the owner is overtaken".to_owned());
+                log.count(Event::Overtaken);
+                self.stop();
                 return Ok(false);
             }
             Err(Ended::Failed(error)) => return Err(error),
@@ -255,15 +307,43 @@ impl Process {
                 return Ok(false);
             }
             match self.effects.pop_front() {
-                Some(Effect::View(payload, about)) => self.append_view(log, payload, about)?,
-                Some(Effect::Control(payload, about)) => {
-                    log.append_control(payload, about);
+                Some(Effect::View(payload, about)) => {
+                    self.crash_now = Some(match about.kind {
+                        ViewKind::Rows { complete: false, .. } => Event::CrashAfterIncompleteRows,
+                        ViewKind::Rows { .. } => Event::CrashAfterCheckpoint,
+                        ViewKind::Begin { .. } | ViewKind::Claim => Event::CrashAfterBegin,
+                    });
+                    self.append_view(log, payload, about)?;
                 }
-                Some(Effect::Trim(topic, before)) if self.does_trim => log.trim(topic, before),
+                Some(Effect::Control(payload, about)) => {
+                    self.crash_now = Some(Event::CrashAfterAnnouncement);
+                    self.append_control(log, payload, about);
+                }
+                Some(Effect::Trim(topic, before)) if self.does_trim => {
+                    self.crash_now = Some(Event::CrashAfterTrim);
+                    log.trim(topic, before);
+                }
                 Some(Effect::Trim(..)) | None => {}
             }
         }
         Ok(true)
+    }
+
+    fn append_control(&mut self, log: &mut KafkaPartition, payload: Vec<u8>, about: ControlAbout) {
+        log.append_control(payload, about);
+        if let (ControlAbout::Epoch { start, answers: true, .. }, Some(next)) = (about, self.next())
+            && start > next
+        {
+            log.count(Event::CutAnsweredAhead);
+        }
+    }
+
+    /// The next offset of the owner, where there is one.
+    fn next(&self) -> Option<i64> {
+        match &self.stage {
+            Stage::Started { owner, .. } | Stage::Owning { owner, .. } => Some(owner.next()),
+            Stage::Down | Stage::Claimed { .. } | Stage::Marked { .. } | Stage::ControlRead { .. } => None,
+        }
     }
 
     fn append_view(&mut self, log: &mut KafkaPartition, payload: Vec<u8>, about: ViewAbout) -> Result<()> {

@@ -59,6 +59,13 @@ pub(crate) struct Limits {
 }
 
 impl Version {
+    /// Whether two versions differ in their registry at most.
+    pub(crate) fn has_definitions_of(&self, other: &Self) -> bool {
+        let names =
+            |version: &Self| version.metrics.iter().map(|metric| (metric.name, metric.window, metric.filter));
+        names(self).eq(names(other))
+    }
+
     pub(crate) fn device(&self, number: u8) -> Option<&Device> {
         self.devices.iter().find(|device| device.number == number)
     }

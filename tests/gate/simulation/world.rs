@@ -9,7 +9,8 @@ use rand::{Rng, SeedableRng};
 
 use super::batch::{BatchProcess, Surroundings, Tables};
 use super::comparison::{Compared, compare};
-use super::layers::{self, Archive, OwnerRules, Plans};
+use super::events::Event;
+use super::layers::{self, Archive, OwnerRules, Patience, Plans};
 use super::log::{Content, ControlAbout, Entry, KafkaPartition};
 use super::notes::Notes;
 use super::readings::Sender;
@@ -22,25 +23,6 @@ use super::versions::{MINUTE, SECOND};
 const START: i64 = 1_800_000_007 * SECOND;
 /// How many processes of a kind there are.
 const SLOTS: usize = 2;
-
-/// How often answers were compared.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Comparisons {
-    /// Complete answers.
-    pub(crate) complete: u64,
-    /// Answers that were compared with what they cover.
-    pub(crate) covered: u64,
-    /// Answers that said that they lack rows.
-    pub(crate) lacking: u64,
-}
-
-impl Comparisons {
-    pub(crate) fn add(&mut self, others: Self) {
-        self.complete += others.complete;
-        self.covered += others.covered;
-        self.lacking += others.lacking;
-    }
-}
 
 /// The log, the tables and all processes.
 pub(crate) struct World {
@@ -58,8 +40,9 @@ pub(crate) struct World {
     servers: Vec<Server>,
     /// The version that processes start with.
     deployed: usize,
-    pub(crate) comparisons: Comparisons,
-    notes: Notes,
+    /// Whether the last step is done.
+    is_settling: bool,
+    pub(crate) notes: Notes,
 }
 
 impl World {
@@ -81,7 +64,7 @@ impl World {
             speed: partitions().map(|_| [Process::new(version), Process::new(version)]).collect(),
             batch: [BatchProcess::new(version), BatchProcess::new(version)],
             deployed: version,
-            comparisons: Comparisons::default(),
+            is_settling: false,
             setup: setup.clone(),
             notes,
         })
@@ -105,13 +88,18 @@ impl World {
         match step.action {
             Action::Send(count) => self.send(random, p, count),
             Action::Hole => {
-                let content = if random.random_bool(0.5) { Content::Empty } else { Content::Unreadable };
+                let (content, event) = if random.random_bool(0.5) {
+                    (Content::Empty, Event::EmptyOffset)
+                } else {
+                    (Content::Unreadable, Event::UnreadableOffset)
+                };
+                self.notes.count(event);
                 self.log[p].readings.append(Entry { time: self.now, content });
             }
             Action::Wait(seconds) => self.now += seconds * SECOND,
             Action::TakeOver(slot, extent) => self.take_over(random, p, slot, extent)?,
             Action::Work(who, task, extent) => self.work(random, p, who, task, extent)?,
-            Action::Crash(slot) => self.speed[p][slot].crash(),
+            Action::Crash(slot) => self.speed[p][slot].crash(&self.log[p]),
             Action::Deploy(version) => self.deployed = version,
             Action::Archive => {
                 let log = &mut self.log[p];
@@ -120,14 +108,15 @@ impl World {
                 self.tables.archive(log, to)?;
             }
             Action::Batch(slot, extent) => self.batch(random, slot, extent)?,
-            Action::CrashBatch(slot) => self.batch[slot].crash(),
+            Action::CrashBatch(slot) => self.batch[slot].crash(&self.log),
             Action::Tail(slot, extent) => {
                 let most = if matches!(extent, Extent::All) { usize::MAX } else { random.random_range(0..4) };
                 self.servers[slot].tail(&self.log, most)?;
             }
             Action::AskEnds(slot) => self.servers[slot].ask_ends(&self.log, self.now),
             Action::LookForView(slot) => {
-                self.servers[slot].look_for_view(&self.tables, random.random_bool(0.2))?;
+                let patience = if random.random_bool(0.2) { Patience::Over } else { Patience::Left };
+                self.servers[slot].look_for_view(&self.tables, patience, &self.notes)?;
             }
             Action::RestartServing(slot) => {
                 self.servers[slot] = Server::start(self.deployed, &self.plans[self.deployed], &self.log)?;
@@ -176,10 +165,14 @@ impl World {
     }
 
     fn take_over(&mut self, random: &mut StdRng, p: usize, slot: Slot, extent: Extent) -> Result<()> {
+        let is_contended = self.speed[p][1 - slot].is_claiming();
         let process = &mut self.speed[p][slot];
-        if !process.is_down() && process.is_owning() {
+        if process.is_owning() {
             // It claims the Kafka partition again, as after a failure.
-            process.crash();
+            process.stop();
+        }
+        if process.is_down() && is_contended && extent.effects() > 0 {
+            self.notes.count(Event::ConcurrentClaim);
         }
         if process.is_down() && random.random_bool(0.8) {
             process.version = self.deployed;
@@ -187,7 +180,7 @@ impl World {
         let rules = &self.rules[process.version];
         process.take_over(&mut self.log[p], rules, &mut Budget(extent.effects()))?;
         if extent.is_crash() {
-            process.crash();
+            process.crash(&self.log[p]);
         }
         Ok(())
     }
@@ -206,7 +199,7 @@ impl World {
         process.does_trim = random.random_bool(0.9);
         process.work(&mut self.log[p], task, &mut Budget(extent.effects()))?;
         if extent.is_crash() {
-            process.crash();
+            process.crash(&self.log[p]);
         }
         Ok(())
     }
@@ -226,7 +219,7 @@ impl World {
         }
         self.run_batch(random, slot, &mut budget)?;
         if extent.is_crash() {
-            self.batch[slot].crash();
+            self.batch[slot].crash(&self.log);
         }
         Ok(())
     }
@@ -249,11 +242,12 @@ impl World {
         }
         let compared = compare(self, &self.servers[slot])?;
         self.notes.add(|| format!("      serving process {slot}: {compared:?}"));
-        match compared {
-            Compared::Complete => self.comparisons.complete += 1,
-            Compared::Covered(_) => self.comparisons.covered += 1,
-            Compared::Lacking(_) => self.comparisons.lacking += 1,
-        }
+        self.notes.count(match compared {
+            Compared::Complete if self.is_settling => Event::CompleteAnswerInTheEnd,
+            Compared::Complete => Event::CompleteAnswer,
+            Compared::Covered(_) => Event::CoveredAnswer,
+            Compared::Lacking(_) => Event::LackingAnswer,
+        });
         Ok(compared)
     }
 
@@ -269,8 +263,9 @@ impl World {
     /// Lets everything catch up, without any crash: then answers are complete. After a batch run of everything they are
     /// the oracle's, whatever happened before.
     fn settle(&mut self) -> Result<()> {
+        self.is_settling = true;
         for run in &mut self.batch {
-            run.crash();
+            run.crash(&self.log);
         }
         self.settle_owners()?;
         let is_damaged = self.log.iter().any(|log| log.is_damaged);
@@ -296,7 +291,7 @@ impl World {
                 self.run_batch(&mut random, 0, &mut Budget(1 + self.log.len()))?;
                 self.settle_owners_once()?;
             }
-            self.batch[0].crash();
+            self.batch[0].crash(&self.log);
             self.settle_owners()?;
             for slot in 0..SLOTS {
                 if self.servers[slot].version != self.deployed {
@@ -317,8 +312,8 @@ impl World {
         for p in 0..self.log.len() {
             self.log[p].is_damaging = false;
             let [first, second] = &mut self.speed[p];
-            second.crash();
-            first.crash();
+            second.stop();
+            first.stop();
             first.version = self.deployed;
         }
         for _ in 0..3 {
@@ -342,9 +337,9 @@ impl World {
     fn settle_server(&mut self, slot: Slot) -> Result<Compared> {
         let server = &mut self.servers[slot];
         server.tail(&self.log, usize::MAX)?;
-        // One view that was loaded before, and the newest.
-        for _ in 0..2 {
-            server.look_for_view(&self.tables, false)?;
+        // One view that was loaded before, and the newest. The epochs that the first waits for may never come.
+        for patience in [Patience::Over, Patience::Left] {
+            server.look_for_view(&self.tables, patience, &self.notes)?;
         }
         server.ask_ends(&self.log, self.now);
         self.compare(slot)
