@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::Deserialize;
+use wye_runtime::config::{Setting, Unworkable};
 
 /// The sections of this layer with the default of every setting, for the reference of all settings.
 pub const DEFAULTS: &str = include_str!("settings.toml");
@@ -53,62 +54,32 @@ impl BatchSettings {
     }
 }
 
-/// A setting that can be read and cannot work.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unworkable {
-    /// The section that it is in.
-    pub section: &'static str,
-    /// Its name there.
-    pub key: &'static str,
-    /// What is wrong; follows the name of the setting.
-    pub problem: String,
-    /// A value that can work, as it is written.
-    pub example: &'static str,
-}
-
 impl Settings {
     /// All settings that cannot work.
     pub fn check(&self) -> Vec<Unworkable> {
-        let (archive, batch) = (&self.archive, &self.batch);
         let second = Duration::from_secs(1);
         let day = Duration::from_secs(86_400);
+        let too_short = self.batch.period().filter(|period| *period < second).map(|period| {
+            format!("is {period:?}, and a run takes longer; at least 1s, or 0s for runs on request only")
+        });
         let rules = [
-            at_least(("archive", "interval"), archive.interval, Duration::from_millis(10), "\"2s\""),
-            at_least_one(("archive", "max_rows"), archive.max_rows, "1000000"),
-            at_least(("batch", "keep_versions"), batch.keep_versions, second, "\"15m\""),
-            at_most(("batch", "keep_versions"), batch.keep_versions, day, "\"15m\""),
-            at_least(("batch", "patience"), batch.patience, second, "\"5s\""),
-            batch.period().filter(|period| *period < second).map(|period| Unworkable {
-                section: "batch",
-                key: "interval",
-                problem: format!(
-                    "is {period:?}, and a run takes longer; at least 1s, or 0s for runs on request only"
-                ),
-                example: "\"60s\"",
-            }),
+            archive("interval", "\"2s\"").at_least(self.archive.interval, Duration::from_millis(10)),
+            archive("max_rows", "1000000").at_least_one(self.archive.max_rows),
+            batch("keep_versions", "\"15m\"").at_least(self.batch.keep_versions, second),
+            batch("keep_versions", "\"15m\"").at_most(self.batch.keep_versions, day),
+            batch("patience", "\"5s\"").at_least(self.batch.patience, second),
+            too_short.map(|problem| batch("interval", "\"60s\"").cannot_work(problem)),
         ];
         rules.into_iter().flatten().collect()
     }
 }
 
-/// A section and a key in it.
-type Name = (&'static str, &'static str);
-
-fn at_least(name: Name, value: Duration, least: Duration, example: &'static str) -> Option<Unworkable> {
-    (value < least)
-        .then(|| unworkable(name, format!("is {value:?}, and must be {least:?} at least"), example))
+const fn archive(key: &'static str, example: &'static str) -> Setting {
+    Setting { section: "archive", key, example }
 }
 
-fn at_most(name: Name, value: Duration, most: Duration, example: &'static str) -> Option<Unworkable> {
-    (value > most).then(|| unworkable(name, format!("is {value:?}, and must be {most:?} at most"), example))
-}
-
-fn at_least_one(name: Name, value: usize, example: &'static str) -> Option<Unworkable> {
-    (value == 0).then(|| unworkable(name, "is 0, and must be 1 at least".to_owned(), example))
-}
-
-fn unworkable((section, key): Name, problem: String, example: &'static str) -> Unworkable {
-    Unworkable { section, key, problem, example }
+const fn batch(key: &'static str, example: &'static str) -> Setting {
+    Setting { section: "batch", key, example }
 }
 
 #[cfg(test)]

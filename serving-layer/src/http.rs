@@ -35,11 +35,11 @@ use wye_runtime::telemetry::Telemetry;
 pub use encode::readable;
 pub(crate) use error::not_found;
 
-use crate::clock::Clock;
 use crate::hub::{Hub, Input};
 use crate::sql::SqlEngine;
 use crate::telemetry::Instruments;
 use crate::units::Units;
+use wye_runtime::clock::Clock;
 
 /// Does a batch run, for `POST /v1/batch-runs`; answers with its report, as JSON.
 pub type BatchTrigger =

@@ -21,7 +21,6 @@ use wye_tables::store::TableRoot;
 use wye_tables::views::BatchViews;
 
 use crate::ServingError;
-use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::http::server::{Server, ServerLimits, serve};
 use crate::http::{Api, BatchTrigger, Probe, not_found, router, watch_writes};
@@ -33,6 +32,7 @@ use crate::tail::{Tail, TailPositions};
 use crate::telemetry::Instruments;
 use crate::units::Units;
 use crate::watch::Watcher;
+use wye_runtime::clock::Clock;
 
 /// Bytes of memory that queries may use at most, where the settings leave it to the machine.
 const MOST_QUERY_MEMORY: usize = 4 << 30;

@@ -12,8 +12,6 @@ pub mod settings;
 
 pub mod layer;
 
-pub mod clock;
-
 pub mod directory;
 
 pub mod realtime;

@@ -15,10 +15,10 @@ use wye_log::ends::Ends;
 use wye_log::topics::READINGS;
 
 use crate::ServingError;
-use crate::clock::Clock;
 use crate::error::chain;
 use crate::hub::{Hub, Input};
 use crate::telemetry::Instruments;
+use wye_runtime::clock::Clock;
 
 /// How often the log is asked, which is about how old the log's end in an answer is at most.
 const INTERVAL: Duration = Duration::from_millis(100);

@@ -5,7 +5,9 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use wye_runtime::config::value::{byte_size, byte_size_or_none, number_or_none};
+use wye_runtime::config::{Setting, Unworkable, is_address};
 
 /// The sections of this layer with the default of every setting, for the reference of all settings.
 pub const DEFAULTS: &str = include_str!("settings.toml");
@@ -14,8 +16,6 @@ pub const DEFAULTS: &str = include_str!("settings.toml");
 const SMALLEST_QUERY_MEMORY: usize = 64 << 20;
 /// The longest time that a request may be allowed to wait for a position.
 const LONGEST_WAIT: Duration = Duration::from_secs(3_600);
-/// Two addresses as they are written.
-const ADDRESS_EXAMPLE: &str = "\"127.0.0.1:8080\" or \"localhost:8080\"";
 
 /// The settings of the serving layer.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -47,7 +47,7 @@ pub struct HttpSettings {
     #[serde(with = "humantime_serde")]
     pub stall_timeout: Duration,
     /// Bytes of the bodies of all requests in progress; see [`Self::check_max_body`].
-    #[serde(deserialize_with = "bytes")]
+    #[serde(deserialize_with = "byte_size")]
     pub max_bodies: usize,
 }
 
@@ -56,10 +56,10 @@ pub struct HttpSettings {
 #[serde(deny_unknown_fields)]
 pub struct SqlSettings {
     /// Bytes of memory for all queries together, 64 MiB at least; `None` (written `"0B"`): a share of the machine's.
-    #[serde(deserialize_with = "bytes_or_none")]
+    #[serde(deserialize_with = "byte_size_or_none")]
     pub memory: Option<usize>,
     /// Bytes on disk for what does not fit into memory.
-    #[serde(deserialize_with = "bytes")]
+    #[serde(deserialize_with = "byte_size")]
     pub spill: usize,
     /// The longest time of one query, including the time in the queue and the time to send its answer; 100 ms at least.
     #[serde(with = "humantime_serde")]
@@ -78,40 +78,24 @@ pub struct SqlSettings {
     pub patience: Duration,
 }
 
-/// A setting that can be read and cannot work.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unworkable {
-    /// The section that it is in.
-    pub section: &'static str,
-    /// Its name there.
-    pub key: &'static str,
-    /// What is wrong; follows the name of the setting.
-    pub problem: String,
-    /// A value that can work, as it is written.
-    pub example: &'static str,
-}
-
 impl Settings {
     /// All settings that cannot work.
     pub fn check(&self) -> Vec<Unworkable> {
-        let (http, sql, second) = (&self.http, &self.sql, Duration::from_secs(1));
+        let second = Duration::from_secs(1);
+        let too_little = self.sql.memory.filter(|memory| *memory < SMALLEST_QUERY_MEMORY).map(|memory| {
+            format!("is {memory} bytes, so that no query would fit; at least 64MiB, or 0B for a share of the machine's")
+        });
         let rules = [
-            (!is_address(&http.listen)).then(|| listen(format!("is {:?}, which is not HOST:PORT", http.listen))),
-            at_most(("http", "max_wait"), http.max_wait, LONGEST_WAIT, "\"60s\""),
-            at_least_one(("http", "max_connections"), http.max_connections, "4096"),
-            at_least(("http", "idle_timeout"), http.idle_timeout, second, "\"60s\""),
-            at_least(("http", "stall_timeout"), http.stall_timeout, second, "\"30s\""),
-            sql.memory.filter(|memory| *memory < SMALLEST_QUERY_MEMORY).map(|memory| Unworkable {
-                section: "sql",
-                key: "memory",
-                problem: format!(
-                    "is {memory} bytes, so that no query would fit; at least 64MiB, or 0B for a share of the machine's"
-                ),
-                example: "\"1GiB\"",
-            }),
-            at_least(("sql", "time"), sql.time, Duration::from_millis(100), "\"10m\""),
-            at_least_one(("sql", "max_rows"), sql.max_rows, "100000000"),
-            at_least_one(("sql", "long_queries"), sql.long_queries, "4"),
+            (!is_address(&self.http.listen))
+                .then(|| listen(format!("is {:?}, which is not HOST:PORT", self.http.listen))),
+            http("max_wait", "\"60s\"").at_most(self.http.max_wait, LONGEST_WAIT),
+            http("max_connections", "4096").at_least_one(self.http.max_connections),
+            http("idle_timeout", "\"60s\"").at_least(self.http.idle_timeout, second),
+            http("stall_timeout", "\"30s\"").at_least(self.http.stall_timeout, second),
+            too_little.map(|problem| sql("memory", "\"1GiB\"").cannot_work(problem)),
+            sql("time", "\"10m\"").at_least(self.sql.time, Duration::from_millis(100)),
+            sql("max_rows", "100000000").at_least_one(self.sql.max_rows),
+            sql("long_queries", "4").at_least_one(self.sql.long_queries),
         ];
         rules.into_iter().flatten().collect()
     }
@@ -121,14 +105,11 @@ impl HttpSettings {
     /// What is wrong where one body may be larger (`max_body` bytes) than all bodies together; the layer that reads the
     /// bodies says how large one may be.
     pub fn check_max_body(&self, max_body: usize) -> Option<Unworkable> {
-        (self.max_bodies < max_body).then(|| Unworkable {
-            section: "http",
-            key: "max_bodies",
-            problem: format!(
+        (self.max_bodies < max_body).then(|| {
+            http("max_bodies", "\"256MiB\"").cannot_work(format!(
                 "is {} bytes, less than one body may have ([ingest] max_body is {max_body})",
                 self.max_bodies
-            ),
-            example: "\"256MiB\"",
+            ))
         })
     }
 
@@ -157,62 +138,16 @@ impl HttpSettings {
     }
 }
 
-/// Whether a text is `HOST:PORT`; the host is not looked up.
-fn is_address(text: &str) -> bool {
-    text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+const fn http(key: &'static str, example: &'static str) -> Setting {
+    Setting { section: "http", key, example }
 }
 
-/// A section and a key in it.
-type Name = (&'static str, &'static str);
+const fn sql(key: &'static str, example: &'static str) -> Setting {
+    Setting { section: "sql", key, example }
+}
 
 fn listen(problem: String) -> Unworkable {
-    unworkable(("http", "listen"), problem, ADDRESS_EXAMPLE)
-}
-
-fn at_least(name: Name, value: Duration, least: Duration, example: &'static str) -> Option<Unworkable> {
-    (value < least)
-        .then(|| unworkable(name, format!("is {value:?}, and must be {least:?} at least"), example))
-}
-
-fn at_most(name: Name, value: Duration, most: Duration, example: &'static str) -> Option<Unworkable> {
-    (value > most).then(|| unworkable(name, format!("is {value:?}, and must be {most:?} at most"), example))
-}
-
-fn at_least_one(name: Name, value: usize, example: &'static str) -> Option<Unworkable> {
-    (value == 0).then(|| unworkable(name, "is 0, and must be 1 at least".to_owned(), example))
-}
-
-fn unworkable((section, key): Name, problem: String, example: &'static str) -> Unworkable {
-    Unworkable { section, key, problem, example }
-}
-
-/// Reads a size such as `"64MiB"`.
-fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim();
-    let unit = match text[digits.len()..].trim() {
-        "KiB" => Some(1 << 10),
-        "MiB" => Some(1 << 20),
-        "GiB" => Some(1 << 30),
-        "" | "B" => Some(1_usize),
-        _ => None,
-    };
-    let (Some(unit), Ok(count)) = (unit, digits.parse::<usize>()) else {
-        return Err(serde::de::Error::custom(format!("{text:?} is not a size; write for example \"64MiB\"")));
-    };
-    count
-        .checked_mul(unit)
-        .ok_or_else(|| serde::de::Error::custom(format!("{text:?} is more than this machine can count")))
-}
-
-/// The same; `None` for no bytes.
-fn bytes_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
-    Ok(Some(bytes(deserializer)?).filter(|bytes| *bytes > 0))
-}
-
-/// Reads a number; `None` for 0.
-fn number_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<NonZeroUsize>, D::Error> {
-    Ok(NonZeroUsize::new(usize::deserialize(deserializer)?))
+    http("listen", "\"127.0.0.1:8080\" or \"localhost:8080\"").cannot_work(problem)
 }
 
 #[cfg(test)]

@@ -23,12 +23,12 @@ use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, RunRecord, ViewCommit};
 
-use crate::clock::{Clock, SystemClock};
 use crate::directory::Directory;
 use crate::hub::{Hub, Input};
 use crate::realtime::RealtimeRow;
 use crate::snapshot::BatchSnapshot;
 use crate::sql::{Limits, Sources, SqlEngine, UnknownHost};
+use wye_runtime::clock::{Clock, SystemClock};
 
 pub(crate) const MINUTE: i64 = 60 * SECOND;
 /// The only Kafka partition.

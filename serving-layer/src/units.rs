@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::ServingError;
-use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::chain;
 use crate::sql::SqlEngine;
+use wye_runtime::clock::Clock;
 
 /// How often the directory is checked for new metrics.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -11,13 +11,13 @@ use wye_log::topics::REALTIME_VIEWS;
 use wye_tables::views::{BatchViews, ViewSnapshot};
 
 use crate::ServingError;
-use crate::clock::Clock;
 use crate::error::chain;
 use crate::hub::{Hub, Input};
 use crate::snapshot::BatchSnapshot;
 use crate::sql::QueryRuntime;
 use crate::tail::TailPositions;
 use crate::telemetry::Instruments;
+use wye_runtime::clock::Clock;
 
 /// How often the table is checked for a new batch view: part of the time until a run's result is in answers.
 const POLL: Duration = Duration::from_millis(500);

@@ -25,7 +25,7 @@ const PLACES: [(&str, &[&str]); 13] = [
     ("wye", &ALL),
     ("wye-tests", &ALL),
     // Every decoder, and no layer: a fuzzer is built with all that it depends on.
-    ("wye-fuzz", &["wye-domain", "wye-runtime", "wye-broker", "wye-datasets"]),
+    ("wye-fuzz", &["wye-domain", "wye-metrics", "wye-runtime", "wye-broker", "wye-datasets"]),
 ];
 
 /// What the program and the tests across layers may use: all of it.

@@ -4,8 +4,10 @@ use arrow::array::AsArray;
 use datafusion::prelude::SessionContext;
 use tokio_util::sync::CancellationToken;
 use wye_domain::dead_letter::{CONTEXT_HEADER, Context};
+use wye_domain::time::Span;
 use wye_log::reader::read_all;
 use wye_log::topics::{DEAD_LETTER, READINGS};
+use wye_runtime::clock::{Clock, SystemClock};
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 
@@ -201,6 +203,7 @@ async fn archived_letters_leave_their_topic_once_they_are_old_enough() {
     archive_letters(&site, 5, ARCHIVE).await;
     assert_eq!(site.log.offsets(DEAD_LETTER, 0).await.unwrap().low, 0);
     site.dead_letter(&context(5), b"{").await;
+    site.clock.advance_to(SystemClock::default().now() + Span::from_secs(1));
     let settings = ArchiveSettings { keep_dead_letters: std::time::Duration::ZERO, ..ARCHIVE };
     archive_letters(&site, 6, settings).await;
     assert_eq!(site.log.offsets(DEAD_LETTER, 0).await.unwrap().low, 6);

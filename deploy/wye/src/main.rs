@@ -13,6 +13,7 @@ mod host;
 mod load;
 mod open_files;
 mod repair_log;
+mod settings;
 mod sql;
 mod terminal;
 mod up;

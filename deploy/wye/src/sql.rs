@@ -81,7 +81,7 @@ async fn print_table(answer: Response) -> Result<()> {
     let mut left = MOST_TABLE_ROWS;
     for batch in &batches {
         let take = batch.num_rows().min(left);
-        shown.push(readable(&batch.slice(0, take)));
+        shown.push(readable(&batch.slice(0, take))?);
         left -= take;
     }
     say(pretty_format_batches(&shown)?)?;

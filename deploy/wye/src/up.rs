@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,28 +21,22 @@ use wye_batch::compute::Compute;
 use wye_batch::layer::BatchLayer;
 use wye_batch::runner::RunOptions;
 use wye_batch::schedule::BatchHandle;
-use wye_batch::settings::{ArchiveSettings, BatchSettings};
 use wye_batch::telemetry::BatchTelemetry;
 use wye_broker::{Broker, BrokerConfig, BrokerError, Limits, Port};
 use wye_domain::ErrorKind;
 use wye_domain::registry::Registry;
-use wye_domain::time::Micros;
 use wye_domain::wire::Acceptance;
 use wye_log::client::{Log, LogConfig};
 use wye_metrics::definition::Definition;
 use wye_metrics::plan::MetricPlans;
 use wye_runtime::clock::SystemClock;
-use wye_runtime::config::{Config, ConfigError, DEFAULTS, EmbeddedPort, SqlSection, definition_error};
-use wye_runtime::memory::machine_memory;
+use wye_runtime::config::{self, ConfigError, definition_error};
 use wye_runtime::telemetry::Telemetry;
-use wye_serving::http::server::{self, ServerLimits};
 use wye_serving::http::{BatchRefusal, BatchRequest, BatchTrigger, Probe};
-use wye_serving::serving::{Serving, ServingConfig, ServingParts};
-use wye_serving::sql::Limits as QueryLimits;
+use wye_serving::layer::Serving;
 use wye_speed::ingest::telemetry::IngestTelemetry;
 use wye_speed::ingest::{self, Ingest, Tables};
 use wye_speed::layer::{Ownership, Ownerships, SpeedLayer};
-use wye_speed::settings::{IngestSettings, SpeedSettings};
 use wye_speed::telemetry::SpeedTelemetry;
 use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
@@ -51,14 +45,11 @@ use crate::cli::Up;
 use crate::client::ADDRESS_FILE;
 use crate::host::Machine;
 use crate::open_files;
+use crate::settings::{self, EmbeddedPort, LogSection, Settings};
 use crate::terminal::{program, say, tell};
 
-/// What queries use at most where the settings do not say.
-const MOST_QUERY_MEMORY: usize = 4 << 30;
-/// How long requests under way may take once the end was asked for.
-const HTTP_PATIENCE: Duration = Duration::from_secs(10);
-/// How long the log may take after that for what was not acknowledged to anybody.
-const INGEST_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the log may take to acknowledge readings after the last request.
+const INGEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where Kafka clients look for a broker.
 const KAFKA_PORT: u16 = 9092;
 
@@ -69,8 +60,6 @@ pub(crate) struct Running {
     /// Where everything is kept.
     pub data_dir: PathBuf,
     broker: Option<Broker>,
-    http: JoinSet<()>,
-    http_stop: CancellationToken,
     ingest: Ingest,
     ingest_shutdown: CancellationToken,
     batch: BatchLayer,
@@ -88,7 +77,7 @@ pub(crate) struct Running {
 /// One line that says what to do.
 pub(crate) async fn run(arguments: &Up) -> Result<()> {
     if arguments.print_defaults {
-        return say(DEFAULTS.trim_end());
+        return say(settings::defaults().trim_end());
     }
     let cancel = CancellationToken::new();
     let mut signals = JoinSet::new();
@@ -111,12 +100,21 @@ pub(crate) async fn run(arguments: &Up) -> Result<()> {
 
 /// The checked settings of a process.
 struct Setup {
-    config: Config,
+    settings: Settings,
     plans: Arc<MetricPlans>,
     listen: SocketAddr,
     acceptance: Acceptance,
     /// Of the Kafka client.
     properties: BTreeMap<String, String>,
+}
+
+/// What all layers share.
+struct Site {
+    log: Log,
+    root: TableRoot,
+    telemetry: Telemetry,
+    /// What this server calls itself in the log.
+    name: String,
 }
 
 /// Starts everything; returns once the API is ready. `cancel` calls the start off.
@@ -136,39 +134,41 @@ pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<
     let address = listener.local_addr().context("cannot tell the address in use")?;
 
     let (broker, log) = open_log(&setup, data_dir, cancel).await?;
-    let root = match setup.config.tables.root.as_str() {
+    let root = match setup.settings.tables.root.as_str() {
         "" => TableRoot::directory(&data_dir.join("tables"))?,
         location => TableRoot::parse(location)?,
     };
-    let telemetry = Telemetry::default();
+    let site = Site { log, root, telemetry: Telemetry::default(), name: server_name(data_dir)? };
     let ingest_shutdown = CancellationToken::new();
     let layers_shutdown = CancellationToken::new();
     let serving_shutdown = CancellationToken::new();
-    let name = server_name(data_dir)?;
-    let ingest = start_ingest(&setup, &log, name.clone(), &telemetry, &ingest_shutdown).await?;
-    claim_tables(&ingest, &root).await?;
-    let batch = start_batch(&setup, &log, &root, &telemetry, &layers_shutdown).await?;
-    let speed = start_speed(&setup, &log, name, &telemetry, &layers_shutdown).await?;
+    let ingest = start_ingest(&setup, &site, &ingest_shutdown).await?;
+    claim_tables(&ingest, &site.root).await?;
+    let batch = start_batch(&setup, &site, &layers_shutdown).await?;
+    let speed = start_speed(&setup, &site, &layers_shutdown).await?;
     let mut probes: Vec<Probe> = broker.iter().map(log_probe).collect();
     probes.push(owner_probe(speed.ownerships()));
+    let parts = wye_serving::layer::Parts {
+        log: site.log.clone(),
+        root: site.root.clone(),
+        plans: Arc::clone(&setup.plans),
+        telemetry: site.telemetry.clone(),
+        clock: Arc::new(SystemClock::default()),
+        host: Arc::new(Machine),
+        spill_folder: Some(data_dir.join("spill")),
+        open_files: open_files::raise(),
+        listener,
+        other_paths: ingest::http::router(ingest.clone()),
+        max_body: setup.settings.ingest.max_body,
+        batch_trigger: Some(batch_trigger(batch.handle())),
+        probes,
+    };
     let serving =
-        start_serving(&setup, data_dir, &log, &root, &telemetry, (batch.handle(), probes), &serving_shutdown)
-            .await?;
-
-    let limits = server_limits(&setup.config);
-    let router = serving
-        .router()
-        .merge(serving.watch_writes(ingest::http::router(ingest.clone())))
-        .fallback(wye_serving::http::error::not_found);
-    let http_stop = CancellationToken::new();
-    let mut http = JoinSet::new();
-    http.spawn(server::serve(listener, router, limits, http_stop.clone()));
+        wye_serving::layer::start(setup.settings.serving_layer(), parts, serving_shutdown.clone()).await?;
     let running = Running {
         address,
         data_dir: data_dir.clone(),
         broker,
-        http,
-        http_stop,
         ingest,
         ingest_shutdown,
         batch,
@@ -188,7 +188,7 @@ pub(crate) async fn start(arguments: &Up, cancel: &CancellationToken) -> Result<
     write_address(data_dir, ADDRESS_FILE, &address.to_string())?;
     tell("Wye is up");
     tell(format!("  API        http://{address}"));
-    tell(format!("  Kafka      {}", log.config().bootstrap_servers));
+    tell(format!("  Kafka      {}", site.log.config().bootstrap_servers));
     tell(format!("  data       {}", data_dir.display()));
     Ok(running)
 }
@@ -199,31 +199,30 @@ fn check(arguments: &Up) -> Result<Setup> {
         bail!("--data-dir is empty; write for example --data-dir wye-data");
     }
     let file = arguments.config.as_deref();
-    let config = Config::load(file, std::env::vars())?;
+    let mut settings = Settings::load(file, std::env::vars())?;
+    let listen_place = if arguments.http.is_some() { "--http" } else { "`listen` in [http]" };
+    if let Some(address) = &arguments.http {
+        settings.http.listen.clone_from(address);
+    }
     let mut problems = Vec::new();
-    let registry = config.registry(file).map_err(|error| problems.push(error));
-    let definitions = config.definitions(file).map_err(|error| problems.push(error));
+    let registry = config::registry(&settings.registry.file, file).map_err(|error| problems.push(error));
+    let definitions = config::definitions(&settings.metric, file).map_err(|error| problems.push(error));
     let plans = match (definitions, registry) {
         (Ok(definitions), Ok(registry)) => plan(definitions, registry, file, &mut problems),
         _ => None,
     };
-    let listen = arguments.http.as_deref().unwrap_or(&config.http.listen);
-    let listen = address(listen).map_err(|error| problems.push(error));
+    let listen = settings.http.address().map_err(|unworkable| {
+        problems.push(ConfigError::Parse {
+            place: listen_place.to_owned(),
+            problem: format!("{}; write for example {}", unworkable.problem, unworkable.example),
+        });
+    });
     ConfigError::all(problems)?;
     let (Some(plans), Ok(listen)) = (plans, listen) else { bail!("the settings cannot be used") };
-    if !listen.ip().is_loopback() && !config.http.allow_remote {
-        bail!(
-            "{listen} can be reached from other machines, and Wye asks nobody who they are; listen on 127.0.0.1, or set \
-             allow_remote = true in [http] if something in front of it does"
-        );
-    }
-    let acceptance = Acceptance {
-        earliest: config.ingest.earliest_event_time,
-        max_future: micros(config.ingest.max_future),
-    };
-    let plans = plans.accepting(&acceptance);
-    let properties = config.log.client_properties(file)?;
-    Ok(Setup { config, plans: Arc::new(plans), listen, acceptance, properties })
+    let acceptance = settings.ingest.acceptance();
+    let plans = Arc::new(plans.accepting(&acceptance));
+    let properties = settings.log.client_properties(file)?;
+    Ok(Setup { settings, plans, listen, acceptance, properties })
 }
 
 /// Plans the definitions; what is wrong with any of them is added to the problems.
@@ -251,22 +250,6 @@ fn plan(
     planned.ok()
 }
 
-/// Finds the address of `HOST:PORT`; where a name such as `localhost` has several, that of IPv4.
-fn address(text: &str) -> Result<SocketAddr, ConfigError> {
-    let refuse = |problem: String| ConfigError::Parse {
-        place: "the address of the API".to_owned(),
-        problem: format!("{text:?} {problem}; write for example 127.0.0.1:8080 or localhost:8080"),
-    };
-    if !text.contains(':') {
-        return Err(refuse("is not HOST:PORT".to_owned()));
-    }
-    let found =
-        text.to_socket_addrs().map_err(|error| refuse(format!("is no address to listen on ({error})")))?;
-    let mut found: Vec<SocketAddr> = found.collect();
-    found.sort_by_key(|address| address.is_ipv6());
-    found.first().copied().ok_or_else(|| refuse("has no address".to_owned()))
-}
-
 fn lock(data_dir: &Path) -> Result<File> {
     let path = data_dir.join("lock");
     let file = File::create(&path).with_context(|| {
@@ -290,22 +273,22 @@ fn lock(data_dir: &Path) -> Result<File> {
 }
 
 async fn open_log(
-    Setup { config, properties, .. }: &Setup,
+    Setup { settings: Settings { log: settings, .. }, properties, .. }: &Setup,
     data_dir: &Path,
     cancel: &CancellationToken,
 ) -> Result<(Option<Broker>, Log)> {
-    let (broker, bootstrap_servers) = if config.log.bootstrap_servers.is_empty() {
-        let broker = Broker::start(embedded_broker(config, data_dir));
+    let (broker, bootstrap_servers) = if settings.bootstrap_servers.is_empty() {
+        let broker = Broker::start(embedded_broker(settings, data_dir));
         let broker = broker.await.map_err(|error| log_refused(error, data_dir))?;
         let servers = broker.bootstrap_servers().to_owned();
         (Some(broker), servers)
     } else {
-        (None, config.log.bootstrap_servers.clone())
+        (None, settings.bootstrap_servers.clone())
     };
     write_address(data_dir, "kafka.addr", &bootstrap_servers)?;
-    let mut log_config = LogConfig::new(bootstrap_servers, config.log.kafka_partitions);
+    let mut log_config = LogConfig::new(bootstrap_servers, settings.kafka_partitions);
     if broker.is_none() {
-        log_config.replication_factor = config.log.replication_factor;
+        log_config.replication_factor = settings.replication_factor;
     }
     log_config.extra = properties.clone();
     let log = Log::new(log_config)?;
@@ -349,65 +332,61 @@ fn owner_probe(ownerships: Ownerships) -> Probe {
     })
 }
 
-fn embedded_broker(config: &Config, data_dir: &Path) -> BrokerConfig {
-    let port = match config.log.embedded_port {
+fn embedded_broker(settings: &LogSection, data_dir: &Path) -> BrokerConfig {
+    let port = match settings.embedded_port {
         EmbeddedPort::Default => Port::Preferred(KAFKA_PORT),
         EmbeddedPort::Only(0) => Port::Free,
         EmbeddedPort::Only(port) => Port::Only(port),
     };
     let limits = Limits {
-        connections: config.log.embedded_connections,
-        idle: config.log.embedded_idle,
-        memory: config.log.embedded_memory,
-        unpacked_batch_bytes: config.log.embedded_max_batch,
+        connections: settings.embedded_connections,
+        idle: settings.embedded_idle,
+        memory: settings.embedded_memory,
+        unpacked_batch_bytes: settings.embedded_max_batch,
         ..Limits::default()
     };
     BrokerConfig { port, limits, ..BrokerConfig::new(data_dir.join("log")) }
 }
 
-async fn start_batch(
-    setup: &Setup,
-    log: &Log,
-    root: &TableRoot,
-    telemetry: &Telemetry,
-    shutdown: &CancellationToken,
-) -> Result<BatchLayer> {
+async fn start_ingest(setup: &Setup, site: &Site, shutdown: &CancellationToken) -> Result<Ingest> {
+    let parts = ingest::Parts {
+        log: site.log.clone(),
+        server: site.name.clone(),
+        telemetry: IngestTelemetry::register(&site.telemetry),
+        clock: Arc::new(SystemClock::default()),
+    };
+    Ok(ingest::start(setup.settings.ingest.clone(), parts, shutdown.clone()).await?)
+}
+
+async fn start_speed(setup: &Setup, site: &Site, shutdown: &CancellationToken) -> Result<SpeedLayer> {
+    let parts = wye_speed::layer::Parts {
+        log: site.log.clone(),
+        plans: Arc::clone(&setup.plans),
+        acceptance: setup.acceptance,
+        telemetry: SpeedTelemetry::register(&site.telemetry),
+        clock: Arc::new(SystemClock::default()),
+        name: site.name.clone(),
+    };
+    Ok(wye_speed::layer::start(setup.settings.speed.clone(), parts, shutdown.clone()).await?)
+}
+
+async fn start_batch(setup: &Setup, site: &Site, shutdown: &CancellationToken) -> Result<BatchLayer> {
     let parts = wye_batch::layer::Parts {
-        log: log.clone(),
-        root: root.clone(),
+        log: site.log.clone(),
+        root: site.root.clone(),
         plans: Arc::clone(&setup.plans),
         acceptance: setup.acceptance,
         compute: Arc::new(Compute::new()?),
-        telemetry: BatchTelemetry::register(telemetry),
+        telemetry: BatchTelemetry::register(&site.telemetry),
         clock: Arc::new(SystemClock::default()),
         process_id: std::process::id(),
     };
-    let (archive, batch) = (&setup.config.archive, &setup.config.batch);
-    let settings = wye_batch::settings::Settings {
-        archive: ArchiveSettings {
-            interval: archive.interval,
-            max_rows: archive.max_rows,
-            keep_dead_letters: archive.keep_dead_letters,
-        },
-        batch: BatchSettings {
-            interval: batch.interval,
-            keep_versions: batch.keep_versions,
-            patience: batch.patience,
-        },
-    };
-    Ok(wye_batch::layer::start(settings, parts, shutdown.clone()).await?)
+    Ok(wye_batch::layer::start(setup.settings.batch_layer(), parts, shutdown.clone()).await?)
 }
 
-async fn start_serving(
-    setup: &Setup,
-    data_dir: &Path,
-    log: &Log,
-    root: &TableRoot,
-    telemetry: &Telemetry,
-    (batch, probes): (BatchHandle, Vec<Probe>),
-    stop: &CancellationToken,
-) -> Result<Serving> {
-    let batch_trigger: BatchTrigger = Arc::new(move |request: BatchRequest| {
+/// How the serving layer asks for a batch run.
+fn batch_trigger(batch: BatchHandle) -> BatchTrigger {
+    Arc::new(move |request: BatchRequest| {
         let batch = batch.clone();
         Box::pin(async move {
             let report = batch
@@ -416,60 +395,7 @@ async fn start_serving(
                 .map_err(|error| BatchRefusal { kind: error.kind(), message: error.to_string() })?;
             Ok(serde_json::to_value(report).unwrap_or_default())
         })
-    });
-    let parts = ServingParts {
-        log: log.clone(),
-        tables: root.clone(),
-        plans: Arc::clone(&setup.plans),
-        telemetry: telemetry.clone(),
-        batch_trigger: Some(batch_trigger),
-        probes,
-        host: Arc::new(Machine),
-    };
-    let config = ServingConfig {
-        limits: query_limits(&setup.config.sql, data_dir),
-        max_wait: setup.config.http.max_wait,
-        ..ServingConfig::default()
-    };
-    Ok(Serving::start(config, parts, stop.clone()).await?)
-}
-
-/// What queries may use, with what the settings leave to the machine.
-fn query_limits(settings: &SqlSection, data_dir: &Path) -> QueryLimits {
-    let defaults = QueryLimits::default();
-    let machine = machine_memory().map_or(defaults.memory, |bytes| (bytes / 4).min(MOST_QUERY_MEMORY));
-    QueryLimits {
-        memory: if settings.memory == 0 { machine } else { settings.memory },
-        spill: settings.spill as u64,
-        spill_folder: Some(data_dir.join("spill")),
-        time: settings.time,
-        rows: settings.max_rows,
-        threads: if settings.threads == 0 { defaults.threads } else { settings.threads },
-        long_queries: settings.long_queries.max(1),
-        waiting: settings.waiting,
-        patience: settings.patience,
-    }
-}
-
-async fn start_ingest(
-    setup: &Setup,
-    log: &Log,
-    server: String,
-    telemetry: &Telemetry,
-    shutdown: &CancellationToken,
-) -> Result<Ingest> {
-    let config = &setup.config.ingest;
-    let settings = IngestSettings {
-        max_body: config.max_body,
-        ack_timeout: config.ack_timeout,
-        linger: config.linger,
-        earliest_event_time: Micros(config.earliest_event_time),
-        max_future: config.max_future,
-    };
-    let telemetry = IngestTelemetry::register(telemetry);
-    let clock = Arc::new(SystemClock::default());
-    let parts = ingest::Parts { log: log.clone(), server, telemetry, clock };
-    Ok(ingest::start(settings, parts, shutdown.clone()).await?)
+    })
 }
 
 /// Refuses tables that are not those of the log.
@@ -502,55 +428,6 @@ fn server_name(data_dir: &Path) -> Result<String> {
     Ok(name)
 }
 
-/// The limits of the HTTP server: half of the open files are left to the log, the tables and the queries.
-fn server_limits(config: &Config) -> ServerLimits {
-    let (wanted, open_files) = (config.http.max_connections, open_files::raise().unwrap_or(usize::MAX));
-    if wanted > open_files / 2 {
-        info!(
-            "{} connections at a time instead of {wanted}, since the system allows {open_files} open files; for more, \
-             raise that limit (ulimit -Hn)",
-            open_files / 2
-        );
-    }
-    ServerLimits {
-        max_connections: wanted.min(open_files / 2),
-        idle_timeout: config.http.idle_timeout,
-        stall_timeout: config.http.stall_timeout,
-        max_body: config.ingest.max_body,
-        max_bodies: config.http.max_bodies,
-    }
-}
-
-async fn start_speed(
-    setup: &Setup,
-    log: &Log,
-    name: String,
-    telemetry: &Telemetry,
-    shutdown: &CancellationToken,
-) -> Result<SpeedLayer> {
-    let config = &setup.config.speed;
-    let settings = SpeedSettings {
-        flush_interval: config.flush_interval,
-        epoch_interval: config.epoch_interval,
-        duplicate_window: config.duplicate_window,
-        duplicate_entries: config.duplicate_entries,
-        answer_patience: config.answer_patience,
-    };
-    let parts = wye_speed::layer::Parts {
-        log: log.clone(),
-        plans: Arc::clone(&setup.plans),
-        acceptance: setup.acceptance,
-        telemetry: SpeedTelemetry::register(telemetry),
-        clock: Arc::new(SystemClock::default()),
-        name,
-    };
-    Ok(wye_speed::layer::start(settings, parts, shutdown.clone()).await?)
-}
-
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
-}
-
 /// Writes a file that others read, whole or not at all.
 fn write_address(data_dir: &Path, name: &str, address: &str) -> Result<()> {
     let (path, draft) = (data_dir.join(name), data_dir.join(format!("{name}.new")));
@@ -564,7 +441,7 @@ impl Running {
     ///
     /// # Errors
     /// When the log cannot be closed in order; nothing acknowledged is lost by that.
-    pub(crate) async fn stop(mut self) -> Result<()> {
+    pub(crate) async fn stop(self) -> Result<()> {
         info!("draining");
         let gone = std::fs::remove_file(self.data_dir.join(ADDRESS_FILE));
         if let Err(error) = gone
@@ -572,16 +449,11 @@ impl Running {
         {
             warn!(%error, "cannot remove {ADDRESS_FILE}");
         }
-        self.http_stop.cancel();
-        let drained =
-            tokio::time::timeout(HTTP_PATIENCE, async { while self.http.join_next().await.is_some() {} })
-                .await;
-        if drained.is_err() {
-            warn!("some requests were under way for {} s and are cut off", HTTP_PATIENCE.as_secs());
-            self.http.shutdown().await;
-        }
+        // Answers the requests in progress, which may wait for all other parts.
+        self.serving_shutdown.cancel();
+        self.serving.join().await;
         self.ingest_shutdown.cancel();
-        if tokio::time::timeout(INGEST_PATIENCE, self.ingest.join()).await.is_err() {
+        if tokio::time::timeout(INGEST_TIMEOUT, self.ingest.join()).await.is_err() {
             warn!(
                 "the log has not acknowledged some readings; their senders were told that they may be lost"
             );
@@ -589,8 +461,6 @@ impl Running {
         self.layers_shutdown.cancel();
         self.speed.join().await;
         self.batch.join().await;
-        self.serving_shutdown.cancel();
-        self.serving.join().await;
         if let Some(broker) = self.broker {
             broker.stop().await;
         }
@@ -616,24 +486,6 @@ mod tests {
         let outcome = check(&up);
         std::fs::remove_file(file).unwrap();
         outcome.map(|_| ()).unwrap_err().to_string()
-    }
-
-    /// The sections of a layer's reference are in the reference of the program, with the same keys and defaults.
-    #[test]
-    fn the_layers_and_the_program_have_the_same_defaults() {
-        let program: toml::Table = toml::from_str(DEFAULTS).unwrap();
-        for layer in [wye_speed::settings::DEFAULTS, wye_batch::settings::DEFAULTS] {
-            for (section, settings) in toml::from_str::<toml::Table>(layer).unwrap() {
-                assert_eq!(program[&section], settings, "[{section}]");
-            }
-        }
-    }
-
-    #[test]
-    fn localhost_is_an_address() {
-        let address = address("localhost:8080").unwrap();
-        assert!(address.ip().is_loopback() && address.is_ipv4());
-        assert_eq!(address.port(), 8080);
     }
 
     #[test]

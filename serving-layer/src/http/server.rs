@@ -39,10 +39,10 @@ use tower_http::decompression::{DecompressionBody, RequestDecompressionLayer};
 use tracing::{debug, warn};
 
 use super::error;
-use crate::clock::Clock;
 use bodies::Bodies;
 use connections::{Connection, Connections};
 use write_timeout::WriteTimeout;
+use wye_runtime::clock::Clock;
 
 /// The largest head of a request in bytes, and how much of a body is buffered before it is read.
 const MOST_BUFFERED: usize = 64 * 1024;

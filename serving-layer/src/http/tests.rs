@@ -13,12 +13,12 @@ use wye_domain::time::{Micros, Span};
 use wye_runtime::telemetry::Telemetry;
 
 use super::{Api, BatchRefusal, BatchTrigger, router};
-use crate::clock::{Clock, SystemClock};
 use crate::hub::Input;
 use crate::telemetry::Instruments;
 use crate::testing::{
     MINUTE, Row, Site, begin, family, flush, flush_through, line, log_ends, sketched, summary,
 };
+use wye_runtime::clock::{Clock, SystemClock};
 
 struct Client {
     router: axum::Router,

@@ -21,10 +21,10 @@ use wye_tables::store::TableRoot;
 use wye_tables::views::BatchViews;
 
 use super::{Parts, start};
-use crate::clock::SystemClock;
 use crate::settings::{DEFAULTS, Settings};
 use crate::sql::UnknownHost;
 use crate::testing::{self, Row, family, summary};
+use wye_runtime::clock::SystemClock;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 

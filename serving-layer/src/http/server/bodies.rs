@@ -16,7 +16,7 @@ use futures::StreamExt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::ServerLimits;
-use crate::clock::Clock;
+use wye_runtime::clock::Clock;
 
 /// The budget is reserved in pieces of so many bytes.
 const PIECE: usize = 1024;

@@ -11,7 +11,7 @@ use axum::routing::{get, post};
 use serde_json::Value;
 
 use super::*;
-use crate::clock::SystemClock;
+use wye_runtime::clock::SystemClock;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const LIMITS: ServerLimits = ServerLimits {

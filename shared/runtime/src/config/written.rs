@@ -2,24 +2,22 @@
 //! its place. This file does not know what a setting means, nor which values can work.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::rules::Unworkable;
-use super::{Config, ConfigError, DEFAULTS, ENVIRONMENT_PREFIX, definition_error, parse_error};
+use super::{ConfigError, ENVIRONMENT_PREFIX, Settings, Unworkable, definition_error, parse_error};
 
 /// The section of metric definitions, which is a list.
 const METRIC: &str = "metric";
 
-/// Settings whose values may be secret.
-const SECRET: [&str; 2] = ["client", "sasl_password"];
-
 /// The settings so far.
-pub(super) struct Written {
+pub(super) struct Written<S> {
     defaults: toml::Table,
     settings: toml::Table,
     problems: Problems,
+    read_as: PhantomData<S>,
 }
 
 /// What is wrong so far, and where each setting was written.
@@ -30,14 +28,22 @@ pub(super) struct Problems {
     places: BTreeMap<(String, String), String>,
 }
 
-impl Default for Written {
-    fn default() -> Self {
-        let defaults: toml::Table = toml::from_str(DEFAULTS).expect("the embedded defaults are TOML");
-        Self { settings: defaults.clone(), defaults, problems: Problems::default() }
+impl<S: Settings> Written<S> {
+    /// Only the defaults, which are TOML.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub(super) fn new(defaults: &str) -> Result<Self, ConfigError> {
+        let table: toml::Table =
+            toml::from_str(defaults).map_err(|error| parse_error("the defaults", defaults, &error))?;
+        Ok(Self {
+            settings: table.clone(),
+            defaults: table,
+            problems: Problems::default(),
+            read_as: PhantomData,
+        })
     }
-}
 
-impl Written {
     /// Takes in a file.
     ///
     /// # Errors
@@ -112,10 +118,10 @@ impl Written {
         };
         let mut alone = self.defaults.clone();
         alone[section][key] = value.clone();
-        if let Err(error) = Config::deserialize(alone) {
+        if let Err(error) = S::deserialize(alone) {
             let wrong = error.to_string();
             // What may be a password is shown nowhere.
-            let (value, wrong) = match SECRET.contains(&key) {
+            let (value, wrong) = match S::SECRET.contains(&key) {
                 true => ("what was written".to_owned(), "it has another form"),
                 false => (value.to_string(), wrong.lines().next().unwrap_or_default()),
             };
