@@ -55,8 +55,8 @@ pub(crate) struct Surroundings<'a> {
     pub(crate) plans: &'a [Plans],
     /// In µs.
     pub(crate) now: i64,
-    /// Whether the run waits no longer for answers and for the archiver.
-    pub(crate) is_patience_over: bool,
+    /// Whether the run waits any longer for answers and for the archiver.
+    pub(crate) patience: Patience,
     /// Every n-th reading is in the master dataset twice.
     pub(crate) repeat: usize,
 }
@@ -140,7 +140,7 @@ impl Underway {
         version: usize,
         around: &mut Surroundings<'_>,
     ) -> Result<bool> {
-        let patience = if around.is_patience_over { Patience::Over } else { Patience::Left };
+        let patience = around.patience;
         match effect {
             RunEffect::Request(kafka_partition, payload, about) => {
                 let offset = around.log[kafka_partition].append_control(payload, about);

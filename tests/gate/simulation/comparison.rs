@@ -3,7 +3,7 @@
 //! An answer that says that it is complete is compared whenever it is given. One that is not is compared with what it says
 //! that it covers, unless its reason is that rows are missing or left out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, HashSet};
 
 use anyhow::{Context, Result, ensure};
 
@@ -121,12 +121,13 @@ fn compare_exactly(world: &World, server: &Server, scope: &Scope<'_>) -> Result<
         None => RunFacts::default(),
     };
     let version = &VERSIONS[server.version];
+    let taken = server.serving.take(world.now);
     let context = Judgement { version, facts: &facts, now: world.now, notes: &world.notes };
     let mut newest: BTreeMap<(usize, Series), i64> = BTreeMap::new();
     let mut own = Vec::with_capacity(version.metrics.len());
     for (place, metric) in version.metrics.iter().enumerate() {
         for length in [metric.length, metric.length * ROLLUP] {
-            let answers = server.serving.answers(place, length, world.now)?;
+            let answers = taken.answers(place, length)?;
             let windows = oracle::windows(&judged, version, metric, length);
             compare_metric(&windows, &context, metric, &answers)?;
             if length == metric.length {
@@ -183,13 +184,14 @@ fn compare_metric(
     metric: &Metric,
     answers: &[Answered],
 ) -> Result<()> {
-    let mut answered = BTreeSet::new();
+    let mut answered = HashSet::with_capacity(answers.len());
     for answer in answers {
         check_window(windows, context, metric, answer)?;
-        let key = ((answer.metric.clone(), answer.group.clone()), answer.window_start);
+        let key = (&answer.metric, &answer.group, answer.window_start);
         ensure!(answered.insert(key), "a window is answered twice: {answer:?}");
     }
-    let missing = windows.iter().find(|(key, window)| !window.values.is_empty() && !answered.contains(*key));
+    let is_answered = |((metric, group), start): &(Series, i64)| answered.contains(&(metric, group, *start));
+    let missing = windows.iter().find(|(key, window)| !window.values.is_empty() && !is_answered(key));
     ensure!(missing.is_none(), "EQ-1: {} has no answer for {missing:?}", metric.name);
     Ok(())
 }
@@ -275,10 +277,11 @@ fn compare_least(world: &World, server: &Server, scope: &Scope<'_>) -> Result<()
         ..*scope
     };
     let (least, most) = (oracle::judge(scope), oracle::judge(&all));
+    let taken = server.serving.take(world.now);
     for (place, metric) in version.metrics.iter().enumerate() {
         let least = oracle::windows(&least, version, metric, metric.length);
         let most = oracle::windows(&most, version, metric, metric.length);
-        let answers = server.serving.answers(place, metric.length, world.now)?;
+        let answers = taken.answers(place, metric.length)?;
         let counts: BTreeMap<_, _> = answers
             .into_iter()
             .map(|answer| (((answer.metric, answer.group), answer.window_start), answer.count))

@@ -29,7 +29,7 @@ use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_metrics::view_rows::maker::{AsOf, RowMaker};
 use wye_serving::coverage::Reason;
 use wye_serving::directory::{Directory, SeriesInfo};
-use wye_serving::hub::{self, Hub};
+use wye_serving::hub::{self, Capture, Hub};
 use wye_serving::realtime::Record;
 use wye_serving::snapshot::{BatchSnapshot, MemoryView, RunFacts};
 use wye_serving::windows::Question;
@@ -717,16 +717,10 @@ impl Serving {
             .collect()
     }
 
-    /// The windows of so many µs of all series of a metric definition, by its place.
-    pub(crate) fn answers(&self, definition: usize, length: i64, now: i64) -> Result<Vec<Answered>> {
-        let step = WindowSize::new(Span(length)).context("a window has a length")?;
+    /// What answers at a time (µs) are made of.
+    pub(crate) fn take(&self, now: i64) -> TakenState<'_> {
         let directory = self.hub.directory();
-        let infos = directory.infos().into_iter().filter(|info| info.definition == definition).collect();
-        let question = Question { infos, windows: Micros::MIN..Micros::MAX, step };
-        let series = self.hub.capture(Micros(now)).merged(question, directory)?;
-        let windows =
-            series.iter().flat_map(|(info, answers)| answers.iter().map(|answer| answered(info, answer)));
-        Ok(windows.collect())
+        TakenState { directory, infos: directory.infos(), capture: self.hub.capture(Micros(now)) }
     }
 
     /// The newest window of each series, with the place of its definition.
@@ -734,6 +728,28 @@ impl Serving {
         let infos = self.hub.directory().infos();
         let newest = self.hub.read().current(&infos, Micros(now)).answers;
         newest.iter().map(|(info, answer)| (info.definition, answered(info, answer))).collect()
+    }
+}
+
+/// What the answers of one moment are made of.
+pub(crate) struct TakenState<'a> {
+    directory: &'a Directory,
+    infos: Vec<Arc<SeriesInfo>>,
+    capture: Capture,
+}
+
+impl TakenState<'_> {
+    /// The windows of so many µs of all series of a metric definition, by its place.
+    pub(crate) fn answers(&self, definition: usize, length: i64) -> Result<Vec<Answered>> {
+        let step = WindowSize::new(Span(length)).context("a window has a length")?;
+        let infos = self.infos.iter().filter(|info| info.definition == definition).cloned().collect();
+        let question = Question { infos, windows: Micros::MIN..Micros::MAX, step };
+        let series = self.capture.merged(question, self.directory)?;
+        let mut windows = Vec::new();
+        for (info, answers) in &series {
+            windows.extend(answers.iter().map(|answer| answered(info, answer)));
+        }
+        Ok(windows)
     }
 }
 

@@ -205,8 +205,8 @@ fn is_invalid(reading: &Sent, ingest_time: i64, version: &Version) -> bool {
 /// What a batch run knows of how late readings come, and of when everything before is in its view.
 #[derive(Default)]
 pub(crate) struct RunFacts {
-    /// How late (µs) each reading below the horizon that counts has come, without backlogs.
-    lateness: Vec<i64>,
+    /// How late each reading below the horizon that counts has come, as a [`power`], without backlogs; ascending.
+    lateness: Vec<u32>,
     /// In µs.
     pub(crate) as_of: i64,
 }
@@ -216,11 +216,14 @@ impl RunFacts {
     pub(crate) fn new(judged: &[Judged<'_>], as_of_start: Option<i64>) -> Self {
         let below = judged.iter().filter(|judged| judged.is_below_horizon);
         let newest = below.clone().map(|judged| judged.place.time).max();
-        let lateness = below
+        let mut lateness: Vec<u32> = below
             .filter(|judged| judged.counts_in_batch)
             .map(|judged| judged.place.time - judged.reading.event_time)
-            .filter(|lateness| *lateness < DAY);
-        Self { lateness: lateness.collect(), as_of: newest.max(as_of_start).unwrap_or(0) }
+            .filter(|lateness| *lateness < DAY)
+            .map(power)
+            .collect();
+        lateness.sort_unstable();
+        Self { lateness, as_of: newest.max(as_of_start).unwrap_or(0) }
     }
 
     /// The share of readings that have landed when a window has ended so many µs ago.
@@ -231,7 +234,7 @@ impl RunFacts {
         if self.lateness.is_empty() || age < 0 {
             return 0.0;
         }
-        let landed = self.lateness.iter().filter(|lateness| power(**lateness) < power(age)).count();
+        let landed = self.lateness.partition_point(|lateness| *lateness < power(age));
         landed as f64 / self.lateness.len() as f64
     }
 }

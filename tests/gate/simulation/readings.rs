@@ -96,7 +96,7 @@ impl Sender {
             }
             _ => {}
         }
-        let count = random.random_range(1..8);
+        let count = random.random_range(1..7);
         let mut readings = Vec::with_capacity(count);
         for nth in 0..count {
             let again = if random.random_bool(0.2) { recent_reading(random, sent) } else { None };

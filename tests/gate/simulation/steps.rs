@@ -45,6 +45,10 @@ pub(crate) enum Action {
     Wait(i64),
     /// A process takes the Kafka partition over, or goes on with it.
     TakeOver(Slot, Extent),
+    /// A process claims the Kafka partition, another one that owns it works on, and the first goes on.
+    Overlap(Slot, Task, Extent),
+    /// The owners and a serving process bring everything into answers, and these are compared.
+    CatchUp(Slot),
     /// A process that owns the Kafka partition, or owned it, works.
     Work(Who, Task, Extent),
     /// A process of the speed layer crashes.
@@ -117,14 +121,14 @@ pub(crate) fn history(seed: u64) -> (Setup, Vec<Step>) {
             random.random_range(0..90) * SECOND
         },
         accepts_early: random.random_bool(0.5),
-        is_spread: random.random_bool(0.1),
+        is_spread: random.random_bool(0.12),
         is_damaged: random.random_bool(0.25),
         version: random.random_range(0..VERSIONS.len()),
     };
     // Some histories have no crashes and no pauses, so that long undisturbed ones are among them too.
-    let disturbance = *[0.0, 0.1, 0.3].get(random.random_range(0..3)).unwrap_or(&0.0);
+    let disturbance = *[0.0, 0.12, 0.35].get(random.random_range(0..3)).unwrap_or(&0.0);
     let deploys = random.random_bool(0.5);
-    let count = random.random_range(20..160);
+    let count = random.random_range(15..120);
     let mut steps = Vec::with_capacity(count);
     while steps.len() < count {
         let kafka_partition = random.random_range(0..setup.kafka_partitions);
@@ -150,11 +154,9 @@ fn action(random: &mut StdRng, disturbance: f64) -> Option<Action> {
         180..190 => Action::Hole,
         190..210 => Action::Wait(random.random_range(1..60)),
         210..215 => Action::Wait(random.random_range(60..4_000)),
-        215..330 => Action::Work(who, Task::Read(random.random_range(1..8)), extent),
-        330..400 => Action::Work(who, Task::Flush, extent),
-        400..435 => Action::Work(who, Task::Epoch, extent),
-        435..510 => Action::Work(who, Task::Listen, extent),
-        510..550 => Action::TakeOver(slot, extent),
+        215..510 => Action::Work(who, task(random), extent),
+        510..540 => Action::TakeOver(slot, extent),
+        540..550 => Action::Overlap(slot, task(random), extent),
         550..558 if disturbance > 0.0 => Action::Crash(slot),
         558..568 => Action::Deploy(random.random_range(0..VERSIONS.len())),
         568..630 => Action::Archive,
@@ -164,11 +166,21 @@ fn action(random: &mut StdRng, disturbance: f64) -> Option<Action> {
         820..860 => Action::AskEnds(slot),
         860..900 => Action::LookForView(slot),
         900..906 => Action::RestartServing(slot),
-        906..980 => Action::Compare(slot),
+        906..950 => Action::Compare(slot),
+        950..980 => Action::CatchUp(slot),
         980..985 => Action::Damage,
         985..987 => Action::LaterControlRecord,
         _ => return None,
     })
+}
+
+fn task(random: &mut StdRng) -> Task {
+    match random.random_range(0..100) {
+        0..40 => Task::Read(random.random_range(1..8)),
+        40..64 => Task::Flush,
+        64..76 => Task::Epoch,
+        _ => Task::Listen,
+    }
 }
 
 fn extent(random: &mut StdRng, disturbance: f64) -> Extent {
@@ -203,6 +215,13 @@ impl fmt::Display for Step {
             Action::TakeOver(slot, extent) => {
                 write!(f, "speed process {slot} takes Kafka partition {p} over{extent}")
             }
+            Action::Overlap(slot, task, extent) => {
+                write!(
+                    f,
+                    "speed process {slot} takes Kafka partition {p} over while another one {task}{extent}"
+                )
+            }
+            Action::CatchUp(slot) => write!(f, "owners and serving process {slot} catch up"),
             Action::Work(who, task, extent) => {
                 let who = if who == Who::Owner { "the owner" } else { "a replaced owner" };
                 write!(f, "{who} of Kafka partition {p} {task}{extent}")
