@@ -1,3 +1,5 @@
+//! The loader with the settings of some other program.
+
 use super::*;
 
 /// Settings of some other program.
