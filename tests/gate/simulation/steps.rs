@@ -22,6 +22,8 @@ pub(crate) struct Setup {
     pub(crate) is_damaged: bool,
     /// The version that the processes start with.
     pub(crate) version: usize,
+    /// How probable it is that a step ends with a pause or a crash.
+    pub(crate) disturbance: f64,
 }
 
 /// One step of a history.
@@ -124,15 +126,15 @@ pub(crate) fn history(seed: u64) -> (Setup, Vec<Step>) {
         is_spread: random.random_bool(0.12),
         is_damaged: random.random_bool(0.25),
         version: random.random_range(0..VERSIONS.len()),
+        // Some histories have no crashes and no pauses, so that long undisturbed ones are among them too.
+        disturbance: [0.0, 0.2, 0.5][random.random_range(0..3)],
     };
-    // Some histories have no crashes and no pauses, so that long undisturbed ones are among them too.
-    let disturbance = *[0.0, 0.12, 0.35].get(random.random_range(0..3)).unwrap_or(&0.0);
     let deploys = random.random_bool(0.5);
-    let count = random.random_range(15..120);
+    let count = random.random_range(10..80);
     let mut steps = Vec::with_capacity(count);
     while steps.len() < count {
         let kafka_partition = random.random_range(0..setup.kafka_partitions);
-        let Some(action) = action(&mut random, disturbance) else { continue };
+        let Some(action) = action(&mut random, setup.disturbance) else { continue };
         let is_possible = match action {
             Action::Deploy(_) => deploys,
             Action::Damage | Action::LaterControlRecord => setup.is_damaged,
@@ -187,7 +189,8 @@ fn extent(random: &mut StdRng, disturbance: f64) -> Extent {
     if !random.random_bool(disturbance) {
         return Extent::All;
     }
-    let effects = random.random_range(0..6);
+    // Most steps have few effects.
+    let effects = random.random_range(0..6).min(random.random_range(1..6));
     if random.random_bool(0.6) { Extent::Paused(effects) } else { Extent::Crashed(effects) }
 }
 

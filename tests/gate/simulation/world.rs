@@ -199,7 +199,7 @@ impl World {
             return if is_wanted { self.take_over(random, p, slot, extent) } else { Ok(()) };
         }
         let process = &mut self.speed[p][slot];
-        process.records = if random.random_bool(0.3) { random.random_range(2..5) } else { 1 };
+        process.records = if random.random_bool(0.5) { random.random_range(2..5) } else { 1 };
         process.does_trim = random.random_bool(0.9);
         process.work(&mut self.log[p], task, &mut Budget(extent.effects()))?;
         if extent.is_crash() {
@@ -246,7 +246,8 @@ impl World {
             }
         }
         let server = &mut self.servers[slot];
-        server.tail(&self.log, usize::MAX)?;
+        let most = if random.random_bool(0.7) { usize::MAX } else { random.random_range(0..12) };
+        server.tail(&self.log, most)?;
         server.look_for_view(&self.tables, Patience::Left, &self.notes)?;
         server.ask_ends(&self.log, self.now);
         self.compare(slot).map(|_| ())
@@ -274,6 +275,14 @@ impl World {
         self.run_batch(random, slot, &mut budget)?;
         if extent.is_crash() {
             self.batch[slot].crash(&self.log);
+        }
+        if random.random_bool(0.3) {
+            for p in 0..self.log.len() {
+                let is_disturbed = random.random_bool(self.setup.disturbance);
+                let effects = random.random_range(1..4);
+                let extent = if is_disturbed { Extent::Crashed(effects) } else { Extent::All };
+                self.work(random, p, Who::Owner, Task::Listen, extent)?;
+            }
         }
         Ok(())
     }
