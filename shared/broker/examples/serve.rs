@@ -1,16 +1,21 @@
-//! The embedded broker alone, to try clients on: prints where it is and serves until it is killed.
+//! The embedded broker alone, to try clients with it: prints its address and serves until it is killed.
 //!
 //! `cargo run --release -p wye-broker --example serve -- DIRECTORY [PORT]`
 
-#![expect(clippy::print_stdout, reason = "it says where it is")]
+#![expect(clippy::print_stdout, reason = "it prints its address")]
 
-use wye_broker::{Broker, BrokerConfig, BrokerError, Port};
+use std::error::Error;
+
+use wye_broker::{Broker, BrokerConfig, Port};
 
 #[tokio::main]
-async fn main() -> Result<(), BrokerError> {
+async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
-    let directory = arguments.next().expect("usage: serve DIRECTORY [PORT]");
-    let port = arguments.next().map_or(Port::Free, |port| Port::Only(port.parse().expect("a port")));
+    let directory = arguments.next().ok_or("usage: serve DIRECTORY [PORT]")?;
+    let port = match arguments.next() {
+        None => Port::Free,
+        Some(port) => Port::Only(port.parse().map_err(|_| format!("{port:?} is not a port"))?),
+    };
     let broker = Broker::start(BrokerConfig { port, ..BrokerConfig::new(directory) }).await?;
     println!("{}", broker.bootstrap_servers());
     std::future::pending().await

@@ -1,17 +1,17 @@
-//! What the embedded broker has: its topics with their Kafka partitions, and the numbers it gives to producers.
+//! The catalog of the embedded broker: its topics with their Kafka partitions, and the producer ids that it assigns.
 //!
 //! # Stability contract
-//! `catalog.json` in the data directory names every topic, its number of Kafka partitions and its settings, and the
-//! next free producer number; it is a small file as in [`crate::storage`]. The Kafka partitions lie beside it, in
-//! `TOPIC-N/` (see [`crate::partition_log`]). `lock` is held by the process that has the directory open.
+//! `catalog.json` in the data directory has every topic with its number of Kafka partitions and its settings, and the
+//! next free producer id; it is a small file as in [`crate::storage`]. The Kafka partitions are in directories beside it,
+//! `TOPIC-N/` (see [`crate::partition_log`]). The process that has the directory open holds `lock`.
 //!
-//! A topic, its deletion and a producer number are on the disk before anybody sees them.
+//! A new topic, its deletion and a producer id are on the disk before any client sees them.
 //!
 //! # Locks
 //! `changes`, then `topics`. The first is held while files are written, so no async thread may take it; looking up a
 //! topic takes only the second.
 //!
-//! This file does not know the Kafka protocol.
+//! It must not know the Kafka protocol.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,19 +21,22 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tracing::warn;
+use wye_domain::place::KafkaPartition;
 
 use crate::disk::Disk;
+use crate::health::Trouble;
+use crate::locks;
 use crate::partition_log::PartitionLog;
 use crate::storage::{Damage, Storage};
 
-/// How many producer numbers are taken from the file at once.
+/// How many producer ids are reserved in the file at once.
 const PRODUCER_BLOCK: i64 = 1000;
-/// Kafka's own bound of a topic name.
+/// Kafka's limit for the length of a topic name.
 const LONGEST_NAME: usize = 249;
-/// The largest batch where a topic does not say: Kafka's default.
+/// The largest batch of a topic without the setting: Kafka's default.
 const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
 
-/// All that is in one data directory.
+/// The topics and producer ids of one data directory.
 #[derive(Debug)]
 pub(crate) struct Catalog {
     storage: Arc<Storage>,
@@ -41,7 +44,7 @@ pub(crate) struct Catalog {
     /// Held while the catalog changes.
     changes: Mutex<Changes>,
     topics: Mutex<Topics>,
-    /// Counts appends, so that who waits for records wakes up.
+    /// Counts appends; it wakes up fetches that wait for records.
     appended: watch::Sender<u64>,
 }
 
@@ -50,9 +53,9 @@ type Topics = BTreeMap<String, Arc<Topic>>;
 #[derive(Debug)]
 struct Changes {
     next_producer: i64,
-    /// Producer numbers below are noted on the disk as given.
+    /// Producer ids below are stored on the disk as assigned.
     reserved_producers: i64,
-    /// The last change failed on its way: the disk may have it or not.
+    /// The last change has failed: it is unknown whether it is on the disk.
     doubtful: bool,
 }
 
@@ -67,22 +70,14 @@ pub(crate) struct Topic {
 /// Why a topic cannot be created.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CreateError {
-    #[error("a topic of this name exists")]
+    #[error("a topic of this name exists already")]
     Exists,
     #[error("a topic name has 1 to {LONGEST_NAME} letters, digits, dots, dashes and underscores")]
     InvalidName,
     #[error("a topic has 1 to 10000 Kafka partitions")]
     InvalidPartitions,
-    #[error("the disk does not take it: {0}")]
+    #[error("the broker cannot store the topic on its disk: {0}")]
     Io(io::Error),
-}
-
-/// What is wrong with one Kafka partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Trouble {
-    pub(crate) topic: String,
-    pub(crate) kafka_partition: usize,
-    pub(crate) reason: String,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -98,24 +93,24 @@ struct StoredTopic {
 }
 
 impl Topic {
-    /// The largest batch that it takes, in bytes.
+    /// Its largest batch, in bytes.
     pub(crate) fn max_message_bytes(&self) -> usize {
         let configured = self.config.get("max.message.bytes").and_then(|text| text.parse().ok());
         configured.unwrap_or(DEFAULT_MAX_MESSAGE_BYTES)
     }
 
     /// One of its Kafka partitions.
-    pub(crate) fn partition(&self, kafka_partition: i32) -> Option<&PartitionLog> {
-        self.partitions.get(usize::try_from(kafka_partition).ok()?)
+    pub(crate) fn partition(&self, kafka_partition: KafkaPartition) -> Option<&PartitionLog> {
+        self.partitions.get(usize::try_from(kafka_partition.0).ok()?)
     }
 }
 
 impl Catalog {
-    /// Opens a data directory, or starts an empty one. Fails with `WouldBlock` where another process has
-    /// it open, and with [`Damage`] where something acknowledged is not as it was written.
+    /// Opens a data directory, or creates an empty one. Fails with `WouldBlock` where another process has it open, and
+    /// with [`Damage`] where acknowledged data is not as it was written.
     pub(crate) fn open_on(disk: Arc<dyn Disk>, directory: &Path, segment_bytes: u64) -> io::Result<Self> {
         let storage = Arc::new(Storage::open(disk, directory)?);
-        // A process that was killed may have left names that the system has and the disk has not.
+        // A process that was killed may have left names in the cache of the system that are not on the disk.
         storage.disk().sync_directory(storage.root())?;
         let stored = match read_catalog(&storage)? {
             Some(stored) => stored,
@@ -128,12 +123,12 @@ impl Catalog {
         let mut topics = Topics::new();
         for (name, StoredTopic { kafka_partitions, config }) in stored.topics {
             let segment_bytes = topic_segment_bytes(&config, segment_bytes);
-            let open = |directory| PartitionLog::open(&storage, directory, segment_bytes);
-            let partitions = partition_directories(storage.root(), &name, kafka_partitions).map(open);
+            let partitions = partition_directories(storage.root(), &name, kafka_partitions)
+                .map(|directory| PartitionLog::open(&storage, directory, segment_bytes));
             let partitions = Arc::new(partitions.collect::<io::Result<_>>()?);
             topics.insert(name.clone(), Arc::new(Topic { name, config, partitions }));
         }
-        warn_of_leftovers(&storage, &topics)?;
+        warn_of_unused_directories(&storage, &topics)?;
         let next_producer = stored.next_producer;
         let changes = Changes { next_producer, reserved_producers: next_producer, doubtful: false };
         Ok(Self {
@@ -181,11 +176,11 @@ impl Catalog {
         Ok(())
     }
 
-    /// Gives a topic other settings; whether it is there.
+    /// Replaces the settings of a topic; `false` if there is no such topic.
     pub(crate) fn configure(&self, name: &str, config: BTreeMap<String, String>) -> io::Result<bool> {
         let mut changes = self.changes();
         let Some(topic) = self.topic(name) else { return Ok(false) };
-        let _room = self.storage.room()?;
+        let _writing = self.storage.begin_write()?;
         let partitions = Arc::clone(&topic.partitions);
         let mut topics = self.lock().clone();
         topics.insert(name.to_owned(), Arc::new(Topic { name: name.to_owned(), config, partitions }));
@@ -197,26 +192,26 @@ impl Catalog {
         Ok(true)
     }
 
-    /// Deletes a topic with all that is in it, also where the disk is full; whether it was there.
+    /// Deletes a topic and its records, on a full disk too; `false` if there is no such topic.
     pub(crate) fn delete(&self, name: &str) -> io::Result<bool> {
         let mut changes = self.changes();
         let mut rest = self.lock().clone();
         let Some(topic) = rest.remove(name) else { return Ok(false) };
-        // First: where the deletion fails on its way, a crash may finish it.
+        // Closed first: if the deletion fails halfway, the topic may be gone after the next crash.
         for partition in topic.partitions.iter() {
             partition.close("the topic is being deleted");
         }
         let reserved = changes.reserved_producers;
-        self.storage.freeing(|| self.store(&mut changes, &rest, reserved))?;
+        self.storage.free_space(|| self.store(&mut changes, &rest, reserved))?;
         *self.lock() = rest;
-        // What a crash leaves of them is removed when a topic of that name is created.
+        // Directories that remain after a crash are removed when a topic of this name is created.
         for directory in partition_directories(self.storage.root(), name, topic.partitions.len()) {
             self.storage.disk().remove_directory(&directory)?;
         }
         Ok(true)
     }
 
-    /// A producer number that was never given before, not even before a crash.
+    /// A producer id that was never assigned before, not even before a crash.
     pub(crate) fn new_producer(&self) -> io::Result<i64> {
         let mut changes = self.changes();
         if changes.next_producer == changes.reserved_producers {
@@ -230,36 +225,36 @@ impl Catalog {
         Ok(changes.next_producer - 1)
     }
 
-    /// Why the disk takes nothing, while it does not. Never waits for the disk.
+    /// Why nothing can be written now; `None` without a shortage. Never waits for the disk.
     pub(crate) fn shortage(&self) -> Option<String> {
         self.storage.shortage()
     }
 
-    /// Looks whether the disk has room again, if it had none.
-    pub(crate) fn look_for_room(&self) {
-        // Where there is none, [`Self::shortage`] says so already.
-        let _ = self.storage.look_for_room();
+    /// Ends a shortage if the disk has free space again.
+    pub(crate) fn check_for_space(&self) {
+        // If it lasts, [`Self::shortage`] still has its reason.
+        let _ = self.storage.check_for_space();
     }
 
-    /// What is wrong with the Kafka partitions. Never waits for the disk.
+    /// The problems of the Kafka partitions. Never waits for the disk.
     pub(crate) fn troubles(&self) -> Vec<Trouble> {
         let mut troubles = Vec::new();
         for topic in self.topics() {
-            for (kafka_partition, partition) in topic.partitions.iter().enumerate() {
+            for (kafka_partition, partition) in (0..).map(KafkaPartition).zip(topic.partitions.iter()) {
                 if let Some(reason) = partition.trouble() {
-                    troubles.push(Trouble { topic: topic.name.clone(), kafka_partition, reason });
+                    troubles.push(Trouble::Partition { topic: topic.name.clone(), kafka_partition, reason });
                 }
             }
         }
         troubles
     }
 
-    /// Says that something was appended somewhere.
+    /// Wakes up the fetches that wait for records.
     pub(crate) fn announce_append(&self) {
         self.appended.send_modify(|count| *count += 1);
     }
 
-    /// Tells of appends from now on.
+    /// Changes with each append from now on.
     pub(crate) fn watch_appends(&self) -> watch::Receiver<u64> {
         self.appended.subscribe()
     }
@@ -271,17 +266,17 @@ impl Catalog {
         kafka_partitions: usize,
         config: BTreeMap<String, String>,
     ) -> io::Result<Arc<Topic>> {
-        let _room = self.storage.room()?;
+        let _writing = self.storage.begin_write()?;
         let (root, reserved) = (self.storage.root(), changes.reserved_producers);
         let mut topics = self.lock().clone();
         if changes.doubtful {
-            // The directories of a topic that the disk may still name are not touched.
+            // Before the directories are changed: the catalog on the disk may still have a topic of this name.
             self.store(changes, &topics, reserved)?;
         }
         let segment_bytes = topic_segment_bytes(&config, self.segment_bytes);
         let mut partitions = Vec::with_capacity(kafka_partitions);
         for directory in partition_directories(root, name, kafka_partitions) {
-            // Left by a topic of that name that was deleted.
+            // Of a deleted topic of this name.
             match self.storage.disk().remove_directory(&directory) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
@@ -309,16 +304,16 @@ impl Catalog {
     }
 
     fn changes(&self) -> MutexGuard<'_, Changes> {
-        self.changes.lock().expect("no thread panics while it holds the lock")
+        locks::lock(&self.changes)
     }
 
     fn lock(&self) -> MutexGuard<'_, Topics> {
-        self.topics.lock().expect("no thread panics while it holds the lock")
+        locks::lock(&self.topics)
     }
 }
 
-/// At how many bytes the segments of a topic are closed: what it says, but no more than `most`. A change counts from the
-/// next start on.
+/// The size at which the segments of a topic are closed, in bytes: its setting, but at most `most`. A change has an effect
+/// at the next start.
 fn topic_segment_bytes(config: &BTreeMap<String, String>, most: u64) -> u64 {
     config
         .get("segment.bytes")
@@ -326,11 +321,10 @@ fn topic_segment_bytes(config: &BTreeMap<String, String>, most: u64) -> u64 {
         .map_or(most, |bytes: u64| bytes.min(most))
 }
 
-/// Whether a topic could be created, were it not there yet.
+/// Checks the name and the size of a new topic, but not whether it exists.
 pub(crate) fn check_creatable(name: &str, kafka_partitions: usize) -> Result<(), CreateError> {
-    let sound = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
-    if name.is_empty() || name.len() > LONGEST_NAME || [".", ".."].contains(&name) || !name.chars().all(sound)
-    {
+    let letters = name.chars().all(|letter| letter.is_ascii_alphanumeric() || "._-".contains(letter));
+    if name.is_empty() || name.len() > LONGEST_NAME || [".", ".."].contains(&name) || !letters {
         return Err(CreateError::InvalidName);
     }
     if kafka_partitions == 0 || kafka_partitions > 10_000 {
@@ -342,49 +336,55 @@ pub(crate) fn check_creatable(name: &str, kafka_partitions: usize) -> Result<(),
 /// The directories of all Kafka partitions in a data directory, by topic.
 pub(crate) fn directories(storage: &Storage) -> io::Result<Vec<PathBuf>> {
     let Some(stored) = read_catalog(storage)? else { return Ok(Vec::new()) };
-    let of_topic = |(name, topic): (&String, &StoredTopic)| {
-        partition_directories(storage.root(), name, topic.kafka_partitions).collect::<Vec<_>>()
-    };
-    Ok(stored.topics.iter().flat_map(of_topic).collect())
+    let mut directories = Vec::new();
+    for (name, topic) in &stored.topics {
+        directories.extend(partition_directories(storage.root(), name, topic.kafka_partitions));
+    }
+    Ok(directories)
 }
 
-fn partition_directories(root: &Path, topic: &str, number: usize) -> impl Iterator<Item = PathBuf> {
-    (0..number).map(move |kafka_partition| root.join(format!("{topic}-{kafka_partition}")))
+fn partition_directories(root: &Path, topic: &str, count: usize) -> impl Iterator<Item = PathBuf> {
+    (0..count).map(move |kafka_partition| root.join(format!("{topic}-{kafka_partition}")))
 }
 
 fn catalog_path(storage: &Storage) -> PathBuf {
     storage.root().join("catalog.json")
 }
 
-/// What the catalog says; `None` in a new directory.
+/// The content of the catalog; `None` in a new directory.
 fn read_catalog(storage: &Storage) -> io::Result<Option<Stored>> {
     let path = catalog_path(storage);
     if let Some(json) = storage.read_small(&path)? {
         let parsed = serde_json::from_slice(&json);
         return parsed.map_err(|error| Damage::whole(&path, format!("it does not parse: {error}")).into());
     }
-    // The first thing that is written is the catalog: where there is something without it, it was lost.
+    // The catalog is written first: Kafka partitions without a catalog mean that it was lost.
     match partition_names(storage)?.first() {
-        Some(left) => Err(Damage::whole(&path, format!("it is missing, though there is {left}")).into()),
+        Some(found) => Err(Damage::whole(&path, format!("it is missing, but there is {found}")).into()),
         None => Ok(None),
     }
 }
 
-/// The names in a data directory that Kafka partitions have.
+/// The names in a data directory that can be Kafka partitions.
 fn partition_names(storage: &Storage) -> io::Result<Vec<String>> {
-    let numbered =
-        |name: &String| name.rsplit_once('-').is_some_and(|(_, number)| number.parse::<usize>().is_ok());
-    Ok(storage.disk().names(storage.root())?.into_iter().filter(numbered).collect())
+    let names = storage.disk().names(storage.root())?;
+    Ok(names.into_iter().filter(|name| topic_and_number(name).is_some()).collect())
 }
 
-fn warn_of_leftovers(storage: &Storage, topics: &Topics) -> io::Result<()> {
+/// The topic and the number in the directory name of a Kafka partition.
+fn topic_and_number(name: &str) -> Option<(&str, usize)> {
+    let (topic, number) = name.rsplit_once('-')?;
+    Some((topic, number.parse().ok()?))
+}
+
+fn warn_of_unused_directories(storage: &Storage, topics: &Topics) -> io::Result<()> {
     for name in partition_names(storage)? {
-        let known = name.rsplit_once('-').and_then(|(topic, number)| {
-            Some(number.parse::<usize>().ok()? < topics.get(topic)?.partitions.len())
+        let used = topic_and_number(&name).is_some_and(|(topic, number)| {
+            topics.get(topic).is_some_and(|topic| number < topic.partitions.len())
         });
-        if known != Some(true) {
+        if !used {
             let directory = storage.root().join(name);
-            warn!(directory = %directory.display(), "embedded broker: left by a topic that was deleted; it can be removed");
+            warn!(directory = %directory.display(), "embedded broker: the topic of this directory was deleted; it can be removed");
         }
     }
     Ok(())

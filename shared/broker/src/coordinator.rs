@@ -1,16 +1,17 @@
-//! Runs the consumer groups: gives the state machine ([`crate::groups`]) the time, and its answers to those who wait.
+//! Runs the consumer groups: passes the time to the state machine ([`crate::groups`]), and its answers to the callers
+//! that wait for them.
 //!
-//! This file decides nothing about groups and does not know the Kafka protocol.
+//! It decides nothing about groups, and must not know the Kafka protocol.
 
 use std::collections::HashMap;
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::groups::{Answer, Answers, Caller, Groups, Input};
 use crate::offsets::Offsets;
 
@@ -19,11 +20,11 @@ use crate::offsets::Offsets;
 pub(crate) struct Coordinator {
     running: Mutex<Running>,
     pub(crate) offsets: Arc<Offsets>,
-    /// What the groups' time counts from.
+    /// The zero of the groups' time.
     started: Instant,
-    /// Tells the clock that there may be an earlier deadline.
+    /// Wakes the timer up: there may be an earlier deadline.
     changed: Notify,
-    /// Makes identities of members differ from those of an earlier process.
+    /// A part of member ids that differs from that of earlier processes.
     origin: u128,
 }
 
@@ -37,17 +38,16 @@ struct Running {
 
 impl Coordinator {
     pub(crate) fn new(offsets: Offsets) -> Self {
-        let origin = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         Self {
             running: Mutex::default(),
             offsets: Arc::new(offsets),
-            started: Instant::now(),
+            started: clock::monotonic(),
             changed: Notify::new(),
-            origin,
+            origin: clock::since_1970().as_nanos(),
         }
     }
 
-    /// Asks the groups something and waits for the answer; `None` if the broker stops before.
+    /// Passes an input to the groups and waits for the answer; `None` if the broker stops before.
     pub(crate) async fn ask(&self, question: impl FnOnce(Caller) -> Input) -> Option<Answer> {
         let (sender, receiver) = oneshot::channel();
         {
@@ -61,12 +61,12 @@ impl Coordinator {
         receiver.await.ok()
     }
 
-    /// Looks at the groups.
-    pub(crate) fn look<T>(&self, at: impl FnOnce(&Groups) -> T) -> T {
-        at(&self.lock().groups)
+    /// Calls `on` with the groups as they are now.
+    pub(crate) fn inspect<T>(&self, on: impl FnOnce(&Groups) -> T) -> T {
+        on(&self.lock().groups)
     }
 
-    /// An identity that no member had before.
+    /// A member id that was never used before.
     pub(crate) fn new_member_id(&self, client_id: &str) -> String {
         let mut running = self.lock();
         running.members += 1;
@@ -74,10 +74,10 @@ impl Coordinator {
         format!("{name}-{:x}-{}", self.origin, running.members)
     }
 
-    /// Tells the groups when time has passed that matters to them, until `cancel`.
-    pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken) {
+    /// Passes the groups a tick at each of their deadlines, until `shutdown`.
+    pub(crate) async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         loop {
-            let deadline = self.look(Groups::next_deadline).map(|deadline| self.started + deadline);
+            let deadline = self.inspect(Groups::next_deadline).map(|deadline| self.started + deadline);
             let reached = async {
                 match deadline {
                     Some(deadline) => sleep_until(deadline).await,
@@ -85,7 +85,7 @@ impl Coordinator {
                 }
             };
             tokio::select! {
-                () = cancel.cancelled() => return,
+                () = shutdown.cancelled() => return,
                 () = self.changed.notified() => {}
                 () = reached => self.lock().step(Input::Tick, self.started),
             }
@@ -99,10 +99,10 @@ impl Coordinator {
 
 impl Running {
     fn step(&mut self, input: Input, started: Instant) {
-        let answers: Answers = self.groups.step(input, started.elapsed());
+        let answers: Answers = self.groups.step(input, clock::monotonic() - started);
         for (caller, answer) in answers {
             if let Some(waiting) = self.waiting.remove(&caller) {
-                // Whoever has gone meanwhile needs no answer.
+                // The caller may have disconnected.
                 let _ = waiting.send(answer);
             }
         }

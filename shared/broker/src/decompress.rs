@@ -1,25 +1,25 @@
-//! The bodies of record batches in every codec that Kafka knows, unpacked through a small buffer.
+//! Decompression of the bodies of record batches, in every codec of Kafka, through a small buffer.
 //!
 //! Sources: "Record Batch", Kafka protocol documentation; the frame formats of LZ4, Zstandard and snappy-java. Where
-//! readers differ, the strictest decides: what librdkafka or the Java client cannot read is refused, since a batch that
-//! one of them cannot read stops it for good. So exactly one frame is allowed, whole, with nothing behind it.
+//! readers differ, the strictest one counts: what librdkafka or the Java client cannot read is refused, since such a batch
+//! would stop that client for good. So a body must be exactly one complete frame.
 //!
-//! This file does not know what a record looks like.
+//! It must not know the format of a record.
 
 use std::io::{self, BufRead, BufReader, Read};
 
 use flate2::bufread::GzDecoder;
 use lz4_flex::frame::FrameDecoder;
 
-/// How much is unpacked at a time where the codec leaves the choice.
+/// Bytes that are decompressed at a time where the codec leaves the choice.
 const CHUNK: usize = 32 * 1024;
-/// No snappy block unpacks to more than so many times its size: its best element makes 64 bytes of 3.
+/// The largest compression ratio of a snappy block: its best element makes 64 bytes of 3.
 const LARGEST_SNAPPY_RATIO: usize = 22;
 
-/// How the records of a batch are packed.
+/// How the records of a batch are compressed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Codec {
-    /// As they are.
+    /// Not at all.
     Plain,
     Gzip,
     Snappy,
@@ -28,7 +28,7 @@ pub(crate) enum Codec {
 }
 
 impl Codec {
-    /// The codec that the attributes of a batch name; `None` for a number that Kafka does not know.
+    /// The codec in the attributes of a batch; `None` for a number that Kafka does not define.
     pub(crate) fn of(attributes: i16) -> Option<Self> {
         match attributes & 0b111 {
             0 => Some(Self::Plain),
@@ -41,8 +41,8 @@ impl Codec {
     }
 }
 
-/// The unpacked body of a batch. No more room is made at once than `most_bytes`: who asks for more gets an error of kind
-/// `FileTooLarge`. An error of another kind says that the body is damaged.
+/// A reader of the decompressed body of a batch. It never allocates more than `most_bytes` at once: a body that needs more
+/// is an error of kind `FileTooLarge`. Any other error says that the body is damaged.
 pub(crate) fn open(codec: Codec, body: &[u8], most_bytes: u64) -> io::Result<Box<dyn BufRead + '_>> {
     Ok(match codec {
         Codec::Plain => Box::new(body),
@@ -61,7 +61,7 @@ pub(crate) fn open(codec: Codec, body: &[u8], most_bytes: u64) -> io::Result<Box
     })
 }
 
-/// A decoder that takes what follows its frame for damage.
+/// A decoder that reports bytes after its frame as damage.
 enum OneFrame<'a> {
     Gzip(Box<GzDecoder<&'a [u8]>>),
     Zstd(zstd::Decoder<'static, &'a [u8]>),
@@ -85,13 +85,14 @@ struct SnappyBlocks<'a> {
     rest: &'a [u8],
     framed: bool,
     block: Vec<u8>,
+    /// Bytes of `block` that were read.
     taken: usize,
     most_bytes: u64,
 }
 
 impl<'a> SnappyBlocks<'a> {
     const MAGIC: &'static [u8] = b"\x82SNAPPY\0";
-    /// Magic, version, and the oldest version that can read it.
+    /// Bytes of magic, version, and oldest compatible version.
     const HEADER: usize = 16;
 
     fn new(body: &'a [u8], most_bytes: u64) -> io::Result<Self> {
@@ -107,7 +108,7 @@ impl<'a> SnappyBlocks<'a> {
         Ok(Self { rest, framed, block: Vec::new(), taken: 0, most_bytes })
     }
 
-    fn unpack_next(&mut self) -> io::Result<()> {
+    fn decompress_next(&mut self) -> io::Result<()> {
         let block = if self.framed {
             let (length, rest) =
                 self.rest.split_first_chunk().ok_or_else(|| damaged("a snappy block is cut off"))?;
@@ -120,17 +121,17 @@ impl<'a> SnappyBlocks<'a> {
             std::mem::take(&mut self.rest)
         };
         let length = snap::raw::decompress_len(block).map_err(|_| damaged("a snappy block has no length"))?;
-        // The stated length makes no more room than the bytes that are there can fill.
+        // The stated length must not allocate more than the bytes of the block can fill.
         if length > block.len() * LARGEST_SNAPPY_RATIO {
-            return Err(damaged("a snappy block states a length that it cannot have"));
+            return Err(damaged("a snappy block states a length that is impossible for its size"));
         }
         if length as u64 > self.most_bytes {
             return Err(io::Error::from(io::ErrorKind::FileTooLarge));
         }
         self.block.clear();
         self.block.resize(length, 0);
-        let unpacked = snap::raw::Decoder::new().decompress(block, &mut self.block);
-        if !unpacked.is_ok_and(|unpacked| unpacked == length) {
+        let decompressed = snap::raw::Decoder::new().decompress(block, &mut self.block);
+        if !decompressed.is_ok_and(|decompressed| decompressed == length) {
             return Err(damaged("a snappy block does not decode"));
         }
         self.taken = 0;
@@ -149,7 +150,7 @@ impl Read for SnappyBlocks<'_> {
 impl BufRead for SnappyBlocks<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.taken == self.block.len() && !self.rest.is_empty() {
-            self.unpack_next()?;
+            self.decompress_next()?;
         }
         Ok(&self.block[self.taken..])
     }
@@ -159,24 +160,23 @@ impl BufRead for SnappyBlocks<'_> {
     }
 }
 
-/// Whether `body` is one LZ4 frame to its end mark and nothing more. The decoder takes a frame that is cut off between
-/// two blocks for whole; librdkafka does not.
+/// Checks that `body` is exactly one LZ4 frame with its end mark. The decoder accepts a frame that is cut off between two
+/// blocks; librdkafka does not.
 fn check_lz4_frame(body: &[u8]) -> io::Result<()> {
     const MAGIC: [u8; 4] = 0x184D_2204_u32.to_le_bytes();
     const BLOCK_CHECKSUMS: u8 = 16;
     const CONTENT_SIZE: u8 = 8;
     const CONTENT_CHECKSUM: u8 = 4;
     const DICTIONARY: u8 = 1;
-    let cut_off = || damaged("the lz4 frame is cut off");
-    let flags = *body.get(4).ok_or_else(cut_off)?;
+    let flags = *body.get(4).ok_or_else(lz4_cut_off)?;
     if !body.starts_with(&MAGIC) || flags & DICTIONARY != 0 {
-        return Err(damaged("this is no lz4 frame"));
+        return Err(damaged("this is not an lz4 frame"));
     }
     let size = if flags & CONTENT_SIZE == 0 { 0 } else { 8 };
     // Magic, flags, block descriptor, size, header checksum.
-    let mut rest = body.get(4 + 2 + size + 1..).ok_or_else(cut_off)?;
+    let mut rest = body.get(4 + 2 + size + 1..).ok_or_else(lz4_cut_off)?;
     loop {
-        let (header, blocks) = rest.split_first_chunk().ok_or_else(cut_off)?;
+        let (header, blocks) = rest.split_first_chunk().ok_or_else(lz4_cut_off)?;
         let header = u32::from_le_bytes(*header);
         if header == 0 {
             let checksum = if flags & CONTENT_CHECKSUM == 0 { 0 } else { 4 };
@@ -188,8 +188,12 @@ fn check_lz4_frame(body: &[u8]) -> io::Result<()> {
         }
         let checksum = if flags & BLOCK_CHECKSUMS == 0 { 0 } else { 4 };
         let length = (header & 0x7FFF_FFFF) as usize + checksum;
-        rest = blocks.get(length..).ok_or_else(cut_off)?;
+        rest = blocks.get(length..).ok_or_else(lz4_cut_off)?;
     }
+}
+
+fn lz4_cut_off() -> io::Error {
+    damaged("the lz4 frame is cut off")
 }
 
 fn damaged(what: &'static str) -> io::Error {

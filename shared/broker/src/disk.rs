@@ -1,7 +1,7 @@
 //! The file system as the broker uses it. The program runs on [`OsDisk`]; tests run the same code on a disk in memory
-//! that fails on demand and forgets in a crash what was not synced.
+//! that fails on demand and loses in a crash what was not synced.
 //!
-//! This file knows neither segments nor topics.
+//! It must not know segments or topics.
 
 #[cfg(test)]
 pub(crate) mod memory;
@@ -15,16 +15,16 @@ use std::sync::Arc;
 
 /// A file system.
 ///
-/// Content is durable after [`DiskFile::sync`]. A name (created, renamed, removed) is durable after
-/// [`Disk::sync_directory`] of the directory that it is in.
+/// The content of a file is durable after [`DiskFile::sync`]. A name that is created, changed or removed is durable after
+/// [`Disk::sync_directory`] of its directory.
 pub(crate) trait Disk: fmt::Debug + Send + Sync {
-    /// Opens a file, as `how` says.
+    /// Opens a file.
     fn open(&self, path: &Path, how: Open) -> io::Result<Arc<dyn DiskFile>>;
-    /// Creates one directory; fails if something of that name is there.
+    /// Creates one directory; fails if the name is taken.
     fn create_directory(&self, path: &Path) -> io::Result<()>;
     /// The names of the files and directories in a directory, in no order.
     fn names(&self, directory: &Path) -> io::Result<Vec<String>>;
-    /// Gives a file another name in the same directory; what had that name is gone.
+    /// Renames a file within its directory; a file that has the new name is replaced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
@@ -40,32 +40,32 @@ pub(crate) trait Disk: fmt::Debug + Send + Sync {
 pub(crate) trait DiskFile: fmt::Debug + Send + Sync {
     /// Its length in bytes.
     fn length(&self) -> io::Result<u64>;
-    /// Fills `buffer` with what is at `position`.
+    /// Fills `buffer` with the bytes from `position` on.
     fn read_exact_at(&self, buffer: &mut [u8], position: u64) -> io::Result<()>;
     /// Writes all of `bytes` at `position`. A failed write may have written a part.
     fn write_all_at(&self, bytes: &[u8], position: u64) -> io::Result<()>;
-    /// Cuts the file off, or extends it with zeros.
+    /// Truncates the file, or extends it with zeros.
     fn set_length(&self, length: u64) -> io::Result<()>;
-    /// Makes content and length durable. After a failure nobody knows what is durable.
+    /// Makes content and length durable. After a failure it is unknown what is durable.
     fn sync(&self) -> io::Result<()>;
 }
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Open {
-    /// It is there, and is only read.
+    /// For reading; it must exist.
     Read,
-    /// It is there, and is changed.
+    /// For reading and writing; it must exist.
     Edit,
-    /// It must not be there yet.
+    /// For reading and writing; it must not exist.
     New,
-    /// It may be there, and is emptied.
+    /// For reading and writing; created, or truncated if it exists.
     Empty,
-    /// It may be there, and keeps its content.
+    /// For reading and writing; created if it does not exist.
     Any,
 }
 
-/// Keeps a file locked while it lives.
+/// Keeps a file locked until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
     _file: Option<File>,
@@ -149,8 +149,8 @@ impl DiskFile for File {
     }
 }
 
-/// Whether an error says that something has run out that can come back: room on the disk, file handles. Nothing is
-/// wrong with the disk then.
+/// Whether an error is a shortage: the disk is full or there are too few file handles. It can pass, and nothing is wrong
+/// with the disk.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
     const ENFILE: i32 = 23;
     const EMFILE: i32 = 24;
@@ -166,7 +166,16 @@ mod tests {
     use super::memory::MemoryDisk;
     use super::{Disk, Open, OsDisk};
 
-    /// What both disks do alike.
+    fn read(disk: &dyn Disk, path: &Path, how: Open) -> Vec<u8> {
+        let file = disk.open(path, how).unwrap();
+        let mut bytes = vec![0; file.length().unwrap() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        let past_the_end = file.read_exact_at(&mut [0], bytes.len() as u64);
+        assert_eq!(past_the_end.unwrap_err().kind(), ErrorKind::UnexpectedEof);
+        bytes
+    }
+
+    /// What both disks must do alike.
     fn check(disk: &dyn Disk, root: &Path) {
         let directory = root.join("d");
         disk.create_directory(&directory).unwrap();
@@ -182,23 +191,13 @@ mod tests {
         file.set_length(6).unwrap();
         file.set_length(7).unwrap();
         file.sync().unwrap();
-        let read = |path: &Path, how| {
-            let file = disk.open(path, how).unwrap();
-            let mut bytes = vec![0; file.length().unwrap() as usize];
-            file.read_exact_at(&mut bytes, 0).unwrap();
-            assert_eq!(
-                file.read_exact_at(&mut [0], bytes.len() as u64).unwrap_err().kind(),
-                ErrorKind::UnexpectedEof
-            );
-            bytes
-        };
-        assert_eq!(read(&one, Open::Read), b"012xy5\0");
-        assert_eq!(read(&one, Open::Any), b"012xy5\0");
+        assert_eq!(read(disk, &one, Open::Read), b"012xy5\0");
+        assert_eq!(read(disk, &one, Open::Any), b"012xy5\0");
         disk.open(&two, Open::Any).unwrap();
         disk.rename(&one, &two).unwrap();
         assert_eq!(disk.names(&directory).unwrap(), ["two"]);
-        assert_eq!(read(&two, Open::Edit), b"012xy5\0");
-        assert_eq!(read(&two, Open::Empty), b"");
+        assert_eq!(read(disk, &two, Open::Edit), b"012xy5\0");
+        assert_eq!(read(disk, &two, Open::Empty), b"");
         disk.sync_directory(&directory).unwrap();
         disk.remove_file(&two).unwrap();
         assert_eq!(disk.remove_file(&two).unwrap_err().kind(), ErrorKind::NotFound);
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_disk_in_memory_does_what_the_machine_does() {
+    fn the_disk_in_memory_behaves_as_a_real_one() {
         check(&MemoryDisk::default(), Path::new("/"));
         let directory = tempfile::tempdir().unwrap();
         check(&OsDisk, directory.path());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use wye_domain::ErrorKind;
 
-/// Why the broker cannot start.
+/// Why the broker cannot start, or its log cannot be repaired.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// A file, a directory or the address cannot be used.
@@ -15,10 +15,10 @@ pub enum BrokerError {
         what: &'static str,
         /// The file, directory or address.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system, or the damage.
         source: io::Error,
     },
-    /// The start was interrupted because the runtime shuts down.
+    /// The runtime was shut down during the start.
     #[error("embedded broker: the start was interrupted")]
     Cancelled,
 }

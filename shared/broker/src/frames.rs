@@ -1,6 +1,6 @@
-//! Frames of the Kafka protocol: a length, then a message. They are read as their bytes come, within bounds.
+//! Frames of the Kafka protocol: a length, then a message. They are read as their bytes arrive, within bounds.
 //!
-//! A stated length makes no room by itself, and what is read counts against the memory that all connections share.
+//! A stated length alone allocates no memory, and what is read counts against the memory that all connections share.
 
 use std::io;
 use std::time::Duration;
@@ -11,28 +11,28 @@ use kafka_protocol::protocol::Encodable;
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::time::timeout;
 
-use crate::limits::{Limits, Memory, Room};
+use crate::limits::{Limits, MemoryPool, Reservation};
 
-/// How long a request may take to arrive once it has begun.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The largest request that does not bring records.
+/// How long a request may take to arrive after its first byte.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The largest request that is not a produce request, in bytes.
 const LARGEST_PLAIN: usize = 4 * 1024 * 1024;
-/// Bytes of a request that do not count as memory: small requests never wait for large ones.
-const FREE: usize = 64 * 1024;
-/// Kind, version and correlation id: without them nobody can be answered.
-const PLACE: usize = 8;
+/// The first bytes of a request, which need no reservation: small requests never wait for large ones.
+const UNRESERVED: usize = 64 * 1024;
+/// Bytes of [`RequestHead`] on the wire.
+const HEAD: usize = 8;
 
-/// Which request of which kind is answered.
+/// The start of a request: what a response needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct RequestHead {
     /// The kind, which may be unknown.
     pub(crate) key: i16,
     pub(crate) version: i16,
     pub(crate) correlation_id: i32,
 }
 
-impl Place {
-    /// Whether the answer may have to wait for others: for records, or for the members of a group.
+impl RequestHead {
+    /// Whether the response may have to wait: for records, or for the other members of a group.
     pub(crate) fn may_wait(self) -> bool {
         [ApiKey::Fetch, ApiKey::JoinGroup, ApiKey::SyncGroup].iter().any(|key| *key as i16 == self.key)
     }
@@ -41,73 +41,74 @@ impl Place {
 /// One request.
 #[derive(Debug)]
 pub(crate) struct Frame {
-    pub(crate) place: Place,
+    pub(crate) head: RequestHead,
     /// All of it after the length.
     pub(crate) bytes: Bytes,
-    _room: Room,
+    _reservation: Reservation,
 }
 
-/// What came.
+/// What was read from a connection.
 #[derive(Debug)]
 pub(crate) enum Received {
-    /// The client has closed the connection, or has been silent for too long.
+    /// The client has closed the connection, or has been idle for too long.
     End,
     Frame(Frame),
-    /// A request that is larger than allowed; only its beginning was read.
-    TooLarge(Place),
+    /// A request that is larger than allowed; only its head was read.
+    TooLarge(RequestHead),
 }
 
 /// Reads one frame.
 ///
 /// # Errors
-/// Where the connection breaks, no request can have the stated length, or one does not arrive in time.
+/// Where the connection breaks, the stated length is impossible, or the request does not arrive in time.
 pub(crate) async fn read(
     read: &mut (impl AsyncRead + Unpin),
     limits: &Limits,
-    memory: &Memory,
+    memory: &MemoryPool,
 ) -> io::Result<Received> {
     let mut first = [0_u8; 1];
     let began = timeout(limits.idle, read.read(&mut first)).await;
     if began.unwrap_or(Ok(0))? == 0 {
         return Ok(Received::End);
     }
-    let frame = timeout(PATIENCE, read_begun(first[0], read, limits, memory)).await;
+    let frame = timeout(ARRIVAL_TIMEOUT, read_rest(first[0], read, limits, memory)).await;
     frame.map_err(|_| io::Error::other("a request did not arrive in time, or there was no memory for it"))?
 }
 
-async fn read_begun(
+/// Reads a frame after its first byte.
+async fn read_rest(
     first: u8,
     read: &mut (impl AsyncRead + Unpin),
     limits: &Limits,
-    memory: &Memory,
+    memory: &MemoryPool,
 ) -> io::Result<Received> {
     let mut rest = [0_u8; 3];
     read.read_exact(&mut rest).await?;
     let length = usize::try_from(i32::from_be_bytes([first, rest[0], rest[1], rest[2]]));
     let length = length
         .ok()
-        .filter(|length| *length >= PLACE)
+        .filter(|length| *length >= HEAD)
         .ok_or_else(|| malformed("a request without a header"))?;
-    let mut start = [0_u8; PLACE];
+    let mut start = [0_u8; HEAD];
     read.read_exact(&mut start).await?;
-    let place = Place {
+    let head = RequestHead {
         key: i16::from_be_bytes([start[0], start[1]]),
         version: i16::from_be_bytes([start[2], start[3]]),
         correlation_id: i32::from_be_bytes([start[4], start[5], start[6], start[7]]),
     };
-    let produces = place.key == ApiKey::Produce as i16;
+    let produces = head.key == ApiKey::Produce as i16;
     let most = if produces { limits.request_bytes } else { limits.request_bytes.min(LARGEST_PLAIN) };
     if length > most {
-        return Ok(Received::TooLarge(place));
+        return Ok(Received::TooLarge(head));
     }
-    let mut room = None;
-    let mut bytes = BytesMut::with_capacity(length.min(FREE));
+    let mut reservation = None;
+    let mut bytes = BytesMut::with_capacity(length.min(UNRESERVED));
     bytes.put_slice(&start);
     while bytes.len() < length {
         if bytes.len() == bytes.capacity() {
-            // Eight times as much as has come: what grows is copied, and that should happen seldom.
+            // Grow to eight times what has arrived: each growth copies the bytes, so it should be rare.
             let more = (length - bytes.len()).min(7 * bytes.len());
-            memory.grow(&mut room, more).await?;
+            memory.grow(&mut reservation, more).await?;
             bytes.reserve(more);
         }
         let missing = (length - bytes.len()).min(bytes.capacity() - bytes.len());
@@ -115,10 +116,10 @@ async fn read_begun(
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
         }
     }
-    Ok(Received::Frame(Frame { place, bytes: bytes.freeze(), _room: room }))
+    Ok(Received::Frame(Frame { head, bytes: bytes.freeze(), _reservation: reservation }))
 }
 
-/// A response with its length and header.
+/// Encodes a response, with its length and header.
 pub(crate) fn encode(
     key: ApiKey,
     version: i16,
@@ -140,6 +141,7 @@ pub(crate) fn close(mut frame: BytesMut) -> io::Result<Bytes> {
     Ok(frame.freeze())
 }
 
+/// An error that closes the connection: the bytes do not follow the protocol.
 pub(crate) fn malformed(reason: impl ToString) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, reason.to_string())
 }

@@ -1,12 +1,12 @@
-//! Classic consumer groups: who belongs to a group, and which member reads what. A state machine without I/O or clock.
+//! Classic consumer groups: the members of each group and their assignments. A state machine without I/O or clock.
 //!
-//! [`Groups::step`] takes one input and the time and returns the answers that are due. An input that has to wait (a
-//! join waits for the other members, a sync for the leader) is answered by a later step; each is answered exactly once.
-//! The members themselves share out the Kafka partitions; what they tell each other is bytes here.
+//! [`Groups::step`] takes one input and the time, and returns the answers that are due. An input that must wait (a join
+//! waits for the other members, a sync for the leader) is answered by a later step; each is answered exactly once. The
+//! leader of a group assigns the Kafka partitions; subscriptions and assignments are bytes here.
 //!
-//! Source: Apache Kafka's `GroupCoordinator` and `ClassicGroup` (KIP-62, KIP-345, KIP-394). It differs in two points: a
-//! rebalance does not wait for members that were only given an identity yet, and nothing is remembered across a restart
-//! of the broker but committed offsets (see [`crate::offsets`]): members are told that they are unknown, and join again.
+//! Source: Apache Kafka's `GroupCoordinator` and `ClassicGroup` (KIP-62, KIP-345, KIP-394), with two differences. A
+//! rebalance does not wait for clients that have a member id but have not joined yet. And only committed offsets survive a
+//! restart of the broker (see [`crate::offsets`]): members get the error that they are unknown, and join again.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,13 +21,13 @@ mod group;
 /// The shortest and the longest session timeout: Kafka's defaults.
 const SESSION_TIMEOUTS: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(6)..=Duration::from_secs(1800);
-/// The longest time that a rebalance waits for members.
+/// The longest rebalance timeout.
 const LONGEST_REBALANCE: Duration = Duration::from_secs(1800);
-/// Members of all groups together, those included that were only given an identity.
+/// Members of all groups together, including clients that have a member id but have not joined yet.
 const MOST_MEMBERS: usize = 1000;
 /// Bytes of a group's name.
 const LONGEST_NAME: usize = 1024;
-/// Bytes that one member may tell about itself.
+/// Bytes of the names and the metadata of one member's assignors.
 const MOST_METADATA: usize = 256 * 1024;
 
 /// All groups that have members.
@@ -36,11 +36,11 @@ pub(crate) struct Groups {
     groups: BTreeMap<String, Group>,
 }
 
-/// Where an answer belongs.
+/// The request that an answer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Caller(pub(crate) u64);
 
-/// What happens to the group `group`.
+/// An event for the group `group`.
 #[derive(Clone, Debug)]
 pub(crate) enum Input {
     Join {
@@ -58,7 +58,7 @@ pub(crate) enum Input {
         group: String,
         member: Membership,
     },
-    /// Members that leave, by identity.
+    /// Members leave.
     Leave {
         caller: Caller,
         group: String,
@@ -74,38 +74,38 @@ pub(crate) enum Input {
     Tick,
 }
 
-/// A client asks to be a member, or to take part in the next rebalance.
+/// A client wants to become a member, or to take part in the next rebalance.
 #[derive(Clone, Debug)]
 pub(crate) struct Join {
     pub(crate) identity: Identity,
-    /// The identity that a new member gets: never given before.
+    /// The id of a new member: never used before.
     pub(crate) new_member_id: String,
-    /// How a client that has no identity yet gets one.
+    /// How a client without a member id gets one.
     pub(crate) admission: Admission,
     pub(crate) client_id: String,
     pub(crate) client_host: String,
     pub(crate) session_timeout: Duration,
     pub(crate) rebalance_timeout: Duration,
     pub(crate) protocol_type: String,
-    /// The assignors that it knows, the preferred one first, each with what it tells the leader.
+    /// The assignors that it supports, the preferred one first, each with metadata for the leader.
     pub(crate) protocols: Vec<(String, Bytes)>,
 }
 
-/// How a client that has no identity yet gets one.
+/// How a client without a member id gets one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     /// It becomes a member at once.
     AtOnce,
-    /// It is told its identity and asks again with it, so that a lost answer leaves no member behind (KIP-394).
+    /// It receives its id and joins again with it, so that a lost response leaves no member behind (KIP-394).
     InTwoSteps,
 }
 
-/// Who a client says it is.
+/// The ids that a client sends.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Identity {
-    /// Given by the coordinator; empty before that.
+    /// Assigned by the coordinator; empty before that.
     pub(crate) member_id: String,
-    /// Given by the operator, for a member that keeps its place over a restart (KIP-345).
+    /// Assigned by the operator, for a static member, which keeps its assignment across a restart (KIP-345).
     pub(crate) instance_id: Option<String>,
 }
 
@@ -116,7 +116,7 @@ pub(crate) struct Membership {
     pub(crate) generation: i32,
 }
 
-/// A member asks for its assignment; the leader brings those of all.
+/// A member asks for its assignment; the leader sends those of all members.
 #[derive(Clone, Debug)]
 pub(crate) struct Sync {
     pub(crate) member: Membership,
@@ -125,7 +125,7 @@ pub(crate) struct Sync {
     pub(crate) assignments: Vec<(String, Bytes)>,
 }
 
-/// What a caller is told.
+/// The answer to a caller.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Answer {
     Joined(Joined),
@@ -138,13 +138,13 @@ pub(crate) enum Answer {
         protocol: String,
         assignment: Bytes,
     },
-    /// For each member that was to leave.
+    /// The outcome for each member that leaves.
     Left(Vec<Result<(), ResponseError>>),
     Done,
     Refused(ResponseError),
 }
 
-/// A place in a new generation.
+/// Membership in a new generation.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Joined {
     pub(crate) generation: i32,
@@ -152,14 +152,14 @@ pub(crate) struct Joined {
     pub(crate) protocol: String,
     pub(crate) leader: String,
     pub(crate) member_id: String,
-    /// For the leader: all members, with what they tell it.
+    /// For the leader: all members with their metadata. Empty for the others.
     pub(crate) members: Vec<(Identity, Bytes)>,
 }
 
-/// What a step has to say, and to whom.
+/// The answers of a step.
 pub(crate) type Answers = Vec<(Caller, Answer)>;
 
-/// A group as an operator sees it.
+/// A group, for operators.
 #[derive(Clone, Debug)]
 pub(crate) struct Description {
     pub(crate) state: &'static str,
@@ -168,7 +168,7 @@ pub(crate) struct Description {
     pub(crate) members: Vec<DescribedMember>,
 }
 
-/// A member as an operator sees it.
+/// A member, for operators.
 #[derive(Clone, Debug)]
 pub(crate) struct DescribedMember {
     pub(crate) identity: Identity,
@@ -179,7 +179,7 @@ pub(crate) struct DescribedMember {
 }
 
 impl Groups {
-    /// Takes one input at the time `now`, counted from any fixed moment.
+    /// Processes one input at the time `now`, which counts from any fixed moment.
     pub(crate) fn step(&mut self, input: Input, now: Duration) -> Answers {
         let mut answers = Vec::new();
         match input {
@@ -193,9 +193,9 @@ impl Groups {
             },
             Input::Heartbeat { caller, group, member } => {
                 let group = self.groups.get_mut(&group);
-                let beat =
+                let outcome =
                     group.map_or(Err(ResponseError::UnknownMemberId), |group| group.heartbeat(&member, now));
-                answers.push((caller, beat.map_or_else(Answer::Refused, |()| Answer::Done)));
+                answers.push((caller, outcome.map_or_else(Answer::Refused, |()| Answer::Done)));
             }
             Input::Leave { caller, group, members } => {
                 let left = match self.groups.get_mut(&group) {
@@ -209,7 +209,7 @@ impl Groups {
             Input::Commit { caller, group, member } => {
                 let allowed = match self.groups.get_mut(&group) {
                     Some(group) => group.may_commit(&member, now),
-                    // A consumer with assigned Kafka partitions commits without being a member.
+                    // A consumer that assigns its Kafka partitions itself commits without being a member.
                     None if member.generation < 0 => Ok(()),
                     None => Err(ResponseError::IllegalGeneration),
                 };
@@ -221,11 +221,11 @@ impl Groups {
                 }
             }
         }
-        self.groups.retain(|_, group| !group.is_abandoned());
+        self.groups.retain(|_, group| !group.is_unused());
         answers
     }
 
-    /// When time alone will change something next.
+    /// The next time at which a tick changes something.
     pub(crate) fn next_deadline(&self) -> Option<Duration> {
         self.groups.values().filter_map(Group::next_deadline).min()
     }
@@ -235,12 +235,12 @@ impl Groups {
         self.groups.get(group).is_some_and(Group::has_members)
     }
 
-    /// A group as an operator sees it; `None` if it has no members.
+    /// The description of a group; `None` if it has no members.
     pub(crate) fn describe(&self, group: &str) -> Option<Description> {
         self.groups.get(group).map(Group::describe)
     }
 
-    /// All groups: name, protocol type, state.
+    /// All groups with name, protocol type and state.
     pub(crate) fn list(&self) -> Vec<(String, String, &'static str)> {
         let groups = self.groups.iter();
         groups.map(|(name, group)| (name.clone(), group.protocol_type().to_owned(), group.state())).collect()
@@ -262,8 +262,8 @@ impl Groups {
             return Err(ResponseError::InvalidRequest);
         }
         let members: usize = self.groups.values().map(Group::size).sum();
-        if members >= MOST_MEMBERS && !self.groups.get(group).is_some_and(|group| group.knows(&join.identity))
-        {
+        let is_new = !self.groups.get(group).is_some_and(|group| group.has(&join.identity));
+        if members >= MOST_MEMBERS && is_new {
             return Err(ResponseError::GroupMaxSizeReached);
         }
         Ok(())

@@ -1,32 +1,33 @@
-//! Whether the storage of the embedded broker takes what it is given, and gives back what it took.
+//! The health of the storage: whether writes are possible, and whether stored records can be read.
 //!
-//! This file only looks; what happens is decided in [`crate::partition_log`] and [`crate::storage`].
+//! It only reports; [`crate::partition_log`] and [`crate::storage`] decide what happens.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use wye_domain::place::KafkaPartition;
 
 use crate::catalog::Catalog;
 
-/// How often a disk that was full is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a full disk is checked for free space.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Something that a person must see to.
+/// A problem that a person must solve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// Nothing can be written until there is room. Writes resume by themselves.
+    /// Nothing can be written until the disk has free space. Writes resume by themselves.
     Full {
-        /// What the system says.
+        /// The error of the operating system.
         reason: String,
     },
-    /// A Kafka partition takes no more writes until the broker is started again, or has records that cannot be read.
+    /// A Kafka partition accepts no more writes until the broker is restarted, or has records that cannot be read.
     Partition {
         /// The topic.
         topic: String,
         /// The Kafka partition.
-        kafka_partition: usize,
+        kafka_partition: KafkaPartition,
         /// What happened.
         reason: String,
     },
@@ -36,7 +37,7 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Full { reason } => {
-                write!(f, "the log takes no writes until there is room on its disk: {reason}")
+                write!(f, "the log accepts no writes until its disk has free space: {reason}")
             }
             Self::Partition { topic, kafka_partition, reason } => {
                 write!(f, "Kafka partition {kafka_partition} of topic {topic}: {reason}")
@@ -45,7 +46,7 @@ impl fmt::Display for Trouble {
     }
 }
 
-/// Tells what is wrong with a broker. It does not keep the broker alive.
+/// Reports the problems of a broker. It does not keep the broker open.
 #[derive(Clone, Debug)]
 pub struct HealthWatch(Weak<Catalog>);
 
@@ -54,26 +55,21 @@ impl HealthWatch {
         Self(Arc::downgrade(catalog))
     }
 
-    /// What is wrong now; nothing in good times. Never waits for the disk.
+    /// The problems now; empty while there are none. Never waits for the disk.
     pub fn troubles(&self) -> Vec<Trouble> {
         let Some(catalog) = self.0.upgrade() else { return Vec::new() };
         let full = catalog.shortage().map(|reason| Trouble::Full { reason });
-        let partitions = catalog.troubles().into_iter().map(|trouble| Trouble::Partition {
-            topic: trouble.topic,
-            kafka_partition: trouble.kafka_partition,
-            reason: trouble.reason,
-        });
-        full.into_iter().chain(partitions).collect()
+        full.into_iter().chain(catalog.troubles()).collect()
     }
 }
 
-/// Looks for room while there is none, so that [`HealthWatch`] sees it without a write.
-pub(crate) async fn look_for_room(catalog: Arc<Catalog>, cancel: CancellationToken) {
-    while cancel.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+/// Checks a full disk for free space until shutdown, so that [`HealthWatch`] recovers without a write.
+pub(crate) async fn watch_for_space(catalog: Arc<Catalog>, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(tokio::time::sleep(CHECK_INTERVAL)).await.is_some() {
         if catalog.shortage().is_some() {
             let catalog = Arc::clone(&catalog);
-            // A panic in there shows in the log; the next look is a second away.
-            let _ = tokio::task::spawn_blocking(move || catalog.look_for_room()).await;
+            // A panic in the task is logged; the next check follows a second later.
+            let _ = tokio::task::spawn_blocking(move || catalog.check_for_space()).await;
         }
     }
 }

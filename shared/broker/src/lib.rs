@@ -1,23 +1,23 @@
-//! A Kafka-protocol broker within our own process, for one machine on which no Kafka is installed.
+//! A broker of the Kafka protocol inside our own process, for one machine without Kafka.
 //!
-//! It speaks to clients on loopback only, keeps its log in files of one directory, and does what Wye needs of a
-//! broker and what ordinary clients expect: idempotent writes, fetches that wait for data, classic consumer groups,
-//! DeleteRecords that give the disk back at once. What it has acknowledged is on the disk, past its cache, since there
-//! is no replica elsewhere. It has one node, no replicas, no transactions, no access control: who asks for those is told
-//! so, and takes a Kafka.
+//! It serves clients on the loopback address only and keeps its log in the files of one directory. It has what Wye and
+//! ordinary clients need: idempotent writes, fetches that wait for data, classic consumer groups, and DeleteRecords that
+//! frees disk space at once. There is no replica elsewhere, so whatever it acknowledges is synced to the disk first. It is
+//! one node without replicas, transactions or access control; requests for these are refused with a message.
 //!
-//! It knows neither readings nor views; to it a payload is bytes.
+//! It must not know readings or views: a payload is bytes here.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
+use wye_domain::place::Offset;
 
 use catalog::Catalog;
 use coordinator::Coordinator;
@@ -30,6 +30,7 @@ pub use repair::{Loss, Repair, repair};
 use server::Server;
 
 mod catalog;
+mod clock;
 mod coordinator;
 mod decompress;
 mod disk;
@@ -39,6 +40,7 @@ mod frames;
 mod groups;
 mod health;
 mod limits;
+mod locks;
 mod offsets;
 mod old_produce;
 mod partition_log;
@@ -58,36 +60,36 @@ mod storage;
 mod testing;
 mod topic_settings;
 
-/// How long [`Broker::stop`] waits for a write that a client did not wait for.
+/// How long [`Broker::stop`] waits for writes whose clients have disconnected.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
-/// How the embedded broker runs.
+/// The configuration of the embedded broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokerConfig {
-    /// Its directory; created if absent. One process at a time.
+    /// The data directory; created if absent. One process at a time can use it.
     pub data_dir: PathBuf,
     /// The port on 127.0.0.1.
     pub port: Port,
-    /// At how many bytes a segment file is closed. Deleted records give the disk back in whole segments (and when
-    /// everything was deleted).
+    /// The size in bytes at which a segment file is closed. Deleting records frees disk space in whole segments (and all
+    /// of it when every record is deleted).
     pub segment_bytes: u64,
-    /// What clients may take.
+    /// Bounds on what clients may use.
     pub limits: Limits,
 }
 
-/// On which port of 127.0.0.1 clients find the broker.
+/// The port of 127.0.0.1 on which the broker listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Port {
-    /// One that is free.
+    /// Any free port.
     Free,
-    /// This one, or the start fails.
+    /// This port; the start fails if it is taken.
     Only(u16),
-    /// This one, or a free one if somebody else has it, which is logged.
+    /// This port, or a free one if it is taken; that is logged.
     Preferred(u16),
 }
 
 impl BrokerConfig {
-    /// A broker in `data_dir`, on a free port.
+    /// The default configuration in `data_dir`, on a free port.
     pub fn new(data_dir: impl Into<PathBuf>) -> Self {
         Self {
             data_dir: data_dir.into(),
@@ -98,29 +100,29 @@ impl BrokerConfig {
     }
 }
 
-/// A running broker. Dropping it stops it as a crash would; [`Self::stop`] is the orderly way.
+/// A running broker. Dropping it stops it as a crash does; [`Self::stop`] is the orderly way.
 pub struct Broker {
     bootstrap_servers: String,
     catalog: Arc<Catalog>,
-    cancel: CancellationToken,
+    shutdown: CancellationToken,
     tasks: JoinSet<()>,
 }
 
 impl Broker {
-    /// Opens the directory, takes the port, and serves until [`Self::stop`].
+    /// Opens the directory, binds the port, and serves until [`Self::stop`].
     ///
     /// # Errors
-    /// `Storage`: of kind `Conflict` when another process has the directory or the port, `Corrupt` when the
-    /// directory holds something else.
+    /// `Storage`: of kind `Conflict` when another process has the directory or the port, `Corrupt` when the files in the
+    /// directory are damaged.
     pub async fn start(config: BrokerConfig) -> Result<Self, BrokerError> {
         Self::start_on(Arc::new(OsDisk), config).await
     }
 
     async fn start_on(disk: Arc<dyn Disk>, config: BrokerConfig) -> Result<Self, BrokerError> {
-        let started = Instant::now();
+        let started = clock::monotonic();
         let (directory, segment_bytes) = (config.data_dir.clone(), config.segment_bytes);
-        let open = move || Catalog::open_on(disk, &directory, segment_bytes);
-        let opened = tokio::task::spawn_blocking(open).await;
+        let opened =
+            tokio::task::spawn_blocking(move || Catalog::open_on(disk, &directory, segment_bytes)).await;
         let catalog = match opened {
             Ok(Ok(catalog)) => Arc::new(catalog),
             Ok(Err(source)) if source.kind() == io::ErrorKind::WouldBlock => {
@@ -130,8 +132,8 @@ impl Broker {
             Err(_) => return Err(BrokerError::Cancelled),
         };
         let (listener, address) = listen(config.port).await?;
-        let kept = Arc::clone(&catalog);
-        let offsets = match tokio::task::spawn_blocking(move || Offsets::open(kept)).await {
+        let of_catalog = Arc::clone(&catalog);
+        let offsets = match tokio::task::spawn_blocking(move || Offsets::open(of_catalog)).await {
             Ok(Ok(offsets)) => offsets,
             Ok(Err(source)) => {
                 return Err(failure("read the committed offsets in", &config.data_dir, source));
@@ -139,16 +141,16 @@ impl Broker {
             Err(_) => return Err(BrokerError::Cancelled),
         };
 
-        let cancel = CancellationToken::new();
+        let shutdown = CancellationToken::new();
         let coordinator = Arc::new(Coordinator::new(offsets));
         let server = Server::new(Arc::clone(&catalog), Arc::clone(&coordinator), address, config.limits);
         let mut tasks = JoinSet::new();
-        tasks.spawn(coordinator.run(cancel.clone()));
-        tasks.spawn(server.accept(listener, cancel.clone()));
-        tasks.spawn(health::look_for_room(Arc::clone(&catalog), cancel.clone()));
-        let milliseconds = started.elapsed().as_millis() as u64;
+        tasks.spawn(coordinator.run(shutdown.clone()));
+        tasks.spawn(server.accept(listener, shutdown.clone()));
+        tasks.spawn(health::watch_for_space(Arc::clone(&catalog), shutdown.clone()));
+        let milliseconds = (clock::monotonic() - started).as_millis() as u64;
         info!(%address, data_dir = %config.data_dir.display(), milliseconds, "embedded broker is up");
-        Ok(Self { bootstrap_servers: address.to_string(), catalog, cancel, tasks })
+        Ok(Self { bootstrap_servers: address.to_string(), catalog, shutdown, tasks })
     }
 
     /// `host:port`, for a Kafka client.
@@ -156,18 +158,18 @@ impl Broker {
         &self.bootstrap_servers
     }
 
-    /// What is wrong with the storage, now and later, for who says whether the process is ready.
+    /// Reports what is wrong with the storage, now and later; for the readiness of the process.
     pub fn health(&self) -> HealthWatch {
         HealthWatch::new(&self.catalog)
     }
 
-    /// Stops taking requests and lets go of the directory. What was acknowledged is on the disk already.
+    /// Stops serving requests and unlocks the directory. Everything acknowledged is on the disk already.
     pub async fn stop(mut self) {
-        self.cancel.cancel();
+        self.shutdown.cancel();
         while self.tasks.join_next().await.is_some() {}
-        // A write may still run whose client is gone. The directory is free for the next broker only after that.
-        let deadline = Instant::now() + STOP_PATIENCE;
-        while Arc::strong_count(&self.catalog) > 1 && Instant::now() < deadline {
+        // A write whose client has disconnected may still run. Another broker can open the directory only after it.
+        let deadline = clock::monotonic() + STOP_PATIENCE;
+        while Arc::strong_count(&self.catalog) > 1 && clock::monotonic() < deadline {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -180,7 +182,7 @@ async fn listen(port: Port) -> Result<(TcpListener, SocketAddr), BrokerError> {
         Port::Preferred(port) => match bind(port).await {
             Err(BrokerError::Storage { source, .. }) if source.kind() == io::ErrorKind::AddrInUse => {
                 let (listener, address) = bind(0).await?;
-                warn!(%address, "embedded broker: port {port} is taken, so Kafka clients find it at {address}");
+                warn!(%address, "embedded broker: port {port} is taken; Kafka clients must connect to {address}");
                 Ok((listener, address))
             }
             bound => bound,
@@ -190,9 +192,15 @@ async fn listen(port: Port) -> Result<(TcpListener, SocketAddr), BrokerError> {
 
 async fn bind(port: u16) -> Result<(TcpListener, SocketAddr), BrokerError> {
     let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let refused = |source| failure("listen on", Path::new(&wanted.to_string()), source);
-    let listener = TcpListener::bind(wanted).await.map_err(refused)?;
-    let address = listener.local_addr().map_err(refused)?;
+    match try_bind(wanted).await {
+        Ok(bound) => Ok(bound),
+        Err(source) => Err(failure("listen on", Path::new(&wanted.to_string()), source)),
+    }
+}
+
+async fn try_bind(wanted: SocketAddr) -> io::Result<(TcpListener, SocketAddr)> {
+    let listener = TcpListener::bind(wanted).await?;
+    let address = listener.local_addr()?;
     Ok((listener, address))
 }
 
@@ -200,11 +208,11 @@ fn failure(what: &'static str, path: &Path, source: io::Error) -> BrokerError {
     BrokerError::Storage { what, path: path.to_owned(), source }
 }
 
-/// The offsets that a Kafka partition holds: `[low, high)`.
+/// The offsets of the records that can be read from a Kafka partition: `[low, high)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct OffsetRange {
-    /// The first offset that is still there (or, with nothing there, the next one to come).
-    pub(crate) low: i64,
-    /// The offset that the next record will get.
-    pub(crate) high: i64,
+    /// The low watermark: the first offset that is not deleted; equal to `high` in an empty Kafka partition.
+    pub(crate) low: Offset,
+    /// The high watermark: the offset that the next record gets.
+    pub(crate) high: Offset,
 }

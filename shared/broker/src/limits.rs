@@ -1,6 +1,6 @@
-//! What clients may take of this process: connections, time, memory.
+//! Bounds on what clients may use of this process: connections, time, memory.
 //!
-//! This file does not know the Kafka protocol.
+//! It must not know the Kafka protocol.
 
 use std::io;
 use std::sync::Arc;
@@ -8,18 +8,18 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bounds on what all clients together may take.
+/// Bounds on all clients together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Connections at a time. Further ones are closed at once.
     pub connections: usize,
-    /// A connection on which nothing was asked for so long is closed.
+    /// A connection without a request for this long is closed.
     pub idle: Duration,
     /// Bytes of the largest request. Only a produce request may be larger than 4 MiB.
     pub request_bytes: usize,
-    /// Bytes of all requests in work, and as many of all answers under way.
+    /// Bytes of all requests that are being processed, and as many of all responses that are being sent.
     pub memory: usize,
-    /// Bytes that the records of one batch may unpack to: every reader has to hold them.
+    /// Bytes of the records of one batch after decompression: every reader must have memory for them.
     pub unpacked_batch_bytes: usize,
 }
 
@@ -35,59 +35,60 @@ impl Default for Limits {
     }
 }
 
-/// Memory that is shared by all connections.
+/// A budget of memory that all connections share.
 #[derive(Clone, Debug)]
-pub(crate) struct Memory {
+pub(crate) struct MemoryPool {
     pages: Arc<Semaphore>,
-    most: usize,
+    /// All pages of the pool.
+    total: usize,
 }
 
-/// Memory in use, given back when this goes.
-pub(crate) type Room = Option<OwnedSemaphorePermit>;
+/// Memory taken from a [`MemoryPool`], returned when it is dropped; `None` while nothing is taken.
+pub(crate) type Reservation = Option<OwnedSemaphorePermit>;
 
-/// What memory is counted in, in bytes.
+/// The unit in which memory is counted, in bytes.
 const PAGE: usize = 4096;
 
-impl Memory {
+impl MemoryPool {
     pub(crate) fn new(bytes: usize) -> Self {
-        let most = (bytes / PAGE).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
-        Self { pages: Arc::new(Semaphore::new(most)), most }
+        let total = (bytes / PAGE).clamp(1, Semaphore::MAX_PERMITS.min(u32::MAX as usize));
+        Self { pages: Arc::new(Semaphore::new(total)), total }
     }
 
-    /// Adds room for `bytes` more to `room`; waits until it is there. What is more than all there is counts as all.
-    pub(crate) async fn grow(&self, room: &mut Room, bytes: usize) -> io::Result<()> {
-        let pages = self.pages_for(room, bytes);
+    /// Adds `bytes` to a reservation, and waits until they are free. No reservation grows beyond the whole pool.
+    pub(crate) async fn grow(&self, reservation: &mut Reservation, bytes: usize) -> io::Result<()> {
+        let pages = self.pages_for(reservation, bytes);
         let more = Arc::clone(&self.pages).acquire_many_owned(pages).await.map_err(io::Error::other)?;
-        add(room, more);
+        add(reservation, more);
         Ok(())
     }
 
-    /// Adds room for `bytes` more to `room`, if it is there.
-    pub(crate) fn try_grow(&self, room: &mut Room, bytes: usize) -> bool {
-        let pages = self.pages_for(room, bytes);
+    /// Adds `bytes` to a reservation, if they are free now; whether they are.
+    pub(crate) fn try_grow(&self, reservation: &mut Reservation, bytes: usize) -> bool {
+        let pages = self.pages_for(reservation, bytes);
         let Ok(more) = Arc::clone(&self.pages).try_acquire_many_owned(pages) else { return false };
-        add(room, more);
+        add(reservation, more);
         true
     }
 
-    fn pages_for(&self, room: &Room, bytes: usize) -> u32 {
-        let held = room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        let pages = bytes.div_ceil(PAGE).min(self.most.saturating_sub(held));
+    fn pages_for(&self, reservation: &Reservation, bytes: usize) -> u32 {
+        let held = reservation.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        let pages = bytes.div_ceil(PAGE).min(self.total.saturating_sub(held));
         u32::try_from(pages).unwrap_or(u32::MAX)
     }
 }
 
-/// Gives back what `room` holds beyond `bytes`.
-pub(crate) fn shrink(room: &mut Room, bytes: usize) {
-    if let Some(held) = room {
+/// Returns what a reservation has beyond `bytes`.
+pub(crate) fn shrink(reservation: &mut Reservation, bytes: usize) {
+    if let Some(held) = reservation {
         let spare = held.num_permits().saturating_sub(bytes.div_ceil(PAGE));
         drop(held.split(spare));
     }
 }
 
-fn add(room: &mut Room, more: OwnedSemaphorePermit) {
-    match room {
-        Some(room) => room.merge(more),
-        None => *room = Some(more),
+fn add(reservation: &mut Reservation, more: OwnedSemaphorePermit) {
+    match reservation {
+        Some(held) => held.merge(more),
+        None => *reservation = Some(more),
     }
 }

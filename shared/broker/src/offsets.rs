@@ -1,18 +1,18 @@
-//! The offsets that consumer groups have committed, kept in an internal topic.
+//! The offsets that consumer groups have committed, stored in an internal topic.
 //!
 //! # Stability contract
-//! The topic [`TOPIC`] has one Kafka partition. Each record batch in it holds one record, and its value is one [`Entry`]
-//! as JSON. Read in order, the last entry about a group and Kafka partition counts. What came before a summary of
-//! everything is deleted.
+//! The topic [`TOPIC`] has one Kafka partition. Each record batch in it has one record, whose value is one [`Entry`] as
+//! JSON. The last entry about a group and Kafka partition counts. Entries before a summary of all groups are deleted.
 //!
-//! A commit is on the disk when it is acknowledged, as every append is. This file does not know who may commit; that is
-//! for [`crate::groups`].
+//! A commit is synced to the disk before it is acknowledged, as every append. This file must not know who may commit;
+//! [`crate::groups`] decides that.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use serde::{Deserialize, Serialize};
+use wye_domain::place::{KafkaPartition, Offset};
 
 use crate::catalog::{Catalog, CreateError, Topic};
 use crate::partition_log::ReadError;
@@ -21,12 +21,14 @@ use crate::records;
 
 /// The internal topic.
 pub(crate) const TOPIC: &str = "__consumer_offsets";
-/// A summary is written once the topic holds so many entries, and so many times more than the summary would.
+/// Its only Kafka partition.
+const PARTITION: KafkaPartition = KafkaPartition(0);
+/// A summary is written when the topic has at least this many entries, and this many times more than groups.
 const SUMMARIZE_AT: u64 = 1000;
 const SUMMARIZE_RATIO: u64 = 10;
-/// How much of the topic is read at a time.
+/// Bytes of the topic that are read at a time.
 const READ_BYTES: usize = 1024 * 1024;
-/// The most groups whose offsets are kept.
+/// The most groups whose offsets are stored.
 const MOST_GROUPS: usize = 10_000;
 /// Bytes of the topic's largest batch: what one request can commit.
 const MAX_ENTRY_BYTES: usize = 16 * 1024 * 1024;
@@ -36,47 +38,51 @@ const MAX_ENTRY_BYTES: usize = 16 * 1024 * 1024;
 pub(crate) struct Offsets {
     catalog: Arc<Catalog>,
     groups: Mutex<BTreeMap<String, Group>>,
-    /// Held for writing while a summary is made, so that no commit falls between it and what it replaces.
+    /// Held for writing while a summary is written, so that no commit is between the summary and the entries that it
+    /// replaces.
     summary: RwLock<()>,
 }
 
-type Group = BTreeMap<(String, i32), Kept>;
+/// A Kafka partition of a topic.
+type TopicPartition = (String, KafkaPartition);
+/// The offsets of one group.
+type Group = BTreeMap<TopicPartition, Stored>;
 
 #[derive(Clone, Debug)]
-struct Kept {
+struct Stored {
     committed: Committed,
-    /// Where in the topic it is: of two commits at the same time, the later entry counts.
-    position: i64,
+    /// The offset of its entry in the topic: of two concurrent commits, the later entry counts.
+    entry_offset: Offset,
 }
 
-/// How far a group has read a Kafka partition.
+/// The position of a group in a Kafka partition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Committed {
     /// The next offset to read.
-    pub(crate) offset: i64,
+    pub(crate) offset: Offset,
     pub(crate) leader_epoch: i32,
-    /// What the client noted with it.
+    /// Any text of the client.
     pub(crate) metadata: String,
 }
 
 /// One entry of the topic.
 #[derive(Serialize, Deserialize)]
 enum Entry {
-    Committed { group: String, offsets: Vec<(String, i32, Committed)> },
-    Forgotten { group: String, partitions: Vec<(String, i32)> },
+    Committed { group: String, offsets: Vec<(String, KafkaPartition, Committed)> },
+    Forgotten { group: String, partitions: Vec<TopicPartition> },
 }
 
 /// Why offsets cannot be stored.
 #[derive(Debug)]
 pub(crate) enum CommitError {
-    /// Too many groups.
-    Full,
-    /// The disk does not take it.
+    /// There are too many groups.
+    TooManyGroups,
+    /// They cannot be written to the disk.
     Io(io::Error),
 }
 
 impl Offsets {
-    /// Reads what was committed before.
+    /// Reads the committed offsets from the topic.
     pub(crate) fn open(catalog: Arc<Catalog>) -> io::Result<Self> {
         let offsets = Self { catalog, groups: Mutex::default(), summary: RwLock::default() };
         if let Some(topic) = offsets.catalog.topic(TOPIC) {
@@ -89,25 +95,25 @@ impl Offsets {
     pub(crate) fn commit(
         &self,
         group: &str,
-        offsets: Vec<(String, i32, Committed)>,
+        offsets: Vec<(String, KafkaPartition, Committed)>,
     ) -> Result<(), CommitError> {
-        let known = self.lock();
-        if known.len() >= MOST_GROUPS && !known.contains_key(group) {
-            return Err(CommitError::Full);
+        let groups = self.lock();
+        if groups.len() >= MOST_GROUPS && !groups.contains_key(group) {
+            return Err(CommitError::TooManyGroups);
         }
-        drop(known);
+        drop(groups);
         self.write(Entry::Committed { group: group.to_owned(), offsets })
     }
 
-    /// Forgets offsets of a group.
-    pub(crate) fn forget(&self, group: &str, partitions: Vec<(String, i32)>) -> Result<(), CommitError> {
+    /// Deletes offsets of a group.
+    pub(crate) fn forget(&self, group: &str, partitions: Vec<TopicPartition>) -> Result<(), CommitError> {
         if partitions.is_empty() {
             return Ok(());
         }
         self.write(Entry::Forgotten { group: group.to_owned(), partitions })
     }
 
-    /// Forgets a topic that was deleted, so that one created under its name starts without offsets.
+    /// Deletes the offsets of a deleted topic, so that a new one of its name starts without offsets.
     pub(crate) fn forget_topic(&self, topic: &str) -> Result<(), CommitError> {
         let groups: Vec<String> = self.lock().keys().cloned().collect();
         for group in groups {
@@ -117,20 +123,20 @@ impl Offsets {
         Ok(())
     }
 
-    /// What a group has committed for a Kafka partition.
-    pub(crate) fn get(&self, group: &str, topic: &str, kafka_partition: i32) -> Option<Committed> {
+    /// The offset that a group has committed for a Kafka partition.
+    pub(crate) fn get(&self, group: &str, topic: &str, kafka_partition: KafkaPartition) -> Option<Committed> {
         let key = (topic.to_owned(), kafka_partition);
-        self.lock().get(group)?.get(&key).map(|kept| kept.committed.clone())
+        self.lock().get(group)?.get(&key).map(|stored| stored.committed.clone())
     }
 
-    /// Everything that a group has committed.
-    pub(crate) fn all(&self, group: &str) -> Vec<((String, i32), Committed)> {
+    /// All offsets that a group has committed.
+    pub(crate) fn all(&self, group: &str) -> Vec<(TopicPartition, Committed)> {
         let groups = self.lock();
-        let kept = groups.get(group).into_iter().flatten();
-        kept.map(|(partition, kept)| (partition.clone(), kept.committed.clone())).collect()
+        let offsets = groups.get(group).into_iter().flatten();
+        offsets.map(|(partition, stored)| (partition.clone(), stored.committed.clone())).collect()
     }
 
-    /// The groups that have committed anything.
+    /// The groups that have committed offsets.
     pub(crate) fn groups(&self) -> Vec<String> {
         self.lock().keys().cloned().collect()
     }
@@ -139,17 +145,17 @@ impl Offsets {
         let topic = self.topic()?;
         {
             let _no_summary = self.summary.read().unwrap_or_else(PoisonError::into_inner);
-            let position = append(&topic, &entry)?;
-            apply(&mut self.lock(), entry, position);
+            let offset = append(&topic, &entry)?;
+            apply(&mut self.lock(), entry, offset);
         }
         self.summarize_if_due(&topic)
     }
 
-    /// Replaces the topic's content by what counts of it, once most of it does not count any more.
+    /// Replaces the entries of the topic by a summary, once most of them are outdated.
     fn summarize_if_due(&self, topic: &Topic) -> Result<(), CommitError> {
-        let Some(partition) = topic.partition(0) else { return Ok(()) };
+        let Some(partition) = topic.partition(PARTITION) else { return Ok(()) };
         let range = partition.range();
-        let entries = (range.high - range.low) as u64;
+        let entries = range.high.since(range.low);
         if entries < SUMMARIZE_AT {
             return Ok(());
         }
@@ -159,12 +165,12 @@ impl Offsets {
             if entries < groups.len() as u64 * SUMMARIZE_RATIO {
                 return Ok(());
             }
-            groups.iter().map(|(group, kept)| committed(group, kept)).collect()
+            groups.iter().map(|(group, offsets)| summary_of(group, offsets)).collect()
         };
         let start = partition.range().high;
         for entry in summary {
-            let position = append(topic, &entry)?;
-            apply(&mut self.lock(), entry, position);
+            let offset = append(topic, &entry)?;
+            apply(&mut self.lock(), entry, offset);
         }
         partition.delete_before(start).map_err(CommitError::Io)?;
         Ok(())
@@ -181,11 +187,11 @@ impl Offsets {
         }
         self.catalog
             .topic(TOPIC)
-            .ok_or_else(|| CommitError::Io(io::Error::other("the internal topic is gone")))
+            .ok_or_else(|| CommitError::Io(io::Error::other("the internal topic was deleted")))
     }
 
     fn replay(&self, topic: &Topic) -> io::Result<()> {
-        let Some(partition) = topic.partition(0) else { return Ok(()) };
+        let Some(partition) = topic.partition(PARTITION) else { return Ok(()) };
         let mut offset = partition.range().low;
         loop {
             let fetched = match partition.read(offset, READ_BYTES) {
@@ -203,14 +209,16 @@ impl Offsets {
                 offset = batch.end_offset();
                 at += batch.size;
                 if batch.records == 0 {
-                    // What stood here was damaged and given up.
+                    // The entries here were damaged, and their loss was accepted.
                     continue;
                 }
                 let entry = records::single_value(bytes);
                 let entry = entry.and_then(|value| serde_json::from_slice(value).ok());
                 let entry = entry.ok_or_else(|| {
-                    let message =
-                        format!("{TOPIC} holds something else than offsets at {}", batch.base_offset);
+                    let message = format!(
+                        "{TOPIC}: the record at offset {} is not a committed offset",
+                        batch.base_offset
+                    );
                     io::Error::new(io::ErrorKind::InvalidData, message)
                 })?;
                 apply(&mut self.lock(), entry, batch.base_offset);
@@ -223,40 +231,42 @@ impl Offsets {
     }
 }
 
-fn committed(group: &str, kept: &Group) -> Entry {
-    let offsets = kept
-        .iter()
-        .map(|((topic, kafka_partition), kept)| (topic.clone(), *kafka_partition, kept.committed.clone()));
+/// All offsets of a group as one entry.
+fn summary_of(group: &str, offsets: &Group) -> Entry {
+    let offsets = offsets.iter().map(|((topic, kafka_partition), stored)| {
+        (topic.clone(), *kafka_partition, stored.committed.clone())
+    });
     Entry::Committed { group: group.to_owned(), offsets: offsets.collect() }
 }
 
-fn append(topic: &Topic, entry: &Entry) -> Result<i64, CommitError> {
+fn append(topic: &Topic, entry: &Entry) -> Result<Offset, CommitError> {
     let value = serde_json::to_vec(entry).map_err(|error| CommitError::Io(error.into()))?;
-    let partition = topic.partition(0).ok_or_else(|| CommitError::Io(io::ErrorKind::NotFound.into()))?;
+    let partition =
+        topic.partition(PARTITION).ok_or_else(|| CommitError::Io(io::ErrorKind::NotFound.into()))?;
     let appended = partition.append(&records::single(&value), MAX_ENTRY_BYTES);
     appended.map_err(|refused| CommitError::Io(io::Error::other(refused.to_string())))
 }
 
-/// Lets an entry that is at `position` count, unless a later one is known already.
-fn apply(groups: &mut BTreeMap<String, Group>, entry: Entry, position: i64) {
+/// Applies the entry at `entry_offset`; a later entry that was applied before it takes precedence.
+fn apply(groups: &mut BTreeMap<String, Group>, entry: Entry, entry_offset: Offset) {
     match entry {
         Entry::Committed { group, offsets } => {
             let group = groups.entry(group).or_default();
             for (topic, kafka_partition, committed) in offsets {
                 let key = (topic, kafka_partition);
-                if group.get(&key).is_none_or(|kept| kept.position < position) {
-                    group.insert(key, Kept { committed, position });
+                if group.get(&key).is_none_or(|stored| stored.entry_offset < entry_offset) {
+                    group.insert(key, Stored { committed, entry_offset });
                 }
             }
         }
         Entry::Forgotten { group, partitions } => {
-            let Some(kept) = groups.get_mut(&group) else { return };
+            let Some(offsets) = groups.get_mut(&group) else { return };
             for key in partitions {
-                if kept.get(&key).is_some_and(|kept| kept.position < position) {
-                    kept.remove(&key);
+                if offsets.get(&key).is_some_and(|stored| stored.entry_offset < entry_offset) {
+                    offsets.remove(&key);
                 }
             }
-            if kept.is_empty() {
+            if offsets.is_empty() {
                 groups.remove(&group);
             }
         }
@@ -268,12 +278,19 @@ mod tests {
     use std::path::Path;
     use std::sync::Arc;
 
+    use wye_domain::place::{KafkaPartition, Offset};
+
     use super::{Committed, Offsets, SUMMARIZE_AT, TOPIC};
     use crate::catalog::Catalog;
     use crate::disk::memory::{MemoryDisk, Operation, Unsynced};
 
+    /// The Kafka partitions that the tests commit offsets of.
+    const P0: KafkaPartition = KafkaPartition(0);
+    const P1: KafkaPartition = KafkaPartition(1);
+    const P7: KafkaPartition = KafkaPartition(7);
+
     fn at(offset: i64) -> Committed {
-        Committed { offset, leader_epoch: -1, metadata: format!("note {offset}") }
+        Committed { offset: Offset(offset), leader_epoch: -1, metadata: format!("note {offset}") }
     }
 
     fn open(disk: &MemoryDisk) -> Offsets {
@@ -282,24 +299,24 @@ mod tests {
     }
 
     #[test]
-    fn what_was_committed_survives_a_loss_of_power() {
+    fn committed_offsets_survive_a_loss_of_power() {
         let disk = MemoryDisk::default();
         let offsets = open(&disk);
         offsets
-            .commit("a", vec![("t".into(), 0, at(1)), ("t".into(), 1, at(2)), ("u".into(), 0, at(3))])
+            .commit("a", vec![("t".into(), P0, at(1)), ("t".into(), P1, at(2)), ("u".into(), P0, at(3))])
             .unwrap();
-        offsets.commit("a", vec![("t".into(), 0, at(10))]).unwrap();
-        offsets.commit("b", vec![("t".into(), 0, at(4))]).unwrap();
-        offsets.forget("a", vec![("t".into(), 1)]).unwrap();
+        offsets.commit("a", vec![("t".into(), P0, at(10))]).unwrap();
+        offsets.commit("b", vec![("t".into(), P0, at(4))]).unwrap();
+        offsets.forget("a", vec![("t".into(), P1)]).unwrap();
         drop(offsets);
         disk.crash(Unsynced::Dropped);
 
         let offsets = open(&disk);
         assert_eq!(offsets.groups(), ["a", "b"]);
-        assert_eq!(offsets.get("a", "t", 0), Some(at(10)));
-        assert_eq!((offsets.get("a", "t", 1), offsets.get("c", "t", 0)), (None, None));
+        assert_eq!(offsets.get("a", "t", P0), Some(at(10)));
+        assert_eq!((offsets.get("a", "t", P1), offsets.get("c", "t", P0)), (None, None));
         offsets.forget_topic("t").unwrap();
-        assert_eq!(offsets.all("a"), [(("u".to_owned(), 0), at(3))]);
+        assert_eq!(offsets.all("a"), [(("u".to_owned(), P0), at(3))]);
         assert_eq!(offsets.groups(), ["a"]);
         drop(offsets);
         disk.crash(Unsynced::Dropped);
@@ -307,13 +324,13 @@ mod tests {
     }
 
     #[test]
-    fn what_the_disk_does_not_take_is_not_acknowledged() {
+    fn offsets_that_cannot_be_synced_are_not_acknowledged() {
         let disk = MemoryDisk::default();
         let offsets = open(&disk);
-        offsets.commit("a", vec![("t".into(), 0, at(1))]).unwrap();
+        offsets.commit("a", vec![("t".into(), P0, at(1))]).unwrap();
         disk.fail(Operation::Sync, 0, std::io::ErrorKind::Other);
-        offsets.commit("a", vec![("t".into(), 0, at(2))]).unwrap_err();
-        assert_eq!(offsets.get("a", "t", 0), Some(at(1)));
+        offsets.commit("a", vec![("t".into(), P0, at(2))]).unwrap_err();
+        assert_eq!(offsets.get("a", "t", P0), Some(at(1)));
     }
 
     #[test]
@@ -321,14 +338,14 @@ mod tests {
         let disk = MemoryDisk::default();
         let offsets = open(&disk);
         let last = SUMMARIZE_AT as i64 + 10;
-        offsets.commit("other", vec![("t".into(), 7, at(7))]).unwrap();
+        offsets.commit("other", vec![("t".into(), P7, at(7))]).unwrap();
         for offset in 0..=last {
-            offsets.commit("a", vec![("t".into(), 0, at(offset))]).unwrap();
+            offsets.commit("a", vec![("t".into(), P0, at(offset))]).unwrap();
         }
         let range = offsets.catalog.topic(TOPIC).unwrap().partitions[0].range();
-        assert!(range.high - range.low < 100, "{range:?}");
+        assert!(range.high.since(range.low) < 100, "{range:?}");
         drop(offsets);
         let offsets = open(&disk);
-        assert_eq!((offsets.get("a", "t", 0), offsets.get("other", "t", 7)), (Some(at(last)), Some(at(7))));
+        assert_eq!((offsets.get("a", "t", P0), offsets.get("other", "t", P7)), (Some(at(last)), Some(at(7))));
     }
 }

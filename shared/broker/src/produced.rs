@@ -1,46 +1,48 @@
-//! What a producer sends is checked here before any of it is stored: everything that a reader has to rely on.
+//! Checks what a producer sends, before any of it is stored: everything that readers rely on.
 //!
 //! Source: Apache Kafka's `ProduceRequest.validateRecords`, `UnifiedLog.analyzeAndValidateRecords` and `LogValidator`.
-//! Beyond Kafka, a batch may not unpack to more than a set size, since every reader has to hold that.
+//! Unlike in Kafka, the size of a batch after decompression is limited, since every reader must have memory for it.
 //!
 //! Pure: no clock, no files.
 
 use std::borrow::Cow;
 
 use kafka_protocol::error::ResponseError;
+use wye_domain::place::Offset;
 
+use crate::clock::Timestamp;
 use crate::decompress::Codec;
-use crate::record_batch::{self, NoBatch, RecordBatch};
+use crate::record_batch::{self, InvalidBatch, RecordBatch};
 use crate::records::{self, Body, Unreadable};
 
-/// What a topic takes.
+/// The rules for the batches of a topic.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
-    /// Bytes of a batch as it is sent.
+    /// The largest batch as it is sent, in bytes.
     pub(crate) max_batch_bytes: usize,
-    /// Bytes that the records of a batch may unpack to.
+    /// The largest size of the records of a batch after decompression, in bytes.
     pub(crate) max_unpacked_bytes: u64,
-    /// Whether the protocol version of the request knows Zstandard.
+    /// Whether the version of the request supports Zstandard.
     pub(crate) zstd: Zstd,
-    /// Whose clock stamps the records.
-    pub(crate) stamp: Stamp,
+    /// The clock that sets the timestamps.
+    pub(crate) timestamps: TimestampType,
 }
 
-/// Whether Zstandard may be sent.
+/// Whether a batch may use Zstandard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Zstd {
-    Known,
-    /// Produce before version 7 does not have it, and neither do its readers.
-    Unknown,
+    Supported,
+    /// Before version 7 of Produce.
+    Unsupported,
 }
 
 /// `message.timestamp.type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stamp {
-    /// The producer's clock counts.
+pub(crate) enum TimestampType {
+    /// The producer sets the timestamps.
     CreateTime,
-    /// The broker's clock counts; this is what it shows, in milliseconds since 1970.
-    LogAppendTime(i64),
+    /// The broker sets the timestamps, to this time.
+    LogAppendTime(Timestamp),
 }
 
 /// Why a batch is not stored.
@@ -50,15 +52,15 @@ pub(crate) struct Refusal {
     pub(crate) reason: &'static str,
 }
 
-/// Checks the records of one Kafka partition in a produce request, and returns them as they are to be stored, with
-/// their times. They are one batch.
+/// Checks the records of one Kafka partition in a produce request, which must be one batch. Returns the batch as it must
+/// be stored, with its timestamps.
 ///
 /// # Errors
-/// The error that Apache Kafka answers; all but `CorruptMessage` (damaged on the way) make a producer give up.
+/// The same error as in Apache Kafka. Producers retry only `CorruptMessage` (damaged during transmission).
 pub(crate) fn check<'a>(produced: &'a [u8], rules: &Rules) -> Result<Cow<'a, [u8]>, Refusal> {
     let batch = check_header(produced, rules)?;
     let codec = Codec::of(batch.attributes)
-        .filter(|codec| *codec != Codec::Zstd || rules.zstd == Zstd::Known)
+        .filter(|codec| *codec != Codec::Zstd || rules.zstd == Zstd::Supported)
         .ok_or_else(|| unsupported("the codec is unknown; use none, gzip, snappy, lz4 or zstd"))?;
     let body = Body {
         codec,
@@ -66,23 +68,22 @@ pub(crate) fn check<'a>(produced: &'a [u8], rules: &Rules) -> Result<Cow<'a, [u8
         records: batch.records,
         base_timestamp: batch.base_timestamp,
     };
-    let mut newest = i64::MIN;
-    records::walk(&body, rules.max_unpacked_bytes, |record| newest = newest.max(record.timestamp)).map_err(
-        |unreadable| match unreadable {
+    let mut latest: Option<Timestamp> = None;
+    records::read(&body, rules.max_unpacked_bytes, |record| latest = latest.max(Some(record.timestamp)))
+        .map_err(|unreadable| match unreadable {
             Unreadable::Invalid(reason) => invalid(reason),
-            Unreadable::TooLarge => too_large("the records unpack to more bytes than is allowed"),
-        },
-    )?;
-    if rules.stamp == Stamp::CreateTime && batch.max_timestamp == newest {
-        return Ok(Cow::Borrowed(produced));
+            Unreadable::TooLarge => too_large("the decompressed records have more bytes than is allowed"),
+        })?;
+    let mut stored = Cow::Borrowed(produced);
+    match (rules.timestamps, latest) {
+        (TimestampType::LogAppendTime(now), _) => record_batch::set_log_append_time(stored.to_mut(), now),
+        // As in Kafka, the header gets the latest timestamp of the records.
+        (TimestampType::CreateTime, Some(latest)) if latest != batch.max_timestamp => {
+            record_batch::set_max_timestamp(stored.to_mut(), latest);
+        }
+        (TimestampType::CreateTime, _) => {}
     }
-    let mut stamped = produced.to_vec();
-    match rules.stamp {
-        // As Kafka does: the header says what the records say.
-        Stamp::CreateTime => record_batch::set_max_timestamp(&mut stamped, newest),
-        Stamp::LogAppendTime(now) => record_batch::set_log_append_time(&mut stamped, now),
-    }
-    Ok(Cow::Owned(stamped))
+    Ok(stored)
 }
 
 fn check_header(produced: &[u8], rules: &Rules) -> Result<RecordBatch, Refusal> {
@@ -99,9 +100,9 @@ fn check_header(produced: &[u8], rules: &Rules) -> Result<RecordBatch, Refusal> 
     }
     let batch = match RecordBatch::check(produced) {
         Ok(batch) => batch,
-        Err(NoBatch::Short { .. }) => return Err(invalid("the record batch is cut off")),
-        Err(NoBatch::Malformed) => return Err(invalid("the header of the record batch is damaged")),
-        Err(NoBatch::Damaged) => {
+        Err(InvalidBatch::Short { .. }) => return Err(invalid("the record batch is cut off")),
+        Err(InvalidBatch::Malformed) => return Err(invalid("the header of the record batch is damaged")),
+        Err(InvalidBatch::Damaged) => {
             return Err(Refusal {
                 error: ResponseError::CorruptMessage,
                 reason: "the checksum of the record batch is wrong",
@@ -123,16 +124,16 @@ fn check_header(produced: &[u8], rules: &Rules) -> Result<RecordBatch, Refusal> 
             reason: "the embedded broker has no transactions",
         });
     }
-    if batch.base_offset != 0 {
+    if batch.base_offset != Offset::START {
         return Err(invalid("the base offset of a produced record batch is not 0"));
     }
-    if batch.offsets != i64::from(batch.records) {
+    if batch.offset_count != i64::from(batch.records) {
         return Err(invalid("the last offset does not match the number of records"));
     }
-    if batch.producer_id >= 0 && batch.sequence.is_none() {
+    if batch.producer_id.is_some() && batch.sequence.is_none() {
         return Err(invalid("a batch of an idempotent producer has no sequence number"));
     }
-    if batch.is_stamped_by_log() && rules.stamp == Stamp::CreateTime {
+    if batch.has_log_append_time() && rules.timestamps == TimestampType::CreateTime {
         return Err(Refusal {
             error: ResponseError::InvalidTimestamp,
             reason: "a producer may not set the timestamp type LogAppendTime",

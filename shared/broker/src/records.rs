@@ -1,58 +1,59 @@
-//! The records inside a record batch: walked one after the other, each field checked, nothing kept.
+//! The records inside a record batch: read one after the other, each field checked, nothing kept in memory.
 //!
-//! Source: "Record", Kafka protocol documentation. What Apache Kafka's `LogValidator` refuses is refused, so that what
-//! is stored can be read by every client.
+//! Source: "Record", Kafka protocol documentation. What Apache Kafka's `LogValidator` refuses is refused, so that every
+//! client can read what is stored.
 //!
-//! This file does not know the header of a batch beyond what it is told, nor where a batch comes from.
+//! It must not know the header of a batch beyond [`Body`], nor where a batch comes from.
 
 use std::io::{self, BufRead};
 
+use crate::clock::Timestamp;
 use crate::decompress::{self, Codec};
 use crate::record_batch;
 
-/// What the walk needs of a batch's header.
+/// The records of a batch, with what its header says about them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Body<'a> {
     pub(crate) codec: Codec,
     /// Everything after the header.
     pub(crate) bytes: &'a [u8],
-    /// How many records the header announces.
+    /// The number of records.
     pub(crate) records: i32,
-    /// What the time of each record is counted from, milliseconds since 1970.
-    pub(crate) base_timestamp: i64,
+    /// The create time of each record is stored as a difference to this.
+    pub(crate) base_timestamp: Timestamp,
 }
 
-/// One record, as far as the broker looks at it.
+/// The fields of a record that the broker uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// Its offset, counted from the batch's base offset.
+    /// The difference of its offset to the base offset of the batch.
     pub(crate) offset_delta: i32,
-    /// Its create time, milliseconds since 1970.
-    pub(crate) timestamp: i64,
+    /// Its create time.
+    pub(crate) timestamp: Timestamp,
 }
 
 /// Why the records of a batch cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// They are damaged, or the header says something else.
+    /// They are damaged, or do not match the header.
     Invalid(&'static str),
-    /// They unpack to more bytes than is allowed.
+    /// They are larger after decompression than is allowed.
     TooLarge,
 }
 
-/// Walks the records of a batch and hands each to `on`. Unpacks no more than `most_bytes`.
+/// Reads the records of a batch and calls `on` with each. Decompresses no more than `most_bytes`.
 ///
 /// # Errors
-/// The first thing that is wrong. What was handed out before it has no meaning then.
-pub(crate) fn walk(body: &Body<'_>, most_bytes: u64, mut on: impl FnMut(Record)) -> Result<(), Unreadable> {
+/// The first problem. The records before it must be ignored then.
+pub(crate) fn read(body: &Body<'_>, most_bytes: u64, mut on: impl FnMut(Record)) -> Result<(), Unreadable> {
     let reader = decompress::open(body.codec, body.bytes, most_bytes).map_err(unreadable)?;
     let mut fields = Fields { reader, taken: 0, most_bytes };
     for offset_delta in 0..body.records {
         let length = fields.length("a record has no length")?;
         let end = fields.taken + length;
         let _attributes = fields.byte()?;
-        let timestamp = body.base_timestamp.checked_add(fields.varint(10)?);
-        let timestamp = timestamp.ok_or(Unreadable::Invalid("the time of a record is out of range"))?;
+        let timestamp = body.base_timestamp.0.checked_add(fields.varint(10)?).map(Timestamp);
+        let timestamp = timestamp.ok_or(Unreadable::Invalid("the timestamp of a record is out of range"))?;
         if fields.varint(5)? != i64::from(offset_delta) {
             return Err(Unreadable::Invalid("the offsets of the records are not consecutive"));
         }
@@ -90,7 +91,7 @@ impl<R: BufRead> Fields<R> {
         Ok(byte)
     }
 
-    /// A zigzag number of at most `most` bytes: 5 for one of 32 bits, 10 for one of 64.
+    /// A zigzag varint of at most `most` bytes: 5 for one of 32 bits, 10 for one of 64.
     fn varint(&mut self, most: u32) -> Result<i64, Unreadable> {
         let mut value = 0_u64;
         for at in 0..most {
@@ -108,7 +109,7 @@ impl<R: BufRead> Fields<R> {
         u64::try_from(self.varint(5)?).map_err(|_| Unreadable::Invalid(otherwise))
     }
 
-    /// Passes over a field that is null (length -1) or has a length.
+    /// Skips a field that is null (length -1) or has a length.
     fn skip_nullable(&mut self, end: u64) -> Result<(), Unreadable> {
         match self.varint(5)? {
             -1 => Ok(()),
@@ -119,7 +120,7 @@ impl<R: BufRead> Fields<R> {
         }
     }
 
-    /// Passes over `length` bytes of a record that ends at `end`.
+    /// Skips `length` bytes of a record that ends at `end`.
     fn skip(&mut self, length: u64, end: u64) -> Result<(), Unreadable> {
         let mut rest = length;
         if self.taken + rest > end {
@@ -154,7 +155,7 @@ fn unreadable(error: io::Error) -> Unreadable {
     }
 }
 
-/// A whole batch of one record that has `value` and nothing else.
+/// A complete batch with one record that has `value` and nothing else.
 pub(crate) fn single(value: &[u8]) -> Vec<u8> {
     let mut record = vec![0, 0, 0];
     write_varint(&mut record, -1);

@@ -1,5 +1,5 @@
-//! How each kind of request is refused as a whole: with an error where its answer has a place for one, else with an
-//! answer that is about nothing.
+//! The response that refuses a whole request: with an error code where its kind of response has a field for one, else an
+//! empty response.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{
@@ -16,7 +16,7 @@ use kafka_protocol::messages::{
 
 use crate::requests;
 
-/// The answer that refuses a request of this kind; `None` for a kind that has no such answer here.
+/// The response that refuses a request of this kind; `None` for a kind without one.
 pub(crate) fn refusal(key: ApiKey, error: ResponseError) -> Option<ResponseKind> {
     let code = error.code();
     Some(match key {
@@ -56,7 +56,7 @@ pub(crate) fn refusal(key: ApiKey, error: ResponseError) -> Option<ResponseKind>
         ApiKey::DescribeCluster => {
             ResponseKind::DescribeCluster(DescribeClusterResponse::default().with_error_code(code))
         }
-        // Not served, but well known: who asks in spite of the advertised versions is told, not left alone.
+        // Not supported and not advertised; a client that sends one nevertheless gets an error, not a closed connection.
         ApiKey::AddPartitionsToTxn => {
             ResponseKind::AddPartitionsToTxn(AddPartitionsToTxnResponse::default().with_error_code(code))
         }

@@ -1,15 +1,17 @@
 //! Accepts the loss of records that are damaged on the disk, so that a broker that refuses to start can start again.
 //!
-//! Sound records stay, at their offsets. An empty record batch takes the place of those that are lost, as Kafka's
-//! compaction leaves behind, so that no offset is given twice. The damaged file is kept beside the repaired one.
+//! Valid records stay, at their offsets. Lost records are replaced by an empty record batch, as in Kafka after compaction,
+//! so that no offset is used twice. A copy of the damaged file is kept beside the repaired one.
 //!
-//! This file does not decide what is damaged: that is for [`crate::segment`].
+//! It does not decide what is damaged: [`crate::segment`] does.
 
 use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use wye_domain::place::Offset;
 
 use crate::catalog;
 use crate::disk::OsDisk;
@@ -20,12 +22,12 @@ use crate::segment;
 use crate::sequences::Sequences;
 use crate::storage::{Damage, Storage};
 
-/// What [`repair`] does with the damage that it finds.
+/// What [`repair`] does with damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Repair {
-    /// It says what there is, and changes nothing.
+    /// Report it, and change nothing.
     Report,
-    /// It gives up what is damaged.
+    /// Remove what is damaged.
     AcceptLoss,
 }
 
@@ -36,7 +38,7 @@ pub struct Loss {
     pub file: PathBuf,
     /// What is lost, for a person.
     pub what: String,
-    /// Where the damaged file is kept, once it was repaired; absent where there was nothing to keep.
+    /// The copy of the damaged file, once it was repaired; absent where there was nothing to copy.
     pub kept: Option<PathBuf>,
 }
 
@@ -50,12 +52,12 @@ impl fmt::Display for Loss {
     }
 }
 
-/// Checks every byte of the log in `data_dir`, which no broker may have open, and repairs it if told so. Returns the
-/// damage that it found.
+/// Checks every byte of the log in `data_dir`, which no broker may have open, and repairs it if `repair` says so. Returns
+/// the damage.
 ///
 /// # Errors
-/// `Storage`: of kind `Conflict` when a broker has the directory open, `Corrupt` when the catalog itself is damaged,
-/// which only a copy of it can repair.
+/// `Storage`: of kind `Conflict` when a broker has the directory open, `Corrupt` when the catalog is damaged; only a copy
+/// of the catalog can repair that.
 pub fn repair(data_dir: &Path, repair: Repair) -> Result<Vec<Loss>, BrokerError> {
     let repaired = Storage::open(Arc::new(OsDisk), data_dir).and_then(|storage| repair_all(&storage, repair));
     repaired.map_err(|source| {
@@ -95,12 +97,11 @@ fn repair_partition(
     let low = match recovery::read_low(storage, directory) {
         Ok(low) => low,
         Err(error) => {
-            let damage = damage(error)?;
-            losses.push(Loss { file: damage.file, what: damage.what, kept: None });
-            bases.first().copied().unwrap_or(0)
+            losses.push(Loss::of(error)?);
+            bases.first().copied().unwrap_or_default()
         }
     };
-    // Below the low watermark nothing can be lost.
+    // Records below the low watermark are deleted, so they cannot be lost.
     while bases.len() > 1 && bases[1] <= low {
         bases.remove(0);
     }
@@ -113,12 +114,9 @@ fn repair_partition(
     for (at, &base_offset) in bases.iter().enumerate() {
         let active = at + 1 == bases.len();
         match recovery::read_sequences(storage, directory, base_offset) {
-            Ok(known) => sequences = known,
-            Err(error) if active => {
-                let damage = damage(error)?;
-                losses.push(Loss { file: damage.file, what: damage.what, kept: None });
-            }
-            // The ones of closed segments are of no use any more.
+            Ok(read) => sequences = read,
+            Err(error) if active => losses.push(Loss::of(error)?),
+            // Those of closed segments are not used any more.
             Err(_) => {}
         }
         if active && repair == Repair::AcceptLoss {
@@ -143,45 +141,48 @@ fn repair_partition(
         }
     }
     if repair == Repair::AcceptLoss {
-        storage.replace(&recovery::low_path(directory), low.to_string().as_bytes())?;
+        recovery::write_low(storage, directory, low)?;
     }
     Ok(())
 }
 
-/// The damage that an error is about; other errors are passed on.
-fn damage(error: io::Error) -> io::Result<Damage> {
-    error.downcast::<Damage>()
+impl Loss {
+    /// The damage that an error reports; any other error is returned.
+    fn of(error: io::Error) -> io::Result<Self> {
+        let damage = error.downcast::<Damage>()?;
+        Ok(Self { file: damage.file, what: damage.what, kept: None })
+    }
 }
 
 /// A segment without its damage.
 #[derive(Debug, Default)]
 struct Salvaged {
     bytes: Vec<u8>,
-    /// The offsets whose records are lost.
-    lost: Vec<Range<i64>>,
-    /// Bytes at the end of the log of which nobody knows how many records they were.
+    /// The offsets of lost records.
+    lost: Vec<Range<Offset>>,
+    /// Damaged bytes at the end of the log; how many records they had is unknown.
     cut: usize,
-    sequences: Vec<(record_batch::Sequence, i64)>,
+    sequences: Vec<(record_batch::Sequence, Offset)>,
 }
 
 impl Salvaged {
     fn describe(&self) -> String {
         let lost: Vec<_> =
-            self.lost.iter().map(|lost| format!("offsets {} to {}", lost.start, lost.end - 1)).collect();
+            self.lost.iter().map(|lost| format!("offsets {} to {}", lost.start, lost.end.0 - 1)).collect();
         match (lost.is_empty(), self.cut) {
-            (true, 0) => "what was written around the records is damaged; no record is lost".to_owned(),
-            (true, cut) => format!("the last {cut} bytes are no records"),
+            (true, 0) => "only the headers of record batches are damaged; no record is lost".to_owned(),
+            (true, cut) => format!("the last {cut} bytes are not records"),
             (false, 0) => format!("the records at {} are lost", lost.join(", ")),
             (false, cut) => {
                 format!(
-                    "the records at {} are lost, and the last {cut} bytes are no records",
+                    "the records at {} are lost, and the last {cut} bytes are not records",
                     lost.join(", ")
                 )
             }
         }
     }
 
-    fn lose(&mut self, lost: Range<i64>) {
+    fn lose(&mut self, lost: Range<Offset>) {
         if !lost.is_empty() {
             fill(&mut self.bytes, &lost);
             self.lost.push(lost);
@@ -189,20 +190,20 @@ impl Salvaged {
     }
 }
 
-/// The sound batches in a segment that starts at `base_offset` and ends before `end`, which the last one of a log does
-/// not.
-fn salvage(bytes: &[u8], base_offset: i64, end: Option<i64>) -> Salvaged {
+/// The valid batches of a segment that starts at `base_offset`, with empty batches for lost records. The segment ends
+/// before `end`; `None` for the last segment of a log.
+fn salvage(bytes: &[u8], base_offset: Offset, end: Option<Offset>) -> Salvaged {
     let mut salvaged = Salvaged::default();
     let (mut at, mut offset) = (0, base_offset);
     while at < bytes.len() {
         let (skipped, batch) = match RecordBatch::check(&bytes[at..]) {
-            // Where it is tells its offset, whatever became of the field.
+            // Its position gives its offset, even if that field is damaged.
             Ok(batch) => (0, RecordBatch { base_offset: offset, ..batch }),
             Err(_) => {
-                let sound = segment::find_sound(&bytes[at..], offset)
+                let valid = segment::find_valid(&bytes[at..], offset)
                     .and_then(|skipped| Some((skipped, RecordBatch::check(&bytes[at + skipped..]).ok()?)));
-                match sound {
-                    Some(sound) => sound,
+                match valid {
+                    Some(valid) => valid,
                     None => break,
                 }
             }
@@ -214,7 +215,7 @@ fn salvage(bytes: &[u8], base_offset: i64, end: Option<i64>) -> Salvaged {
         at += skipped;
         let start = salvaged.bytes.len();
         salvaged.bytes.extend_from_slice(&bytes[at..at + batch.size]);
-        record_batch::place(&mut salvaged.bytes[start..], batch.base_offset);
+        record_batch::set_base_offset(&mut salvaged.bytes[start..], batch.base_offset);
         if let Some(sequence) = batch.sequence {
             salvaged.sequences.push((sequence, batch.base_offset));
         }
@@ -229,23 +230,23 @@ fn salvage(bytes: &[u8], base_offset: i64, end: Option<i64>) -> Salvaged {
 }
 
 /// Appends empty record batches that take these offsets.
-fn fill(bytes: &mut Vec<u8>, lost: &Range<i64>) {
+fn fill(bytes: &mut Vec<u8>, lost: &Range<Offset>) {
     let mut from = lost.start;
     while from < lost.end {
-        let offsets = (lost.end - from).min(i64::from(i32::MAX - 1));
-        bytes.extend_from_slice(&empty_batch(from, offsets as i32));
-        from += offsets;
+        let count = lost.end.since(from).min(i32::MAX as u64 - 1) as i32;
+        bytes.extend_from_slice(&empty_batch(from, count));
+        from = Offset(from.0 + i64::from(count));
     }
 }
 
-/// A record batch that takes offsets and holds no records.
-fn empty_batch(base_offset: i64, offsets: i32) -> [u8; record_batch::HEADER] {
+/// A record batch that takes `offset_count` offsets and has no records.
+fn empty_batch(base_offset: Offset, offset_count: i32) -> [u8; record_batch::HEADER] {
     let mut bytes = [0; record_batch::HEADER];
-    bytes[0..8].copy_from_slice(&base_offset.to_be_bytes());
+    bytes[0..8].copy_from_slice(&base_offset.0.to_be_bytes());
     bytes[8..12].copy_from_slice(&(record_batch::HEADER as i32 - 12).to_be_bytes());
     bytes[16] = 2;
-    bytes[23..27].copy_from_slice(&(offsets - 1).to_be_bytes());
-    // No times, and no producer.
+    bytes[23..27].copy_from_slice(&(offset_count - 1).to_be_bytes());
+    // No timestamps, and no producer.
     bytes[27..57].fill(0xff);
     let checksum = crc32c::crc32c(&bytes[21..]);
     bytes[17..21].copy_from_slice(&checksum.to_be_bytes());

@@ -1,17 +1,18 @@
-//! What the embedded broker answers to each request of the Kafka protocol: which are served, and by whom.
+//! The requests of the Kafka protocol that are supported, and the module that answers each.
 //!
-//! Source: the message definitions of the Kafka protocol documentation; versions are offered up to the last one that
-//! names topics by name.
+//! Source: the message definitions of the Kafka protocol documentation. Versions are supported up to the last one that
+//! identifies topics by name rather than by id.
 
 use std::io;
 use std::net::SocketAddr;
 
+use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::{ApiKey, ApiVersionsResponse, BrokerId, RequestKind, ResponseKind};
 use kafka_protocol::protocol::StrBytes;
 
 use crate::fetch;
-use crate::limits::Room;
+use crate::limits::Reservation;
 use crate::server::Server;
 
 mod configs;
@@ -21,10 +22,10 @@ mod topics;
 
 pub(crate) use topics::read_error;
 
-/// The only node there is.
+/// The id of the only node.
 const NODE: BrokerId = BrokerId(1);
 
-/// One kind of request and the versions of it that are served.
+/// One kind of request and its supported versions.
 pub(crate) struct Api {
     pub(crate) key: ApiKey,
     pub(crate) min: i16,
@@ -35,7 +36,7 @@ const fn api(key: ApiKey, min: i16, max: i16) -> Api {
     Api { key, min, max }
 }
 
-/// All that is served.
+/// All supported requests.
 pub(crate) const SUPPORTED: [Api; 24] = [
     api(ApiKey::Produce, 0, 9),
     api(ApiKey::Fetch, 4, 12),
@@ -63,25 +64,25 @@ pub(crate) const SUPPORTED: [Api; 24] = [
     api(ApiKey::DescribeCluster, 0, 1),
 ];
 
-/// Who asks.
+/// The client that sent a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    /// What it calls itself; may be empty.
+    /// Its `client.id`; may be empty.
     pub(crate) id: String,
     pub(crate) peer: SocketAddr,
 }
 
-/// Answers one request, those aside that [`produce`] answers. `room` gets the memory that a large answer takes. An error
+/// Answers one request; [`produce`] answers those that write. `reservation` gets the memory of a large response. An error
 /// closes the connection.
 pub(crate) async fn answer(
     server: &Server,
     request: RequestKind,
     version: i16,
     client: &Client,
-    room: &mut Room,
+    reservation: &mut Reservation,
 ) -> io::Result<ResponseKind> {
     let response = match request {
-        RequestKind::Fetch(request) => ResponseKind::Fetch(fetch::fetch(server, request, room).await?),
+        RequestKind::Fetch(request) => ResponseKind::Fetch(fetch::fetch(server, request, reservation).await?),
         RequestKind::ApiVersions(_) => ResponseKind::ApiVersions(api_versions()),
         RequestKind::InitProducerId(request) => ResponseKind::InitProducerId(
             blocking(server, move |server| produce::init_producer(server, &request)).await?,
@@ -141,9 +142,10 @@ pub(crate) async fn answer(
     Ok(response)
 }
 
-/// All that is served, as clients are told.
+/// The supported requests and versions, for clients.
 pub(crate) fn api_versions() -> ApiVersionsResponse {
-    // librdkafka waits in silence for a broker that has KIP-848. Where it may ask, it is told that there is none.
+    // librdkafka waits without a message for a broker with KIP-848. If the request is advertised, it sends one and gets an
+    // error.
     let refused = api(ApiKey::ConsumerGroupHeartbeat, 0, 1);
     let apis = SUPPORTED.iter().chain([&refused]).map(|api| {
         ApiVersion::default().with_api_key(api.key as i16).with_min_version(api.min).with_max_version(api.max)
@@ -151,7 +153,10 @@ pub(crate) fn api_versions() -> ApiVersionsResponse {
     ApiVersionsResponse::default().with_api_keys(apis.collect())
 }
 
-/// What touches the disk leaves the async threads.
+/// Why a request about a topic is refused: the error of the protocol, and a message.
+type Refused = (ResponseError, String);
+
+/// Runs work that uses the disk outside of the async threads.
 async fn blocking<T: Send + 'static>(
     server: &Server,
     work: impl FnOnce(&Server) -> T + Send + 'static,

@@ -1,68 +1,68 @@
-//! One file of a Kafka partition: record batches one after the other, and a sparse index of where they are.
+//! One segment file of a Kafka partition: record batches one after the other, and a sparse index of their positions.
 //!
-//! A batch is sound where it is if it has the offset that follows the batch before it, its checksum is right, and what
-//! the checksum does not cover is what the broker writes there.
+//! A batch is valid if its offset follows the batch before it, its checksum is right, and the fields that the checksum
+//! does not cover have the values that the broker writes.
 //!
-//! This file knows files and batches; which segments there are, and what is deleted, is for
-//! [`crate::partition_log`].
+//! It must not know which segments there are or what is deleted; that is in [`crate::partition_log`].
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use wye_domain::place::Offset;
 
 use crate::disk::DiskFile;
-use crate::record_batch::{HEADER, NoBatch, RecordBatch};
+use crate::record_batch::{HEADER, InvalidBatch, RecordBatch, int32};
 
-/// One index entry about every so many bytes: what a read may have to skip.
+/// The distance of index entries in bytes: a read skips about so much at most.
 const INDEX_EVERY: u64 = 32 * 1024;
-/// How much is read at a time while a segment is scanned.
+/// Bytes that are read at a time while a segment is scanned.
 const SCAN_CHUNK: usize = 256 * 1024;
 
-/// A place in a segment where a batch starts, or where the next one will.
+/// A position in a segment at which a batch starts, or the next one will start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mark {
     /// The offset of its first record.
-    pub(crate) offset: i64,
+    pub(crate) offset: Offset,
     /// Bytes from the start of the file.
     pub(crate) position: u64,
 }
 
-/// Where some of the batches of a segment start, in order.
+/// The positions of some batches of a segment, in order.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Index {
     entries: Vec<Mark>,
 }
 
-/// How closely [`scan`] looks.
+/// What [`scan`] checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Check {
     /// Headers only.
     Header,
-    /// Checksums too.
+    /// Headers and checksums.
     Whole,
 }
 
-/// How far [`scan`] came.
+/// The result of [`scan`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scanned {
-    /// Where the sound part ends.
+    /// The end of the valid batches.
     pub(crate) end: Mark,
     /// What is wrong there; `None` at the end of the file.
     pub(crate) fault: Option<&'static str>,
 }
 
-/// Why [`read`] gives nothing.
+/// Why [`read`] fails.
 #[derive(Debug)]
 pub(crate) enum ReadFailure {
-    /// There is no sound batch where one should be.
+    /// There is no valid batch at a position that must have one.
     Damaged(Mark, &'static str),
-    /// The disk does not give it.
+    /// The file cannot be read.
     Io(io::Error),
 }
 
-/// Why there is no batch to look at.
-enum NotThere {
+/// Why there is no valid batch in the bytes at hand.
+enum NoBatch {
     /// This many bytes must be read first.
     Needs(usize),
     /// More bytes do not help.
@@ -71,46 +71,47 @@ enum NotThere {
 
 impl Mark {
     /// The start of the segment whose first offset is `base_offset`.
-    pub(crate) fn start(base_offset: i64) -> Self {
+    pub(crate) fn start(base_offset: Offset) -> Self {
         Self { offset: base_offset, position: 0 }
     }
 
-    /// Behind `batch`, which starts here.
+    /// The end of `batch`, which starts here.
     pub(crate) fn after(self, batch: &RecordBatch) -> Self {
-        Self { offset: self.offset + batch.offsets, position: self.position + batch.size as u64 }
+        let offset = Offset(self.offset.0 + batch.offset_count);
+        Self { offset, position: self.position + batch.size as u64 }
     }
 }
 
 impl Index {
-    /// Notes a batch, if it is far enough from the last noted one.
-    pub(crate) fn note(&mut self, at: Mark) {
+    /// Adds a batch, if it is far enough from the last entry.
+    pub(crate) fn add(&mut self, at: Mark) {
         if self.entries.last().is_none_or(|last| at.position - last.position >= INDEX_EVERY) {
             self.entries.push(at);
         }
     }
 
     /// A batch at or before the one that holds `offset`; `None` if there is none.
-    pub(crate) fn before(&self, offset: i64) -> Option<Mark> {
+    pub(crate) fn before(&self, offset: Offset) -> Option<Mark> {
         let after = self.entries.partition_point(|entry| entry.offset <= offset);
         after.checked_sub(1).map(|at| self.entries[at])
     }
 
-    /// Forgets the batches from `position` on.
-    pub(crate) fn cut(&mut self, position: u64) {
+    /// Removes the entries from `position` on.
+    pub(crate) fn truncate(&mut self, position: u64) {
         self.entries.retain(|entry| entry.position < position);
     }
 }
 
-/// The file name of the segment that starts at `base_offset`; names sort like offsets.
-pub(crate) fn path_of(directory: &Path, base_offset: i64, extension: &str) -> PathBuf {
+/// The path of a file of the segment that starts at `base_offset`; names sort like offsets.
+pub(crate) fn path_of(directory: &Path, base_offset: Offset, extension: &str) -> PathBuf {
     directory.join(format!("{base_offset:020}.{extension}"))
 }
 
-/// Walks the batches of the segment whose first offset is `base_offset`, over `length` bytes; hands each to `on` with
-/// its place. Stops at the first that is not sound, as far as `check` looks.
+/// Reads the batches of the segment whose first offset is `base_offset`, in its first `length` bytes, and calls `on` with
+/// each and its position. Stops at the first one that does not pass `check`.
 pub(crate) fn scan(
     file: &dyn DiskFile,
-    base_offset: i64,
+    base_offset: Offset,
     length: u64,
     check: Check,
     mut on: impl FnMut(&RecordBatch, Mark),
@@ -123,20 +124,22 @@ pub(crate) fn scan(
                 on(&batch, at);
                 at = at.after(&batch);
             }
-            Err(NotThere::Needs(bytes)) => window.fill(file, at.position, bytes.max(SCAN_CHUNK), length)?,
-            Err(NotThere::Damaged(fault)) => return Ok(Scanned { end: at, fault: Some(fault) }),
+            Err(NoBatch::Needs(bytes)) => window.fill(file, at.position, bytes.max(SCAN_CHUNK), length)?,
+            Err(NoBatch::Damaged(fault)) => return Ok(Scanned { end: at, fault: Some(fault) }),
         }
     }
     Ok(Scanned { end: at, fault: None })
 }
 
-/// Reads whole batches, starting with the one that holds `offset`: as many as fit into `max_bytes`, but at least one.
-/// `from` is a batch at or before it, `length` is where the written part ends. What it gives is sound; what is not is
-/// left out, and reported where it comes first.
+/// Reads complete batches, starting with the one that holds `offset`: as many as fit into `max_bytes`, but at least one.
+/// `from` is a batch at or before it; the file ends after `length` bytes.
+///
+/// # Errors
+/// `Damaged` where the first batch is not valid. An invalid one after it ends the read without an error.
 pub(crate) fn read(
     file: &dyn DiskFile,
     (from, length): (Mark, u64),
-    offset: i64,
+    offset: Offset,
     max_bytes: usize,
 ) -> Result<Bytes, ReadFailure> {
     let ahead = max_bytes.max(HEADER) + INDEX_EVERY as usize;
@@ -144,10 +147,10 @@ pub(crate) fn read(
     let mut at = from;
     loop {
         match batch_at(window.from(at.position), at.offset, length - at.position, Check::Header) {
-            Ok(batch) if at.offset + batch.offsets > offset => break,
+            Ok(batch) if at.after(&batch).offset > offset => break,
             Ok(batch) => at = at.after(&batch),
-            Err(NotThere::Needs(bytes)) => window.fill(file, at.position, bytes.max(ahead), length)?,
-            Err(NotThere::Damaged(fault)) => return Err(ReadFailure::Damaged(at, fault)),
+            Err(NoBatch::Needs(bytes)) => window.fill(file, at.position, bytes.max(ahead), length)?,
+            Err(NoBatch::Damaged(fault)) => return Err(ReadFailure::Damaged(at, fault)),
         }
     }
     let first = at;
@@ -160,16 +163,16 @@ pub(crate) fn read(
         match batch_at(held, at.offset, length - at.position, Check::Whole) {
             Ok(batch) => at = at.after(&batch),
             Err(_) if taken > 0 => break,
-            Err(NotThere::Needs(bytes)) => window.fill(file, at.position, bytes, length)?,
-            Err(NotThere::Damaged(fault)) => return Err(ReadFailure::Damaged(at, fault)),
+            Err(NoBatch::Needs(bytes)) => window.fill(file, at.position, bytes, length)?,
+            Err(NoBatch::Damaged(fault)) => return Err(ReadFailure::Damaged(at, fault)),
         }
     }
     Ok(window.take(first.position, at.position))
 }
 
-/// The position in `bytes` of a sound batch of `offset` or later, where there is one: what tells damage in the middle
-/// of a log from an end that was never written whole.
-pub(crate) fn find_sound(bytes: &[u8], offset: i64) -> Option<usize> {
+/// The position in `bytes` of a valid batch with `offset` or a later one, if there is any. It tells damage in the middle
+/// of a log from a last write that was incomplete.
+pub(crate) fn find_valid(bytes: &[u8], offset: Offset) -> Option<usize> {
     (0..bytes.len().saturating_sub(HEADER - 1)).find(|&at| {
         let from = &bytes[at..];
         from[16] == 2
@@ -179,33 +182,36 @@ pub(crate) fn find_sound(bytes: &[u8], offset: i64) -> Option<usize> {
     })
 }
 
-/// The batch that `held` starts with, if it is the one with `offset` and ends within the `left` bytes of its segment.
-fn batch_at(held: &[u8], offset: i64, left: u64, check: Check) -> Result<RecordBatch, NotThere> {
+/// The batch at the start of `held`, if its offset is `offset` and it ends within the remaining `left` bytes of its
+/// segment.
+fn batch_at(held: &[u8], offset: Offset, left: u64, check: Check) -> Result<RecordBatch, NoBatch> {
     if left == 0 {
-        return Err(NotThere::Damaged("the segment ends too early"));
+        return Err(NoBatch::Damaged("the segment ends too early"));
     }
     let batch = match check {
         Check::Header => RecordBatch::read_header(held),
         Check::Whole => RecordBatch::check(held),
     };
     match batch {
-        Ok(batch) if batch.size as u64 > left => Err(NotThere::Damaged("the record batch is cut off")),
+        Ok(batch) if batch.size as u64 > left => Err(NoBatch::Damaged("the record batch is cut off")),
         Ok(batch) if batch.base_offset != offset => {
-            Err(NotThere::Damaged("the record batch has another offset than the one that comes next"))
+            Err(NoBatch::Damaged("the offset of the record batch does not follow the one before it"))
         }
-        Ok(_) if leader_epoch(held) != 0 => Err(NotThere::Damaged("the record batch has a leader epoch")),
+        Ok(_) if leader_epoch(held) != 0 => {
+            Err(NoBatch::Damaged("the leader epoch of the record batch is not 0"))
+        }
         Ok(batch) => Ok(batch),
-        Err(NoBatch::Short { needed }) if needed as u64 > left => {
-            Err(NotThere::Damaged("the record batch is cut off"))
+        Err(InvalidBatch::Short { needed }) if needed as u64 > left => {
+            Err(NoBatch::Damaged("the record batch is cut off"))
         }
-        Err(NoBatch::Short { needed }) => Err(NotThere::Needs(needed)),
-        Err(NoBatch::Malformed) => Err(NotThere::Damaged("there is no record batch")),
-        Err(NoBatch::Damaged) => Err(NotThere::Damaged("the record batch does not match its checksum")),
+        Err(InvalidBatch::Short { needed }) => Err(NoBatch::Needs(needed)),
+        Err(InvalidBatch::Malformed) => Err(NoBatch::Damaged("there is no record batch")),
+        Err(InvalidBatch::Damaged) => Err(NoBatch::Damaged("the record batch does not match its checksum")),
     }
 }
 
 fn leader_epoch(bytes: &[u8]) -> i32 {
-    i32::from_be_bytes(bytes[12..16].try_into().expect("four bytes"))
+    int32(bytes, 12)
 }
 
 /// A part of a file in memory.
@@ -216,19 +222,19 @@ struct Window {
 }
 
 impl Window {
-    /// What is held from `position` on.
+    /// The bytes in memory from `position` on; empty where there are none.
     fn from(&self, position: u64) -> &[u8] {
         self.bytes.get((position - self.start) as usize..).unwrap_or_default()
     }
 
-    /// Holds `bytes` bytes from `position` on, or as many as there are before `length`.
+    /// Reads `bytes` bytes from `position` on, or as many as there are before `length`.
     fn fill(&mut self, file: &dyn DiskFile, position: u64, bytes: usize, length: u64) -> io::Result<()> {
         self.bytes.resize((length - position).min(bytes as u64) as usize, 0);
         self.start = position;
         file.read_exact_at(&mut self.bytes, position)
     }
 
-    /// The bytes of `[from, to)`, which are held.
+    /// The bytes of `[from, to)`, which must be in memory.
     fn take(mut self, from: u64, to: u64) -> Bytes {
         self.bytes.truncate((to - self.start) as usize);
         Bytes::from(self.bytes).slice((from - self.start) as usize..)

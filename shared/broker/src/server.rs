@@ -1,5 +1,5 @@
-//! Connections: frames in, frames out, one request of a connection after the other, as Kafka does. Records of requests
-//! that have arrived together are brought to the disk together.
+//! Connections: each is served one request after the other, as in Kafka. The records of requests that arrive together are
+//! synced to the disk together.
 //!
 //! What a request means is in [`crate::requests`]; how frames are read within bounds, in [`crate::frames`].
 
@@ -24,50 +24,50 @@ use tracing::{debug, warn};
 
 use crate::catalog::Catalog;
 use crate::coordinator::Coordinator;
-use crate::frames::{self, Frame, Place, Received};
-use crate::limits::{Limits, Memory, Room};
+use crate::frames::{self, Frame, Received, RequestHead};
+use crate::limits::{Limits, MemoryPool, Reservation};
 use crate::requests::produce::{self, Unsynced};
 use crate::requests::{self, Client};
 use crate::{old_produce, refusals, shape};
 
-/// How long accepting rests after the system refused a connection (out of file handles, say).
-const ACCEPT_REST: Duration = Duration::from_millis(100);
+/// The pause after the operating system fails to accept a connection, such as for lack of file handles.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The most requests whose records are brought to the disk together; clients have five under way, as a rule.
+/// The most requests whose records are synced together; clients usually have five in flight.
 const MOST_TOGETHER: usize = 16;
 
-/// How long a client may take to read an answer.
-const SEND_PATIENCE: Duration = Duration::from_secs(60);
+/// How long a client may take to read a response.
+const SEND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What every connection shares.
+/// The state that all connections share.
 #[derive(Clone, Debug)]
 pub(crate) struct Server {
     pub(crate) catalog: Arc<Catalog>,
     pub(crate) coordinator: Arc<Coordinator>,
-    /// Where clients find this broker.
+    /// The address that clients connect to.
     pub(crate) address: SocketAddr,
     pub(crate) limits: Limits,
-    /// Memory of requests in work.
-    pub(crate) requests: Memory,
-    /// Memory of answers under way.
-    pub(crate) answers: Memory,
-    /// How many batches are unpacked at a time.
-    pub(crate) unpacking: Arc<Semaphore>,
+    /// Memory of the requests that are being processed.
+    pub(crate) requests: MemoryPool,
+    /// Memory of the responses that are being sent.
+    pub(crate) responses: MemoryPool,
+    /// Limits how many batches are decompressed at a time.
+    pub(crate) decompressing: Arc<Semaphore>,
 }
 
-/// A frame to be sent, and the memory that it takes.
+/// An encoded response and its memory.
 #[derive(Debug)]
 struct Reply {
     frame: Bytes,
-    _room: Room,
+    _reservation: Reservation,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Debug)]
 enum Handled {
     Answered(Reply),
-    /// Its records are written, and are to be brought to the disk.
-    Written(Place, Unsynced),
+    /// Its records are written, and not synced yet.
+    Written(RequestHead, Unsynced),
 }
 
 impl Server {
@@ -82,30 +82,30 @@ impl Server {
             catalog,
             coordinator,
             address,
-            requests: Memory::new(limits.memory),
-            answers: Memory::new(limits.memory),
-            unpacking: Arc::new(Semaphore::new(processors * 2)),
+            requests: MemoryPool::new(limits.memory),
+            responses: MemoryPool::new(limits.memory),
+            decompressing: Arc::new(Semaphore::new(processors * 2)),
             limits,
         }
     }
 
-    /// Serves every connection until `cancel`; returns once all are closed.
-    pub(crate) async fn accept(self, listener: TcpListener, cancel: CancellationToken) {
+    /// Serves all connections until `shutdown`; returns once all are closed.
+    pub(crate) async fn accept(self, listener: TcpListener, shutdown: CancellationToken) {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
-                () = cancel.cancelled() => break,
+                () = shutdown.cancelled() => break,
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept() => match accepted {
                     Ok((_, peer)) if connections.len() >= self.limits.connections => {
                         let most = self.limits.connections;
-                        warn!(%peer, most, "embedded broker: refused a connection, since there are too many");
+                        warn!(%peer, most, "embedded broker: refused a connection because there are too many");
                     }
                     Ok((stream, peer)) => {
-                        let (server, cancel) = (self.clone(), cancel.clone());
+                        let (server, shutdown) = (self.clone(), shutdown.clone());
                         connections.spawn(async move {
                             tokio::select! {
-                                () = cancel.cancelled() => {}
+                                () = shutdown.cancelled() => {}
                                 ended = server.serve(stream, peer) => {
                                     if let Err(error) = ended {
                                         debug!(%peer, %error, "closed a connection");
@@ -116,7 +116,7 @@ impl Server {
                     }
                     Err(error) => {
                         warn!(%error, "embedded broker: cannot accept a connection");
-                        tokio::time::sleep(ACCEPT_REST).await;
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
                 },
             }
@@ -134,48 +134,45 @@ impl Server {
                 self.acknowledge(&mut unsynced, &mut write).await?;
             }
             let received = frames::read(&mut read, &self.limits, &self.requests).await;
-            if !matches!(&received, Ok(Received::Frame(frame)) if frame.place.key == ApiKey::Produce as i16) {
+            if !matches!(&received, Ok(Received::Frame(frame)) if frame.head.key == ApiKey::Produce as i16) {
                 self.acknowledge(&mut unsynced, &mut write).await?;
             }
-            let (handled, last) = match received? {
+            let handled = match received? {
                 Received::End => return Ok(()),
-                Received::Frame(frame) if frame.place.may_wait() => tokio::select! {
-                    handled = self.handle(frame, peer) => (handled?, false),
-                    () = gone(&mut read) => return Ok(()),
+                Received::Frame(frame) if frame.head.may_wait() => tokio::select! {
+                    handled = self.handle(frame, peer) => handled?,
+                    () = closed(&mut read) => return Ok(()),
                 },
-                Received::Frame(frame) => (self.handle(frame, peer).await?, false),
-                // The rest of it is not read, so nothing after it can be.
-                Received::TooLarge(place) => {
-                    (Handled::Answered(refuse(place, ResponseError::InvalidRequest)?), true)
+                Received::Frame(frame) => self.handle(frame, peer).await?,
+                // The rest of the request is not read, so the connection cannot be used any more.
+                Received::TooLarge(head) => {
+                    let reply = refuse(head, ResponseError::InvalidRequest)?;
+                    return send(&mut write, &reply.frame).await;
                 }
             };
             match handled {
-                Handled::Written(place, written) => unsynced.push((place, written)),
+                Handled::Written(head, written) => unsynced.push((head, written)),
                 Handled::Answered(reply) => {
                     self.acknowledge(&mut unsynced, &mut write).await?;
                     send(&mut write, &reply.frame).await?;
                 }
             }
-            if last {
-                return Ok(());
-            }
         }
     }
 
-    /// Brings to the disk what was written, and answers in the order of the requests.
+    /// Syncs what was written, and responds in the order of the requests.
     async fn acknowledge(
         &self,
-        unsynced: &mut Vec<(Place, Unsynced)>,
+        unsynced: &mut Vec<(RequestHead, Unsynced)>,
         write: &mut (impl AsyncWrite + Unpin),
     ) -> io::Result<()> {
         if unsynced.is_empty() {
             return Ok(());
         }
-        let (places, unsynced): (Vec<Place>, Vec<Unsynced>) = unsynced.drain(..).unzip();
-        for (place, response) in places.into_iter().zip(produce::sync_all(self, unsynced).await?) {
-            // Who asked for no acknowledgement gets none.
+        let (heads, unsynced): (Vec<RequestHead>, Vec<Unsynced>) = unsynced.drain(..).unzip();
+        for (head, response) in heads.into_iter().zip(produce::sync_all(self, unsynced).await?) {
             if let Some(response) = response {
-                send(write, &encode(ApiKey::Produce, place, &ResponseKind::Produce(response))?).await?;
+                send(write, &encode(ApiKey::Produce, head, &ResponseKind::Produce(response))?).await?;
             }
         }
         Ok(())
@@ -183,30 +180,30 @@ impl Server {
 
     /// Answers one request, or writes its records. An error closes the connection.
     async fn handle(&self, mut frame: Frame, peer: SocketAddr) -> io::Result<Handled> {
-        let place = frame.place;
-        let Some(api) = requests::SUPPORTED.iter().find(|api| api.key as i16 == place.key) else {
-            return refuse(place, ResponseError::UnsupportedVersion).map(Handled::Answered);
+        let head = frame.head;
+        let Some(api) = requests::SUPPORTED.iter().find(|api| api.key as i16 == head.key) else {
+            return refuse(head, ResponseError::UnsupportedVersion).map(Handled::Answered);
         };
-        if !(api.min..=api.max).contains(&place.version) {
-            // A newer client asks for versions in its newest one, and learns from the oldest answer what to use.
-            let version = if api.key == ApiKey::ApiVersions { 0 } else { place.version };
-            let place = Place { version, ..place };
-            return refuse(place, ResponseError::UnsupportedVersion).map(Handled::Answered);
+        if !(api.min..=api.max).contains(&head.version) {
+            // A newer client asks in its newest version, and learns the supported ones from a response in the oldest.
+            let version = if api.key == ApiKey::ApiVersions { 0 } else { head.version };
+            let head = RequestHead { version, ..head };
+            return refuse(head, ResponseError::UnsupportedVersion).map(Handled::Answered);
         }
-        if !shape::fits(api.key, place.version, &frame.bytes) {
-            return refuse(place, ResponseError::InvalidRequest).map(Handled::Answered);
+        if !shape::fits(api.key, head.version, &frame.bytes) {
+            return refuse(head, ResponseError::InvalidRequest).map(Handled::Answered);
         }
-        let Ok((header, request)) = decode(api.key, place.version, &mut frame.bytes) else {
-            return refuse(place, ResponseError::InvalidRequest).map(Handled::Answered);
+        let Ok((header, request)) = decode(api.key, head.version, &mut frame.bytes) else {
+            return refuse(head, ResponseError::InvalidRequest).map(Handled::Answered);
         };
         if let RequestKind::Produce(request) = request {
-            return Ok(Handled::Written(place, produce::write(self, request, place.version).await?));
+            return Ok(Handled::Written(head, produce::write(self, request, head.version).await?));
         }
         let client = Client { id: header.client_id.map(|id| id.to_string()).unwrap_or_default(), peer };
-        let mut room = None;
-        let answer = requests::answer(self, request, place.version, &client, &mut room).await?;
-        let frame = encode(api.key, place, &answer)?;
-        Ok(Handled::Answered(Reply { frame, _room: room }))
+        let mut reservation = None;
+        let response = requests::answer(self, request, head.version, &client, &mut reservation).await?;
+        let frame = encode(api.key, head, &response)?;
+        Ok(Handled::Answered(Reply { frame, _reservation: reservation }))
     }
 }
 
@@ -219,38 +216,39 @@ fn decode(key: ApiKey, version: i16, bytes: &mut Bytes) -> io::Result<(RequestHe
     Ok((header, RequestKind::decode(key, bytes, version).map_err(frames::malformed)?))
 }
 
-/// An answer, as the version of its request wants it.
-fn encode(key: ApiKey, place: Place, answer: &ResponseKind) -> io::Result<Bytes> {
-    if old_produce::is_old(key, place.version) {
-        return old_produce::encode(place, answer);
+/// Encodes a response in the version of its request.
+fn encode(key: ApiKey, head: RequestHead, response: &ResponseKind) -> io::Result<Bytes> {
+    if old_produce::is_old(key, head.version) {
+        return old_produce::encode(head, response);
     }
-    frames::encode(key, place.version, place.correlation_id, answer)
+    frames::encode(key, head.version, head.correlation_id, response)
 }
 
 async fn send(write: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> io::Result<()> {
-    let sent = timeout(SEND_PATIENCE, write.write_all(frame)).await;
-    sent.map_err(|_| io::Error::other("the client does not take its answer"))?
+    let sent = timeout(SEND_TIMEOUT, write.write_all(frame)).await;
+    sent.map_err(|_| io::Error::other("the client does not read its response"))?
 }
 
-/// Whether something of the next request is here already. Does not wait.
+/// Whether a part of the next request has arrived already. Does not wait.
 fn has_arrived(read: &mut (impl AsyncBufRead + Unpin)) -> bool {
     read.fill_buf().now_or_never().is_some_and(|held| held.is_ok_and(|held| !held.is_empty()))
 }
 
-/// Waits until the client has closed the connection. What it sends before that stays to be read; then this waits on.
-async fn gone(read: &mut (impl AsyncBufRead + Unpin)) {
+/// Waits until the client has closed the connection; never returns once the client has sent another request, which stays
+/// in the buffer.
+async fn closed(read: &mut (impl AsyncBufRead + Unpin)) {
     if read.fill_buf().await.is_ok_and(|held| !held.is_empty()) {
         pending::<()>().await;
     }
 }
 
-/// Says no in the terms of the request, if that can be done.
-fn refuse(place: Place, error: ResponseError) -> io::Result<Reply> {
-    let key = ApiKey::try_from(place.key)
-        .map_err(|()| frames::malformed(format!("request type {}, which nobody knows", place.key)))?;
-    let answer = refusals::refusal(key, error)
-        .ok_or_else(|| frames::malformed(format!("{key:?}, which is not served here")))?;
-    Ok(Reply { frame: encode(key, place, &answer)?, _room: None })
+/// The response that refuses a request. An error where its kind has none.
+fn refuse(head: RequestHead, error: ResponseError) -> io::Result<Reply> {
+    let key = ApiKey::try_from(head.key)
+        .map_err(|()| frames::malformed(format!("request type {} is unknown", head.key)))?;
+    let response = refusals::refusal(key, error)
+        .ok_or_else(|| frames::malformed(format!("request type {key:?} is not supported")))?;
+    Ok(Reply { frame: encode(key, head, &response)?, _reservation: None })
 }
 
 #[cfg(test)]

@@ -1,18 +1,19 @@
-//! What a request must look like before it is decoded: no count and no length in it may exceed the bytes that are there.
+//! The shape of each request, which is checked before the request is decoded: no count and no length in it may exceed the
+//! bytes that follow.
 //!
-//! The decoder makes room for as many elements as an array announces, before it looks for them: a request of twenty
-//! bytes could ask for gigabytes, and one of many tiny elements takes far more memory than bytes. So a request is walked
-//! first by its shape, without making any room.
+//! The decoder allocates memory for as many elements as an array announces, before it reads them: a request of twenty
+//! bytes could allocate gigabytes, and one of many tiny elements needs far more memory than it has bytes. So each request
+//! is read by its shape first, without any allocation.
 //!
-//! Source: the message definitions of the Kafka protocol documentation, for the versions that are served. A test holds
-//! each shape against the encoder.
+//! Source: the message definitions of the Kafka protocol documentation, for the supported versions. A test compares each
+//! shape with the encoder.
 
 use kafka_protocol::messages::ApiKey;
 
 /// The most array elements and tagged fields in one request.
 const MOST_ELEMENTS: usize = 100_000;
 
-/// The fields of a message, and the first version that is written in the flexible way (compact lengths, tagged fields).
+/// The fields of a message, and its first flexible version (with compact lengths and tagged fields).
 struct Shape {
     flexible: i16,
     fields: &'static [Field],
@@ -26,20 +27,22 @@ enum Field {
 }
 
 enum Kind {
-    /// So many bytes.
+    /// This many bytes.
     Fixed(usize),
     Text,
     Bytes,
-    /// Elements with fields of their own.
+    /// An array of structs with these fields.
     Structs(&'static [Field]),
+    /// An array of texts.
     Texts,
-    /// Numbers of four bytes.
+    /// An array of numbers of four bytes.
     Numbers,
 }
 
 use Field::{All, Since, Until};
 use Kind::{Bytes, Fixed, Numbers, Structs, Text, Texts};
 
+/// No version is flexible.
 const NEVER: i16 = i16::MAX;
 const BOOL: Kind = Fixed(1);
 const INT8: Kind = Fixed(1);
@@ -179,17 +182,17 @@ fn shape_of(key: ApiKey) -> Option<Shape> {
     Some(Shape { flexible, fields })
 }
 
-/// Whether a request (its header included) has the shape of its kind and version, and is of bearable size. Bytes may
+/// Whether a request (its header included) has the shape of its kind and version, and not too many elements. Bytes may
 /// follow it.
 pub(crate) fn fits(key: ApiKey, version: i16, request: &[u8]) -> bool {
     rest_after(key, version, request).is_some()
 }
 
-/// What follows a request that has the shape of its kind and version.
+/// The bytes after a request that has the shape of its kind and version.
 fn rest_after(key: ApiKey, version: i16, request: &[u8]) -> Option<&[u8]> {
     let shape = shape_of(key)?;
     let mut walk = Walk { rest: request, version, compact: false, elements: 0 };
-    // The header: kind, version, correlation id; the client's id is never compact.
+    // The header: kind, version, correlation id. The client id is never compact.
     walk.skip(8)?;
     walk.field(&Text)?;
     walk.compact = version >= shape.flexible;
@@ -254,7 +257,7 @@ impl Walk<'_> {
             return Some(());
         }
         let count = self.varint()?;
-        self.note(count)?;
+        self.add_elements(count)?;
         for _ in 0..count {
             self.varint()?;
             let size = self.varint()?;
@@ -263,14 +266,15 @@ impl Walk<'_> {
         Some(())
     }
 
-    /// How many elements an array has; each takes at least a byte.
+    /// The number of elements of an array.
     fn count(&mut self) -> Option<usize> {
         let count = self.length()?;
-        self.note(count)?;
+        self.add_elements(count)?;
         Some(count)
     }
 
-    fn note(&mut self, count: usize) -> Option<()> {
+    /// Counts elements, of which each has at least one byte.
+    fn add_elements(&mut self, count: usize) -> Option<()> {
         self.elements = self.elements.checked_add(count)?;
         (count <= self.rest.len() && self.elements <= MOST_ELEMENTS).then_some(())
     }
@@ -315,7 +319,7 @@ impl Walk<'_> {
     }
 }
 
-/// -1 is null, and takes nothing.
+/// The bytes of a field by its signed length; -1 is null and has none.
 fn from_signed(length: i32) -> Option<usize> {
     if length == -1 { Some(0) } else { usize::try_from(length).ok() }
 }
@@ -330,7 +334,7 @@ mod tests {
     use crate::testing::encoded_sample;
 
     #[test]
-    fn shapes_are_those_of_the_encoder() {
+    fn shapes_match_the_encoder() {
         for api in &SUPPORTED {
             for version in api.min..=api.max {
                 let request = encoded_sample(api.key, version);
@@ -347,7 +351,7 @@ mod tests {
     }
 
     #[test]
-    fn a_count_makes_no_room() {
+    fn a_stated_count_allocates_nothing() {
         for (key, version) in [(ApiKey::Metadata, 4), (ApiKey::Metadata, 9), (ApiKey::Fetch, 12)] {
             let request = encoded_sample(key, version);
             for at in 14..request.len() - 4 {
@@ -367,7 +371,7 @@ mod tests {
                 }
             }
         }
-        // A hundred thousand topics of which nothing is there, and a million that are.
+        // A hundred thousand topics without their bytes, and a million with their bytes.
         let mut request = encoded_sample(ApiKey::Metadata, 4);
         request.truncate(14);
         request.extend(100_000_i32.to_be_bytes());

@@ -1,12 +1,12 @@
-//! What all files of one data directory share: the disk, its lock, small files that are replaced whole, and the space
-//! that is kept back so that a full disk can still be trimmed.
+//! A data directory: its disk, its lock, small files that are replaced atomically, and reserved disk space, with which
+//! records can be deleted from a full disk.
 //!
 //! # Stability contract
-//! A small file is its content, then, as the last line, `crc32c ` and the checksum of the content in eight hexadecimal
-//! digits. Without that line it was written by an earlier version and is taken as it is. `reserve` holds
+//! A small file is its content, followed by a last line: `crc32c ` and the checksum of the content in eight hexadecimal
+//! digits. A file without that line was written by an earlier version and is read without a check. `reserve` holds
 //! [`RESERVE`] zeros and may be missing.
 //!
-//! This file does not know what the files say.
+//! It must not know what the files mean.
 
 use std::fmt;
 use std::io;
@@ -16,12 +16,13 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock, RwLockReadGuard};
 use tracing::{error, info};
 
 use crate::disk::{Disk, Lock, Open, is_shortage};
+use crate::locks;
 use crate::segment::Mark;
 
-/// How many bytes are kept back: enough for the small files of a trim, of many Kafka partitions.
+/// The reserved bytes: enough for the small files that are written when records of many Kafka partitions are deleted.
 const RESERVE: usize = 1024 * 1024;
-/// How many bytes must be free beside the reserve before writes are taken again.
-const ROOM: usize = 1024 * 1024;
+/// The bytes that must be free besides the reserve before writes are accepted again.
+const FREE_FOR_WRITES: usize = 1024 * 1024;
 const CHECKSUM: &str = "crc32c ";
 
 /// One data directory.
@@ -29,28 +30,28 @@ const CHECKSUM: &str = "crc32c ";
 pub(crate) struct Storage {
     disk: Arc<dyn Disk>,
     root: PathBuf,
-    /// Held for reading by who adds to the disk, for writing while the reserve is given away and taken back, so that
-    /// nothing else of ours takes the room in between.
+    /// Held for reading while something is written, and for writing while the reserve is released and filled again, so
+    /// that no other write of the broker uses the space in between.
     reserve: RwLock<()>,
-    /// Why the disk takes nothing, while it does not. Never held during input or output.
+    /// Why nothing can be written, during a shortage. Never held during input or output.
     full: Mutex<Option<String>>,
-    /// Held as long as this lives; the system lets go of it when the process ends in any way.
+    /// The operating system releases the lock when the process ends in any way.
     _lock: Lock,
 }
 
-/// What is not as it was written.
+/// Content that is not as it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Damage {
     /// The file.
     pub(crate) file: PathBuf,
-    /// Where in it, and which offset belongs there; absent where the whole file is of no use.
+    /// The position of the damage, and the offset that belongs there; `None` where the whole file is unusable.
     pub(crate) at: Option<Mark>,
     /// What is wrong.
     pub(crate) what: String,
 }
 
 impl Storage {
-    /// Opens a directory, which is created if absent. Fails with `WouldBlock` where another process has it open.
+    /// Opens a directory; it is created if absent. Fails with `WouldBlock` where another process has it open.
     pub(crate) fn open(disk: Arc<dyn Disk>, root: &Path) -> io::Result<Self> {
         create_directories(&*disk, root)?;
         let lock = disk.lock(&root.join("lock"))?;
@@ -72,51 +73,57 @@ impl Storage {
         &self.root
     }
 
-    /// Why nothing can be written now; `None` in good times. Never waits.
+    /// Why nothing can be written now; `None` without a shortage. Never waits for the disk.
     pub(crate) fn shortage(&self) -> Option<String> {
         self.full().clone()
     }
 
-    /// Asks to add to the disk, while the guard lives. Fails where there is no room; looks for it at each call.
-    pub(crate) fn room(&self) -> io::Result<RwLockReadGuard<'_, ()>> {
+    /// Permits writing while the guard is held. After a shortage, each call checks for free space.
+    ///
+    /// # Errors
+    /// Where the shortage lasts.
+    pub(crate) fn begin_write(&self) -> io::Result<RwLockReadGuard<'_, ()>> {
         if self.full().is_some() {
-            self.look_for_room()?;
+            self.check_for_space()?;
         }
-        Ok(self.reserve.read().expect("no thread panics while it holds the lock"))
+        Ok(locks::read(&self.reserve))
     }
 
-    /// Looks whether there is room again; an error says that there is none.
-    pub(crate) fn look_for_room(&self) -> io::Result<()> {
-        let _all = self.reserve.write().expect("no thread panics while it holds the lock");
+    /// Ends a shortage if there is free space again.
+    ///
+    /// # Errors
+    /// Where the shortage lasts.
+    pub(crate) fn check_for_space(&self) -> io::Result<()> {
+        let _alone = locks::write(&self.reserve);
         if self.full().is_none() {
             return Ok(());
         }
         self.fill_reserve()?;
         *self.full() = None;
-        info!(data_dir = %self.root.display(), "embedded broker: there is room again, writes are taken");
+        info!(data_dir = %self.root.display(), "embedded broker: the disk has free space again; writes are accepted");
         Ok(())
     }
 
-    /// Notes that something has run out, if `error` says so; whether it does.
+    /// Records a shortage, if `error` is one; whether it is.
     pub(crate) fn note_shortage(&self, error: &io::Error) -> bool {
         if is_shortage(error) && self.full().replace(error.to_string()).is_none() {
             error!(
                 data_dir = %self.root.display(), %error,
-                "embedded broker: writes are refused until there is room; free some of the disk"
+                "embedded broker: writes are refused until the disk has free space; delete files on it"
             );
         }
         is_shortage(error)
     }
 
-    /// Does work that frees space in the end, but may need a little of it first: where there is none, it is tried again
-    /// with what was kept back.
-    pub(crate) fn freeing<T>(&self, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    /// Does work that frees space in the end but may need a little first. On a full disk it is tried again with the
+    /// reserved space.
+    pub(crate) fn free_space<T>(&self, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         match work() {
             Err(error) if self.note_shortage(&error) => {
-                let _all = self.reserve.write().expect("no thread panics while it holds the lock");
+                let _alone = locks::write(&self.reserve);
                 self.disk.open(&self.reserve_path(), Open::Empty)?;
                 let done = work();
-                // Where this fails, there is no room: writes are refused until it succeeds.
+                // If this fails, the disk is still full: writes are refused until it succeeds.
                 let _ = self.fill_reserve();
                 done
             }
@@ -124,20 +131,20 @@ impl Storage {
         }
     }
 
-    /// Replaces a small file so that, whatever happens, either the old or the new content is there.
+    /// Replaces a small file atomically: after a crash at any moment it has either the old or the new content.
     pub(crate) fn replace(&self, path: &Path, content: &[u8]) -> io::Result<()> {
         let mut checked = content.to_vec();
         checked.extend_from_slice(format!("\n{CHECKSUM}{:08x}\n", crc32c::crc32c(content)).as_bytes());
         self.replace_whole(path, &checked)
     }
 
-    /// Replaces a file by exactly these bytes, as [`Self::replace`] does.
+    /// Replaces a file as [`Self::replace`] does, by exactly these bytes.
     pub(crate) fn replace_whole(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let draft = path.with_extension("new");
         let file = self.disk.open(&draft, Open::Empty)?;
         let written = file.write_all_at(bytes, 0).and_then(|()| file.sync());
         if let Err(error) = written {
-            // Gives back what it took; the next draft is a new file in any case.
+            // Frees its space; the next draft starts empty in any case.
             let _ = self.disk.remove_file(&draft);
             return Err(error);
         }
@@ -173,7 +180,7 @@ impl Storage {
         Ok(Some(bytes))
     }
 
-    /// Keeps bytes that are cut from `path` in a file beside it, durably, and says which.
+    /// Stores bytes that are removed from `path` in a new file beside it, durably; its path.
     pub(crate) fn keep_aside(&self, path: &Path, position: u64, bytes: &[u8]) -> io::Result<PathBuf> {
         let directory = path.parent().unwrap_or(&self.root);
         let stem = path.file_stem().unwrap_or_default().to_string_lossy();
@@ -192,7 +199,7 @@ impl Storage {
         Ok(aside)
     }
 
-    /// Removes a file, if it is there.
+    /// Removes a file, if it exists.
     pub(crate) fn remove(&self, path: &Path) -> io::Result<()> {
         match self.disk.remove_file(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -200,11 +207,14 @@ impl Storage {
         }
     }
 
-    /// Brings the reserve to its size; an error says that the disk does not have that and [`ROOM`] more.
+    /// Gives the reserve its full size.
+    ///
+    /// # Errors
+    /// Where the disk has no space for it and [`FREE_FOR_WRITES`] more.
     fn fill_reserve(&self) -> io::Result<()> {
         let file = self.disk.open(&self.reserve_path(), Open::Any)?;
         let length = file.length()?;
-        let missing = (RESERVE + ROOM).saturating_sub(length as usize);
+        let missing = (RESERVE + FREE_FOR_WRITES).saturating_sub(length as usize);
         let grown = file.write_all_at(&vec![0; missing], length);
         if file.length()? > RESERVE as u64 {
             file.set_length(RESERVE as u64)?;
@@ -217,12 +227,12 @@ impl Storage {
     }
 
     fn full(&self) -> MutexGuard<'_, Option<String>> {
-        self.full.lock().expect("no thread panics while it holds the lock")
+        locks::lock(&self.full)
     }
 }
 
 impl Damage {
-    /// A file of which nothing can be used.
+    /// Damage to a whole file or directory.
     pub(crate) fn whole(file: &Path, what: impl Into<String>) -> Self {
         Self { file: file.to_owned(), at: None, what: what.into() }
     }
@@ -246,12 +256,13 @@ impl From<Damage> for io::Error {
     }
 }
 
+/// Whether the process may not sync a directory, or the file system cannot.
 fn is_not_allowed(error: &io::Error) -> bool {
     use io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
     matches!(error.kind(), InvalidInput | PermissionDenied | ReadOnlyFilesystem | Unsupported)
 }
 
-/// Creates a directory with those above it, durably: what is acknowledged must not hang on a name that is not.
+/// Creates a directory and its parents, durably: acknowledged records must not be lost with the name of a directory.
 fn create_directories(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     let Some(parent) = path.parent() else { return Ok(()) };
     if path.as_os_str().is_empty() {
@@ -264,7 +275,7 @@ fn create_directories(disk: &dyn Disk, path: &Path) -> io::Result<()> {
     };
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     match disk.sync_directory(parent) {
-        // It was there before, and who made it has seen to it.
+        // It existed before; its creator is responsible for its name.
         Err(error) if !created && is_not_allowed(&error) => Ok(()),
         synced => synced,
     }

@@ -1,4 +1,4 @@
-//! What the tests of this crate share: a request of every kind, and a client that sends any bytes.
+//! Test support: a request of every kind, and a client that sends any bytes.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -29,10 +29,10 @@ use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 
-/// Longer than anything may take on a busy machine.
+/// Longer than anything takes on a busy machine.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
-/// The topic that every sample is about.
+/// The topic of every sample.
 pub(crate) const TOPIC: &str = "sampled";
 
 fn text(text: &str) -> StrBytes {
@@ -47,7 +47,7 @@ fn group() -> GroupId {
     GroupId(text("group"))
 }
 
-/// A request of a kind in a version, with all that the version has filled in. No field keeps the server waiting.
+/// A request of a kind, with every field that the version has. The server answers it without waiting.
 pub(crate) fn sample(key: ApiKey, version: i16) -> RequestKind {
     match key {
         ApiKey::Produce => RequestKind::Produce(
@@ -105,7 +105,7 @@ pub(crate) fn sample(key: ApiKey, version: i16) -> RequestKind {
         ),
         ApiKey::FindCoordinator => {
             let request = FindCoordinatorRequest::default().with_key(text("group"));
-            // Transactions, so that the refusal is seen as well.
+            // For transactions, so that the refusal is tested as well.
             RequestKind::FindCoordinator(if version >= 2 { request.with_key_type(1) } else { request })
         }
         ApiKey::JoinGroup => {
@@ -127,14 +127,14 @@ pub(crate) fn sample(key: ApiKey, version: i16) -> RequestKind {
             })
         }
         ApiKey::Heartbeat => RequestKind::Heartbeat(
-            HeartbeatRequest::default().with_group_id(group()).with_member_id(text("nobody")),
+            HeartbeatRequest::default().with_group_id(group()).with_member_id(text("unknown")),
         ),
         ApiKey::LeaveGroup => {
             let request = LeaveGroupRequest::default().with_group_id(group());
             RequestKind::LeaveGroup(if version < 3 {
-                request.with_member_id(text("nobody"))
+                request.with_member_id(text("unknown"))
             } else {
-                let member = MemberIdentity::default().with_member_id(text("nobody"));
+                let member = MemberIdentity::default().with_member_id(text("unknown"));
                 request.with_members(vec![if version >= 5 {
                     member.with_reason(Some(text("done")))
                 } else {
@@ -143,9 +143,9 @@ pub(crate) fn sample(key: ApiKey, version: i16) -> RequestKind {
             })
         }
         ApiKey::SyncGroup => {
-            let request = SyncGroupRequest::default().with_group_id(group()).with_member_id(text("nobody"));
+            let request = SyncGroupRequest::default().with_group_id(group()).with_member_id(text("unknown"));
             let assignment = SyncGroupRequestAssignment::default()
-                .with_member_id(text("nobody"))
+                .with_member_id(text("unknown"))
                 .with_assignment(Bytes::from_static(b"all"));
             let request = request.with_assignments(vec![assignment]);
             RequestKind::SyncGroup(if version >= 5 {
@@ -263,19 +263,19 @@ pub(crate) fn encode(key: ApiKey, version: i16, correlation_id: i32, request: &R
     bytes.to_vec()
 }
 
-/// The bytes of a sample, also where the encoder does not know the version any more.
+/// The bytes of a sample, including versions that the encoder does not support any more.
 pub(crate) fn encoded_sample(key: ApiKey, version: i16) -> Vec<u8> {
     if key == ApiKey::Produce && version < 3 {
         let mut bytes = encode(key, 3, 7, &sample(key, 3));
         bytes[2..4].copy_from_slice(&version.to_be_bytes());
-        // The transaction's id, which is null, follows the header with the client's id.
+        // The transactional id, which is null, follows the header with the client id.
         bytes.drain(14..16);
         return bytes;
     }
     encode(key, version, 7, &sample(key, version))
 }
 
-/// A client that sends what it is told to.
+/// A client that sends any bytes.
 pub(crate) struct Peer {
     stream: TcpStream,
 }
@@ -287,7 +287,7 @@ impl Peer {
         Self { stream }
     }
 
-    /// Sends bytes as they are.
+    /// Sends bytes unchanged.
     pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)
     }
@@ -305,7 +305,7 @@ impl Peer {
         let mut length = [0; 4];
         match self.stream.read_exact(&mut length) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                panic!("no answer within {DEADLINE:?}")
+                panic!("no response within {DEADLINE:?}")
             }
             Err(_) => return None,
             Ok(()) => {}
@@ -315,19 +315,19 @@ impl Peer {
         Some(message.into())
     }
 
-    /// Sends a request and reads the answer to it.
+    /// Sends a request and reads the response.
     pub(crate) fn ask(&mut self, key: ApiKey, version: i16, request: &RequestKind) -> ResponseKind {
         self.send_frame(&encode(key, version, 7, request)).unwrap();
-        let mut message = self.receive().expect("an answer");
+        let mut message = self.receive().expect("a response");
         let header = ResponseHeader::decode(&mut message, key.response_header_version(version)).unwrap();
         assert_eq!(header.correlation_id, 7);
         let response = ResponseKind::decode(key, &mut message, version).unwrap();
-        assert!(message.is_empty(), "{key:?} {version}: {} bytes after the answer", message.len());
+        assert!(message.is_empty(), "{key:?} {version}: {} bytes after the response", message.len());
         response
     }
 }
 
-/// A zigzag number.
+/// Appends a zigzag varint.
 pub(crate) fn varint(into: &mut Vec<u8>, value: i64) {
     let mut rest = ((value << 1) ^ (value >> 63)) as u64;
     while rest >= 0x80 {

@@ -1,6 +1,6 @@
-//! The settings of a topic: which there are, what they may be, and what counts where nothing was set.
+//! The settings of a topic: their names, allowed values and defaults.
 //!
-//! A setting that the embedded broker would not keep is refused, so that nobody relies on it. Pure.
+//! A setting that the embedded broker cannot fulfil is refused, so that no one relies on it. Pure.
 
 use std::collections::BTreeMap;
 
@@ -11,19 +11,19 @@ struct Setting {
     values: Values,
 }
 
-/// What a setting may be.
+/// The allowed values of a setting.
 enum Values {
-    /// One of these; anything else would not be kept.
+    /// One of these; the broker cannot fulfil any other.
     OneOf(&'static [&'static str]),
-    /// A whole number from here on.
+    /// A whole number, at least this one.
     AtLeast(i64),
-    /// Anything: it says how to do what is not done here, or is done always (compaction, flushing).
+    /// Any value. It has no effect: it configures what the broker never does (compaction) or always does (flushing).
     Any,
 }
 
 use Values::{Any, AtLeast, OneOf};
 
-/// All settings that are known, in the order in which they are shown.
+/// All settings, in the order in which they are listed.
 const SETTINGS: [Setting; 15] = [
     setting("cleanup.policy", "delete", OneOf(&["delete"])),
     setting("compression.type", "producer", OneOf(&["producer"])),
@@ -49,23 +49,22 @@ const fn setting(name: &'static str, default: &'static str, values: Values) -> S
     Setting { name, default, values }
 }
 
-/// Whether the settings of a topic can be kept.
+/// Checks the settings of a topic.
 ///
 /// # Errors
-/// A sentence that names the first setting that cannot, and what to do.
+/// A message that names the first setting that is unknown or has a wrong value, and what to do.
 pub(crate) fn check(settings: &BTreeMap<String, String>) -> Result<(), String> {
     for (name, value) in settings {
-        let known = SETTINGS.iter().find(|setting| setting.name == name);
-        let Some(setting) = known else {
-            return Err(format!("{name}: the embedded broker does not know this setting; leave it out"));
+        let Some(setting) = SETTINGS.iter().find(|setting| setting.name == name) else {
+            return Err(format!("{name}: the embedded broker does not have this setting; leave it out"));
         };
         match setting.values {
             OneOf(values) if !values.contains(&value.trim()) => {
                 let values = values.join(" or ");
-                return Err(format!("{name}={value}: the embedded broker keeps {name}={values} only"));
+                return Err(format!("{name}={value}: the embedded broker supports only {name}={values}"));
             }
             AtLeast(least) if !value.trim().parse::<i64>().is_ok_and(|value| value >= least) => {
-                return Err(format!("{name}={value}: this is no whole number from {least} on"));
+                return Err(format!("{name}={value}: it must be a whole number, at least {least}"));
             }
             OneOf(_) | AtLeast(_) | Any => {}
         }
@@ -73,7 +72,7 @@ pub(crate) fn check(settings: &BTreeMap<String, String>) -> Result<(), String> {
     Ok(())
 }
 
-/// A setting as it counts for a topic.
+/// A setting of a topic with its value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct InForce {
     pub(crate) name: &'static str,
@@ -81,14 +80,14 @@ pub(crate) struct InForce {
     pub(crate) origin: Origin,
 }
 
-/// Where a value comes from.
+/// The source of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
     Topic,
     Default,
 }
 
-/// Every setting of a topic that has `settings`.
+/// All settings of a topic for which `settings` were set.
 pub(crate) fn in_force(settings: &BTreeMap<String, String>) -> impl Iterator<Item = InForce> {
     SETTINGS.iter().map(|setting| match settings.get(setting.name) {
         Some(value) => InForce { name: setting.name, value: value.trim().to_owned(), origin: Origin::Topic },
@@ -96,8 +95,8 @@ pub(crate) fn in_force(settings: &BTreeMap<String, String>) -> impl Iterator<Ite
     })
 }
 
-/// Whether the log stamps the records of a topic that has `settings`.
-pub(crate) fn is_stamped_by_log(settings: &BTreeMap<String, String>) -> bool {
+/// Whether the broker sets the timestamps of the records of a topic with these settings.
+pub(crate) fn has_log_append_time(settings: &BTreeMap<String, String>) -> bool {
     settings.get("message.timestamp.type").is_some_and(|value| value.trim() == LOG_APPEND_TIME)
 }
 
@@ -112,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_not_be_kept_is_refused_by_name() {
+    fn unsupported_settings_are_refused_by_name() {
         for (name, value) in [
             ("retention.ms", "604800000"),
             ("retention.bytes", "1000000"),
@@ -128,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_is_taken() {
+    fn supported_settings_and_all_defaults_are_accepted() {
         check(&BTreeMap::new()).unwrap();
         for setting in in_force(&BTreeMap::new()) {
             check(&one(setting.name, &setting.value)).unwrap();

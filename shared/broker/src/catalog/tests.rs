@@ -1,4 +1,4 @@
-//! Topics and producer numbers, on a disk in memory that crashes and fails.
+//! Topics and producer ids, on a disk in memory that crashes and fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -8,12 +8,16 @@ use std::thread;
 
 use proptest::prelude::{Just, ProptestConfig, Strategy, any, prop_oneof, proptest};
 
+use wye_domain::place::{KafkaPartition, Offset};
+
 use super::{Catalog, CreateError};
 use crate::OffsetRange;
 use crate::disk::Disk;
 use crate::disk::memory::{MemoryDisk, Operation, Unsynced};
+use crate::health::Trouble;
 use crate::record_batch::tests::batch;
 
+/// More than any batch of these tests has, in bytes.
 const ANY: usize = 1 << 20;
 
 fn try_open(disk: &MemoryDisk) -> std::io::Result<Catalog> {
@@ -24,9 +28,11 @@ fn open(disk: &MemoryDisk) -> Catalog {
     try_open(disk).unwrap()
 }
 
-fn append(catalog: &Catalog, topic: &str, kafka_partition: i32) -> i64 {
+/// Appends one record.
+fn append(catalog: &Catalog, topic: &str, kafka_partition: i32) -> Offset {
     let topic = catalog.topic(topic).unwrap();
-    topic.partition(kafka_partition).unwrap().append(&batch(1, 1000, None, 0), ANY).unwrap()
+    let partition = topic.partition(KafkaPartition(kafka_partition)).unwrap();
+    partition.append(&batch(1, 1000, None, 0), ANY).unwrap()
 }
 
 fn range(catalog: &Catalog, topic: &str) -> OffsetRange {
@@ -34,7 +40,7 @@ fn range(catalog: &Catalog, topic: &str) -> OffsetRange {
 }
 
 #[test]
-fn remembers_topics_and_never_repeats_a_producer_number() {
+fn topics_survive_a_restart_and_producer_ids_are_never_repeated() {
     let disk = MemoryDisk::default();
     let catalog = open(&disk);
     let config = BTreeMap::from([("max.message.bytes".to_owned(), "17".to_owned())]);
@@ -55,7 +61,7 @@ fn remembers_topics_and_never_repeats_a_producer_number() {
 }
 
 #[test]
-fn changed_settings_are_on_the_disk_and_the_records_stay() {
+fn changed_settings_are_durable_and_the_records_remain() {
     let disk = MemoryDisk::default();
     let catalog = open(&disk);
     catalog.create("t", 2, BTreeMap::new()).unwrap();
@@ -67,11 +73,11 @@ fn changed_settings_are_on_the_disk_and_the_records_stay() {
     drop(catalog);
     disk.crash(Unsynced::Dropped);
     let topic = open(&disk).topic("t").unwrap();
-    assert_eq!((topic.max_message_bytes(), topic.partitions[1].range().high), (17, 1));
+    assert_eq!((topic.max_message_bytes(), topic.partitions[1].range().high), (17, Offset(1)));
 }
 
 #[test]
-fn a_directory_is_opened_once() {
+fn a_directory_cannot_be_opened_twice() {
     let directory = tempfile::tempdir().unwrap();
     let _first = Catalog::open(directory.path(), 1024).unwrap();
     let second = Catalog::open(directory.path(), 1024).unwrap_err();
@@ -79,19 +85,22 @@ fn a_directory_is_opened_once() {
 }
 
 #[test]
-fn what_was_answered_survives_a_loss_of_power() {
+fn acknowledged_changes_survive_a_loss_of_power() {
     let disk = MemoryDisk::default();
-    // Its parent was made by somebody who did not see to it that it stays.
+    // Its parent exists, but is not synced.
     disk.create_directory(Path::new("/data")).unwrap();
     let catalog = open(&disk);
     catalog.create("readings", 2, BTreeMap::new()).unwrap();
-    assert_eq!(append(&catalog, "readings", 1), 0);
+    assert_eq!(append(&catalog, "readings", 1), Offset(0));
     let number = catalog.new_producer().unwrap();
     drop(catalog);
     disk.crash(Unsynced::Dropped);
 
     let catalog = open(&disk);
-    assert_eq!(catalog.topic("readings").unwrap().partitions[1].range(), OffsetRange { low: 0, high: 1 });
+    assert_eq!(
+        catalog.topic("readings").unwrap().partitions[1].range(),
+        OffsetRange { low: Offset(0), high: Offset(1) }
+    );
     assert!(catalog.new_producer().unwrap() > number);
     assert!(catalog.delete("readings").unwrap());
     drop(catalog);
@@ -105,7 +114,7 @@ fn a_topic_created_again_is_empty() {
     let catalog = open(&disk);
     catalog.create("t", 2, BTreeMap::new()).unwrap();
     append(&catalog, "t", 0);
-    // The deletion is cut off before the files are gone.
+    // The deletion is interrupted before the files are removed.
     disk.fail(Operation::Remove, 0, ErrorKind::Other);
     catalog.delete("t").unwrap_err();
     assert!(catalog.topic("t").is_none());
@@ -114,16 +123,16 @@ fn a_topic_created_again_is_empty() {
     let catalog = open(&disk);
     assert!(catalog.topic("t").is_none());
     catalog.create("t", 2, BTreeMap::new()).unwrap();
-    assert_eq!(range(&catalog, "t"), OffsetRange { low: 0, high: 0 });
+    assert_eq!(range(&catalog, "t"), OffsetRange { low: Offset(0), high: Offset(0) });
     drop(catalog);
     disk.crash(Unsynced::Dropped);
     let catalog = open(&disk);
-    assert_eq!(range(&catalog, "t"), OffsetRange { low: 0, high: 0 });
-    assert_eq!(append(&catalog, "t", 0), 0);
+    assert_eq!(range(&catalog, "t"), OffsetRange { low: Offset(0), high: Offset(0) });
+    assert_eq!(append(&catalog, "t", 0), Offset(0));
 }
 
 #[test]
-fn a_writer_of_a_deleted_topic_does_not_write_into_its_successor() {
+fn a_writer_of_a_deleted_topic_does_not_write_into_a_new_one_of_its_name() {
     let disk = MemoryDisk::default();
     let catalog = open(&disk);
     catalog.create("t", 1, BTreeMap::new()).unwrap();
@@ -133,12 +142,12 @@ fn a_writer_of_a_deleted_topic_does_not_write_into_its_successor() {
     for _ in 0..20 {
         old.partitions[0].append(&batch(1, 1000, None, 0), ANY).unwrap_err();
     }
-    assert_eq!(range(&catalog, "t"), OffsetRange { low: 0, high: 0 });
+    assert_eq!(range(&catalog, "t"), OffsetRange { low: Offset(0), high: Offset(0) });
     assert_eq!(disk.names(Path::new("/data/log/t-0")).unwrap(), ["00000000000000000000.log"]);
 }
 
 #[test]
-fn a_topic_that_could_not_be_created_is_not_there() {
+fn a_topic_that_could_not_be_created_does_not_exist() {
     for operation in
         [Operation::Sync, Operation::SyncDirectory, Operation::Rename, Operation::CreateDirectory]
     {
@@ -156,29 +165,29 @@ fn a_topic_that_could_not_be_created_is_not_there() {
             append(&catalog, "t", 1);
             drop(catalog);
             disk.crash(Unsynced::Dropped);
-            assert_eq!(open(&disk).topic("t").unwrap().partitions[1].range().high, 1);
+            assert_eq!(open(&disk).topic("t").unwrap().partitions[1].range().high, Offset(1));
         }
     }
 }
 
 #[test]
-fn a_topic_that_a_kill_left_behind_is_there_after_a_loss_of_power() {
+fn a_topic_that_a_killed_process_left_survives_a_loss_of_power() {
     let disk = MemoryDisk::default();
     let catalog = open(&disk);
-    // The last step: everything is written, and the name of the catalog is not on the disk yet.
+    // The last step: everything is written, but the name of the catalog is not synced yet.
     disk.fail(Operation::SyncDirectory, 2, ErrorKind::Other);
     catalog.create("t", 1, BTreeMap::new()).unwrap_err();
     drop(catalog);
     disk.crash(Unsynced::Kept);
     let catalog = open(&disk);
-    assert_eq!(append(&catalog, "t", 0), 0);
+    assert_eq!(append(&catalog, "t", 0), Offset(0));
     drop(catalog);
     disk.crash(Unsynced::Dropped);
-    assert_eq!(range(&open(&disk), "t").high, 1);
+    assert_eq!(range(&open(&disk), "t").high, Offset(1));
 }
 
 #[test]
-fn a_producer_number_that_could_not_be_noted_is_not_given() {
+fn a_producer_id_that_could_not_be_stored_is_not_assigned() {
     let disk = MemoryDisk::default();
     let catalog = open(&disk);
     disk.fail(Operation::SyncDirectory, 0, ErrorKind::Other);
@@ -192,23 +201,23 @@ fn a_producer_number_that_could_not_be_noted_is_not_given() {
 }
 
 #[test]
-fn a_full_disk_lets_a_topic_be_deleted() {
+fn a_topic_can_be_deleted_from_a_full_disk() {
     let disk = MemoryDisk::default();
     let catalog = open(&disk);
     catalog.create("t", 1, BTreeMap::new()).unwrap();
     append(&catalog, "t", 0);
-    disk.set_room(Some(0));
+    disk.set_free(Some(0));
     assert!(matches!(catalog.create("u", 1, BTreeMap::new()), Err(CreateError::Io(_))));
     assert!(catalog.shortage().is_some());
     assert!(catalog.delete("t").unwrap());
-    disk.set_room(None);
-    catalog.look_for_room();
+    disk.set_free(None);
+    catalog.check_for_space();
     assert_eq!(catalog.shortage(), None);
     catalog.create("u", 1, BTreeMap::new()).unwrap();
 }
 
 #[test]
-fn a_topic_that_is_being_created_holds_up_no_look_at_the_others() {
+fn creating_a_topic_does_not_block_the_others() {
     let disk = MemoryDisk::default();
     let catalog = open(&disk);
     catalog.create("t", 1, BTreeMap::new()).unwrap();
@@ -217,17 +226,17 @@ fn a_topic_that_is_being_created_holds_up_no_look_at_the_others() {
         let creating = scope.spawn(|| catalog.create("u", 1, BTreeMap::new()).unwrap());
         disk.until_held(1);
         assert!(catalog.topic("t").is_some());
-        assert!(catalog.topic("u").is_none(), "not before it is on the disk");
+        assert!(catalog.topic("u").is_none(), "not before it is synced");
         assert_eq!(catalog.topics().len(), 1);
         assert!(catalog.troubles().is_empty() && catalog.shortage().is_none());
-        disk.let_syncs_go();
+        disk.release_syncs();
         creating.join().unwrap();
     });
     assert!(catalog.topic("u").is_some());
 }
 
 #[test]
-fn a_catalog_that_is_lost_or_damaged_is_said() {
+fn a_lost_or_damaged_catalog_is_reported() {
     let disk = MemoryDisk::default();
     let catalog = open(&disk);
     catalog.create("t", 1, BTreeMap::new()).unwrap();
@@ -241,11 +250,11 @@ fn a_catalog_that_is_lost_or_damaged_is_said() {
         disk.damage(path, |bytes| bytes.clone_from(&whole));
     }
     disk.remove_file(path).unwrap();
-    assert!(try_open(&disk).unwrap_err().to_string().contains("it is missing, though there is t-0"));
+    assert!(try_open(&disk).unwrap_err().to_string().contains("it is missing, but there is t-0"));
 }
 
 #[test]
-fn what_is_wrong_with_a_kafka_partition_is_told() {
+fn a_problem_of_a_kafka_partition_is_reported() {
     let disk = MemoryDisk::default();
     let catalog = open(&disk);
     catalog.create("t", 3, BTreeMap::new()).unwrap();
@@ -254,8 +263,11 @@ fn what_is_wrong_with_a_kafka_partition_is_told() {
     let topic = catalog.topic("t").unwrap();
     topic.partitions[2].append(&batch(1, 1000, None, 0), ANY).unwrap_err();
     let troubles = catalog.troubles();
-    assert_eq!((troubles.len(), troubles[0].topic.as_str(), troubles[0].kafka_partition), (1, "t", 2));
-    assert!(troubles[0].reason.contains("cannot bring it to the disk"), "{}", troubles[0].reason);
+    let [Trouble::Partition { topic, kafka_partition, reason }] = &troubles[..] else {
+        panic!("{troubles:?}")
+    };
+    assert_eq!((topic.as_str(), *kafka_partition), ("t", KafkaPartition(2)));
+    assert!(reason.contains("cannot sync it"), "{reason}");
     append(&catalog, "t", 1);
 }
 
@@ -290,14 +302,14 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 1..50)
 }
 
-/// What is known of a topic.
+/// The expected state of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Known {
     Absent,
-    /// With this many acknowledged records.
-    There(i64),
-    /// Its creation or deletion has failed on its way, with this many acknowledged records if it is there.
-    Doubtful(i64),
+    /// It exists, with this end offset of its acknowledged records.
+    There(Offset),
+    /// Its creation or deletion has failed; it has this end offset if it exists.
+    Doubtful(Offset),
 }
 
 fn run(steps: &[Step]) {
@@ -309,20 +321,18 @@ fn run(steps: &[Step]) {
         match step {
             Step::Create(at) => match (catalog.create(NAMES[at], 1, BTreeMap::new()), known[at]) {
                 (Ok(()), Known::There(_)) => panic!("created twice"),
-                (Ok(()), _) => known[at] = Known::There(0),
-                (Err(CreateError::Exists), Known::Absent) => panic!("it is not there"),
+                (Ok(()), _) => known[at] = Known::There(Offset::START),
+                (Err(CreateError::Exists), Known::Absent) => panic!("it does not exist"),
                 (Err(CreateError::Exists), _) => {}
-                (Err(_), Known::Absent | Known::Doubtful(_)) => known[at] = Known::Doubtful(0),
-                (Err(refused), Known::There(_)) => panic!("it is there: {refused}"),
+                (Err(_), Known::Absent | Known::Doubtful(_)) => known[at] = Known::Doubtful(Offset::START),
+                (Err(refused), Known::There(_)) => panic!("it exists: {refused}"),
             },
             Step::Delete(at) => match (catalog.delete(NAMES[at]), known[at]) {
                 (Ok(true), Known::Absent) | (Ok(false), Known::There(_)) => panic!("{step:?} {known:?}"),
-                // Where the creation failed, the disk may still have it.
+                // If the creation failed, it may still be on the disk.
                 (Ok(false), _) => {}
                 (Ok(true), _) => known[at] = Known::Absent,
-                (Err(_), Known::There(records) | Known::Doubtful(records)) => {
-                    known[at] = Known::Doubtful(records);
-                }
+                (Err(_), Known::There(end) | Known::Doubtful(end)) => known[at] = Known::Doubtful(end),
                 (Err(_), Known::Absent) => panic!("there is nothing to delete"),
             },
             Step::Append(at) => {
@@ -330,15 +340,15 @@ fn run(steps: &[Step]) {
                     assert!(!matches!(known[at], Known::There(_)), "{} is gone", NAMES[at]);
                     continue;
                 };
-                if let (Ok(offset), Known::There(records)) =
+                if let (Ok(offset), Known::There(end)) =
                     (topic.partitions[0].append(&batch(1, 1000, None, 0), ANY), &mut known[at])
                 {
-                    *records = offset + 1;
+                    *end = offset.next();
                 }
             }
             Step::NewProducer => {
-                if let Ok(number) = catalog.new_producer() {
-                    assert!(producers.insert(number), "{number} was given twice");
+                if let Ok(id) = catalog.new_producer() {
+                    assert!(producers.insert(id), "{id} was assigned twice");
                 }
             }
             Step::Fail { operation, after, kind } => disk.fail(operation, after, kind),
@@ -350,8 +360,8 @@ fn run(steps: &[Step]) {
                     match (catalog.topic(name).map(|topic| topic.partitions[0].range().high), *known) {
                         (None, Known::There(_)) => panic!("{name} is gone"),
                         (Some(_), Known::Absent) => panic!("{name} is back"),
-                        (Some(high), Known::There(records) | Known::Doubtful(records)) => {
-                            assert!(high >= records, "{name} has {high} of {records} records");
+                        (Some(high), Known::There(end) | Known::Doubtful(end)) => {
+                            assert!(high >= end, "{name} ends at {high}, before {end}");
                             *known = Known::There(high);
                         }
                         (None, _) => *known = Known::Absent,
@@ -366,7 +376,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_was_answered_is_so_after_any_history(steps in steps()) {
+    fn acknowledged_changes_survive_any_history(steps in steps()) {
         run(&steps);
     }
 }

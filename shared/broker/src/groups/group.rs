@@ -1,61 +1,51 @@
-//! One consumer group: its members and the steps of a rebalance.
+//! One consumer group: its members and its state.
 //!
-//! `Empty` → `Joining` (members are gathered) → `Syncing` (the leader shares out) → `Stable`, and back to `Joining`
-//! whenever a member comes, goes or changes. This file has no clock and does no I/O.
+//! `Empty` → `Joining` (members are gathered) → `Syncing` (the leader assigns) → `Stable`, and back to `Joining` whenever a
+//! member joins, leaves or changes. It has no clock and does no I/O.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::Bytes;
 use kafka_protocol::error::ResponseError;
 
 use super::{
     Admission, Answer, Answers, Caller, DescribedMember, Description, Identity, Join, Joined, Membership,
     Sync,
 };
+use member::Member;
+
+mod member;
+mod rebalance;
 
 #[derive(Debug, Default)]
 pub(super) struct Group {
     state: State,
-    /// Counts rebalances; what an older generation says is refused.
+    /// Counts rebalances; requests of an older generation are refused.
     generation: i32,
     protocol_type: String,
-    /// The assignor that all members of this generation know.
+    /// The assignor of this generation, which all members support.
     protocol: String,
+    /// The member id of the leader.
     leader: String,
+    /// By member id.
     members: BTreeMap<String, Member>,
-    /// Identities that were given away and not used yet, with the time at which they lapse.
+    /// Member ids of clients that have not joined yet, with the time at which they expire.
     admitted: BTreeMap<String, Duration>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum State {
+enum State {
     #[default]
     Empty,
-    /// Members are gathered; those that have not joined by then are out.
+    /// Members are gathered; those that have not joined by then are removed.
     Joining {
         until: Duration,
     },
-    /// The leader shares out; those that have not asked for their part by then are out.
+    /// The leader assigns; members that have not asked for their assignment by then are removed.
     Syncing {
         until: Duration,
     },
     Stable,
-}
-
-#[derive(Debug)]
-struct Member {
-    instance_id: Option<String>,
-    client_id: String,
-    client_host: String,
-    session_timeout: Duration,
-    rebalance_timeout: Duration,
-    protocols: Vec<(String, Bytes)>,
-    assignment: Bytes,
-    /// When it counts as gone, unless it is heard of before or waits for an answer.
-    expires: Duration,
-    joining: Option<Caller>,
-    syncing: Option<Caller>,
 }
 
 impl Group {
@@ -78,7 +68,7 @@ impl Group {
             if let Some(former) = same_instance {
                 return self.replace(&former, caller, join, now, answers);
             }
-            self.check_protocols(&join, "")?;
+            self.check_protocols(&join, None)?;
             if join.admission == Admission::InTwoSteps && join.identity.instance_id.is_none() {
                 self.admitted.insert(join.new_member_id.clone(), now + join.session_timeout);
                 answers.push((caller, Answer::Admitted { member_id: join.new_member_id }));
@@ -88,19 +78,19 @@ impl Group {
             return Ok(());
         }
         if join.identity.instance_id.is_none() && self.admitted.contains_key(&member_id) {
-            self.check_protocols(&join, "")?;
+            self.check_protocols(&join, None)?;
             self.admitted.remove(&member_id);
             self.add(member_id, caller, join, now, answers);
             return Ok(());
         }
         self.identify(&join.identity)?;
-        self.check_protocols(&join, &member_id)?;
+        self.check_protocols(&join, Some(&member_id))?;
         let member = self.members.get(&member_id).ok_or(ResponseError::UnknownMemberId)?;
         let unchanged = member.protocols == join.protocols;
         let settled = match self.state {
             State::Empty | State::Joining { .. } => false,
             State::Syncing { .. } => unchanged,
-            // The leader joins again to say that it sees a reason to share out afresh.
+            // When the leader joins again, it wants to assign again.
             State::Stable => unchanged && self.leader != member_id,
         };
         self.update(&member_id, join, now);
@@ -113,7 +103,7 @@ impl Group {
         Ok(())
     }
 
-    /// A static member is back under a new identity. The former one is fenced. Where nothing else has changed, the group
+    /// A static member joins again under a new member id; the former id is fenced. If nothing else has changed, the group
     /// keeps its generation.
     fn replace(
         &mut self,
@@ -123,7 +113,7 @@ impl Group {
         now: Duration,
         answers: &mut Answers,
     ) -> Result<(), ResponseError> {
-        self.check_protocols(&join, former)?;
+        self.check_protocols(&join, Some(former))?;
         let member_id = join.new_member_id.clone();
         let mut member = self.members.remove(former).ok_or(ResponseError::UnknownMemberId)?;
         for waiting in [member.joining.take(), member.syncing.take()].into_iter().flatten() {
@@ -135,7 +125,7 @@ impl Group {
         self.leader = if former_leader == former { member_id.clone() } else { former_leader.clone() };
         self.update(&member_id, join, now);
         if self.state == State::Stable && unchanged {
-            // It is not told that it leads, since it would share out afresh, while nobody else joins.
+            // It must not learn that it is the leader: it would assign again, although no other member joins.
             let joined = Joined { leader: former_leader, members: Vec::new(), ..self.joined(&member_id) };
             answers.push((caller, Answer::Joined(joined)));
         } else {
@@ -149,30 +139,13 @@ impl Group {
         if self.members.is_empty() {
             self.protocol_type.clone_from(&join.protocol_type);
         }
-        let member = Member {
-            instance_id: join.identity.instance_id,
-            client_id: join.client_id,
-            client_host: join.client_host,
-            session_timeout: join.session_timeout,
-            rebalance_timeout: join.rebalance_timeout,
-            protocols: join.protocols,
-            assignment: Bytes::new(),
-            expires: now + join.session_timeout,
-            joining: Some(caller),
-            syncing: None,
-        };
-        self.members.insert(member_id, member);
+        self.members.insert(member_id, Member::new(join, caller, now));
         self.rebalance(now, answers);
     }
 
     fn update(&mut self, member_id: &str, join: Join, now: Duration) {
         if let Some(member) = self.members.get_mut(member_id) {
-            member.client_id = join.client_id;
-            member.client_host = join.client_host;
-            member.session_timeout = join.session_timeout;
-            member.rebalance_timeout = join.rebalance_timeout;
-            member.protocols = join.protocols;
-            member.expires = now + member.session_timeout;
+            member.update(join, now);
         }
     }
 
@@ -180,67 +153,18 @@ impl Group {
         if let Some(member) = self.members.get_mut(member_id)
             && let Some(former) = member.joining.replace(caller)
         {
-            // It asks again over another connection; nobody reads the first answer.
+            // It joins again over another connection; the first answer is not read.
             answers.push((former, Answer::Refused(ResponseError::RebalanceInProgress)));
         }
     }
 
-    /// Starts a rebalance, if none is under way, and ends it if nobody is missing.
-    fn rebalance(&mut self, now: Duration, answers: &mut Answers) {
-        if !matches!(self.state, State::Joining { .. }) {
-            for member in self.members.values_mut() {
-                if let Some(caller) = member.syncing.take() {
-                    member.expires = now + member.session_timeout;
-                    answers.push((caller, Answer::Refused(ResponseError::RebalanceInProgress)));
-                }
-            }
-            self.state = State::Joining { until: now + self.rebalance_timeout() };
-        }
-        if self.members.values().all(|member| member.joining.is_some()) {
-            self.complete_join(now, answers);
-        }
-    }
-
-    /// Starts the next generation with those that have joined. Static members keep their place until their session ends.
-    fn complete_join(&mut self, now: Duration, answers: &mut Answers) {
-        self.members.retain(|_, member| member.joining.is_some() || member.instance_id.is_some());
-        if self.members.is_empty() {
-            self.state = State::Empty;
-            return;
-        }
-        let joined: Vec<String> = self
-            .members
-            .iter()
-            .filter(|(_, member)| member.joining.is_some())
-            .map(|(id, _)| id.clone())
-            .collect();
-        let Some(first) = joined.first() else {
-            // Only static members that are away: they come back, or their sessions end.
-            self.state = State::Joining { until: now + self.rebalance_timeout() };
-            return;
-        };
-        if !joined.contains(&self.leader) {
-            self.leader.clone_from(first);
-        }
-        self.generation += 1;
-        self.protocol = self.vote();
-        self.state = State::Syncing { until: now + self.rebalance_timeout() };
-        for member_id in &joined {
-            let answer = Answer::Joined(self.joined(member_id));
-            if let Some(member) = self.members.get_mut(member_id) {
-                member.expires = now + member.session_timeout;
-                answers.extend(member.joining.take().map(|caller| (caller, answer)));
-            }
-        }
-    }
-
     pub(super) fn sync(&mut self, caller: Caller, sync: Sync, now: Duration, answers: &mut Answers) {
-        if let Err(error) = self.take_sync(caller, sync, now, answers) {
+        if let Err(error) = self.accept_sync(caller, sync, now, answers) {
             answers.push((caller, Answer::Refused(error)));
         }
     }
 
-    fn take_sync(
+    fn accept_sync(
         &mut self,
         caller: Caller,
         sync: Sync,
@@ -258,57 +182,39 @@ impl Group {
             State::Empty => return Err(ResponseError::UnknownMemberId),
             State::Joining { .. } => return Err(ResponseError::RebalanceInProgress),
             State::Stable => {
-                self.touch(&member_id, now);
+                self.renew_session(&member_id, now);
                 answers.push((caller, self.synced(&member_id)));
             }
             State::Syncing { .. } => {
-                self.touch(&member_id, now);
+                self.renew_session(&member_id, now);
                 let member = self.members.get_mut(&member_id).ok_or(ResponseError::UnknownMemberId)?;
                 if let Some(former) = member.syncing.replace(caller) {
                     answers.push((former, Answer::Refused(ResponseError::RebalanceInProgress)));
                 }
                 if member_id == self.leader {
-                    self.share_out(sync.assignments, now, answers);
+                    self.assign(sync.assignments, now, answers);
                 }
             }
         }
         Ok(())
     }
 
-    fn share_out(&mut self, assignments: Vec<(String, Bytes)>, now: Duration, answers: &mut Answers) {
-        let mut assignments: BTreeMap<_, _> = assignments.into_iter().collect();
-        for (id, member) in &mut self.members {
-            // Copied, so that it does not hold on to the whole request.
-            member.assignment =
-                assignments.remove(id).map(|bytes| Bytes::copy_from_slice(&bytes)).unwrap_or_default();
-        }
-        self.state = State::Stable;
-        let waiting: Vec<String> = self.members.keys().cloned().collect();
-        for member_id in waiting {
-            let answer = self.synced(&member_id);
-            if let Some(caller) = self.members.get_mut(&member_id).and_then(|member| member.syncing.take()) {
-                self.touch(&member_id, now);
-                answers.push((caller, answer));
-            }
-        }
-    }
-
     pub(super) fn heartbeat(&mut self, member: &Membership, now: Duration) -> Result<(), ResponseError> {
         self.check_member(member)?;
-        self.touch(&member.identity.member_id, now);
+        self.renew_session(&member.identity.member_id, now);
         match self.state {
             State::Joining { .. } => Err(ResponseError::RebalanceInProgress),
             State::Empty | State::Syncing { .. } | State::Stable => Ok(()),
         }
     }
 
-    /// Whether a member (or, while there are none, anybody) may store offsets now.
+    /// Whether a member may store offsets now. A group without members accepts offsets from any client.
     pub(super) fn may_commit(&mut self, member: &Membership, now: Duration) -> Result<(), ResponseError> {
         if member.generation < 0 && member.identity == Identity::default() {
             return if self.members.is_empty() { Ok(()) } else { Err(ResponseError::UnknownMemberId) };
         }
         self.check_member(member)?;
-        self.touch(&member.identity.member_id, now);
+        self.renew_session(&member.identity.member_id, now);
         match self.state {
             State::Syncing { .. } => Err(ResponseError::RebalanceInProgress),
             State::Empty | State::Joining { .. } | State::Stable => Ok(()),
@@ -324,7 +230,7 @@ impl Group {
         if self.admitted.remove(&identity.member_id).is_some() {
             return Ok(());
         }
-        // An operator names a static member by its instance alone.
+        // An operator names a static member only by its instance id.
         let member_id = match self.member_of_instance(identity.instance_id.as_deref()) {
             Some(member_id) if identity.member_id.is_empty() => member_id,
             _ => {
@@ -337,10 +243,10 @@ impl Group {
     }
 
     pub(super) fn tick(&mut self, now: Duration, answers: &mut Answers) {
-        self.admitted.retain(|_, lapses| *lapses > now);
-        let gone: Vec<String> =
-            self.members.iter().filter(|(_, member)| member.is_gone(now)).map(|(id, _)| id.clone()).collect();
-        for member_id in gone {
+        self.admitted.retain(|_, expires| *expires > now);
+        let expired = self.members.iter().filter(|(_, member)| member.is_expired(now));
+        let expired: Vec<String> = expired.map(|(id, _)| id.clone()).collect();
+        for member_id in expired {
             self.remove(&member_id, now, answers);
         }
         match self.state {
@@ -355,7 +261,7 @@ impl Group {
                 for member_id in missing {
                     self.remove(&member_id, now, answers);
                 }
-                // All have asked and the leader with them: then it is not in this state any more.
+                // The leader is among them: had it asked, the state would have changed.
             }
             _ => {}
         }
@@ -373,7 +279,7 @@ impl Group {
         }
     }
 
-    /// Who a client says it is, and that it is who it says.
+    /// Checks the ids that a client sends.
     fn identify(&self, identity: &Identity) -> Result<(), ResponseError> {
         if let Some(instance_id) = &identity.instance_id {
             return match self.member_of_instance(Some(instance_id)) {
@@ -394,73 +300,9 @@ impl Group {
         if member.generation == self.generation { Ok(()) } else { Err(ResponseError::IllegalGeneration) }
     }
 
-    /// Whether the members, `but` aside, and the one that joins have an assignor in common.
-    fn check_protocols(&self, join: &Join, but: &str) -> Result<(), ResponseError> {
-        let mut others =
-            self.members.iter().filter(|(id, _)| *id != but).map(|(_, member)| member).peekable();
-        if others.peek().is_none() {
-            return Ok(());
-        }
-        let others: Vec<&Member> = others.collect();
-        let common = |name: &String| others.iter().all(|member| member.metadata(name).is_some());
-        if join.protocol_type != self.protocol_type || !join.protocols.iter().any(|(name, _)| common(name)) {
-            return Err(ResponseError::InconsistentGroupProtocol);
-        }
-        Ok(())
-    }
-
-    /// The assignor that all know and most prefer; the first by name among equals.
-    fn vote(&self) -> String {
-        let mut votes: BTreeMap<&str, usize> = BTreeMap::new();
-        for member in self.members.values() {
-            let known = |name: &str| self.members.values().all(|member| member.metadata(name).is_some());
-            if let Some((name, _)) = member.protocols.iter().find(|(name, _)| known(name)) {
-                *votes.entry(name).or_default() += 1;
-            }
-        }
-        let most = votes.values().copied().max();
-        votes
-            .into_iter()
-            .find(|(_, count)| Some(*count) == most)
-            .map_or_else(String::new, |(name, _)| name.to_owned())
-    }
-
-    fn joined(&self, member_id: &str) -> Joined {
-        let members = if member_id == self.leader {
-            let members = self.members.iter();
-            members
-                .map(|(id, member)| {
-                    (member.identity(id), member.metadata(&self.protocol).unwrap_or_default())
-                })
-                .collect()
-        } else {
-            Vec::new()
-        };
-        Joined {
-            generation: self.generation,
-            protocol_type: self.protocol_type.clone(),
-            protocol: self.protocol.clone(),
-            leader: self.leader.clone(),
-            member_id: member_id.to_owned(),
-            members,
-        }
-    }
-
-    fn synced(&self, member_id: &str) -> Answer {
-        Answer::Synced {
-            protocol_type: self.protocol_type.clone(),
-            protocol: self.protocol.clone(),
-            assignment: self
-                .members
-                .get(member_id)
-                .map(|member| member.assignment.clone())
-                .unwrap_or_default(),
-        }
-    }
-
-    fn touch(&mut self, member_id: &str, now: Duration) {
+    fn renew_session(&mut self, member_id: &str, now: Duration) {
         if let Some(member) = self.members.get_mut(member_id) {
-            member.expires = now + member.session_timeout;
+            member.renew_session(now);
         }
     }
 
@@ -471,10 +313,7 @@ impl Group {
         found.map(|(id, _)| id.clone())
     }
 
-    fn rebalance_timeout(&self) -> Duration {
-        self.members.values().map(|member| member.rebalance_timeout).max().unwrap_or_default()
-    }
-
+    /// The next time at which a tick changes something.
     pub(super) fn next_deadline(&self) -> Option<Duration> {
         let sessions =
             self.members.values().filter(|member| !member.is_waiting()).map(|member| member.expires);
@@ -485,8 +324,8 @@ impl Group {
         sessions.chain(self.admitted.values().copied()).chain(phase).min()
     }
 
-    /// Whether there is nothing left to know about it.
-    pub(super) fn is_abandoned(&self) -> bool {
+    /// Whether it can be forgotten.
+    pub(super) fn is_unused(&self) -> bool {
         self.members.is_empty() && self.admitted.is_empty()
     }
 
@@ -494,7 +333,8 @@ impl Group {
         !self.members.is_empty()
     }
 
-    pub(super) fn knows(&self, identity: &Identity) -> bool {
+    /// Whether a client has joined, or has a member id.
+    pub(super) fn has(&self, identity: &Identity) -> bool {
         self.members.contains_key(&identity.member_id)
             || self.admitted.contains_key(&identity.member_id)
             || self.member_of_instance(identity.instance_id.as_deref()).is_some()
@@ -508,7 +348,7 @@ impl Group {
         &self.protocol_type
     }
 
-    /// Kafka's name of the state.
+    /// The name of the state in Kafka's protocol.
     pub(super) fn state(&self) -> &'static str {
         match self.state {
             State::Empty => "Empty",
@@ -532,25 +372,5 @@ impl Group {
             protocol: if self.state == State::Stable { self.protocol.clone() } else { String::new() },
             members: members.collect(),
         }
-    }
-}
-
-impl Member {
-    /// What it tells the leader for the assignor `name`; `None` if it does not know that one.
-    fn metadata(&self, name: &str) -> Option<Bytes> {
-        self.protocols.iter().find(|(known, _)| known == name).map(|(_, metadata)| metadata.clone())
-    }
-
-    fn identity(&self, member_id: &str) -> Identity {
-        Identity { member_id: member_id.to_owned(), instance_id: self.instance_id.clone() }
-    }
-
-    /// Who waits for an answer cannot send heartbeats.
-    fn is_waiting(&self) -> bool {
-        self.joining.is_some() || self.syncing.is_some()
-    }
-
-    fn is_gone(&self, now: Duration) -> bool {
-        !self.is_waiting() && self.expires <= now
     }
 }

@@ -1,4 +1,4 @@
-//! The rules of a group, tried one by one and over random histories.
+//! The rules of a group, tested one by one and over random histories.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -34,7 +34,7 @@ fn member(joined: &Joined) -> Membership {
 }
 
 impl Bench {
-    /// Takes one input; returns the caller's number.
+    /// Processes one input; the caller's number.
     fn step(&mut self, input: impl FnOnce(Caller) -> Input) -> u64 {
         self.callers += 1;
         let answers = self.groups.step(input(Caller(self.callers)), self.now);
@@ -68,8 +68,8 @@ impl Bench {
     }
 
     fn sync(&mut self, member: Membership, assignments: &[(&str, &str)]) -> u64 {
-        let assignments =
-            assignments.iter().map(|(id, part)| ((*id).to_owned(), Bytes::from((*part).to_owned())));
+        let assignments = assignments.iter();
+        let assignments = assignments.map(|(id, own)| ((*id).to_owned(), Bytes::from((*own).to_owned())));
         let sync = Sync { member, protocol_type: None, protocol: None, assignments: assignments.collect() };
         self.step(|caller| Input::Sync { caller, group: "g".into(), sync })
     }
@@ -101,14 +101,15 @@ impl Bench {
         }
     }
 
-    fn part(&self, caller: u64) -> &[u8] {
+    /// The assignment that a caller has received.
+    fn assignment(&self, caller: u64) -> &[u8] {
         match self.answers.get(&caller) {
             Some(Answer::Synced { assignment, .. }) => assignment,
             other => panic!("caller {caller} has {other:?}"),
         }
     }
 
-    /// A group of one, settled.
+    /// A stable group of one member.
     fn one(&mut self) -> Joined {
         let first = self.join(Identity::default());
         let first = self.joined(first);
@@ -116,7 +117,7 @@ impl Bench {
         first
     }
 
-    /// A group of two, settled.
+    /// A stable group of two members.
     fn two(&mut self) -> (Joined, Joined) {
         let one = self.one();
         let second = self.join(Identity::default());
@@ -138,18 +139,22 @@ fn one_member_joins_syncs_and_commits() {
     let joined = bench.one();
     assert_eq!((joined.generation, joined.leader.as_str(), joined.protocol.as_str()), (1, "m1", "range"));
     assert_eq!(joined.members, [(name("m1"), Bytes::from("range"))]);
-    assert_eq!(bench.part(2), b"all");
+    assert_eq!(bench.assignment(2), b"all");
     assert_eq!(bench.heartbeat(member(&joined)), Answer::Done);
     assert_eq!(bench.commit(member(&joined)), Answer::Done);
-    let nobody = Membership { identity: Identity::default(), generation: -1 };
-    assert_eq!(bench.commit(nobody.clone()), refused(ResponseError::UnknownMemberId));
+    let non_member = Membership { identity: Identity::default(), generation: -1 };
+    assert_eq!(bench.commit(non_member.clone()), refused(ResponseError::UnknownMemberId));
     assert_eq!(bench.leave(name("m1")), Answer::Left(vec![Ok(())]));
-    assert_eq!(bench.commit(nobody), Answer::Done, "a group without members takes offsets from anybody");
+    assert_eq!(
+        bench.commit(non_member),
+        Answer::Done,
+        "a group without members accepts offsets of any client"
+    );
     assert_eq!(bench.groups.next_deadline(), None);
 }
 
 #[test]
-fn a_second_member_makes_a_new_generation_with_the_first() {
+fn a_second_member_starts_a_new_generation_with_the_first() {
     let mut bench = Bench::default();
     let one = bench.one();
     let second = bench.join(Identity::default());
@@ -158,12 +163,12 @@ fn a_second_member_makes_a_new_generation_with_the_first() {
     let first = bench.join(name(&one.member_id));
     let (first, second) = (bench.joined(first), bench.joined(second));
     assert_eq!((first.generation, second.generation), (2, 2));
-    assert_eq!((first.members.len(), second.members.len()), (2, 0), "only the leader shares out");
+    assert_eq!((first.members.len(), second.members.len()), (2, 0), "only the leader assigns");
     let waiting = bench.sync(member(&second), &[]);
     assert!(!bench.answers.contains_key(&waiting), "it waits for the leader");
     assert_eq!(bench.commit(member(&second)), refused(ResponseError::RebalanceInProgress));
     let leading = bench.sync(member(&first), &[(&first.member_id, "left"), (&second.member_id, "right")]);
-    assert_eq!((bench.part(leading), bench.part(waiting)), (&b"left"[..], &b"right"[..]));
+    assert_eq!((bench.assignment(leading), bench.assignment(waiting)), (&b"left"[..], &b"right"[..]));
     assert_eq!(
         bench.commit(member(&one)),
         refused(ResponseError::IllegalGeneration),
@@ -173,7 +178,7 @@ fn a_second_member_makes_a_new_generation_with_the_first() {
 }
 
 #[test]
-fn a_silent_member_is_out_after_its_session_timeout() {
+fn a_silent_member_is_removed_after_its_session_timeout() {
     let mut bench = Bench::default();
     let (first, second) = bench.two();
     bench.wait(SESSION / 2);
@@ -191,7 +196,7 @@ fn a_rebalance_does_not_wait_longer_than_its_timeout() {
     let one = bench.one();
     let second = bench.join(Identity::default());
     for _ in 0..REBALANCE.as_secs() / 5 {
-        // The first member is alive but does not join: it works on what it has read.
+        // The first member sends heartbeats but does not join, since it still processes what it has read.
         bench.wait(Duration::from_secs(5));
         let _ = bench.heartbeat(member(&one));
     }
@@ -201,7 +206,7 @@ fn a_rebalance_does_not_wait_longer_than_its_timeout() {
 }
 
 #[test]
-fn a_leader_that_does_not_share_out_is_out() {
+fn a_leader_that_does_not_assign_is_removed() {
     let mut bench = Bench::default();
     let (first, second) = bench.two();
     let leading = bench.join(name(&first.member_id));
@@ -219,7 +224,7 @@ fn a_leader_that_does_not_share_out_is_out() {
 }
 
 #[test]
-fn a_static_member_keeps_its_place_over_a_restart() {
+fn a_static_member_keeps_its_assignment_across_a_restart() {
     let mut bench = Bench::default();
     let caller = bench.join(fixed("", "rack-1"));
     let first = bench.joined(caller);
@@ -229,14 +234,14 @@ fn a_static_member_keeps_its_place_over_a_restart() {
     let back = bench.joined(caller);
     assert_eq!(back.generation, 1, "no rebalance");
     assert_ne!(back.member_id, first.member_id);
-    assert_ne!(back.leader, back.member_id, "it is not asked to share out afresh");
+    assert_ne!(back.leader, back.member_id, "it must not assign again");
     let caller = bench.sync(Membership { identity: fixed(&back.member_id, "rack-1"), generation: 1 }, &[]);
-    assert_eq!(bench.part(caller), b"all");
+    assert_eq!(bench.assignment(caller), b"all");
     assert_eq!(bench.heartbeat(own), refused(ResponseError::FencedInstanceId));
     assert_eq!(
         bench.leave(fixed("", "rack-1")),
         Answer::Left(vec![Ok(())]),
-        "an operator may remove it by its instance"
+        "an operator may remove it by its instance id"
     );
     assert!(!bench.groups.has_members("g"));
 }
@@ -257,7 +262,7 @@ fn members_need_an_assignor_in_common() {
 }
 
 #[test]
-fn an_identity_is_used_within_the_session_timeout() {
+fn a_member_id_expires_after_the_session_timeout() {
     let mut bench = Bench::default();
     let join = Join {
         identity: Identity::default(),
@@ -297,7 +302,7 @@ fn the_number_of_members_is_bounded() {
     assert_eq!(bench.answers[&caller], refused(ResponseError::GroupMaxSizeReached));
 }
 
-/// What a client does next, whatever it knows.
+/// The next request of a client, valid or not.
 #[derive(Clone, Debug)]
 enum Act {
     JoinNew,
@@ -323,23 +328,38 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// A membership that a client has received.
+struct Seen {
+    instance_id: Option<String>,
+    joined: Joined,
+}
+
+impl Seen {
+    fn identity(&self) -> Identity {
+        Identity { member_id: self.joined.member_id.clone(), instance_id: self.instance_id.clone() }
+    }
+
+    fn membership(&self) -> Membership {
+        Membership { identity: self.identity(), generation: self.joined.generation }
+    }
+}
+
+fn pick(known: &[Seen], at: usize) -> Option<&Seen> {
+    known.get(at % known.len().max(1))
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
 
-    /// Whatever clients do: each is answered once and in the end, and what a member gets is what the leader of
-    /// its own generation gave it.
+    /// Whatever clients do, each request is answered once, and each member receives the assignment from the leader of its
+    /// own generation.
     #[test]
-    fn rebalances_are_sound(acts in prop::collection::vec(act(), 1..80)) {
+    fn rebalances_are_correct(acts in prop::collection::vec(act(), 1..80)) {
         let mut bench = Bench::default();
-        let mut known: Vec<(Option<String>, Joined)> = Vec::new();
+        let mut known: Vec<Seen> = Vec::new();
         let mut syncs: BTreeMap<u64, Joined> = BTreeMap::new();
         let mut joins: BTreeMap<u64, Option<String>> = BTreeMap::new();
         for act in acts {
-            let pick = |at: usize| known.get(at % known.len().max(1)).cloned();
-            let identity = |(instance_id, joined): &(Option<String>, Joined)| Identity {
-                member_id: joined.member_id.clone(),
-                instance_id: instance_id.clone(),
-            };
             match act {
                 Act::JoinNew => {
                     joins.insert(bench.join(Identity::default()), None);
@@ -348,33 +368,32 @@ proptest! {
                     let instance_id = format!("i{instance}");
                     joins.insert(bench.join(fixed("", &instance_id)), Some(instance_id));
                 }
-                Act::JoinAgain(at) => if let Some(one) = pick(at) {
-                    joins.insert(bench.join(identity(&one)), one.0.clone());
+                Act::JoinAgain(at) => if let Some(one) = pick(&known, at) {
+                    joins.insert(bench.join(one.identity()), one.instance_id.clone());
                 }
-                Act::Sync(at) => if let Some(one) = pick(at) {
-                    let parts: Vec<(String, String)> = one.1.members.iter()
-                        .map(|(member, _)| (member.member_id.clone(), format!("{}/{}", one.1.generation, member.member_id)))
+                Act::Sync(at) => if let Some(one) = pick(&known, at) {
+                    let parts: Vec<(String, String)> = one.joined.members.iter()
+                        .map(|(member, _)| (member.member_id.clone(), format!("{}/{}", one.joined.generation, member.member_id)))
                         .collect();
                     let parts: Vec<(&str, &str)> = parts.iter().map(|(id, part)| (id.as_str(), part.as_str())).collect();
-                    let membership = Membership { identity: identity(&one), generation: one.1.generation };
-                    syncs.insert(bench.sync(membership, &parts), one.1);
+                    syncs.insert(bench.sync(one.membership(), &parts), one.joined.clone());
                 }
-                Act::Heartbeat(at) => if let Some(one) = pick(at) {
-                    bench.heartbeat(Membership { identity: identity(&one), generation: one.1.generation });
+                Act::Heartbeat(at) => if let Some(one) = pick(&known, at) {
+                    bench.heartbeat(one.membership());
                 }
-                Act::Leave(at) => if let Some(one) = pick(at) {
-                    bench.leave(identity(&one));
+                Act::Leave(at) => if let Some(one) = pick(&known, at) {
+                    bench.leave(one.identity());
                 }
-                Act::Commit(at) => if let Some(one) = pick(at) {
-                    bench.commit(Membership { identity: identity(&one), generation: one.1.generation });
+                Act::Commit(at) => if let Some(one) = pick(&known, at) {
+                    bench.commit(one.membership());
                 }
                 Act::Wait(seconds) => bench.wait(Duration::from_secs(seconds)),
             }
             for (caller, instance_id) in &joins {
                 if let Some(Answer::Joined(joined)) = bench.answers.get(caller)
-                    && !known.iter().any(|(_, other)| other == joined)
+                    && !known.iter().any(|other| other.joined == *joined)
                 {
-                    known.push((instance_id.clone(), joined.clone()));
+                    known.push(Seen { instance_id: instance_id.clone(), joined: joined.clone() });
                 }
             }
         }
@@ -388,8 +407,8 @@ proptest! {
         }
         for (caller, joined) in &syncs {
             if let Answer::Synced { assignment, .. } = &bench.answers[caller] {
-                // A static member takes over the part of the member whose place it has.
-                let moved = known.iter().any(|(instance_id, other)| other == joined && instance_id.is_some());
+                // A static member takes over the assignment of its former member id.
+                let moved = known.iter().any(|other| other.joined == *joined && other.instance_id.is_some());
                 let part = std::str::from_utf8(assignment).unwrap();
                 let own = if moved { joined.generation.to_string() } else { format!("{}/{}", joined.generation, joined.member_id) };
                 prop_assert!(part.is_empty() || part.starts_with(&own), "{part} for {own}");

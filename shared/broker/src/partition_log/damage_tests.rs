@@ -1,4 +1,6 @@
-//! What a crash tears, and what is damaged on the disk, of one Kafka partition.
+//! Incomplete writes after a crash, and damage on the disk, of one Kafka partition.
+
+use wye_domain::place::Offset;
 
 use super::tests::{ANY, bases, create, directory, fill, reopen};
 use super::{PartitionLog, ReadError};
@@ -18,47 +20,48 @@ fn first_segment() -> std::path::PathBuf {
     path("00000000000000000000.log")
 }
 
-/// Why the log is not opened.
+/// The error of opening the log.
 fn refusal(disk: &MemoryDisk) -> String {
     let error = reopen(disk).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
     error.to_string()
 }
 
-fn side_files(disk: &MemoryDisk) -> Vec<String> {
+/// The names of the copies of what was cut off.
+fn copies(disk: &MemoryDisk) -> Vec<String> {
     let names = disk.names(&directory()).unwrap();
     names.into_iter().filter(|name| name.contains("cut-at")).collect()
 }
 
 #[test]
-fn a_torn_end_is_cut_off_and_kept() {
+fn an_incomplete_end_is_cut_off_and_kept() {
     let disk = MemoryDisk::default();
     fill(&create(&disk), 5);
-    for (number, torn) in [1, 1000, 1050, 1061].into_iter().enumerate() {
-        disk.damage(&first_segment(), |bytes| bytes.truncate(5 * BATCH - torn));
+    for (number, missing) in [1, 1000, 1050, 1061].into_iter().enumerate() {
+        disk.damage(&first_segment(), |bytes| bytes.truncate(5 * BATCH - missing));
         let before = disk.content(&first_segment());
         let log = reopen(&disk).unwrap();
-        // What was kept must outlive a loss of power as well, since the log does not have it any more.
+        // The copy must survive a loss of power, since the log does not have the bytes any more.
         drop(log);
         disk.crash(Unsynced::Dropped);
         let log = reopen(&disk).unwrap();
-        assert_eq!(log.range().high, 40, "torn by {torn}");
-        assert_eq!(side_files(&disk).len(), if torn == 1061 { 3 } else { number + 1 });
-        if torn == 1 {
+        assert_eq!(log.range().high, Offset(40), "{missing} bytes are missing");
+        assert_eq!(copies(&disk).len(), if missing == 1061 { 3 } else { number + 1 });
+        if missing == 1 {
             let kept = disk.content(&path("00000000000000000000.cut-at-4244"));
             assert_eq!(kept, before[4 * BATCH..]);
         }
-        assert_eq!(log.append(&batch(10, 1000, None, 0), ANY).unwrap(), 40);
+        assert_eq!(log.append(&batch(10, 1000, None, 0), ANY).unwrap(), Offset(40));
         assert_eq!(bases(&log, 40, ANY), [40]);
     }
-    // A loss of power can leave a longer file with nothing in it.
+    // A loss of power can extend a file with zeros.
     disk.damage(&first_segment(), |bytes| bytes.resize(5 * BATCH + 5000, 0));
-    assert_eq!(reopen(&disk).unwrap().range().high, 50);
-    assert_eq!(side_files(&disk).len(), 3, "nothing is not kept");
+    assert_eq!(reopen(&disk).unwrap().range().high, Offset(50));
+    assert_eq!(copies(&disk).len(), 3, "zeros are not kept");
 }
 
 #[test]
-fn damage_before_sound_records_is_not_cut_off() {
+fn damage_before_valid_records_is_not_cut_off() {
     // Any byte: base offset, length, leader epoch, magic, checksum, records.
     for byte in (0..61).chain([61, 500, BATCH - 1]) {
         let disk = MemoryDisk::default();
@@ -72,8 +75,8 @@ fn damage_before_sound_records_is_not_cut_off() {
 }
 
 #[test]
-fn a_base_offset_is_data_too() {
-    // That of the last batch, whose checksum does not cover it.
+fn damage_to_a_base_offset_is_detected() {
+    // In the last batch; its checksum does not cover the base offset.
     for byte in (0..8).chain(12..16) {
         let disk = MemoryDisk::default();
         fill(&create(&disk), 5);
@@ -84,7 +87,7 @@ fn a_base_offset_is_data_too() {
 }
 
 #[test]
-fn every_closed_segment_ends_where_the_next_begins() {
+fn every_closed_segment_must_end_where_the_next_begins() {
     let disk = MemoryDisk::default();
     fill(&create(&disk), 30);
     let second = path("00000000000000000090.log");
@@ -96,10 +99,10 @@ fn every_closed_segment_ends_where_the_next_begins() {
 
     disk.damage(&second, |bytes| bytes.truncate(8 * BATCH - 10));
     assert!(refusal(&disk).contains("cut off"));
-    // A segment left behind by a roll that failed, while its predecessor was written to.
+    // A segment that a failed roll has left, while more was written to the one before.
     disk.damage(&second, |bytes| *bytes = whole);
-    let phantom = disk.open(&path("00000000000000000170.log"), crate::disk::Open::New).unwrap();
-    phantom.sync().unwrap();
+    let unused = disk.open(&path("00000000000000000170.log"), crate::disk::Open::New).unwrap();
+    unused.sync().unwrap();
     assert!(refusal(&disk).contains("00000000000000000090.log"));
     disk.remove_file(&path("00000000000000000170.log")).unwrap();
     assert!(reopen(&disk).is_ok());
@@ -114,7 +117,7 @@ fn small_files_are_checked() {
     let disk = MemoryDisk::default();
     let log = create(&disk);
     fill(&log, 30);
-    log.delete_before(115).unwrap();
+    log.delete_before(Offset(115)).unwrap();
     drop(log);
     for name in ["low", "00000000000000000270.producers"] {
         let whole = disk.content(&path(name));
@@ -137,46 +140,53 @@ fn files_of_an_earlier_version_are_read() {
         let file = disk.open(&path(name), crate::disk::Open::Empty).unwrap();
         file.write_all_at(content.as_bytes(), 0).unwrap();
     }
-    assert_eq!(reopen(&disk).unwrap().range(), OffsetRange { low: 115, high: 300 });
+    assert_eq!(reopen(&disk).unwrap().range(), OffsetRange { low: Offset(115), high: Offset(300) });
 }
 
 #[test]
-fn bytes_at_rest_are_checked_when_they_are_read() {
+fn records_are_checked_when_they_are_read() {
     for (file, first) in [("00000000000000000000.log", 0), ("00000000000000000180.log", 180)] {
         for byte in (0..61).chain([61, 500, BATCH - 1]) {
             let disk = MemoryDisk::default();
             let log = create(&disk);
             fill(&log, 25);
             disk.damage(&path(file), |bytes| bytes[2 * BATCH + byte] ^= 0x01);
-            assert_eq!(bases(&log, first, ANY), [first, first + 10], "the sound ones before it are given");
+            assert_eq!(bases(&log, first, ANY), [first, first + 10], "the valid ones before it are read");
             assert!(log.trouble().is_none());
-            let error = log.read(first + 20, ANY).unwrap_err();
+            let error = log.read(Offset(first + 20), ANY).unwrap_err();
             assert!(matches!(error, ReadError::Damaged(_)), "byte {byte}: {error}");
             let trouble = log.trouble().unwrap();
             assert!(trouble.contains(file) && trouble.contains("byte 2122"), "{trouble}");
-            assert_eq!(log.append(&batch(10, 1000, None, 0), ANY).unwrap(), 250, "writes are taken");
+            assert_eq!(
+                log.append(&batch(10, 1000, None, 0), ANY).unwrap(),
+                Offset(250),
+                "writes are accepted"
+            );
         }
     }
 }
 
+/// Checks a log that has lost its end.
+fn check_restarted_at_low(log: &PartitionLog) {
+    assert_eq!(log.range(), OffsetRange { low: Offset(305), high: Offset(305) });
+    assert!(log.read(Offset(305), ANY).unwrap().records.is_empty());
+    assert!(matches!(log.read(Offset(290), ANY), Err(ReadError::OutOfRange)));
+}
+
 #[test]
-fn a_log_that_ends_below_its_low_watermark_restarts_there() {
+fn a_log_that_ends_below_its_low_watermark_continues_there() {
     let disk = MemoryDisk::default();
     let log = create(&disk);
     log.append(&batch(10, 1000, Some((7, 0)), 0), ANY).unwrap();
     fill(&log, 30);
-    log.delete_before(305).unwrap();
+    log.delete_before(Offset(305)).unwrap();
     drop(log);
     disk.damage(&path("00000000000000000270.log"), |bytes| bytes.truncate(2 * BATCH));
-    let restarted = |log: &PartitionLog| {
-        assert_eq!(log.range(), OffsetRange { low: 305, high: 305 });
-        assert!(log.read(305, ANY).unwrap().records.is_empty());
-        assert!(matches!(log.read(290, ANY), Err(ReadError::OutOfRange)));
-    };
-    restarted(&reopen(&disk).unwrap());
+    check_restarted_at_low(&reopen(&disk).unwrap());
     disk.crash(Unsynced::Dropped);
     let log = reopen(&disk).unwrap();
-    restarted(&log);
-    assert_eq!(log.append(&batch(10, 1000, Some((7, 0)), 0), ANY).unwrap(), 0, "its producers are known");
-    assert_eq!(log.append(&batch(10, 1000, Some((7, 10)), 0), ANY).unwrap(), 305);
+    check_restarted_at_low(&log);
+    let repeated = log.append(&batch(10, 1000, Some((7, 0)), 0), ANY).unwrap();
+    assert_eq!(repeated, Offset(0), "the state of its producers remains");
+    assert_eq!(log.append(&batch(10, 1000, Some((7, 10)), 0), ANY).unwrap(), Offset(305));
 }

@@ -1,39 +1,40 @@
-//! What is produced, damaged in every way that Kafka refuses, for every codec.
+//! Produced batches, damaged in every way that Kafka refuses, in every codec.
 
 use std::io::Write;
 
 use kafka_protocol::error::ResponseError;
 
-use super::{Rules, Stamp, Zstd, check};
+use super::{Rules, TimestampType, Zstd, check};
+use crate::clock::Timestamp;
 use crate::record_batch::{self, RecordBatch};
 use crate::testing::{record, varint};
 
 const RULES: Rules = Rules {
     max_batch_bytes: 1024 * 1024,
     max_unpacked_bytes: 1024 * 1024,
-    zstd: Zstd::Known,
-    stamp: Stamp::CreateTime,
+    zstd: Zstd::Supported,
+    timestamps: TimestampType::CreateTime,
 };
 
 fn records(count: i64) -> Vec<u8> {
     (0..count).flat_map(|at| record(at, at, format!("value {at}").as_bytes())).collect()
 }
 
-/// A batch with this body; its times are 1000 and the largest delta of [`records`].
+/// A batch with this body, with timestamps from 1000 on as in [`records`].
 fn batch(attributes: i16, body: &[u8], count: i32) -> Vec<u8> {
     let mut bytes = record_batch::pack(body, count);
     bytes[21..23].copy_from_slice(&attributes.to_be_bytes());
     bytes[27..35].copy_from_slice(&1000_i64.to_be_bytes());
-    record_batch::set_max_timestamp(&mut bytes, 1000 + i64::from(count) - 1);
+    record_batch::set_max_timestamp(&mut bytes, Timestamp(1000 + i64::from(count) - 1));
     bytes
 }
 
-/// Changes the header of a good batch and makes its checksum right again.
-fn with(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
+/// A valid batch with these bytes at a position of its header, and a right checksum.
+fn patch(at: usize, patched: &[u8]) -> Vec<u8> {
     let mut bytes = batch(0, &records(3), 3);
-    change(&mut bytes);
-    let newest = i64::from_be_bytes(bytes[35..43].try_into().unwrap());
-    record_batch::set_max_timestamp(&mut bytes, newest);
+    bytes[at..at + patched.len()].copy_from_slice(patched);
+    let latest = i64::from_be_bytes(bytes[35..43].try_into().unwrap());
+    record_batch::set_max_timestamp(&mut bytes, Timestamp(latest));
     bytes
 }
 
@@ -57,7 +58,7 @@ fn snappy(body: &[u8]) -> Vec<u8> {
     snap::raw::Encoder::new().compress_vec(body).unwrap()
 }
 
-/// As snappy-java frames it, in small blocks.
+/// Snappy in the frame of snappy-java, in small blocks.
 fn snappy_framed(body: &[u8]) -> Vec<u8> {
     let mut framed = b"\x82SNAPPY\0\0\0\0\x01\0\0\0\x01".to_vec();
     for block in body.chunks(100) {
@@ -85,7 +86,7 @@ fn refusal(bytes: &[u8]) -> ResponseError {
 }
 
 #[test]
-fn sound_batches_of_every_codec_pass_unchanged() {
+fn valid_batches_of_every_codec_are_stored_unchanged() {
     for (codec, name, encode) in CODECS {
         for count in [1, 2, 1000] {
             let bytes = batch(codec, &encode(&records(count)), count as i32);
@@ -96,7 +97,7 @@ fn sound_batches_of_every_codec_pass_unchanged() {
 }
 
 #[test]
-fn damage_under_a_right_checksum_is_refused_for_every_codec() {
+fn damaged_records_with_a_right_checksum_are_refused_in_every_codec() {
     for (codec, name, encode) in CODECS {
         let body = encode(&records(50));
         let mut damaged: Vec<Vec<u8>> = vec![
@@ -118,7 +119,7 @@ fn damage_under_a_right_checksum_is_refused_for_every_codec() {
 }
 
 #[test]
-fn a_bomb_is_refused_without_unpacking_it() {
+fn a_decompression_bomb_is_refused_in_every_codec() {
     // One record of 20 MB of zeros.
     let value = vec![0; 20 * 1024 * 1024];
     let body = record(0, 0, &value);
@@ -131,14 +132,14 @@ fn a_bomb_is_refused_without_unpacking_it() {
 }
 
 #[test]
-fn a_snappy_length_makes_no_room() {
-    // States four gigabytes and brings nothing.
+fn a_stated_snappy_length_allocates_nothing() {
+    // States four gigabytes, and has no bytes.
     let bytes = batch(2, &[0xFF, 0xFF, 0xFF, 0xFF, 0x0F, 0], 1);
     assert_eq!(refusal(&bytes), ResponseError::InvalidRecord);
 }
 
 #[test]
-fn what_kafka_refuses_is_refused() {
+fn batches_that_kafka_refuses_are_refused() {
     use ResponseError::{
         CorruptMessage, InvalidRecord, InvalidTimestamp, InvalidTxnState, MessageTooLarge,
         UnsupportedCompressionType, UnsupportedForMessageFormat,
@@ -146,8 +147,6 @@ fn what_kafka_refuses_is_refused() {
     let good = batch(0, &records(3), 3);
     let mut flipped = good.clone();
     *flipped.last_mut().unwrap() ^= 1;
-    let patch =
-        |at: usize, bytes: &'static [u8]| with(|batch| batch[at..at + bytes.len()].copy_from_slice(bytes));
     let cases: Vec<(&str, Vec<u8>, ResponseError)> = vec![
         ("nothing", Vec::new(), InvalidRecord),
         ("a few bytes", vec![0; 10], InvalidRecord),
@@ -163,7 +162,7 @@ fn what_kafka_refuses_is_refused() {
         ("a transaction", patch(21, &[0, 16]), InvalidTxnState),
         ("a control batch", patch(21, &[0, 32]), InvalidRecord),
         ("a control batch of a transaction", patch(21, &[0, 48]), InvalidRecord),
-        ("the log's stamp", patch(21, &[0, 8]), InvalidTimestamp),
+        ("a log append time", patch(21, &[0, 8]), InvalidTimestamp),
         ("a base offset", patch(0, &[0, 0, 0, 0, 0, 0, 0, 1]), InvalidRecord),
         ("a larger last offset", patch(23, &[0, 0, 0, 3]), InvalidRecord),
         ("a smaller last offset", patch(23, &[0, 0, 0, 1]), InvalidRecord),
@@ -179,14 +178,14 @@ fn what_kafka_refuses_is_refused() {
     for (name, bytes, error) in cases {
         assert_eq!(refusal(&bytes), error, "{name}");
     }
-    let rules = Rules { zstd: Zstd::Unknown, ..RULES };
-    let packed = batch(4, &zstd(&records(1)), 1);
-    assert_eq!(check(&packed, &rules).unwrap_err().error, UnsupportedCompressionType);
+    let rules = Rules { zstd: Zstd::Unsupported, ..RULES };
+    let compressed = batch(4, &zstd(&records(1)), 1);
+    assert_eq!(check(&compressed, &rules).unwrap_err().error, UnsupportedCompressionType);
 }
 
 #[test]
 fn fields_of_records_are_checked() {
-    /// A record whose fields after its time and offset are `rest`.
+    /// A record with these bytes after its timestamp and offset.
     fn broken(rest: &[u8]) -> Vec<u8> {
         let fields = [&[0, 0, 0], rest].concat();
         let mut record = Vec::new();
@@ -204,7 +203,7 @@ fn fields_of_records_are_checked() {
         &[1, 1, 1],                            // -1 headers
         &[1, 1, 2],                            // one header that is not there
         &[1, 1, 2, 1, 1],                      // a header without a name
-        &[1, 1, 0, 0],                         // more than its fields
+        &[1, 1, 0, 0],                         // a byte after the last field
         &[0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F], // a length of six bytes
     ] {
         assert_eq!(refusal(&batch(0, &broken(rest), 1)), ResponseError::InvalidRecord, "{rest:?}");
@@ -212,32 +211,33 @@ fn fields_of_records_are_checked() {
 }
 
 #[test]
-fn the_log_stamps_where_its_clock_counts() {
-    let rules = Rules { stamp: Stamp::LogAppendTime(77_000), ..RULES };
+fn the_broker_sets_timestamps_where_the_topic_says_so() {
+    let rules = Rules { timestamps: TimestampType::LogAppendTime(Timestamp(77_000)), ..RULES };
     for (codec, name, encode) in CODECS {
         let bytes = batch(codec, &encode(&records(3)), 3);
-        let stamped = check(&bytes, &rules).unwrap();
-        let read = RecordBatch::check(&stamped).unwrap_or_else(|error| panic!("{name}: {error:?}"));
-        assert!(read.is_stamped_by_log());
-        assert_eq!((read.max_timestamp, read.base_timestamp, read.attributes & 7), (77_000, 1000, codec));
+        let stored = check(&bytes, &rules).unwrap();
+        let read = RecordBatch::check(&stored).unwrap_or_else(|error| panic!("{name}: {error:?}"));
+        assert!(read.has_log_append_time());
+        assert_eq!((read.max_timestamp, read.base_timestamp), (Timestamp(77_000), Timestamp(1000)));
+        assert_eq!(read.attributes & 7, codec);
         assert_eq!(
-            stamped[record_batch::HEADER..],
+            stored[record_batch::HEADER..],
             bytes[record_batch::HEADER..],
-            "{name}: the records stay"
+            "{name}: the records are unchanged"
         );
     }
 }
 
 #[test]
-fn the_header_tells_the_newest_time_of_its_records() {
-    let far = with(|batch| batch[35..43].copy_from_slice(&i64::MAX.to_be_bytes()));
-    assert_eq!(RecordBatch::check(&far).unwrap().max_timestamp, i64::MAX);
-    let checked = check(&far, &RULES).unwrap();
-    assert_eq!(RecordBatch::check(&checked).unwrap().max_timestamp, 1002);
+fn the_header_gets_the_latest_timestamp_of_its_records() {
+    let wrong = patch(35, &i64::MAX.to_be_bytes());
+    assert_eq!(RecordBatch::check(&wrong).unwrap().max_timestamp, Timestamp(i64::MAX));
+    let checked = check(&wrong, &RULES).unwrap();
+    assert_eq!(RecordBatch::check(&checked).unwrap().max_timestamp, Timestamp(1002));
 }
 
 #[test]
-fn a_time_out_of_range_is_refused() {
-    let bytes = with(|batch| batch[27..35].copy_from_slice(&i64::MAX.to_be_bytes()));
+fn a_timestamp_out_of_range_is_refused() {
+    let bytes = patch(27, &i64::MAX.to_be_bytes());
     assert_eq!(refusal(&bytes), ResponseError::InvalidRecord);
 }

@@ -1,8 +1,10 @@
-//! Damage is reported, given up, and the broker starts again with everything else at its offset.
+//! Damage is reported, its loss is accepted, and the broker starts again with all other records at their offsets.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use wye_domain::place::Offset;
 
 use super::{Loss, Repair, repair_all};
 use crate::OffsetRange;
@@ -24,7 +26,7 @@ fn path(name: &str) -> PathBuf {
     Path::new("/log/t-0").join(name)
 }
 
-/// Thirty batches of ten records in four segments, from 0, 90, 180 and 270, of a producer that numbers them.
+/// Thirty batches of ten records of an idempotent producer, in four segments from 0, 90, 180 and 270 on.
 fn filled() -> MemoryDisk {
     let disk = MemoryDisk::default();
     let catalog = open(&disk).unwrap();
@@ -41,7 +43,8 @@ fn repair(disk: &MemoryDisk, repair: Repair) -> Vec<Loss> {
     repair_all(&storage, repair).unwrap()
 }
 
-/// Checks that the damage is reported and nothing is changed, then that it is repaired for good. Returns the losses.
+/// Checks that a report of the damage changes nothing, and that a repair is durable. `missing` are the base offsets of the
+/// lost batches. Returns the losses.
 #[track_caller]
 fn check(disk: &MemoryDisk, expected: OffsetRange, missing: &[i64]) -> Vec<Loss> {
     let before = bytes_of(disk, Path::new("/log/t-0"));
@@ -63,27 +66,27 @@ fn check(disk: &MemoryDisk, expected: OffsetRange, missing: &[i64]) -> Vec<Loss>
     let catalog = open(disk).unwrap();
     let log = &catalog.topic("t").unwrap().partitions[0];
     assert_eq!(log.range(), expected);
-    let mut there = Vec::new();
+    let mut found = Vec::new();
     let mut at = expected.low;
     while at < expected.high {
-        for batch in batches(log, at, ANY) {
+        for batch in batches(log, at.0, ANY) {
             assert_eq!(batch.base_offset, at);
             at = batch.end_offset();
             if batch.records > 0 {
-                there.push(batch.base_offset);
+                found.push(batch.base_offset.0);
             }
         }
     }
-    let whole = (expected.low..expected.high).step_by(10).filter(|offset| !missing.contains(offset));
-    assert_eq!(there, whole.collect::<Vec<_>>());
+    let offsets = (expected.low.0..expected.high.0).step_by(10);
+    assert_eq!(found, offsets.filter(|offset| !missing.contains(offset)).collect::<Vec<_>>());
     assert_eq!(log.append(&batch(10, 1000, None, 0), ANY).unwrap(), expected.high);
     losses
 }
 
-const ALL: OffsetRange = OffsetRange { low: 0, high: 300 };
+const ALL: OffsetRange = OffsetRange { low: Offset(0), high: Offset(300) };
 
 #[test]
-fn a_sound_log_has_no_losses() {
+fn an_undamaged_log_has_no_losses() {
     let disk = filled();
     assert_eq!(repair(&disk, Repair::Report), []);
     assert_eq!(repair(&disk, Repair::AcceptLoss), []);
@@ -107,7 +110,7 @@ fn records_around_the_damage_keep_their_offsets() {
 }
 
 #[test]
-fn a_wrong_offset_is_put_right() {
+fn a_wrong_offset_is_corrected() {
     for byte in [0, 7, 12] {
         let disk = filled();
         disk.damage(&path("00000000000000000090.log"), |bytes| bytes[BATCH + byte] ^= 0x01);
@@ -117,7 +120,7 @@ fn a_wrong_offset_is_put_right() {
 }
 
 #[test]
-fn segments_that_are_gone_leave_their_offsets() {
+fn the_offsets_of_missing_segments_are_not_used_again() {
     let disk = filled();
     disk.remove_file(&path("00000000000000000090.log")).unwrap();
     disk.sync_directory(Path::new("/log/t-0")).unwrap();
@@ -131,21 +134,22 @@ fn segments_that_are_gone_leave_their_offsets() {
 }
 
 #[test]
-fn small_files_are_made_again() {
+fn damaged_small_files_are_written_again() {
     let disk = filled();
     let catalog = open(&disk).unwrap();
-    catalog.topic("t").unwrap().partitions[0].delete_before(115).unwrap();
+    catalog.topic("t").unwrap().partitions[0].delete_before(Offset(115)).unwrap();
     drop(catalog);
     disk.damage(&path("low"), |bytes| bytes[0] ^= 0x01);
     disk.damage(&path("00000000000000000270.producers"), |bytes| bytes[3] ^= 0x01);
-    check(&disk, OffsetRange { low: 90, high: 300 }, &[]);
+    check(&disk, OffsetRange { low: Offset(90), high: Offset(300) }, &[]);
     let catalog = open(&disk).unwrap();
     let log = &catalog.topic("t").unwrap().partitions[0];
-    assert_eq!(log.append(&batch(10, 1000, Some((7, 290)), 0), ANY).unwrap(), 290, "its producers are known");
+    let repeated = log.append(&batch(10, 1000, Some((7, 290)), 0), ANY).unwrap();
+    assert_eq!(repeated, Offset(290), "the state of its producers remains");
 }
 
 #[test]
-fn a_directory_that_is_gone_starts_empty() {
+fn a_missing_directory_becomes_an_empty_one() {
     let disk = filled();
     disk.remove_directory(Path::new("/log/t-0")).unwrap();
     disk.sync_directory(Path::new("/log")).unwrap();
@@ -154,5 +158,5 @@ fn a_directory_that_is_gone_starts_empty() {
     disk.crash(Unsynced::Dropped);
     let catalog = open(&disk).unwrap();
     let log = &catalog.topic("t").unwrap().partitions[0];
-    assert_eq!(log.range(), OffsetRange { low: 0, high: 0 });
+    assert_eq!(log.range(), OffsetRange { low: Offset(0), high: Offset(0) });
 }

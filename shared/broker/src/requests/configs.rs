@@ -1,4 +1,4 @@
-//! Settings of topics: telling and changing them. The broker has no others that clients may see.
+//! Requests that describe and change the settings of topics. Clients cannot see the settings of the broker.
 
 use std::collections::BTreeMap;
 
@@ -17,16 +17,15 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::StrBytes;
 use tracing::error;
 
-use super::string;
+use super::{Refused, string};
 use crate::offsets;
 use crate::server::Server;
 use crate::topic_settings::{self, Origin};
 
+/// The resource type of topics.
 const TOPIC: i8 = 2;
 
 type Settings = BTreeMap<String, String>;
-/// Why settings are not changed.
-type Refused = (ResponseError, String);
 
 pub(super) fn describe(server: &Server, request: &DescribeConfigsRequest) -> DescribeConfigsResponse {
     let results = request.resources.iter().map(|resource| describe_one(server, resource));
@@ -45,10 +44,10 @@ fn describe_one(server: &Server, resource: &DescribeConfigsResource) -> Describe
     let Some(topic) = server.catalog.topic(&resource.resource_name) else {
         return result.with_error_code(ResponseError::UnknownTopicOrPartition.code());
     };
-    let asked = |name: &str| {
-        resource.configuration_keys.as_ref().is_none_or(|keys| keys.iter().any(|key| key.as_str() == name))
-    };
-    let settings = topic_settings::in_force(&topic.config).filter(|setting| asked(setting.name));
+    let settings = topic_settings::in_force(&topic.config).filter(|setting| {
+        let keys = resource.configuration_keys.as_ref();
+        keys.is_none_or(|keys| keys.iter().any(|key| key.as_str() == setting.name))
+    });
     let settings = settings.map(|setting| {
         DescribeConfigsResourceResult::default()
             .with_name(StrBytes::from_static_str(setting.name))
@@ -61,16 +60,19 @@ fn describe_one(server: &Server, resource: &DescribeConfigsResource) -> Describe
     result.with_configs(settings.collect())
 }
 
-/// Gives topics other settings; those that are not named get their defaults.
+/// Replaces the settings of topics; those that are not named get their defaults.
 pub(super) fn alter(server: &Server, request: &AlterConfigsRequest) -> AlterConfigsResponse {
     let responses = request.resources.iter().map(|resource| {
         let named = resource.configs.iter().filter_map(|setting| {
             setting.value.as_ref().map(|value| (setting.name.to_string(), value.to_string()))
         });
         let settings: Settings = named.collect();
-        let place = (resource.resource_type, &*resource.resource_name);
-        let changed = change(server, place, request.validate_only, |_| Ok(settings));
-        let (code, reason) = outcome(changed);
+        let name = &*resource.resource_name;
+        let checked = check_change(server, (resource.resource_type, name), |_| Ok(settings));
+        let (code, reason) = outcome(match checked {
+            Ok(settings) if !request.validate_only => store(server, name, settings),
+            checked => checked.map(|_| ()),
+        });
         AlterConfigsResourceResponse::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name.clone())
@@ -86,11 +88,14 @@ pub(super) fn alter_incrementally(
     request: &IncrementalAlterConfigsRequest,
 ) -> IncrementalAlterConfigsResponse {
     let responses = request.resources.iter().map(|resource| {
-        let place = (resource.resource_type, &*resource.resource_name);
-        let changed = change(server, place, request.validate_only, |settings| {
+        let name = &*resource.resource_name;
+        let checked = check_change(server, (resource.resource_type, name), |settings| {
             resource.configs.iter().try_fold(settings, apply)
         });
-        let (code, reason) = outcome(changed);
+        let (code, reason) = outcome(match checked {
+            Ok(settings) if !request.validate_only => store(server, name, settings),
+            checked => checked.map(|_| ()),
+        });
         incremental::AlterConfigsResourceResponse::default()
             .with_resource_type(resource.resource_type)
             .with_resource_name(resource.resource_name.clone())
@@ -112,41 +117,46 @@ fn apply(mut settings: Settings, step: &AlterableConfig) -> Result<Settings, Ref
             settings.remove(step.name.as_str());
         }
         _ => {
-            let reason = format!("{}: the embedded broker can set and delete settings only", step.name);
+            let reason = format!("{}: the embedded broker can only set and delete settings", step.name);
             return Err((ResponseError::InvalidConfig, reason));
         }
     }
     Ok(settings)
 }
 
-/// Stores what `to` makes of the settings of a topic.
-fn change(
+/// The settings of a topic after a change, checked but not stored.
+fn check_change(
     server: &Server,
     (resource_type, name): (i8, &str),
-    validate_only: bool,
-    to: impl FnOnce(Settings) -> Result<Settings, Refused>,
-) -> Result<(), Refused> {
+    change: impl FnOnce(Settings) -> Result<Settings, Refused>,
+) -> Result<Settings, Refused> {
     if resource_type != TOPIC || name == offsets::TOPIC {
-        let reason = "the embedded broker has settings of topics only; its own are in the file of wye up";
+        let reason = "only topics have settings here; those of the broker are in the configuration of wye up";
         return Err((ResponseError::InvalidRequest, reason.to_owned()));
     }
-    let unknown = || (ResponseError::UnknownTopicOrPartition, "there is no such topic".to_owned());
-    let topic = server.catalog.topic(name).ok_or_else(unknown)?;
-    let settings = to(topic.config.clone())?;
+    let topic = server.catalog.topic(name).ok_or_else(unknown_topic)?;
+    let settings = change(topic.config.clone())?;
     topic_settings::check(&settings).map_err(|problem| (ResponseError::InvalidConfig, problem))?;
-    if validate_only {
-        return Ok(());
-    }
+    Ok(settings)
+}
+
+fn store(server: &Server, name: &str, settings: Settings) -> Result<(), Refused> {
     match server.catalog.configure(name, settings) {
         Ok(true) => Ok(()),
-        Ok(false) => Err(unknown()),
+        Ok(false) => Err(unknown_topic()),
         Err(error) => {
-            error!(topic = name, %error, "embedded broker: the disk refuses the settings of a topic");
-            Err((ResponseError::KafkaStorageError, format!("the disk of the broker refuses it: {error}")))
+            error!(topic = name, %error, "embedded broker: cannot store the settings of a topic on the disk");
+            let reason = format!("the broker cannot store the settings on its disk: {error}");
+            Err((ResponseError::KafkaStorageError, reason))
         }
     }
 }
 
+fn unknown_topic() -> Refused {
+    (ResponseError::UnknownTopicOrPartition, "there is no such topic".to_owned())
+}
+
+/// The error code and message of a response.
 fn outcome(changed: Result<(), Refused>) -> (i16, Option<StrBytes>) {
     match changed {
         Ok(()) => (0, None),

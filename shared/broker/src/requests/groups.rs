@@ -1,6 +1,6 @@
-//! Consumer groups in the words of the protocol: joining, leaving, committed offsets.
+//! Requests of the members of consumer groups: joining, leaving, committing offsets.
 //!
-//! What happens in a group is for [`crate::groups`]; offsets are kept by [`crate::offsets`].
+//! [`crate::groups`] decides what happens in a group; [`crate::offsets`] stores the offsets.
 
 use std::io;
 use std::time::Duration;
@@ -19,24 +19,25 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 use tracing::error;
+use wye_domain::place::{KafkaPartition, Offset};
 
 use super::{Client, NODE, blocking, string};
 use crate::groups::{Admission, Answer, Identity, Input, Join, Membership, Sync};
 use crate::offsets::{CommitError, Committed};
 use crate::server::Server;
 
-pub(super) use looks::{delete, delete_offsets, describe, fetch_offsets, list};
+pub(super) use admin::{delete, delete_offsets, describe, fetch_offsets, list};
 
-mod looks;
+mod admin;
 
-/// The first version of JoinGroup in which a new member is told its identity before it joins (KIP-394).
+/// The first version of JoinGroup in which a new member receives its id before it joins (KIP-394).
 const TWO_STEPS_SINCE: i16 = 4;
 /// The first version of LeaveGroup in which several members leave at once.
 const MEMBERS_SINCE: i16 = 3;
-/// Bytes that a client may note with an offset: Kafka's default.
-const LONGEST_NOTE: usize = 4096;
+/// Bytes of metadata that a client may store with an offset: Kafka's default.
+const MOST_OFFSET_METADATA: usize = 4096;
 
-/// This node coordinates all groups. Who wants transactions is told at once that there are none.
+/// This node coordinates all groups. Requests for a transaction coordinator are refused.
 pub(super) fn find_coordinator(server: &Server, request: &FindCoordinatorRequest) -> FindCoordinatorResponse {
     const GROUP: i8 = 0;
     const TRANSACTION: i8 = 1;
@@ -44,11 +45,11 @@ pub(super) fn find_coordinator(server: &Server, request: &FindCoordinatorRequest
         GROUP => None,
         TRANSACTION => Some((
             ResponseError::TransactionalIdAuthorizationFailed,
-            "the embedded broker has no transactions; use an Apache Kafka",
+            "the embedded broker has no transactions; use Apache Kafka",
         )),
         _ => Some((
             ResponseError::InvalidRequest,
-            "the embedded broker coordinates classic consumer groups only",
+            "the embedded broker coordinates only classic consumer groups",
         )),
     };
     match refused {
@@ -79,7 +80,7 @@ pub(super) async fn join(
         client_id: client.id.clone(),
         client_host: format!("/{}", client.peer.ip()),
         session_timeout,
-        // Version 0 has one time for both.
+        // Version 0 has one timeout for both.
         rebalance_timeout: if version == 0 {
             session_timeout
         } else {
@@ -89,7 +90,7 @@ pub(super) async fn join(
         protocols: request
             .protocols
             .iter()
-            // Copied, so that it does not hold on to the whole request.
+            // A copy, so that the memory of the whole request is freed.
             .map(|protocol| (protocol.name.to_string(), Bytes::copy_from_slice(&protocol.metadata)))
             .collect(),
     };
@@ -195,31 +196,31 @@ pub(super) async fn commit(
     let answer = server.coordinator.ask(|caller| Input::Commit { caller, group, member }).await;
     match answer {
         Some(Answer::Done) => blocking(server, move |server| store(server, &request)).await,
-        other => Ok(committed(&request, |_, _| code(other.clone()))),
+        other => Ok(committed(&request, || code(other.clone()))),
     }
 }
 
-/// Stores the offsets of Kafka partitions that there are.
+/// Stores the offsets of the Kafka partitions that exist.
 fn store(server: &Server, request: &OffsetCommitRequest) -> OffsetCommitResponse {
     let mut offsets = Vec::new();
     let mut errors = Vec::new();
     for topic in &request.topics {
         let found = server.catalog.topic(&topic.name);
         for partition in &topic.partitions {
-            let known =
-                found.as_ref().is_some_and(|topic| topic.partition(partition.partition_index).is_some());
-            let note = partition.committed_metadata.as_ref().map(ToString::to_string).unwrap_or_default();
-            errors.push(if !known {
+            let kafka_partition = KafkaPartition(partition.partition_index);
+            let exists = found.as_ref().is_some_and(|topic| topic.partition(kafka_partition).is_some());
+            let metadata = partition.committed_metadata.as_ref().map(ToString::to_string).unwrap_or_default();
+            errors.push(if !exists {
                 ResponseError::UnknownTopicOrPartition.code()
-            } else if note.len() > LONGEST_NOTE {
+            } else if metadata.len() > MOST_OFFSET_METADATA {
                 ResponseError::OffsetMetadataTooLarge.code()
             } else {
                 let committed = Committed {
-                    offset: partition.committed_offset,
+                    offset: Offset(partition.committed_offset),
                     leader_epoch: partition.committed_leader_epoch,
-                    metadata: note,
+                    metadata,
                 };
-                offsets.push((topic.name.to_string(), partition.partition_index, committed));
+                offsets.push((topic.name.to_string(), kafka_partition, committed));
                 0
             });
         }
@@ -231,20 +232,17 @@ fn store(server: &Server, request: &OffsetCommitRequest) -> OffsetCommitResponse
     };
     let stored = stored.map_or_else(|error| commit_error(&error).code(), |()| 0);
     let mut errors = errors.into_iter();
-    committed(request, |_, _| errors.next().filter(|error| *error != 0).unwrap_or(stored))
+    committed(request, || errors.next().filter(|error| *error != 0).unwrap_or(stored))
 }
 
-/// The answer to a commit, with the code that `code_of` gives for each topic and Kafka partition, in their order.
-fn committed(
-    request: &OffsetCommitRequest,
-    mut code_of: impl FnMut(&str, i32) -> i16,
-) -> OffsetCommitResponse {
+/// The response to a commit. `next_code` gives the error code of each Kafka partition, in the order of the request.
+fn committed(request: &OffsetCommitRequest, mut next_code: impl FnMut() -> i16) -> OffsetCommitResponse {
     let mut topics = Vec::with_capacity(request.topics.len());
     for topic in &request.topics {
         let partitions = topic.partitions.iter().map(|partition| {
             OffsetCommitResponsePartition::default()
                 .with_partition_index(partition.partition_index)
-                .with_error_code(code_of(&topic.name, partition.partition_index))
+                .with_error_code(next_code())
         });
         let partitions = partitions.collect();
         topics.push(
@@ -254,13 +252,13 @@ fn committed(
     OffsetCommitResponse::default().with_topics(topics)
 }
 
-/// The protocol's word for offsets that are not stored; what is the disk's fault is said aloud.
+/// The error of the protocol for offsets that are not stored. Failures of the disk are logged.
 fn commit_error(error: &CommitError) -> ResponseError {
     match error {
-        CommitError::Full => ResponseError::GroupMaxSizeReached,
+        CommitError::TooManyGroups => ResponseError::GroupMaxSizeReached,
         CommitError::Io(cause) => {
-            error!(error = %cause, "embedded broker: the disk refuses committed offsets");
-            // Clients try again on this one.
+            error!(error = %cause, "embedded broker: cannot store committed offsets on the disk");
+            // Clients retry this one.
             ResponseError::CoordinatorNotAvailable
         }
     }
@@ -274,7 +272,7 @@ fn milliseconds(number: i32) -> Duration {
     Duration::from_millis(u64::try_from(number).unwrap_or(0))
 }
 
-/// The code of an answer that says nothing but whether it was done; `None` is what a stopping broker gives.
+/// The error code of an answer without data; `None` is the answer of a broker that stops.
 fn code(answer: Option<Answer>) -> i16 {
     match answer {
         Some(Answer::Done) => 0,

@@ -1,4 +1,4 @@
-//! Topics: which there are, where their logs begin and end, creating and deleting them.
+//! Requests about topics: metadata, the offsets of their logs, creation and deletion.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,21 +24,23 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 use tracing::error;
+use wye_domain::place::{KafkaPartition, Offset};
 
-use super::{NODE, string};
+use super::{NODE, Refused, string};
 use crate::catalog::{self, CreateError, Topic};
+use crate::clock::Timestamp;
 use crate::decompress::Codec;
 use crate::offsets;
-use crate::partition_log::{PartitionLog, ReadError};
+use crate::partition_log::{Found, PartitionLog, ReadError};
 use crate::record_batch::{HEADER, RecordBatch};
 use crate::records::{self, Body};
 use crate::server::Server;
 use crate::topic_settings;
 
 const CLUSTER_ID: &str = "wye-embedded";
-/// How many Kafka partitions a topic gets that does not say.
+/// The number of Kafka partitions of a topic where the request does not set it.
 const DEFAULT_PARTITIONS: usize = 1;
-/// The first version of ListOffsets that knows leader epochs.
+/// The first version of ListOffsets that has leader epochs.
 const LEADER_EPOCH_SINCE: i16 = 4;
 
 pub(super) fn describe_cluster(server: &Server) -> DescribeClusterResponse {
@@ -108,13 +110,14 @@ pub(super) fn list_offsets(
                 .with_partition_index(asked.partition_index)
                 .with_timestamp(-1)
                 .with_offset(-1);
-            let found = topic.as_ref().and_then(|topic| topic.partition(asked.partition_index));
-            let Some(partition) = found else {
+            let kafka_partition = KafkaPartition(asked.partition_index);
+            let Some(partition) = topic.as_ref().and_then(|topic| topic.partition(kafka_partition)) else {
                 return response.with_error_code(ResponseError::UnknownTopicOrPartition.code());
             };
-            match find_offset(server, partition, asked.timestamp) {
-                Ok(Some((offset, timestamp))) => {
-                    let found = response.with_offset(offset).with_timestamp(timestamp);
+            match find_offset(server, partition, Timestamp(asked.timestamp)) {
+                Ok(Some(Found { offset, timestamp })) => {
+                    let timestamp = timestamp.map_or(-1, |time| time.0);
+                    let found = response.with_offset(offset.0).with_timestamp(timestamp);
                     if version >= LEADER_EPOCH_SINCE { found.with_leader_epoch(0) } else { found }
                 }
                 Ok(None) => response,
@@ -128,17 +131,17 @@ pub(super) fn list_offsets(
     ListOffsetsResponse::default().with_topics(topics.collect())
 }
 
-/// The offset that a time (or a word for the beginning or the end) stands for, and its time where it has one.
+/// The offset that a request asks for: the first one with a timestamp, the earliest or the latest one.
 fn find_offset(
     server: &Server,
     partition: &PartitionLog,
-    timestamp: i64,
-) -> Result<Option<(i64, i64)>, ReadError> {
-    const LATEST: i64 = -1;
-    const EARLIEST: i64 = -2;
+    timestamp: Timestamp,
+) -> Result<Option<Found>, ReadError> {
+    const LATEST: Timestamp = Timestamp(-1);
+    const EARLIEST: Timestamp = Timestamp(-2);
     match timestamp {
-        LATEST => Ok(Some((partition.range().high, -1))),
-        EARLIEST => Ok(Some((partition.range().low, -1))),
+        LATEST => Ok(Some(Found { offset: partition.range().high, timestamp: None })),
+        EARLIEST => Ok(Some(Found { offset: partition.range().low, timestamp: None })),
         timestamp => match partition.find_time(timestamp)? {
             Some(batch) => find_record(server, partition, batch, timestamp).map(Some),
             None => Ok(None),
@@ -146,45 +149,42 @@ fn find_offset(
     }
 }
 
-/// The first record of a batch with this time or a later one. The batch is where `(offset, newest)` says that it is.
+/// The first record of a batch with this timestamp or a later one; `found` is the batch.
 fn find_record(
     server: &Server,
     partition: &PartitionLog,
-    (offset, newest): (i64, i64),
-    timestamp: i64,
-) -> Result<(i64, i64), ReadError> {
-    let fetched = partition.read(offset, 1)?;
-    let Ok(batch) = RecordBatch::read_header(&fetched.records) else { return Ok((offset, newest)) };
-    let codec = Codec::of(batch.attributes).filter(|_| !batch.is_stamped_by_log());
-    let Some(codec) = codec else { return Ok((offset, newest)) };
+    found: Found,
+    timestamp: Timestamp,
+) -> Result<Found, ReadError> {
+    let fetched = partition.read(found.offset, 1)?;
+    let Ok(batch) = RecordBatch::read_header(&fetched.records) else { return Ok(found) };
+    let codec = Codec::of(batch.attributes).filter(|_| !batch.has_log_append_time());
+    let Some(codec) = codec else { return Ok(found) };
     let bytes = &fetched.records[HEADER..batch.size.min(fetched.records.len())];
     let body = Body { codec, bytes, records: batch.records, base_timestamp: batch.base_timestamp };
-    let mut found = None;
-    let walked = records::walk(&body, server.limits.unpacked_batch_bytes as u64, |record| {
-        let at = batch.base_offset + i64::from(record.offset_delta);
-        if found.is_none() && at >= offset && record.timestamp >= timestamp {
-            found = Some((at, record.timestamp));
+    let mut first = None;
+    let read = records::read(&body, server.limits.unpacked_batch_bytes as u64, |record| {
+        let offset = Offset(batch.base_offset.0 + i64::from(record.offset_delta));
+        if first.is_none() && offset >= found.offset && record.timestamp >= timestamp {
+            first = Some(Found { offset, timestamp: Some(record.timestamp) });
         }
     });
-    // A batch that was stored before batches were checked may not be readable: then its beginning has to do.
-    Ok(walked.ok().and(found).unwrap_or((offset, newest)))
+    // A batch that an earlier version stored without checks may be unreadable; then the batch itself is the answer.
+    Ok(read.ok().and(first).unwrap_or(found))
 }
 
-/// The protocol's word for a failed read.
+/// The error of the protocol for a failed read.
 pub(crate) fn read_error(topic: &str, error: &ReadError) -> ResponseError {
     match error {
         ReadError::OutOfRange => ResponseError::OffsetOutOfRange,
-        // The log has said where.
+        // Its position was logged before.
         ReadError::Damaged(_) => ResponseError::CorruptMessage,
         ReadError::Io(cause) => {
-            error!(topic, error = %cause, "embedded broker: the disk refuses a read");
+            error!(topic, error = %cause, "embedded broker: cannot read records from the disk");
             ResponseError::KafkaStorageError
         }
     }
 }
-
-/// Why a topic is not created, deleted or changed.
-type Refused = (ResponseError, String);
 
 pub(super) fn create_topics(server: &Server, request: &CreateTopicsRequest) -> CreateTopicsResponse {
     let topics = request.topics.iter().map(|topic| {
@@ -194,7 +194,7 @@ pub(super) fn create_topics(server: &Server, request: &CreateTopicsRequest) -> C
             -1 => DEFAULT_PARTITIONS,
             number => usize::try_from(number).unwrap_or(0),
         };
-        match create_topic(server, topic, kafka_partitions, request.validate_only) {
+        match create_topic(server, request, topic, kafka_partitions) {
             Ok(()) => result.with_num_partitions(kafka_partitions as i32).with_replication_factor(1),
             Err((error, reason)) => {
                 result.with_error_code(error.code()).with_error_message(Some(StrBytes::from_string(reason)))
@@ -204,11 +204,12 @@ pub(super) fn create_topics(server: &Server, request: &CreateTopicsRequest) -> C
     CreateTopicsResponse::default().with_topics(topics.collect())
 }
 
+/// Creates one topic of a request, or only checks it if the request asks for that.
 fn create_topic(
     server: &Server,
+    request: &CreateTopicsRequest,
     topic: &CreatableTopic,
     kafka_partitions: usize,
-    validate_only: bool,
 ) -> Result<(), Refused> {
     refuse_internal(&topic.name)?;
     if topic.replication_factor > 1 {
@@ -220,7 +221,7 @@ fn create_topic(
     });
     let settings: BTreeMap<_, _> = settings.collect();
     topic_settings::check(&settings).map_err(|problem| (ResponseError::InvalidConfig, problem))?;
-    let created = if validate_only {
+    let created = if request.validate_only {
         catalog::check_creatable(&topic.name, kafka_partitions)
     } else {
         server.catalog.create(&topic.name, kafka_partitions, settings)
@@ -231,7 +232,7 @@ fn create_topic(
             CreateError::InvalidName => ResponseError::InvalidTopicException,
             CreateError::InvalidPartitions => ResponseError::InvalidPartitions,
             CreateError::Io(cause) => {
-                error!(topic = %topic.name.0, error = %cause, "embedded broker: the disk refuses a new topic");
+                error!(topic = %topic.name.0, error = %cause, "embedded broker: cannot store a new topic on the disk");
                 ResponseError::KafkaStorageError
             }
         };
@@ -239,10 +240,10 @@ fn create_topic(
     })
 }
 
-/// The broker's own topic is not for clients to change.
+/// Refuses changes of the internal topic.
 fn refuse_internal(topic: &str) -> Result<(), Refused> {
     if topic == offsets::TOPIC {
-        let reason = "this topic belongs to the broker".to_owned();
+        let reason = "this is an internal topic of the broker; clients cannot change it".to_owned();
         return Err((ResponseError::InvalidTopicException, reason));
     }
     Ok(())
@@ -263,17 +264,20 @@ pub(super) fn delete_topics(server: &Server, request: &DeleteTopicsRequest) -> D
 
 fn delete_topic(server: &Server, name: &TopicName) -> Result<(), Refused> {
     refuse_internal(name)?;
-    let storage = |error: &dyn std::fmt::Debug| {
-        error!(topic = %name.0, ?error, "embedded broker: cannot delete a topic");
-        (ResponseError::KafkaStorageError, "the disk of the broker refuses to delete the topic".to_owned())
-    };
-    // First, so that a topic of this name that is created at once never meets old offsets.
-    server.coordinator.offsets.forget_topic(name).map_err(|error| storage(&error))?;
+    // The offsets first, so that a new topic of this name never gets the old ones.
+    server.coordinator.offsets.forget_topic(name).map_err(|error| not_deleted(name, &error))?;
     match server.catalog.delete(name) {
         Ok(true) => Ok(()),
         Ok(false) => Err((ResponseError::UnknownTopicOrPartition, "there is no such topic".to_owned())),
-        Err(error) => Err(storage(&error)),
+        Err(error) => Err(not_deleted(name, &error)),
     }
+}
+
+/// Logs why a topic cannot be deleted, and returns the refusal.
+fn not_deleted(name: &TopicName, error: &dyn std::fmt::Debug) -> Refused {
+    error!(topic = %name.0, ?error, "embedded broker: cannot delete a topic");
+    let reason = "the broker cannot delete the topic from its disk; see its log".to_owned();
+    (ResponseError::KafkaStorageError, reason)
 }
 
 pub(super) fn delete_records(server: &Server, request: &DeleteRecordsRequest) -> DeleteRecordsResponse {
@@ -281,8 +285,9 @@ pub(super) fn delete_records(server: &Server, request: &DeleteRecordsRequest) ->
         let topic = server.catalog.topic(&wanted.name);
         let partitions = wanted.partitions.iter().map(|asked| {
             let result = DeleteRecordsPartitionResult::default().with_partition_index(asked.partition_index);
-            match delete_below(topic.as_ref(), asked.partition_index, asked.offset) {
-                Ok(low) => result.with_low_watermark(low),
+            let kafka_partition = KafkaPartition(asked.partition_index);
+            match delete_below(topic.as_ref(), kafka_partition, Offset(asked.offset)) {
+                Ok(low) => result.with_low_watermark(low.0),
                 Err(error) => result.with_low_watermark(-1).with_error_code(error.code()),
             }
         });
@@ -293,13 +298,18 @@ pub(super) fn delete_records(server: &Server, request: &DeleteRecordsRequest) ->
     DeleteRecordsResponse::default().with_topics(topics.collect())
 }
 
-fn delete_below(topic: Option<&Arc<Topic>>, kafka_partition: i32, offset: i64) -> Result<i64, ResponseError> {
-    const ALL: i64 = -1;
+/// Deletes the records below an offset; the new low watermark.
+fn delete_below(
+    topic: Option<&Arc<Topic>>,
+    kafka_partition: KafkaPartition,
+    offset: Offset,
+) -> Result<Offset, ResponseError> {
+    const ALL: Offset = Offset(-1);
     let topic = topic.ok_or(ResponseError::UnknownTopicOrPartition)?;
     refuse_internal(&topic.name).map_err(|(error, _)| error)?;
     let partition = topic.partition(kafka_partition).ok_or(ResponseError::UnknownTopicOrPartition)?;
     let before = if offset == ALL { partition.range().high } else { offset };
-    if before < 0 {
+    if before < Offset::START {
         return Err(ResponseError::OffsetOutOfRange);
     }
     match partition.delete_before(before) {

@@ -1,6 +1,6 @@
-//! What clients see of a disk that is slow, full or failing.
+//! The responses of a broker on a disk that is slow, full or failing.
 
-use std::time::Instant;
+use std::sync::Arc;
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::create_topics_request::CreatableTopic;
@@ -12,10 +12,10 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::{Decodable, StrBytes};
 
+use crate::clock;
 use crate::disk::memory::{MemoryDisk, Operation};
 use crate::testing::{DEADLINE, Peer, encode};
 use crate::{Broker, BrokerConfig, HealthWatch, records};
-use std::sync::Arc;
 
 const TOPIC: &str = "t";
 const PARTITIONS: i32 = 3;
@@ -65,7 +65,7 @@ impl Served {
 
 impl Drop for Served {
     fn drop(&mut self) {
-        self.disk.let_syncs_go();
+        self.disk.release_syncs();
         if let (Some(runtime), Some(broker)) = (self.runtime.take(), self.broker.take()) {
             runtime.block_on(broker.stop());
             runtime.shutdown_background();
@@ -90,7 +90,7 @@ fn produce(acks: i16, kafka_partitions: &[i32]) -> RequestKind {
     )
 }
 
-/// Sends these in one go, each with its place as correlation id.
+/// Sends these requests in one write, each with its index as correlation id.
 fn send_together(peer: &mut Peer, requests: &[RequestKind]) {
     let mut bytes = Vec::new();
     for (number, request) in requests.iter().enumerate() {
@@ -101,15 +101,15 @@ fn send_together(peer: &mut Peer, requests: &[RequestKind]) {
     peer.send(&bytes).unwrap();
 }
 
-/// The next answer: correlation id, and error code and offset for each Kafka partition.
+/// The next response: correlation id, and error code and offset for each Kafka partition.
 fn receive(peer: &mut Peer) -> (i32, Vec<(i16, i64)>) {
-    let mut message = peer.receive().expect("an answer");
+    let mut message = peer.receive().expect("a response");
     let version = ApiKey::Produce.response_header_version(VERSION);
     let header = ResponseHeader::decode(&mut message, version).unwrap();
     let ResponseKind::Produce(response) =
         ResponseKind::decode(ApiKey::Produce, &mut message, VERSION).unwrap()
     else {
-        panic!("another kind of answer");
+        panic!("another kind of response");
     };
     let partitions = &response.responses[0].partition_responses;
     (header.correlation_id, partitions.iter().map(|answer| (answer.error_code, answer.base_offset)).collect())
@@ -130,34 +130,30 @@ fn requests_that_arrive_together_share_a_sync() {
         assert_eq!(receive(&mut peer), (number, vec![(0, offset)]));
     }
     assert_eq!(served.disk.syncs() - before, 1);
-    // Without anybody who waits for an answer too.
+    // Requests without a response are synced as well.
     send_together(&mut peer, &[produce(0, &[1])]);
-    let since = Instant::now();
+    let deadline = clock::monotonic() + DEADLINE;
     while served.high(1) < 6 {
-        assert!(since.elapsed() < DEADLINE);
+        assert!(clock::monotonic() < deadline);
     }
 }
 
 #[test]
-fn kafka_partitions_of_a_request_are_synced_beside_each_other() {
+fn kafka_partitions_of_a_request_are_synced_in_parallel() {
     let served = Served::new();
     served.disk.hold_syncs();
     let mut peer = served.connect();
     send_together(&mut peer, &[produce(-1, &[0, 1, 2])]);
     served.disk.until_held(3);
     for kafka_partition in 0..PARTITIONS {
-        assert_eq!(
-            served.high(kafka_partition),
-            0,
-            "answered though every sync waits, and nothing is read before"
-        );
+        assert_eq!(served.high(kafka_partition), 0, "a request about offsets does not wait for syncs");
     }
-    served.disk.let_syncs_go();
+    served.disk.release_syncs();
     assert_eq!(receive(&mut peer), (0, vec![(0, 0), (0, 0), (0, 0)]));
 }
 
 #[test]
-fn a_failing_disk_is_answered_and_told() {
+fn a_failing_disk_is_reported() {
     let served = Served::new();
     let mut peer = served.connect();
     assert_eq!(produce_one(&mut peer, 0), (0, 0));
@@ -166,26 +162,26 @@ fn a_failing_disk_is_answered_and_told() {
     assert_eq!(produce_one(&mut peer, 0), refused);
     assert_eq!(produce_one(&mut peer, 0), refused, "until it is opened again");
     assert_eq!(served.high(0), 1);
-    assert_eq!(produce_one(&mut peer, 1), (0, 0), "the others go on");
+    assert_eq!(produce_one(&mut peer, 1), (0, 0), "the other Kafka partitions accept writes");
     let troubles: Vec<String> = served.health.troubles().iter().map(ToString::to_string).collect();
     assert_eq!(troubles.len(), 1);
     assert!(troubles[0].starts_with("Kafka partition 0 of topic t: no more writes"), "{}", troubles[0]);
 }
 
 #[test]
-fn a_full_disk_is_answered_and_told_until_there_is_room() {
+fn a_full_disk_is_reported_until_there_is_space() {
     let served = Served::new();
     let mut peer = served.connect();
     assert_eq!(produce_one(&mut peer, 0), (0, 0));
-    served.disk.set_room(Some(10));
+    served.disk.set_free(Some(10));
     assert_eq!(produce_one(&mut peer, 0), (ResponseError::KafkaStorageError.code(), -1));
     let troubles = served.health.troubles();
-    assert!(troubles[0].to_string().contains("until there is room"), "{troubles:?}");
-    served.disk.set_room(None);
-    // Nobody has to write for that to be seen.
-    let since = Instant::now();
+    assert!(troubles[0].to_string().contains("until its disk has free space"), "{troubles:?}");
+    served.disk.set_free(None);
+    // It is noticed without a write.
+    let deadline = clock::monotonic() + DEADLINE;
     while !served.health.troubles().is_empty() {
-        assert!(since.elapsed() < DEADLINE);
+        assert!(clock::monotonic() < deadline);
         std::thread::yield_now();
     }
     assert_eq!(produce_one(&mut peer, 0), (0, 1));

@@ -1,4 +1,4 @@
-//! Looking at groups, and deleting what they have left: what operators and their tools ask for.
+//! Requests of operators and their tools about consumer groups: listing, describing, reading and deleting offsets.
 
 use std::collections::BTreeMap;
 
@@ -19,16 +19,18 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
+use wye_domain::place::KafkaPartition;
+
 use super::super::string;
 use super::commit_error;
 use crate::groups::{Description, Groups};
 use crate::offsets::Committed;
 use crate::server::Server;
 
-/// What a group without members is called, and what protocol it is taken to have had.
+/// The state of a group without members, and the protocol type that is assumed for it.
 const EMPTY: &str = "Empty";
 const CONSUMER: &str = "consumer";
-/// The first versions of ListGroups that tell states and types.
+/// The first versions of ListGroups with states and with types.
 const STATE_SINCE: i16 = 4;
 const TYPE_SINCE: i16 = 5;
 
@@ -41,9 +43,10 @@ pub(in crate::requests) fn fetch_offsets(
         Some(topics) => topics
             .iter()
             .map(|topic| {
-                let partitions = topic.partition_indexes.iter().map(|&kafka_partition| {
-                    let kept = offsets.get(&request.group_id, &topic.name, kafka_partition);
-                    offset_of(kafka_partition, kept)
+                let partitions = topic.partition_indexes.iter().map(|&index| {
+                    let kafka_partition = KafkaPartition(index);
+                    let committed = offsets.get(&request.group_id, &topic.name, kafka_partition);
+                    offset_of(kafka_partition, committed)
                 });
                 OffsetFetchResponseTopic::default()
                     .with_name(topic.name.clone())
@@ -52,8 +55,8 @@ pub(in crate::requests) fn fetch_offsets(
             .collect(),
         None => {
             let mut topics: BTreeMap<String, Vec<OffsetFetchResponsePartition>> = BTreeMap::new();
-            for ((topic, kafka_partition), kept) in offsets.all(&request.group_id) {
-                topics.entry(topic).or_default().push(offset_of(kafka_partition, Some(kept)));
+            for ((topic, kafka_partition), committed) in offsets.all(&request.group_id) {
+                topics.entry(topic).or_default().push(offset_of(kafka_partition, Some(committed)));
             }
             let topics = topics.into_iter().map(|(topic, partitions)| {
                 OffsetFetchResponseTopic::default()
@@ -66,13 +69,13 @@ pub(in crate::requests) fn fetch_offsets(
     OffsetFetchResponse::default().with_topics(topics)
 }
 
-fn offset_of(kafka_partition: i32, kept: Option<Committed>) -> OffsetFetchResponsePartition {
-    let partition = OffsetFetchResponsePartition::default().with_partition_index(kafka_partition);
-    match kept {
-        Some(kept) => partition
-            .with_committed_offset(kept.offset)
-            .with_committed_leader_epoch(kept.leader_epoch)
-            .with_metadata(Some(StrBytes::from_string(kept.metadata))),
+fn offset_of(kafka_partition: KafkaPartition, committed: Option<Committed>) -> OffsetFetchResponsePartition {
+    let partition = OffsetFetchResponsePartition::default().with_partition_index(kafka_partition.0);
+    match committed {
+        Some(committed) => partition
+            .with_committed_offset(committed.offset.0)
+            .with_committed_leader_epoch(committed.leader_epoch)
+            .with_metadata(Some(StrBytes::from_string(committed.metadata))),
         None => partition
             .with_committed_offset(-1)
             .with_committed_leader_epoch(-1)
@@ -86,7 +89,7 @@ pub(in crate::requests) fn describe(
 ) -> DescribeGroupsResponse {
     let groups = request.groups.iter().map(|group_id| {
         let group = DescribedGroup::default().with_group_id(group_id.clone());
-        match server.coordinator.look(|groups| groups.describe(group_id)) {
+        match server.coordinator.inspect(|groups| groups.describe(group_id)) {
             Some(description) => describe_members(group, description),
             None if server.coordinator.offsets.all(group_id).is_empty() => {
                 group.with_group_state(StrBytes::from_static_str("Dead"))
@@ -125,14 +128,11 @@ pub(in crate::requests) fn list(
     for group in server.coordinator.offsets.groups() {
         groups.insert(group, (CONSUMER.to_owned(), EMPTY));
     }
-    for (group, protocol_type, state) in server.coordinator.look(Groups::list) {
+    for (group, protocol_type, state) in server.coordinator.inspect(Groups::list) {
         groups.insert(group, (protocol_type, state));
     }
-    let wanted = |filter: &[StrBytes], value: &str| {
-        filter.is_empty() || filter.iter().any(|wanted| wanted.eq_ignore_ascii_case(value))
-    };
     let groups = groups.into_iter().filter(|(_, (_, state))| {
-        wanted(&request.states_filter, state) && wanted(&request.types_filter, "classic")
+        matches(&request.states_filter, state) && matches(&request.types_filter, "classic")
     });
     let groups = groups.map(|(group, (protocol_type, state))| {
         let listed = ListedGroup::default()
@@ -148,16 +148,21 @@ pub(in crate::requests) fn list(
     ListGroupsResponse::default().with_groups(groups.collect())
 }
 
+/// Whether a filter, which may be empty, has a value.
+fn matches(filter: &[StrBytes], value: &str) -> bool {
+    filter.is_empty() || filter.iter().any(|wanted| wanted.eq_ignore_ascii_case(value))
+}
+
 pub(in crate::requests) fn delete(server: &Server, request: &DeleteGroupsRequest) -> DeleteGroupsResponse {
     let results = request.groups_names.iter().map(|group| {
         let result = DeletableGroupResult::default().with_group_id(group.clone());
-        let kept = server.coordinator.offsets.all(group);
-        let deleted = if server.coordinator.look(|groups| groups.has_members(group)) {
+        let committed = server.coordinator.offsets.all(group);
+        let deleted = if server.coordinator.inspect(|groups| groups.has_members(group)) {
             Err(ResponseError::NonEmptyGroup)
-        } else if kept.is_empty() {
+        } else if committed.is_empty() {
             Err(ResponseError::GroupIdNotFound)
         } else {
-            let partitions = kept.into_iter().map(|(partition, _)| partition).collect();
+            let partitions = committed.into_iter().map(|(partition, _)| partition).collect();
             server.coordinator.offsets.forget(group, partitions).map_err(|error| commit_error(&error))
         };
         result.with_error_code(deleted.map_or_else(|error| error.code(), |()| 0))
@@ -171,15 +176,16 @@ pub(in crate::requests) fn delete_offsets(
 ) -> OffsetDeleteResponse {
     let group: &str = &request.group_id;
     let offsets = &server.coordinator.offsets;
-    let reads = server.coordinator.look(|groups| groups.has_members(group));
-    if !reads && offsets.all(group).is_empty() {
+    let has_members = server.coordinator.inspect(|groups| groups.has_members(group));
+    if !has_members && offsets.all(group).is_empty() {
         return OffsetDeleteResponse::default().with_error_code(ResponseError::GroupIdNotFound.code());
     }
     let named = request.topics.iter().flat_map(|topic| {
-        topic.partitions.iter().map(|partition| (topic.name.to_string(), partition.partition_index))
+        let partitions = topic.partitions.iter();
+        partitions.map(|partition| (topic.name.to_string(), KafkaPartition(partition.partition_index)))
     });
-    // What members read is theirs; a group without members has nobody who could want it.
-    let error = if reads {
+    // Only in a group without members are the offsets certainly not in use.
+    let error = if has_members {
         ResponseError::GroupSubscribedToTopic.code()
     } else {
         offsets.forget(group, named.collect()).map_or_else(|error| commit_error(&error).code(), |()| 0)
