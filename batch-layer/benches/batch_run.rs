@@ -2,6 +2,8 @@
 //! so that every reading has a window of its own. DIR has the tables, such as those of a stopped `wye up`; readings
 //! that are there are used as they are, and the views are replaced. It needs no Kafka, since it uses tables only.
 
+#![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
+
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;

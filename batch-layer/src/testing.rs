@@ -1,6 +1,8 @@
 //! What the tests of this crate share: a broker and tables in a scratch directory, a clock that tests set, and the views
 //! as plain rows.
 
+#![expect(clippy::disallowed_methods, reason = "tests wait in real time")]
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;

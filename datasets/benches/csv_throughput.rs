@@ -1,6 +1,7 @@
 //! How fast files become readings: `csv_throughput MAPPING FILES...`, or the Beijing set where none are named.
 
 #![expect(clippy::print_stdout, reason = "a benchmark reports on its terminal")]
+#![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 
 use std::path::PathBuf;
 use std::time::Instant;

@@ -1,5 +1,4 @@
-//! How the program is linked: functions of the same machine code are kept once, and symbols are left out, so that the file
-//! is smaller.
+//! Links the program so that its file is small: functions with the same machine code are merged, and symbols are left out.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

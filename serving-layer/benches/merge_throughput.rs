@@ -4,6 +4,7 @@
 //! four files. Prints seconds and megabytes.
 
 #![expect(clippy::print_stdout, reason = "a report for people")]
+#![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,11 +22,12 @@ use wye_metrics::confidence::{Evidence, LatenessHistogram, judge};
 use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_metrics::view_rows::ViewSchema;
 use wye_metrics::view_rows::builder::{ViewRowsBuilder, ViewSeries};
+use wye_runtime::clock::SystemClock;
 use wye_serving::directory::{Directory, SeriesInfo};
 use wye_serving::hub::{Hub, Input};
 use wye_serving::realtime::RealtimeRow;
 use wye_serving::snapshot::BatchSnapshot;
-use wye_serving::sql::{Limits, Sources, SqlEngine, UnknownHost};
+use wye_serving::sql::{EngineParts, Limits, Sources, SqlEngine, UnknownHost};
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 use wye_tables::run_record::RunRecord;
@@ -53,7 +55,13 @@ async fn main() -> Result<()> {
         views: views.clone(),
     };
     let limits = Limits { threads: 2, ..Limits::default() };
-    let engine = SqlEngine::new(Arc::clone(&hub), sources, &root, limits, Arc::new(UnknownHost))?;
+    let parts = EngineParts {
+        hub: Arc::clone(&hub),
+        sources,
+        host: Arc::new(UnknownHost),
+        clock: Arc::new(SystemClock::default()),
+    };
+    let engine = SqlEngine::new(parts, &root, limits)?;
     let texts: Vec<String> = (0..SERIES).map(series).collect();
     let infos: Vec<Arc<SeriesInfo>> = directory
         .resolve(texts.iter().map(String::as_str))

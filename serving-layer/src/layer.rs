@@ -27,7 +27,7 @@ use crate::http::{Api, BatchTrigger, Probe, not_found, router, watch_writes};
 use crate::hub::Hub;
 use crate::log_ends::LogEnds;
 use crate::settings::{HttpSettings, Settings, SqlSettings};
-use crate::sql::{Host, Limits, Sources, SqlEngine};
+use crate::sql::{EngineParts, Host, Limits, Sources, SqlEngine};
 use crate::tail::{Tail, TailPositions};
 use crate::telemetry::Instruments;
 use crate::units::Units;
@@ -104,7 +104,9 @@ pub async fn start(
     };
     let views = sources.views.clone();
     let limits = query_limits(&settings.sql, parts.spill_folder);
-    let engine = SqlEngine::new(Arc::clone(&hub), sources, &root, limits, parts.host)?;
+    let engine_parts =
+        EngineParts { hub: Arc::clone(&hub), sources, host: parts.host, clock: Arc::clone(&clock) };
+    let engine = SqlEngine::new(engine_parts, &root, limits)?;
     let instruments = Instruments::new(&telemetry);
     let positions = TailPositions::new(kafka_partitions);
     let units = Arc::new(Units::default());

@@ -49,7 +49,7 @@ use wye_tables::readings::Readings;
 use wye_tables::views::BatchViews;
 
 pub use answer::Rows;
-pub use engine::SqlEngine;
+pub use engine::{EngineParts, SqlEngine};
 pub use host::{Host, UnknownHost};
 pub use limits::Limits;
 pub(crate) use messages::translate;

@@ -29,7 +29,7 @@ use crate::directory::Directory;
 use crate::hub::{Hub, Input};
 use crate::realtime::RealtimeRow;
 use crate::snapshot::BatchSnapshot;
-use crate::sql::{Limits, Sources, SqlEngine, UnknownHost};
+use crate::sql::{EngineParts, Limits, Sources, SqlEngine, UnknownHost};
 use wye_runtime::clock::{Clock, SystemClock};
 
 /// The only Kafka partition.
@@ -186,7 +186,13 @@ impl Site {
             spill_folder: Some(folder.path().join("spill")),
             ..limits
         };
-        let engine = SqlEngine::new(Arc::clone(&hub), sources, &root, limits, Arc::new(UnknownHost)).unwrap();
+        let parts = EngineParts {
+            hub: Arc::clone(&hub),
+            sources,
+            host: Arc::new(UnknownHost),
+            clock: Arc::new(SystemClock::default()),
+        };
+        let engine = SqlEngine::new(parts, &root, limits).unwrap();
         Self { hub, engine, views, _folder: folder }
     }
 

@@ -1,10 +1,11 @@
-//! The figures of the whole program on this machine, measured from outside. Run on demand, by `make bench`.
+//! Figures of the whole program on this machine, measured from outside. Run by `make bench`.
 //!
-//! Everything is measured several times, on a new data directory each time; what is printed is the median, with the least
-//! and the largest. DuckDB does the work of a batch run on the same files in turn with it. Nothing is asserted: machines are
-//! noisy.
+//! Everything is measured several times, on a new data directory each time, and printed as the median with the smallest and
+//! the largest. DuckDB does the work of a batch run on the same files, in turn with it. No figure is checked, since they
+//! vary with the load of the machine.
 
-#![expect(clippy::print_stdout, reason = "a benchmark reports on its terminal")]
+#![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
+#![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -21,7 +22,7 @@ use wye_tests::{datasets, oracle, wait};
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How often everything is measured.
 const RUNS: usize = 5;
-/// Readings of the data set that is loaded.
+/// How many readings the data set has.
 const BEIJING: u64 = 3_796_226;
 
 fn main() -> Result<()> {
@@ -35,7 +36,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Figures by name, in the order in which they came first.
+/// Figures by name, in the order in which they were first added.
 #[derive(Default)]
 struct Figures(Vec<(String, Vec<f64>)>);
 
@@ -48,7 +49,7 @@ impl Figures {
     }
 
     fn print(&mut self) {
-        println!("{:<72} {:>12} {:>12} {:>12}", "", "median", "least", "largest");
+        println!("{:<72} {:>12} {:>12} {:>12}", "", "median", "smallest", "largest");
         for (name, values) in &mut self.0 {
             values.sort_by(f64::total_cmp);
             let digits = if values[0].abs() < 100.0 { 2 } else { 0 };
@@ -74,7 +75,7 @@ fn idle(figures: &mut Figures) -> Result<()> {
 
 fn load_and_batch(figures: &mut Figures) -> Result<()> {
     let Some(files) = datasets::beijing(10)? else {
-        println!("no ../shared/datasets/beijing-multisite here: the rest is skipped");
+        println!("../shared/datasets/beijing-multisite is absent: all other figures are skipped");
         return Ok(());
     };
     let mut site = Site::new()?;
@@ -104,9 +105,12 @@ fn load_and_batch(figures: &mut Figures) -> Result<()> {
         let report = batch_run(&api, true)?;
         figures.add("batch run over all of it, s", report["duration_ms"].as_f64().unwrap_or_default() / 1e3);
         let rival = duckdb(&readings)?;
-        let seconds = |variant: &str| rival[variant].as_f64().unwrap_or_default();
-        figures.add("  DuckDB on the same files, duplicates out, windows, Parquet, s", seconds("exact"));
-        figures.add("  DuckDB, windows only, s", seconds("windows"));
+        for (variant, name) in [
+            ("exact", "  DuckDB on the same files, duplicates out, windows, Parquet, s"),
+            ("windows", "  DuckDB, windows only, s"),
+        ] {
+            figures.add(name, rival[variant].as_f64().unwrap_or_default());
+        }
     }
     figures.add("memory after the batch runs, MiB", resident_mib(server.process.id())?);
     figures.add("master dataset, bytes a reading", parquet_bytes(&readings)? as f64 / BEIJING as f64);
@@ -123,14 +127,14 @@ fn load_and_batch(figures: &mut Figures) -> Result<()> {
     server.stop()
 }
 
-/// A batch run, and what it says of itself.
+/// Does a batch run, and returns its report.
 fn batch_run(api: &Api, force: bool) -> Result<Value> {
     let (status, body) = api.post("/v1/batch-runs", &json!({ "force": force }))?;
     ensure!(status == 200, "{body}");
     serde_json::from_str(&body).context("read the report of the batch run")
 }
 
-/// The seconds that DuckDB takes.
+/// The times of DuckDB, in seconds.
 fn duckdb(table: &Path) -> Result<Value> {
     let script = datasets::project_root().join("tests/rivals/batch_duckdb.py");
     let output = Command::new(oracle::python()?).arg(script).arg(table).output().context("start DuckDB")?;
@@ -140,7 +144,7 @@ fn duckdb(table: &Path) -> Result<Value> {
     Ok(seconds)
 }
 
-/// `current` of one series at 2,000 requests a second for 10 s: latency from the time at which each request was due.
+/// Requests `current` of one series 2,000 times a second for 10 s. The latency of a request begins when it was due.
 fn current(api: &Api, figures: &mut Figures) -> Result<()> {
     const RATE: f64 = 2_000.0;
     const CONNECTIONS: usize = 8;
@@ -205,7 +209,7 @@ fn read_response(reader: &mut BufReader<TcpStream>) -> Result<()> {
     Ok(())
 }
 
-/// From the acknowledgement of a reading to its value in `current`, 200 times.
+/// The time from the acknowledgement of a reading until `current` has its value, 200 times.
 fn freshness(api: &Api, figures: &mut Figures) -> Result<()> {
     let mut delays = Vec::new();
     for i in 0..200 {
@@ -232,8 +236,8 @@ fn freshness(api: &Api, figures: &mut Figures) -> Result<()> {
 
 fn percentiles(values: &mut [f64]) -> (f64, f64) {
     values.sort_by(f64::total_cmp);
-    let at = |share: f64| values[((values.len() - 1) as f64 * share) as usize];
-    (at(0.5), at(0.99))
+    let [p50, p99] = [0.5, 0.99].map(|share| values[((values.len() - 1) as f64 * share) as usize]);
+    (p50, p99)
 }
 
 fn resident_mib(process: u32) -> Result<f64> {

@@ -1,5 +1,10 @@
 //! The tests that cross layers, in one binary.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "these tests wait for processes in real time, and print their random seeds"
+)]
+
 mod answers;
 mod attack;
 mod bounded;

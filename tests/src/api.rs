@@ -1,4 +1,4 @@
-//! The HTTP interface of a running Wye, as a caller of its own sees it. Blocking, because the tests are.
+//! A client of the HTTP API of a running Wye, which shares no code with it. It blocks, as the tests do.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
@@ -27,10 +27,10 @@ pub struct Answer {
 }
 
 impl Api {
-    /// A client for `http://address`; nothing is asked yet.
+    /// A client for `http://address`. Sends nothing yet.
     ///
     /// # Errors
-    /// If the client cannot be made.
+    /// When the client cannot be created.
     pub fn new(address: &str) -> Result<Self> {
         Self::with_patience(address, ANSWER_WITHIN)
     }
@@ -38,10 +38,10 @@ impl Api {
     /// [`Self::new`] with another limit on how long an answer may take.
     ///
     /// # Errors
-    /// If the client cannot be made.
+    /// When the client cannot be created.
     pub fn with_patience(address: &str, patience: Duration) -> Result<Self> {
-        let runtime = Builder::new_current_thread().enable_all().build().context("make a runtime")?;
-        let client = reqwest::Client::builder().timeout(patience).build().context("make an HTTP client")?;
+        let runtime = Builder::new_current_thread().enable_all().build().context("create a runtime")?;
+        let client = reqwest::Client::builder().timeout(patience).build().context("create an HTTP client")?;
         Ok(Self { url: format!("http://{address}"), client, runtime })
     }
 
@@ -55,32 +55,29 @@ impl Api {
         &self.url
     }
 
-    /// The rows that `POST /v1/sql` answers.
+    /// The rows of the answer of `POST /v1/sql`.
     ///
     /// # Errors
-    /// If there is no answer, or it is a refusal or no CSV.
+    /// When there is no answer, or it is an error or not CSV.
     pub fn sql(&self, query: &str) -> Result<Answer> {
         let body = serde_json::json!({ "sql": query });
         let request = self.post_json("/v1/sql", &body).header("Accept", "text/csv");
-        let (status, text) = self.exchange(request).with_context(|| format!("ask {query}"))?;
+        let (status, text) = self.exchange(request).with_context(|| format!("query {query}"))?;
         ensure!(status.is_success(), "{query}: {status}: {text}");
         Answer::parse(&text).with_context(|| format!("read the answer to {query}"))
     }
 
-    /// The rows that `POST /v1/sql` answers, with what the answer says that it covers.
+    /// The rows of the answer of `POST /v1/sql`, with what the answer covers.
     ///
     /// # Errors
-    /// If there is no answer, it is a refusal or no CSV, or does not say what it covers.
+    /// When there is no answer, it is an error or not CSV, or does not say what it covers.
     pub fn sql_with_coverage(&self, query: &str) -> Result<CoveredAnswer> {
         let body = serde_json::json!({ "sql": query });
         let request = self.post_json("/v1/sql", &body).header("Accept", "text/csv");
         self.runtime.block_on(async {
             let response = request.send().await?.error_for_status()?;
-            let header = |name: &str| -> Result<String> {
-                let value = response.headers().get(name).with_context(|| format!("no header {name}"))?;
-                Ok(value.to_str()?.to_owned())
-            };
-            let (complete, covered) = (header("wye-complete")? == "true", header("wye-covered")?);
+            let complete = header(&response, "wye-complete")? == "true";
+            let covered = header(&response, "wye-covered")?;
             let covered = parse_covered(&covered).with_context(|| format!("read {covered:?}"))?;
             Ok(CoveredAnswer { complete, covered, rows: Answer::parse(&response.text().await?)?.rows })
         })
@@ -89,7 +86,7 @@ impl Api {
     /// The status and body of `GET path`.
     ///
     /// # Errors
-    /// If there is no answer.
+    /// When there is no answer.
     pub fn get(&self, path: &str) -> Result<(u16, String)> {
         let (status, text) = self.exchange(self.client.get(format!("{}{path}", self.url)))?;
         Ok((status.as_u16(), text))
@@ -98,16 +95,16 @@ impl Api {
     /// The status and body of `POST path` with a JSON body.
     ///
     /// # Errors
-    /// If there is no answer.
+    /// When there is no answer.
     pub fn post(&self, path: &str, body: &serde_json::Value) -> Result<(u16, String)> {
         let (status, text) = self.exchange(self.post_json(path, body))?;
         Ok((status.as_u16(), text))
     }
 
-    /// The status and body of `POST path` with these bytes, which may say that they are compressed.
+    /// The status and body of `POST path` with these bytes, which may have a content encoding.
     ///
     /// # Errors
-    /// If there is no answer.
+    /// When there is no answer.
     pub fn post_bytes(
         &self,
         path: &str,
@@ -124,10 +121,10 @@ impl Api {
         Ok((status.as_u16(), text))
     }
 
-    /// The same as one idempotent request.
+    /// The status and body of `POST path` with a JSON body and an idempotency key.
     ///
     /// # Errors
-    /// If there is no answer.
+    /// When there is no answer.
     pub fn post_once(&self, path: &str, key: &str, body: &serde_json::Value) -> Result<(u16, String)> {
         let (status, text) = self.exchange(self.post_json(path, body).header("Idempotency-Key", key))?;
         Ok((status.as_u16(), text))
@@ -149,7 +146,7 @@ impl Api {
 /// The rows of an SQL answer and what it covers.
 #[derive(Clone, Debug)]
 pub struct CoveredAnswer {
-    /// Whether the answer says that it has everything that it covers.
+    /// Whether the answer says that it is complete.
     pub complete: bool,
     /// By Kafka partition, the offset up to which readings are in the answer.
     pub covered: BTreeMap<i32, i64>,
@@ -157,7 +154,13 @@ pub struct CoveredAnswer {
     pub rows: Vec<Vec<String>>,
 }
 
-/// `0:1234,2:99`, read without Wye's own code.
+/// The text of a header.
+fn header(response: &reqwest::Response, name: &str) -> Result<String> {
+    let value = response.headers().get(name).with_context(|| format!("no header {name}"))?;
+    Ok(value.to_str()?.to_owned())
+}
+
+/// Reads `0:1234,2:99`, without Wye's code.
 fn parse_covered(text: &str) -> Result<BTreeMap<i32, i64>> {
     text.split(',')
         .filter(|part| !part.is_empty())
@@ -182,7 +185,7 @@ impl Answer {
     /// The value of an answer of one row and one column.
     ///
     /// # Errors
-    /// If it has another shape or the cell is no `T`.
+    /// When it has another shape, or the cell is not a `T`.
     pub fn value<T: FromStr<Err: std::error::Error + Send + Sync + 'static>>(&self) -> Result<T> {
         let [row] = self.rows.as_slice() else { anyhow::bail!("{} rows, not one", self.rows.len()) };
         let [cell] = row.as_slice() else { anyhow::bail!("{} columns, not one", row.len()) };
@@ -195,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_of_one_cell_is_a_value() -> Result<()> {
+    fn an_answer_with_one_cell_is_a_value() -> Result<()> {
         assert_eq!(Answer::parse("n\n42\n")?.value::<i64>()?, 42);
         assert!(Answer::parse("n\n42\n43\n")?.value::<i64>().is_err());
         assert!(Answer::parse("a,b\n1,2\n")?.value::<i64>().is_err());

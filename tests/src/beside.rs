@@ -1,5 +1,4 @@
-//! What an ordinary user sees while something hostile happens: `current` is asked again and again on a thread of its own,
-//! and the server's memory is looked at.
+//! What an ordinary user sees during an attack: a thread requests `current` repeatedly, and checks the server's memory.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,51 +9,51 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 use crate::api::Api;
 
-/// How long the user rests between two questions.
-const REST: Duration = Duration::from_millis(5);
-/// Longer than any answer may take, however hostile the others are.
+/// The pause between two requests.
+const PAUSE: Duration = Duration::from_millis(5);
+/// The longest time that an answer may take during an attack.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// A user who asks while something else happens; see the module.
+/// A user who sends requests while something else happens.
 #[derive(Debug)]
 pub struct Beside {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<Seen>>,
 }
 
-/// What the user saw.
+/// The results of the user's requests.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// How many questions were answered.
+    /// How many requests were answered.
     pub answers: usize,
     /// 99 % of the answers came within this time.
     pub p99: Duration,
     /// The slowest answer.
     pub slowest: Duration,
-    /// The most memory that the server held (resident), in MiB.
+    /// The largest resident memory of the server, in MiB.
     pub resident_mib: u64,
 }
 
 impl Beside {
-    /// Starts asking `path` (which must be answered with 200) of the server at `address` with the process number `process`.
+    /// Starts to request `path`, which must be answered with 200, from the server at `address` with the process ID `process`.
     pub fn start(address: &str, path: &str, process: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let (stopped, address, path) = (Arc::clone(&stop), address.to_owned(), path.to_owned());
-        let thread = std::thread::spawn(move || ask(&address, &path, process, &stopped));
+        let thread = std::thread::spawn(move || send_requests(&address, &path, process, &stopped));
         Self { stop, thread }
     }
 
-    /// Stops asking; what was seen.
+    /// Stops, and returns the results.
     ///
     /// # Errors
-    /// If a question was not answered with 200 in time.
+    /// When a request was not answered with 200 in time.
     pub fn stop(self) -> Result<Seen> {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().map_err(|_| anyhow!("the user's thread panicked"))?
     }
 }
 
-fn ask(address: &str, path: &str, process: u32, stop: &AtomicBool) -> Result<Seen> {
+fn send_requests(address: &str, path: &str, process: u32, stop: &AtomicBool) -> Result<Seen> {
     let api = Api::new(address)?;
     let (mut times, mut resident_mib) = (Vec::new(), 0);
     while !stop.load(Ordering::Relaxed) {
@@ -65,10 +64,10 @@ fn ask(address: &str, path: &str, process: u32, stop: &AtomicBool) -> Result<See
         ensure!(took < LONGEST, "{path} took {took:?}");
         times.push(took);
         resident_mib = resident_mib.max(resident(process)?);
-        std::thread::sleep(REST);
+        std::thread::sleep(PAUSE);
     }
     times.sort();
-    let slowest = times.last().copied().context("nothing was asked")?;
+    let slowest = times.last().copied().context("no request was sent")?;
     Ok(Seen {
         answers: times.len(),
         p99: times[(times.len() * 99 / 100).min(times.len() - 1)],
@@ -77,10 +76,10 @@ fn ask(address: &str, path: &str, process: u32, stop: &AtomicBool) -> Result<See
     })
 }
 
-/// What a process holds in memory, in MiB.
+/// The resident memory of a process, in MiB.
 ///
 /// # Errors
-/// If it has ended.
+/// When it has ended.
 pub fn resident(process: u32) -> Result<u64> {
     let path = format!("/proc/{process}/status");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;

@@ -1,5 +1,5 @@
-//! Where the project, its mappings and the public data sets are. The data sets stand beside the project, not in it: a
-//! test that needs one says so and is skipped where it is absent.
+//! The locations of the project, its mappings and the public data sets. The data sets are beside the project, not in it. A
+//! test that needs one is skipped with a message where it is absent.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Read, Write};
@@ -9,13 +9,13 @@ use std::sync::LazyLock;
 use anyhow::{Context, Result, ensure};
 use flate2::read::GzDecoder;
 
-/// The root of the source tree: the folder with `Cargo.lock` that the process was started in or below. (Not the folder
-/// that this was compiled in: clones share what they have built.)
+/// The root of the source tree: the folder with `Cargo.lock` at or above the working directory. It is not taken at compile
+/// time, since clones share what they have built.
 pub fn project_root() -> &'static Path {
     static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
-        let here = std::env::current_dir().expect("the working directory is there");
+        let here = std::env::current_dir().expect("the working directory exists");
         let root = here.ancestors().find(|folder| folder.join("Cargo.lock").is_file());
-        root.expect("tests and benchmarks are started within the source tree").to_owned()
+        root.expect("tests and benchmarks are started in the source tree").to_owned()
     });
     &ROOT
 }
@@ -25,10 +25,10 @@ pub fn mapping(name: &str) -> PathBuf {
     project_root().join("datasets").join(name).with_extension("toml")
 }
 
-/// The first `stations` files of the Beijing set by name; `None`, with a message, where the set is absent.
+/// The first `stations` files of the Beijing data set by name; `None`, with a message, where the data set is absent.
 ///
 /// # Errors
-/// If the folder cannot be read, or is absent in CI.
+/// When the folder cannot be read, or is absent in CI.
 pub fn beijing(stations: usize) -> Result<Option<Vec<PathBuf>>> {
     let Some(folder) = folder("beijing-multisite")? else { return Ok(None) };
     let entries = std::fs::read_dir(&folder).with_context(|| format!("list {}", folder.display()))?;
@@ -38,16 +38,16 @@ pub fn beijing(stations: usize) -> Result<Option<Vec<PathBuf>>> {
     Ok(Some(files))
 }
 
-/// The machine temperature recording; `None`, with a message, where the set is absent.
+/// The machine temperature recording; `None`, with a message, where the data set is absent.
 ///
 /// # Errors
-/// If it is absent in CI.
+/// When it is absent in CI.
 pub fn machine_temperature() -> Result<Option<PathBuf>> {
     let file = "realKnownCause/machine_temperature_system_failure.csv.gz";
     Ok(folder("nab")?.map(|folder| folder.join(file)))
 }
 
-/// Says that a test is skipped because of what `is absent`; in CI that is a failure, so that no test passes in silence.
+/// Prints that a test is skipped, and why. In CI that is an error, so that a test never passes without having run.
 ///
 /// # Errors
 /// In CI (where the variable `CI` is set).
@@ -65,16 +65,16 @@ fn folder(name: &str) -> Result<Option<PathBuf>> {
     absent(&format!("the data set {name} is not at {}", folder.display())).map(|()| None)
 }
 
-/// Says something that is seen although the test harness captures what a test prints.
+/// Prints a message that is visible although the test harness captures what a test prints.
 pub fn say(message: &str) {
-    // Nothing is lost with a message that nobody can read.
+    // A test does not fail because standard error is closed.
     let _ = writeln!(std::io::stderr(), "{message}");
 }
 
-/// Cuts a CSV file, plain or gzip, into plain files of about `rows` rows each, every one with the header.
+/// Splits a CSV file, plain or gzip, into plain files of about `rows` rows, each with the header.
 ///
 /// # Errors
-/// If the file cannot be read or the pieces not be written.
+/// When the file cannot be read or a piece cannot be written.
 pub fn cut(file: &Path, rows: usize, into: &Path) -> Result<Vec<PathBuf>> {
     let name = file.file_name().and_then(|name| name.to_str()).context("a file has a name")?;
     let stem = name.split('.').next().context("a name has a first part")?;

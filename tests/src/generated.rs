@@ -1,7 +1,7 @@
-//! Generated source files in the form of the Beijing air-quality set, for tests that must run wherever the project is:
-//! hourly rows of made-up stations, with missing values, repeated rows and a stretch out of order.
+//! Generated source files in the format of the Beijing air-quality data set, for tests that must also run without that data
+//! set: hourly rows of invented stations, with missing values, repeated rows and rows out of order.
 //!
-//! The oracle for the real set reads them too. They are the same for the same arguments.
+//! The oracle for the real data set reads them too. The same arguments give the same files.
 
 use std::f64::consts::TAU;
 use std::fs::File;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Columns with their mean and their swing over a day.
+/// Columns with their mean and their amplitude over a day.
 const COLUMNS: [(&str, f64, f64); 11] = [
     ("PM2.5", 80.0, 30.0),
     ("PM10", 105.0, 40.0),
@@ -26,17 +26,17 @@ const COLUMNS: [(&str, f64, f64); 11] = [
     ("RAIN", 0.1, 0.1),
     ("WSPM", 1.7, 0.8),
 ];
-/// One value in so many is missing.
+/// The share of values that are missing.
 const MISSING: f64 = 0.02;
-/// One row in so many is written twice. Which of the two comes first does not matter: their values are the same.
+/// The share of rows that are written twice, with the same values.
 const REPEATED: f64 = 0.005;
-/// How many rows are swapped with one another at most.
+/// The largest distance of two rows that are swapped.
 const DISORDER: usize = 48;
 
-/// Writes one CSV file for each of `stations` stations with about `hours` rows, and gives the paths.
+/// Writes one CSV file with about `hours` rows for each of `stations` stations, and returns the paths.
 ///
 /// # Errors
-/// If a file cannot be written.
+/// When a file cannot be written.
 pub fn stations(stations: usize, hours: usize, into: &Path) -> Result<Vec<PathBuf>> {
     (0..stations)
         .map(|number| {
@@ -71,7 +71,7 @@ fn write_station(number: usize, hours: usize, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Everything behind the row's number. Months have 28 days here, so that every date exists.
+/// The columns of a row after its number. Months have 28 days here, so that every date exists.
 fn row(station: usize, hour: usize, random: &mut StdRng) -> String {
     let (day_of_all, hour_of_day) = (hour / 24, hour % 24);
     let (year, month, day) = (2013 + day_of_all / 336, day_of_all / 28 % 12 + 1, day_of_all % 28 + 1);

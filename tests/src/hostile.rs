@@ -1,5 +1,5 @@
-//! Bytes that nobody should send: valid bodies that were damaged in many ways, and bodies that are large, deep or odd on
-//! purpose. Everything follows from a seed.
+//! Hostile input: valid bodies that are damaged in many ways, and bodies that are large, deeply nested or unusual. All of it
+//! follows from a seed.
 
 use std::io::Write;
 
@@ -19,22 +19,22 @@ const DEEP: usize = 20_000;
 const VERY_DEEP: usize = 100_000;
 
 impl Hostile {
-    /// Damages copies of `valid` (which must not be empty), as `seed` says.
+    /// A source of damaged copies of `valid`, which must not be empty.
     pub fn new(seed: u64, valid: Vec<Vec<u8>>) -> Self {
         Self { random: StdRng::seed_from_u64(seed), valid }
     }
 
-    /// The next damaged body: one of the valid ones with one to eight wounds.
+    /// The next body: one of the valid ones, damaged one to eight times.
     pub fn next_body(&mut self) -> Vec<u8> {
         let chosen = self.random.random_range(0..self.valid.len());
         let mut body = self.valid[chosen].clone();
         for _ in 0..self.random.random_range(1..=8) {
-            self.wound(&mut body);
+            self.damage(&mut body);
         }
         body
     }
 
-    fn wound(&mut self, body: &mut Vec<u8>) {
+    fn damage(&mut self, body: &mut Vec<u8>) {
         let at = self.random.random_range(0..=body.len());
         match self.random.random_range(0..10) {
             0 => body.truncate(at),
@@ -53,7 +53,7 @@ impl Hostile {
                 body.extend_from_within(at..end);
             }
             5 => {
-                // Four or eight bytes that say another length.
+                // Four or eight bytes of another length.
                 let length = [0_i64, 1, -1, i64::from(i32::MAX), i64::from(i32::MIN), i64::MAX]
                     [self.random.random_range(0..6)];
                 for (byte, new) in body[at..].iter_mut().zip(length.to_be_bytes()) {
@@ -75,7 +75,7 @@ impl Hostile {
     }
 }
 
-/// Pieces of text that parsers get wrong.
+/// Texts that parsers often read wrongly.
 const ODD_TEXTS: [&str; 24] = [
     "null",
     "NaN",
@@ -103,17 +103,8 @@ const ODD_TEXTS: [&str; 24] = [
     "%s%n%x",
 ];
 
-/// JSON bodies that are deep, long or odd on purpose. Each is refused or accepted; none may do harm.
+/// JSON bodies that are deeply nested, long or unusual. Each may be accepted or rejected, and none may do harm.
 pub fn shaped_json() -> Vec<(&'static str, Vec<u8>)> {
-    let reading = |extra: &str| {
-        format!(
-            "{{\"device_id\":\"d\",\"metric\":\"m\",\"value\":1,\"event_time\":\"2026-01-01T00:00:00Z\"{extra}}}"
-        )
-        .into_bytes()
-    };
-    let nested = |open: &str, close: &str, depth: usize| {
-        format!("{}{}{}", open.repeat(depth), "1", close.repeat(depth))
-    };
     vec![
         ("open brackets only", "[".repeat(DEEP).into_bytes()),
         ("very many open brackets", "[".repeat(VERY_DEEP).into_bytes()),
@@ -147,51 +138,84 @@ pub fn shaped_json() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// A gzip stream of `mib` MiB of one byte: a thousandth of that to send.
+/// A reading with further fields.
+fn reading(extra: &str) -> Vec<u8> {
+    format!(
+        "{{\"device_id\":\"d\",\"metric\":\"m\",\"value\":1,\"event_time\":\"2026-01-01T00:00:00Z\"{extra}}}"
+    )
+    .into_bytes()
+}
+
+fn nested(open: &str, close: &str, depth: usize) -> String {
+    format!("{}1{}", open.repeat(depth), close.repeat(depth))
+}
+
+/// A gzip stream of `mib` MiB of one byte, which has a thousandth of that size.
 pub fn gzip_bomb(mib: usize) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     let chunk = vec![b' '; 1 << 20];
     for _ in 0..mib {
-        encoder.write_all(&chunk).expect("a vector takes everything");
+        encoder.write_all(&chunk).expect("a write to a vector cannot fail");
     }
-    encoder.finish().expect("a vector takes everything")
+    encoder.finish().expect("a write to a vector cannot fail")
 }
 
-/// SQL that is deep, long or expensive on purpose: what it is, and the statement.
+/// SQL that is deeply nested, long or expensive: a description and the statement.
 pub fn shaped_sql() -> Vec<(String, String)> {
     let mut statements = Vec::new();
-    let mut add = |what: &str, sql: String| statements.push((what.to_owned(), sql));
     for size in [100, 1_000, 5_000, 50_000] {
-        add(&format!("{size} additions"), format!("SELECT {}", vec!["1"; size].join("+")));
-        add(&format!("{size} OR"), format!("SELECT 1 WHERE {}", vec!["1=2"; size].join(" OR ")));
-        add(&format!("{size} AND"), format!("SELECT 1 WHERE {}", vec!["1=1"; size].join(" AND ")));
-        add(&format!("{size} UNION ALL"), vec!["SELECT 1"; size].join(" UNION ALL "));
-        add(&format!("{size} UNION"), vec!["SELECT 1"; size].join(" UNION "));
-        let list: Vec<String> = (0..size).map(|number| number.to_string()).collect();
-        add(&format!("IN of {size}"), format!("SELECT 1 WHERE 7 IN ({})", list.join(",")));
-        add(&format!("VALUES of {size}"), format!("VALUES {}", vec!["(1)"; size].join(",")));
-        add(&format!("{size} columns"), format!("SELECT {}", vec!["1"; size].join(",")));
-        add(&format!("{size} parentheses"), format!("SELECT {}1{}", "(".repeat(size), ")".repeat(size)));
-        add(&format!("{size} open parentheses"), format!("SELECT {}", "(".repeat(size)));
-        add(&format!("{size} NOT"), format!("SELECT {} true", "NOT ".repeat(size)));
-        add(&format!("{size} minus"), format!("SELECT {} 1", "- ".repeat(size)));
-        add(&format!("{size} calls"), format!("SELECT {}1{}", "abs(".repeat(size), ")".repeat(size)));
-        add(&format!("{size} casts"), format!("SELECT 1{}", "::int".repeat(size)));
-        add(&format!("{size} concatenations"), format!("SELECT {}", vec!["'a'"; size].join("||")));
-        let whens: Vec<String> = (0..size).map(|number| format!("WHEN {number} THEN {number}")).collect();
-        add(&format!("CASE of {size}"), format!("SELECT CASE 1 {} END", whens.join(" ")));
+        add(&mut statements, &format!("{size} additions"), format!("SELECT {}", vec!["1"; size].join("+")));
         add(
+            &mut statements,
+            &format!("{size} OR"),
+            format!("SELECT 1 WHERE {}", vec!["1=2"; size].join(" OR ")),
+        );
+        add(
+            &mut statements,
+            &format!("{size} AND"),
+            format!("SELECT 1 WHERE {}", vec!["1=1"; size].join(" AND ")),
+        );
+        add(&mut statements, &format!("{size} UNION ALL"), vec!["SELECT 1"; size].join(" UNION ALL "));
+        add(&mut statements, &format!("{size} UNION"), vec!["SELECT 1"; size].join(" UNION "));
+        let list: Vec<String> = (0..size).map(|number| number.to_string()).collect();
+        add(&mut statements, &format!("IN of {size}"), format!("SELECT 1 WHERE 7 IN ({})", list.join(",")));
+        add(&mut statements, &format!("VALUES of {size}"), format!("VALUES {}", vec!["(1)"; size].join(",")));
+        add(&mut statements, &format!("{size} columns"), format!("SELECT {}", vec!["1"; size].join(",")));
+        add(
+            &mut statements,
+            &format!("{size} parentheses"),
+            format!("SELECT {}1{}", "(".repeat(size), ")".repeat(size)),
+        );
+        add(&mut statements, &format!("{size} open parentheses"), format!("SELECT {}", "(".repeat(size)));
+        add(&mut statements, &format!("{size} NOT"), format!("SELECT {} true", "NOT ".repeat(size)));
+        add(&mut statements, &format!("{size} minus"), format!("SELECT {} 1", "- ".repeat(size)));
+        add(
+            &mut statements,
+            &format!("{size} calls"),
+            format!("SELECT {}1{}", "abs(".repeat(size), ")".repeat(size)),
+        );
+        add(&mut statements, &format!("{size} casts"), format!("SELECT 1{}", "::int".repeat(size)));
+        add(
+            &mut statements,
+            &format!("{size} concatenations"),
+            format!("SELECT {}", vec!["'a'"; size].join("||")),
+        );
+        let whens: Vec<String> = (0..size).map(|number| format!("WHEN {number} THEN {number}")).collect();
+        add(&mut statements, &format!("CASE of {size}"), format!("SELECT CASE 1 {} END", whens.join(" ")));
+        add(
+            &mut statements,
             &format!("{size} subqueries"),
             format!("SELECT * FROM {}(SELECT 1){}", "(SELECT * FROM ".repeat(size), " t)".repeat(size)),
         );
         let with: Vec<String> = (1..size).map(|n| format!("c{n} AS (SELECT * FROM c{})", n - 1)).collect();
         add(
+            &mut statements,
             &format!("{size} CTEs"),
             format!("WITH c0 AS (SELECT 1), {} SELECT * FROM c{}", with.join(","), size - 1),
         );
         let joins: Vec<String> = (1..size.min(1_000)).map(|n| format!("(SELECT 1) t{n}")).collect();
-        add(&format!("{size} joins"), format!("SELECT count(*) FROM {}", joins.join(",")));
-        add(&format!("{size} statements"), "SELECT 1;".repeat(size));
+        add(&mut statements, &format!("{size} joins"), format!("SELECT count(*) FROM {}", joins.join(",")));
+        add(&mut statements, &format!("{size} statements"), "SELECT 1;".repeat(size));
     }
     for sql in [
         "SELECT count(*) FROM unified_series a, unified_series b, unified_series c",
@@ -247,9 +271,13 @@ pub fn shaped_sql() -> Vec<(String, String)> {
         "SELECT \u{0}",
         "SELECT * FROM information_schema.tables, information_schema.columns, information_schema.columns x",
     ] {
-        add(sql.get(..80).unwrap_or(sql), sql.to_owned());
+        add(&mut statements, sql.get(..80).unwrap_or(sql), sql.to_owned());
     }
-    add("a million letters", format!("SELECT {}", "x".repeat(1_000_000)));
-    add("a text of ten million letters", format!("SELECT '{}'", "x".repeat(10_000_000)));
+    add(&mut statements, "a million letters", format!("SELECT {}", "x".repeat(1_000_000)));
+    add(&mut statements, "a text of ten million letters", format!("SELECT '{}'", "x".repeat(10_000_000)));
     statements
+}
+
+fn add(statements: &mut Vec<(String, String)>, what: &str, sql: String) {
+    statements.push((what.to_owned(), sql));
 }

@@ -1,4 +1,4 @@
-//! A real Apache Kafka of a test's own, started and stopped by `scripts/kafka.sh`.
+//! A real Apache Kafka for one test, started and stopped by `scripts/kafka.sh`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -15,11 +15,11 @@ pub struct Kafka {
 }
 
 impl Kafka {
-    /// Starts one with its data in `directory`; `None`, with a message, where `make test` has not said that one is
-    /// installed (by `WYE_TEST_KAFKA`).
+    /// Starts one with its data in `directory`; `None`, with a message, where `WYE_TEST_KAFKA` is not set, with which
+    /// `make test` says that one is installed.
     ///
     /// # Errors
-    /// If it does not start, or is absent in CI.
+    /// When it does not start, or is not installed in CI.
     pub fn start(directory: PathBuf) -> Result<Option<Self>> {
         if std::env::var_os("WYE_TEST_KAFKA").is_none() {
             return datasets::absent("WYE_TEST_KAFKA is not set (make test sets it)").map(|()| None);
@@ -32,15 +32,15 @@ impl Kafka {
     /// `host:port`.
     ///
     /// # Errors
-    /// If it is not known.
+    /// When it is unknown.
     pub fn bootstrap_servers(&self) -> Result<String> {
         Ok(self.read("bootstrap")?.trim().to_owned())
     }
 
-    /// Stops (SIGSTOP) or resumes (SIGCONT) the node, as a broker that is cut off looks to its clients.
+    /// Stops (SIGSTOP) or resumes (SIGCONT) the node. For its clients it is then like a broker that cannot be reached.
     ///
     /// # Errors
-    /// If the signal cannot be sent.
+    /// When the signal cannot be sent.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         process::send(signal, self.read("pid")?.trim().parse().context("read the process number")?)
     }

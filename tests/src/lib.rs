@@ -1,6 +1,9 @@
 //! Support for the tests that cross layers: the real program as a process, a real Kafka, data sets (public and
 //! generated), the independent oracle.
-//! It knows the program from outside only (command line, HTTP, files) and nothing of its crates.
+//!
+//! It uses the program from outside only (command line, HTTP, files), and must not use its crates.
+
+#![expect(clippy::disallowed_methods, reason = "these tests wait for processes, in real time")]
 
 pub mod api;
 pub mod beside;

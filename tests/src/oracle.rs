@@ -1,5 +1,5 @@
 //! The independent oracle in `tests/oracle`: DuckDB over the source files, run as a process. It shares no code with the
-//! program under test, nor with this crate.
+//! program under test or with this crate.
 
 use std::path::PathBuf;
 use std::process::Command;
@@ -16,7 +16,7 @@ pub struct Oracle {
     files: Vec<PathBuf>,
 }
 
-/// What the source files hold.
+/// The content of the source files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expectation {
     /// Readings in the files, duplicates included.
@@ -28,31 +28,32 @@ pub struct Expectation {
 }
 
 impl Oracle {
-    /// The oracle `tests/oracle/NAME.py` over `files`. Its Python is `WYE_TEST_PYTHON`, or what `scripts/venv.sh` makes.
+    /// The oracle `tests/oracle/NAME.py` over `files`. Its Python is `WYE_TEST_PYTHON`, or that of `scripts/venv.sh`.
     ///
     /// # Errors
-    /// If there is no Python for it.
+    /// When there is no Python for it.
     pub fn new(name: &str, files: Vec<PathBuf>) -> Result<Self> {
         let script = project_root().join("tests/oracle").join(name).with_extension("py");
         Ok(Self { python: python()?, script, files })
     }
 
-    /// Computes what is expected, without asking anybody.
+    /// Computes what is expected, from the files alone.
     ///
     /// # Errors
-    /// If the files cannot be read.
+    /// When the files cannot be read.
     pub fn expectation(&self) -> Result<Expectation> {
         let printed = self.run(&[])?;
         let json: serde_json::Value =
             serde_json::from_str(&printed).with_context(|| format!("read {printed:?}"))?;
-        let number = |key: &str| json[key].as_u64().with_context(|| format!("no {key} in {printed:?}"));
-        Ok(Expectation { rows: number("rows")?, readings: number("readings")?, windows: number("windows")? })
+        let [rows, readings, windows] = ["rows", "readings", "windows"]
+            .map(|key| json[key].as_u64().with_context(|| format!("no {key} in {printed:?}")));
+        Ok(Expectation { rows: rows?, readings: readings?, windows: windows? })
     }
 
-    /// Compares every window with what the Wye at `url` answers; what it printed.
+    /// Compares every window with the answers of the Wye at `url`, and returns the output.
     ///
     /// # Errors
-    /// If an answer differs, with the differences, or cannot be had.
+    /// When a window differs, with the differences, or there is no answer.
     pub fn compare(&self, url: &str) -> Result<String> {
         self.run(&["--url", url])
     }
@@ -80,7 +81,7 @@ impl Oracle {
 /// The Python of the tests.
 ///
 /// # Errors
-/// If `WYE_TEST_PYTHON` is not set and `scripts/venv.sh` fails.
+/// When `WYE_TEST_PYTHON` is not set and `scripts/venv.sh` fails.
 pub fn python() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("WYE_TEST_PYTHON") {
         return Ok(path.into());
@@ -88,5 +89,5 @@ pub fn python() -> Result<PathBuf> {
     let script = project_root().join("scripts/venv.sh");
     let output = Command::new(&script).output().with_context(|| format!("run {}", script.display()))?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(String::from_utf8(output.stdout).context("the path of python is no UTF-8")?.trim_end().into())
+    Ok(String::from_utf8(output.stdout).context("the path of Python is not UTF-8")?.trim_end().into())
 }

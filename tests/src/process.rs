@@ -1,4 +1,4 @@
-//! One process of the program under test: its output goes to a file, and it does not outlive its handle.
+//! One process of the program under test. Its output goes to a file, and it is killed when its handle is dropped.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ use crate::wait;
 /// How much of an output an error shows, in bytes.
 const SHOWN: usize = 4000;
 
-/// What a process can be sent.
+/// A signal to a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// End, as Ctrl-C asks.
+    /// End, as by Ctrl-C.
     Interrupt,
-    /// Stand still until [`Signal::Resume`]: nothing of it runs, its connections stay open.
+    /// Stop until [`Signal::Resume`]: the process does not run, and its connections stay open.
     Stop,
     /// Run again.
     Resume,
@@ -26,7 +26,7 @@ pub enum Signal {
 /// Sends a signal to a process by its number.
 ///
 /// # Errors
-/// If the system refuses.
+/// When the system rejects it.
 pub fn send(signal: Signal, process: u32) -> Result<()> {
     let name = match signal {
         Signal::Interrupt => "-INT",
@@ -47,10 +47,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command`; standard output and standard error go to the file `output`. `name` stands in messages.
+    /// Starts `command`; standard output and standard error go to the file `output`. `name` is for messages.
     ///
     /// # Errors
-    /// If the file cannot be made or the program not be started.
+    /// When the file cannot be created or the program cannot be started.
     pub fn start(mut command: Command, name: &str, output: PathBuf) -> Result<Self> {
         let file = File::create(&output).with_context(|| format!("create {}", output.display()))?;
         let same_file = file.try_clone().context("share the output file")?;
@@ -63,7 +63,7 @@ impl Process {
         Ok(Self { child, name: name.to_owned(), output })
     }
 
-    /// Its number in the system.
+    /// The process ID.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -71,43 +71,43 @@ impl Process {
     /// The exit status, if the process has ended.
     ///
     /// # Errors
-    /// If the system does not tell.
+    /// When the system does not report it.
     pub fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        self.child.try_wait().with_context(|| format!("ask whether {} has ended", self.name))
+        self.child.try_wait().with_context(|| format!("check whether {} has ended", self.name))
     }
 
-    /// Whether the process has ended, which it may only do with success.
+    /// Whether the process has ended with success.
     ///
     /// # Errors
-    /// If it has ended otherwise, showing the end of its output.
+    /// When it has failed, with the end of its output.
     pub fn done(&mut self) -> Result<bool> {
         let status = self.ended()?;
         ensure!(status.is_none_or(|it| it.success()), "{}", self.ending(status));
         Ok(status.is_some())
     }
 
-    /// Waits for the end, for `patience` at most; `None` if it still runs then.
+    /// Waits for the end for at most `patience`; `None` if it still runs then.
     ///
     /// # Errors
-    /// If the system does not tell.
+    /// When the system does not report it.
     pub fn ended_within(&mut self, patience: Duration) -> Result<Option<ExitStatus>> {
         wait::at_most(patience, || self.ended())
     }
 
-    /// Fails if the process has ended, showing the end of its output.
+    /// Checks that the process runs.
     ///
     /// # Errors
-    /// If it has ended.
+    /// When it has ended, with the end of its output.
     pub fn still_runs(&mut self) -> Result<()> {
         let status = self.ended()?;
         ensure!(status.is_none(), "{}", self.ending(status));
         Ok(())
     }
 
-    /// Waits until the process ends with success, and gives all of its output.
+    /// Waits until the process ends with success, and returns its output.
     ///
     /// # Errors
-    /// If it ends otherwise, showing the end of its output, or not within `patience`.
+    /// When it fails, or does not end within `patience`, with the end of its output.
     pub fn succeed(mut self, patience: Duration) -> Result<String> {
         let status = self.ended_within(patience)?;
         ensure!(status.is_some_and(|it| it.success()), "{}", self.ending(status));
@@ -117,7 +117,7 @@ impl Process {
     /// `kill -9`, and waits for the end.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// When the system rejects it.
     pub fn kill(&mut self) -> Result<()> {
         self.child.kill().with_context(|| format!("kill {}", self.name))?;
         self.child.wait().with_context(|| format!("wait for {}", self.name))?;
@@ -127,7 +127,7 @@ impl Process {
     /// Sends the process a signal.
     ///
     /// # Errors
-    /// If it cannot be sent.
+    /// When it cannot be sent.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         send(signal, self.child.id()).with_context(|| self.name.clone())
     }
@@ -137,9 +137,9 @@ impl Process {
         &self.output
     }
 
-    /// How it ended, or that it did not, with the end of its output.
+    /// How it ended, or that it still runs, with the end of its output.
     fn ending(&self, status: Option<ExitStatus>) -> String {
-        let ended = status.map_or("does not end".to_owned(), |status| format!("ended with {status}"));
+        let ended = status.map_or("still runs".to_owned(), |status| format!("ended with {status}"));
         let bytes = std::fs::read(&self.output).unwrap_or_default();
         let tail = String::from_utf8_lossy(&bytes[bytes.len().saturating_sub(SHOWN)..]);
         format!("{} {ended}:\n{tail}", self.name)
@@ -148,7 +148,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // An error here means that it has ended already.
+        // An error means that the process has already ended.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

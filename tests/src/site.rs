@@ -1,5 +1,5 @@
-//! A place where the program under test runs: a directory of its own with the data directory, every process's output,
-//! and the commands of a user.
+//! A directory in which the program under test runs, with its data directory and the output of each process, and the
+//! commands of a user.
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
@@ -17,18 +17,18 @@ use crate::wait;
 
 /// How long `wye up` may take to be ready, also after a crash.
 const READY_WITHIN: Duration = Duration::from_secs(60);
-/// How long `wye up` may take to drain and end.
+/// How long `wye up` may take to end.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
 
-/// Tests of the whole program take turns: each of them wants the machine.
+/// Tests of the whole program run one after the other: each needs the whole machine.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// A data directory and the program that works on it. It is removed in the end, unless [`Site::keep`] is called.
+/// A data directory and the program that uses it. It is removed at the end, unless [`Site::keep`] is called.
 #[derive(Debug)]
 pub struct Site {
     program: PathBuf,
     config: Option<PathBuf>,
-    /// Where everything of this test is; removed with the last of its sites.
+    /// The directory of the test; removed with the last of its sites.
     directory: Rc<RefCell<TempDir>>,
     root: PathBuf,
     /// The data directory's name below `root`.
@@ -37,22 +37,23 @@ pub struct Site {
     _turn: Rc<MutexGuard<'static, ()>>,
 }
 
-/// A running `wye up`. Dropping it is `kill -9`.
+/// A running `wye up`. Dropping it kills the process (`kill -9`).
 #[derive(Debug)]
 pub struct Server {
-    /// The process itself, to be killed at will.
+    /// The process, which tests may kill.
     pub process: Process,
     address_file: PathBuf,
 }
 
 impl Site {
-    /// An empty place; waits until no other test of this binary has one.
+    /// A new site. Waits until no other test of this binary has one.
     ///
     /// # Errors
-    /// If the program is not built or there is no room for a directory.
+    /// When the program is not built, or the directory cannot be created.
     pub fn new() -> Result<Self> {
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let directory = tempfile::Builder::new().prefix("wye-test.").tempdir().context("make a directory")?;
+        let directory =
+            tempfile::Builder::new().prefix("wye-test.").tempdir().context("create a directory")?;
         Ok(Self {
             program: program()?,
             config: None,
@@ -64,7 +65,7 @@ impl Site {
         })
     }
 
-    /// Another place of the same test, with a data directory `name` of its own and the same configuration.
+    /// Another site of the same test, with its own data directory `name` and the same configuration.
     pub fn another(&self, name: &'static str) -> Self {
         Self {
             program: self.program.clone(),
@@ -77,10 +78,10 @@ impl Site {
         }
     }
 
-    /// Writes `toml` as the configuration of every `wye up` to come.
+    /// Writes `toml` as the configuration of each `wye up` that is started later.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// When it cannot be written.
     pub fn configure(&mut self, toml: &str) -> Result<()> {
         let path = self.root.join("wye.toml");
         std::fs::write(&path, toml).with_context(|| format!("write {}", path.display()))?;
@@ -93,12 +94,12 @@ impl Site {
         &self.program
     }
 
-    /// Where tests may put files of their own.
+    /// The directory for other files of the test.
     pub fn directory(&self) -> &Path {
         &self.root
     }
 
-    /// What `--data-dir` is given.
+    /// The value of `--data-dir`.
     pub fn data_dir(&self) -> PathBuf {
         self.root.join(self.name)
     }
@@ -106,9 +107,9 @@ impl Site {
     /// Starts `wye up` on a free port. It is not ready yet.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// When it cannot be started.
     pub fn up(&self) -> Result<Server> {
-        // A killed server leaves its address behind; only that of the new one counts.
+        // A killed server does not remove its address.
         let address_file = self.data_dir().join("http.addr");
         if address_file.exists() {
             std::fs::remove_file(&address_file).context("remove the old address")?;
@@ -123,15 +124,15 @@ impl Site {
     /// Starts `wye load` with a mapping and files.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// When it cannot be started.
     pub fn load(&self, mapping: &Path, files: &[PathBuf]) -> Result<Process> {
         self.command(&["load"], load_arguments(mapping, files))
     }
 
-    /// Starts `wye load --no-wait`, which ends when the log has everything.
+    /// Starts `wye load --no-wait`, which ends when everything is in the log.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// When it cannot be started.
     pub fn load_into_log(&self, mapping: &Path, files: &[PathBuf]) -> Result<Process> {
         let mut arguments = load_arguments(mapping, files);
         arguments.push("--no-wait".to_owned());
@@ -141,12 +142,12 @@ impl Site {
     /// Starts `wye batch run`.
     ///
     /// # Errors
-    /// If it cannot be started.
+    /// When it cannot be started.
     pub fn batch_run(&self) -> Result<Process> {
         self.command(&["batch", "run"], Vec::new())
     }
 
-    /// Keeps the directory past the end of the test, and says where it is.
+    /// Keeps the directory after the test, and returns its path.
     pub fn keep(&self) -> PathBuf {
         self.directory.borrow_mut().disable_cleanup(true);
         self.root.clone()
@@ -159,17 +160,17 @@ impl Site {
         let output = self.root.join(format!("{number:03}-{}.log", words.join("-")));
         let mut command = Command::new(&self.program);
         command.args(words).arg("--data-dir").arg(self.data_dir()).args(arguments);
-        // Tests run beside each other, and beside a Kafka of the user's own.
+        // Several servers run at the same time, and perhaps another Kafka.
         command.env("WYE_LOG__EMBEDDED_PORT", "0");
         Process::start(command, &format!("wye {}", words.join(" ")), output)
     }
 }
 
 impl Server {
-    /// Waits until the server is ready: its address stands in the data directory and `/readyz` agrees.
+    /// Waits until the server is ready: its address is in the data directory, and `/readyz` says so.
     ///
     /// # Errors
-    /// If it ends instead, or does not become ready in time.
+    /// When it ends, or does not become ready in time.
     pub fn ready(&mut self) -> Result<Api> {
         let address = wait::until("address in the data directory", READY_WITHIN, || self.address())?;
         let api = Api::new(&address)?;
@@ -180,20 +181,20 @@ impl Server {
         Ok(api)
     }
 
-    /// `HOST:PORT` of the API, once it is known.
+    /// `HOST:PORT` of the API; `None` until the server is ready.
     ///
     /// # Errors
-    /// If the server has ended.
+    /// When the server has ended.
     pub fn address(&mut self) -> Result<Option<String>> {
         self.process.still_runs()?;
         let text = std::fs::read_to_string(&self.address_file).unwrap_or_default();
         Ok(text.strip_suffix('\n').map(str::to_owned))
     }
 
-    /// Stops it as Ctrl-C does, and waits until it has drained and ended.
+    /// Stops it as Ctrl-C does, and waits until it has ended.
     ///
     /// # Errors
-    /// If it does not end in time, or with a failure.
+    /// When it does not end in time, or fails.
     pub fn stop(self) -> Result<()> {
         self.process.signal(Signal::Interrupt)?;
         self.process.succeed(STOP_WITHIN).context("stop wye up")?;
@@ -201,7 +202,7 @@ impl Server {
     }
 }
 
-/// The program: `WYE_BIN`, or the one that cargo builds beside the tests.
+/// The program: `WYE_BIN`, or the one in the target directory of the tests.
 fn program() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("WYE_BIN") {
         return Ok(path.into());

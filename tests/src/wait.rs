@@ -1,4 +1,4 @@
-//! Waiting for a condition, with a deadline. The one place of these tests where time passes on purpose.
+//! Waits for a condition, with a deadline.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail};
 
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Asks `ready` again and again until it gives a value, and gives that.
+/// Calls `ready` repeatedly until it returns a value, and returns that.
 ///
 /// # Errors
-/// The first error of `ready`; or that `what` did not come within `patience`.
+/// The first error of `ready`; or that there was no `what` within `patience`.
 pub fn until<T>(what: &str, patience: Duration, mut ready: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + patience;
     loop {
@@ -23,7 +23,7 @@ pub fn until<T>(what: &str, patience: Duration, mut ready: impl FnMut() -> Resul
     }
 }
 
-/// Like [`until`], where it is no failure that the deadline comes first: `None` then.
+/// Like [`until`]; `None` when the deadline has passed.
 ///
 /// # Errors
 /// The first error of `ready`.

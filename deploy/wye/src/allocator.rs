@@ -1,14 +1,14 @@
-//! The allocator of the program, of the C libraries in it too: jemalloc, which gives memory back.
+//! The allocator of the program and of its C libraries: jemalloc, which returns free memory to the system.
 //!
-//! Realtime views grow until a batch run and are gone after it. With the system's allocator most of that memory stayed with
-//! the process for good.
+//! Realtime views grow until a batch run, and are deleted after it. The system's allocator kept most of that memory in the
+//! process.
 
 use tikv_jemallocator::Jemalloc;
 
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// Memory goes back in the background, a second after it was freed; huge pages make up for asking for it again.
+/// Memory is returned in the background, a second after it was freed. Huge pages make it cheap to request it again.
 #[expect(unsafe_code, reason = "jemalloc reads its settings from a symbol of this name, which is its own")]
 #[unsafe(export_name = "malloc_conf")]
 pub(crate) static SETTINGS: &[u8] =

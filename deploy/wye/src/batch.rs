@@ -1,4 +1,4 @@
-//! `wye batch run`: one batch run on a running Wye, now; by default until its result is in the answers.
+//! `wye batch run`: starts a batch run on a running Wye and, by default, waits until its result is in the answers.
 
 use std::time::Duration;
 
@@ -9,14 +9,14 @@ use crate::cli::BatchRun;
 use crate::client::{Client, TryAgain, body_of};
 use crate::terminal::{grouped, say, seconds, spinner};
 
-/// How long the result may take into the answers.
+/// How long it may take until the answers have the result.
 const SERVED_WITHIN: &str = "60s";
 
 /// Runs the command.
 ///
 /// # Errors
-/// When no Wye answers, or the run failed; as a try-again when another run was first, or its result is not in the answers
-/// yet.
+/// When Wye cannot be reached, or the run failed; [`TryAgain`] when another run was first, or the answers do not have the
+/// result in time.
 pub(crate) async fn run(arguments: &BatchRun) -> Result<()> {
     let client = Client::find(&arguments.target)?;
     let wait = if arguments.no_wait { "0s" } else { SERVED_WITHIN };
@@ -25,7 +25,8 @@ pub(crate) async fn run(arguments: &BatchRun) -> Result<()> {
     let bar = spinner("batch run");
     let answer = async { body_of(client.post("/v1/batch-runs", &headers, body).await?).await }.await;
     bar.finish_and_clear();
-    let report: Value = serde_json::from_slice(&answer?).context("the answer is no report")?;
+    let report: Value =
+        serde_json::from_slice(&answer?).context("the answer is not a report of a batch run")?;
     if arguments.json {
         say(&report)?;
     } else {
@@ -33,7 +34,7 @@ pub(crate) async fn run(arguments: &BatchRun) -> Result<()> {
     }
     if !arguments.no_wait && report.get("served").and_then(Value::as_bool) == Some(false) {
         let message = format!(
-            "the run is done, but its result is not in the answers after {SERVED_WITHIN}; see GET /readyz"
+            "the run is finished, but its result is not in the answers after {SERVED_WITHIN}; see GET /readyz"
         );
         return Err(TryAgain(message).into());
     }
@@ -41,14 +42,11 @@ pub(crate) async fn run(arguments: &BatchRun) -> Result<()> {
 }
 
 fn print_report(report: &Value) -> Result<()> {
-    let number = |key: &str| grouped(report.get(key).and_then(Value::as_u64).unwrap_or_default());
-    let text = |key: &str| {
-        report.get(key).map(|value| value.as_str().map_or_else(|| value.to_string(), str::to_owned))
-    };
-    let outcome = text("outcome").unwrap_or_default();
+    let outcome = report.get("outcome").and_then(Value::as_str).unwrap_or_default();
     say(format!("outcome        {:>12}", outcome.replace('_', " ")))?;
     for key in ["readings", "duplicates", "conflicts", "windows", "series"] {
-        say(format!("{key:<14} {:>12}", number(key)))?;
+        let number = report.get(key).and_then(Value::as_u64).unwrap_or_default();
+        say(format!("{key:<14} {:>12}", grouped(number)))?;
     }
     let duration = report.get("duration_ms").and_then(Value::as_f64).unwrap_or_default();
     say(format!("duration       {:>12}", seconds(Duration::from_secs_f64(duration / 1e3))))?;
@@ -69,7 +67,7 @@ fn print_report(report: &Value) -> Result<()> {
     {
         let silent: Vec<String> = silent.iter().map(ToString::to_string).collect();
         say(format!(
-            "no answer from the speed layer for Kafka partition {}: took what was archived",
+            "the speed layer did not answer for Kafka partition {}: the run covers what was archived",
             silent.join(", ")
         ))?;
     }
@@ -79,7 +77,7 @@ fn print_report(report: &Value) -> Result<()> {
         .map_or(0, |left| left.values().filter_map(Value::as_i64).sum());
     if left > 0 {
         say(format!(
-            "not covered    {left:>12} messages that came before the run: the archiver is behind; run it again"
+            "not covered    {left:>12} messages from before the run: the archiver has not reached them; run it again later"
         ))?;
     }
     Ok(())

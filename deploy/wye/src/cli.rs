@@ -1,10 +1,10 @@
-//! The command line: what was written, nothing done yet.
+//! The command line. Must not do anything but read it.
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-/// Wye answers what an IoT metric is now, and over time, and how far it can be trusted.
+/// Wye answers what an IoT metric is now and over time, and how far the answer can be trusted.
 #[derive(Debug, Parser)]
 #[command(name = "wye", version, propagate_version = true)]
 pub(crate) struct Cli {
@@ -16,33 +16,33 @@ pub(crate) struct Cli {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run everything on this machine: broker, ingest, speed, batch and serving layer, in one process
+    /// Run everything on this machine in one process: broker, ingest, and the speed, batch and serving layers
     Up(Up),
-    /// Run everything, fed by a simulated plant and city whose true values are known
+    /// Run everything with readings of a simulated plant and city, whose true values are known
     Demo(Demo),
-    /// Bring CSV files (plain or .gz) into a running Wye; repeating it changes nothing
+    /// Load CSV files (plain or .gz) into a running Wye; loading them again changes no answer
     Load(Load),
-    /// The batch layer
+    /// Control the batch layer
     Batch(Batch),
     /// Run an SQL query on a running Wye
     Sql(Sql),
-    /// Check the log of a stopped `wye up` for damage on the disk, and give up what is damaged if told so
+    /// Check the log of a stopped `wye up` for damage on the disk; with --accept-loss, remove the damaged records
     RepairLog(RepairLog),
 }
 
 /// `wye up`
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Up {
-    /// Where everything is kept
+    /// Directory for all data
     #[arg(long, value_name = "DIR", env = "WYE_DATA_DIR", default_value = "wye-data")]
     pub data_dir: PathBuf,
-    /// Settings and metric definitions; see `wye up --print-defaults`
+    /// File with settings and metric definitions; `wye up --print-defaults` lists all settings
     #[arg(long, value_name = "FILE", env = "WYE_CONFIG")]
     pub config: Option<PathBuf>,
-    /// Address of the API; port 0 takes a free one [default: 127.0.0.1:8080]
+    /// Address of the API; port 0 selects a free port [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub http: Option<String>,
-    /// Print all settings with their defaults, and end
+    /// Print all settings with their defaults, and exit
     #[arg(long)]
     pub print_defaults: bool,
 }
@@ -50,30 +50,30 @@ pub(crate) struct Up {
 /// `wye demo`
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Demo {
-    /// Where everything is kept
+    /// Directory for all data
     #[arg(long, value_name = "DIR", env = "WYE_DATA_DIR", default_value = "wye-demo")]
     pub data_dir: PathBuf,
-    /// Address of the API; port 0 takes a free one [default: 127.0.0.1:8080]
+    /// Address of the API; port 0 selects a free port [default: 127.0.0.1:8080]
     #[arg(long, value_name = "ADDR")]
     pub http: Option<String>,
-    /// Machines in the plant, on four production lines
+    /// Number of machines in the plant, on four production lines
     #[arg(long, value_name = "N", default_value_t = 40, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub machines: u32,
-    /// Air-quality stations in the city
+    /// Number of air-quality stations in the city
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub stations: u32,
-    /// Stop by itself after this time, such as 2m
+    /// Stop after this time, such as 2m
     #[arg(long, value_name = "TIME")]
     pub duration: Option<String>,
 }
 
-/// Where the running Wye is.
+/// The running Wye that a command connects to.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Target {
-    /// The data directory of the running `wye up`
+    /// Data directory of the running `wye up`
     #[arg(long, value_name = "DIR", env = "WYE_DATA_DIR", default_value = "wye-data")]
     pub data_dir: PathBuf,
-    /// The address of a running Wye, such as http://127.0.0.1:8080; goes before --data-dir
+    /// URL of a running Wye, such as http://127.0.0.1:8080; used instead of --data-dir
     #[arg(long, value_name = "URL", env = "WYE_URL")]
     pub url: Option<String>,
 }
@@ -81,22 +81,22 @@ pub(crate) struct Target {
 /// `wye load`
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Load {
-    /// What the columns mean: a mapping, such as `--guess` proposes
+    /// Mapping file, which says what the columns mean; --guess proposes one
     #[arg(long, value_name = "FILE", required_unless_present = "guess")]
     pub mapping: Option<PathBuf>,
     /// CSV files, plain or gzip
     #[arg(required = true, value_name = "FILES")]
     pub files: Vec<PathBuf>,
-    /// Print a mapping proposed for the file, and end
+    /// Print a proposed mapping for each file, and exit
     #[arg(long, conflicts_with_all = ["mapping", "check"])]
     pub guess: bool,
-    /// Read the files and say what is in them and what is wrong, without sending anything
+    /// Read the files and report their content and their errors, without sending anything
     #[arg(long)]
     pub check: bool,
-    /// Do not wait until what was loaded is in the answers
+    /// Do not wait until the loaded readings are in the answers
     #[arg(long)]
     pub no_wait: bool,
-    /// Where to.
+    /// The Wye that receives the readings.
     #[command(flatten)]
     pub target: Target,
 }
@@ -104,7 +104,7 @@ pub(crate) struct Load {
 /// `wye batch`
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Batch {
-    /// What to do with it.
+    /// The command of the batch layer.
     #[command(subcommand)]
     pub command: BatchCommand,
 }
@@ -112,14 +112,14 @@ pub(crate) struct Batch {
 /// The commands of the batch layer.
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum BatchCommand {
-    /// Do one batch run now and say what it did
+    /// Do one batch run now, and print its report
     Run(BatchRun),
 }
 
 /// `wye batch run`
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BatchRun {
-    /// Run even where nothing is new, and compute everything again
+    /// Run even if nothing is new, and compute everything again
     #[arg(long)]
     pub force: bool,
     /// Do not wait until the result is in the answers
@@ -128,7 +128,7 @@ pub(crate) struct BatchRun {
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
-    /// Where.
+    /// The Wye that does it.
     #[command(flatten)]
     pub target: Target,
 }
@@ -136,18 +136,18 @@ pub(crate) struct BatchRun {
 /// `wye repair-log`
 #[derive(Clone, Debug, Args)]
 pub(crate) struct RepairLog {
-    /// The data directory of the stopped `wye up`
+    /// Data directory of the stopped `wye up`
     #[arg(long, value_name = "DIR", env = "WYE_DATA_DIR", default_value = "wye-data")]
     pub data_dir: PathBuf,
-    /// Give up the records that are damaged, so that Wye starts again; the damaged files are kept
+    /// Remove the damaged records, so that Wye can start; copies of the damaged files are kept
     #[arg(long)]
     pub accept_loss: bool,
 }
 
-/// How an SQL result is printed.
+/// The format of an SQL result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// A table for people
+    /// A table to read on the terminal
     Table,
     /// Comma-separated values with a header
     Csv,
@@ -158,13 +158,13 @@ pub(crate) enum Format {
 /// `wye sql`
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Sql {
-    /// The query; `-` reads it from standard input
+    /// SQL query; `-` reads it from standard input
     #[arg(value_name = "SQL")]
     pub query: String,
-    /// How the result is printed
+    /// Format of the output
     #[arg(long, value_enum, default_value = "table")]
     pub format: Format,
-    /// Where.
+    /// The Wye that does it.
     #[command(flatten)]
     pub target: Target,
 }

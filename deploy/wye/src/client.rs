@@ -1,4 +1,4 @@
-//! Finding a running Wye and talking to it over HTTP.
+//! Finds a running Wye, and sends requests to it over HTTP.
 
 use std::path::Path;
 
@@ -9,10 +9,10 @@ use wye_runtime::http_error::ErrorBody;
 
 use crate::cli::Target;
 
-/// The file in the data directory that holds the address in use.
+/// The file in the data directory with the address of the API.
 pub(crate) const ADDRESS_FILE: &str = "http.addr";
 
-/// The kind of failure that a later try may not have; one of the chain of causes.
+/// A failure that a retry may not have. It is one of the causes of an error.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct TryAgain(pub String);
@@ -28,14 +28,14 @@ impl Client {
     /// Finds the Wye that the command line names.
     ///
     /// # Errors
-    /// Says how to start one, or what to give, when there is none.
+    /// When there is none; the message says how to start one, or how to name one.
     pub(crate) fn find(target: &Target) -> Result<Self> {
         let base = match &target.url {
             Some(url) => url.trim_end_matches('/').to_owned(),
             None => address_in(&target.data_dir)?,
         };
         if !base.starts_with("http://") {
-            bail!("{base:?} is not the address of a Wye; write for example --url http://127.0.0.1:8080");
+            bail!("{base:?} is not the URL of a Wye; write for example --url http://127.0.0.1:8080");
         }
         Ok(Self {
             base,
@@ -43,37 +43,37 @@ impl Client {
         })
     }
 
-    /// One that serves at an address.
+    /// A client of the Wye at an address.
     pub(crate) fn at(address: std::net::SocketAddr) -> Result<Self> {
         Self::find(&Target { data_dir: Default::default(), url: Some(format!("http://{address}")) })
     }
 
-    /// Sends a request with a body, and gives the answer whatever its status.
+    /// Sends a request with a body, and returns the answer, whatever its status is.
     ///
     /// # Errors
-    /// When nobody answers.
+    /// When there is no answer.
     pub(crate) async fn post(&self, path: &str, headers: &[(&str, &str)], body: Vec<u8>) -> Result<Response> {
         let mut request = self.http.post(format!("{}{path}", self.base)).body(body);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        request.send().await.map_err(|error| self.away(&error))
+        request.send().await.map_err(|error| self.unreachable(&error))
     }
 
-    /// Asks for a path with parameters, and gives the answer whatever its status.
+    /// Requests a path with parameters, and returns the answer, whatever its status is.
     ///
     /// # Errors
-    /// When nobody answers.
+    /// When there is no answer.
     pub(crate) async fn get(&self, path: &str, parameters: &[(&str, &str)]) -> Result<Response> {
         let mut url =
-            reqwest::Url::parse(&format!("{}{path}", self.base)).context("the address is no URL")?;
+            reqwest::Url::parse(&format!("{}{path}", self.base)).context("the URL of Wye is invalid")?;
         url.query_pairs_mut().extend_pairs(parameters);
-        self.http.get(url).send().await.map_err(|error| self.away(&error))
+        self.http.get(url).send().await.map_err(|error| self.unreachable(&error))
     }
 
-    fn away(&self, error: &reqwest::Error) -> anyhow::Error {
+    fn unreachable(&self, error: &reqwest::Error) -> anyhow::Error {
         let cause = first_cause(error);
-        anyhow!(TryAgain(format!("no Wye answers at {}: {cause}; start one with `wye up`", self.base)))
+        anyhow!(TryAgain(format!("cannot reach Wye at {}: {cause}; start it with `wye up`", self.base)))
     }
 }
 
@@ -82,7 +82,7 @@ fn address_in(data_dir: &Path) -> Result<String> {
     match std::fs::read_to_string(&path) {
         Ok(address) => Ok(format!("http://{}", address.trim())),
         Err(_) => Err(anyhow!(TryAgain(format!(
-            "no Wye runs on the data directory {}; start one with `wye up --data-dir {}`, or name another by \
+            "no Wye is running on the data directory {}; start it with `wye up --data-dir {}`, or select another with \
              --data-dir or --url",
             data_dir.display(),
             data_dir.display()
@@ -90,13 +90,13 @@ fn address_in(data_dir: &Path) -> Result<String> {
     }
 }
 
-/// The body of a good answer; for another one, the error that it carries.
+/// The body of a successful answer.
 ///
 /// # Errors
-/// With the message of the server; as [`TryAgain`] for conflicts and what is away.
+/// For other answers, with the message of the server; [`TryAgain`] for conflicts, and where a part does not answer.
 pub(crate) async fn body_of(response: Response) -> Result<Vec<u8>> {
     let status = response.status();
-    let body = response.bytes().await.context("the answer broke off")?;
+    let body = response.bytes().await.context("the connection was lost during the answer")?;
     if status.is_success() {
         return Ok(body.into());
     }

@@ -1,19 +1,19 @@
-//! What this program knows of its machine for queries: jemalloc counts by arena, so each query gets an arena of its own; Linux
-//! lets a thread step back by its niceness.
+//! The machine that queries run on. jemalloc counts memory by arena, so each query has its own arena. On Linux a thread can
+//! lower its priority by its niceness.
 
 use std::sync::{OnceLock, PoisonError, RwLock};
 
 use tikv_jemalloc_ctl::{epoch, raw};
 use wye_serving::sql::Host;
 
-/// The niceness of threads that step back: they get a tenth of what others get, and everything when nobody else wants it.
+/// The niceness of threads with a low priority: a tenth of the processor time of others, or all that the others do not use.
 #[cfg(target_os = "linux")]
 const NICE: i32 = 10;
 
-/// The arenas by account. Arenas are never given back, so there is one of each in a process.
+/// The arenas by account. Arenas are never deleted, so the process has one for each account.
 static ARENAS: RwLock<Vec<OnceLock<u32>>> = RwLock::new(Vec::new());
 
-/// See the module.
+/// This machine.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Machine;
 
@@ -26,18 +26,18 @@ impl Host for Machine {
     }
 
     fn in_use(&self) -> Vec<usize> {
-        // Stale figures are those of the last time.
+        // If this fails, the figures are those of the previous call.
         let _ = epoch::advance();
         let arenas = ARENAS.read().unwrap_or_else(PoisonError::into_inner);
         arenas.iter().map(|arena| arena.get().map_or(0, |arena| allocated(*arena))).collect()
     }
 
     fn lower_priority(&self, thread: i32) {
-        step_back(thread);
+        lower_priority(thread);
     }
 }
 
-/// The arena of an account; `None` where jemalloc gives none, so that its memory is not counted.
+/// The arena of an account; `None` where jemalloc cannot create it. Then the memory of the account is not counted.
 fn arena(account: usize) -> Option<u32> {
     if let Some(arena) =
         ARENAS.read().unwrap_or_else(PoisonError::into_inner).get(account).and_then(OnceLock::get)
@@ -49,30 +49,32 @@ fn arena(account: usize) -> Option<u32> {
         arenas.resize_with(account + 1, OnceLock::new);
     }
     if arenas[account].get().is_none() {
-        // Set only here, under the lock.
+        // It is set only here, under the lock.
         let _ = arenas[account].set(create()?);
     }
     arenas[account].get().copied()
 }
 
-#[expect(unsafe_code, reason = "jemalloc is asked by name; an arena's number is an unsigned int")]
+#[expect(unsafe_code, reason = "jemalloc is called by name; an arena's number is an unsigned int")]
 fn create() -> Option<u32> {
     unsafe { raw::read::<u32>(b"arenas.create\0") }.ok()
 }
 
-#[expect(unsafe_code, reason = "jemalloc is asked by name; an arena's number is an unsigned int")]
+#[expect(unsafe_code, reason = "jemalloc is called by name; an arena's number is an unsigned int")]
 fn enter(arena: u32) {
-    // Where it fails, the thread's memory is not counted.
+    // If this fails, the thread's memory is not counted.
     let _ = unsafe { raw::write::<u32>(b"thread.arena\0", arena) };
 }
 
-#[expect(unsafe_code, reason = "jemalloc is asked by name; sizes are a size_t")]
+/// Bytes allocated in an arena.
 fn allocated(arena: u32) -> usize {
-    let size = |class: &str| {
-        let name = format!("stats.arenas.{arena}.{class}.allocated\0");
-        unsafe { raw::read::<usize>(name.as_bytes()) }.unwrap_or_default()
-    };
-    size("small") + size("large")
+    allocated_of_class(arena, "small") + allocated_of_class(arena, "large")
+}
+
+#[expect(unsafe_code, reason = "jemalloc is called by name; sizes are a size_t")]
+fn allocated_of_class(arena: u32, class: &str) -> usize {
+    let name = format!("stats.arenas.{arena}.{class}.allocated\0");
+    unsafe { raw::read::<usize>(name.as_bytes()) }.unwrap_or_default()
 }
 
 #[cfg(target_os = "linux")]
@@ -83,9 +85,9 @@ fn thread_number() -> i32 {
 
 #[cfg(target_os = "linux")]
 #[expect(unsafe_code, reason = "a system call with plain numbers; a thread that has ended is not found")]
-fn step_back(thread: i32) {
+fn lower_priority(thread: i32) {
     if let Ok(thread) = libc::id_t::try_from(thread) {
-        // Every thread may step back; one that has ended need not.
+        // Every thread may lower its priority; for one that has ended the call has no effect.
         let _ = unsafe { libc::setpriority(libc::PRIO_PROCESS, thread, NICE) };
     }
 }
@@ -96,7 +98,7 @@ fn thread_number() -> i32 {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn step_back(_thread: i32) {}
+fn lower_priority(_thread: i32) {}
 
 #[cfg(test)]
 mod tests {
@@ -121,7 +123,7 @@ mod tests {
 
     #[cfg(target_os = "linux")]
     #[test]
-    fn a_thread_steps_back() {
+    fn a_thread_lowers_its_priority() {
         std::thread::spawn(|| {
             Machine.lower_priority(thread_number());
             let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();

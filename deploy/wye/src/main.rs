@@ -1,8 +1,8 @@
-//! `wye`: the whole platform in one program, and the commands of its users.
+//! `wye`: the whole platform in one program, and its commands.
 //!
-//! This file only chooses the command and turns its outcome into an exit code.
+//! This file runs the chosen command, and turns its outcome into an exit code.
 
-#![expect(clippy::print_stderr, reason = "a command-line program says on its terminal why it failed")]
+#![expect(clippy::print_stderr, reason = "a command-line program prints its errors")]
 
 mod allocator;
 mod batch;
@@ -24,7 +24,7 @@ use clap::Parser;
 
 use cli::{BatchCommand, Cli, Command};
 
-/// The work failed in a way that a later try may not (sysexits.h: EX_TEMPFAIL).
+/// The exit code of a failure that a retry may not have (`EX_TEMPFAIL` of sysexits.h).
 const TRY_AGAIN: u8 = 75;
 
 fn main() -> ExitCode {
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
     runtime.shutdown_timeout(std::time::Duration::from_secs(5));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) if error.is::<terminal::ReaderGone>() => ExitCode::SUCCESS,
+        Err(error) if error.is::<terminal::ReaderClosed>() => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("wye: {error:#}");
             if error.downcast_ref::<client::TryAgain>().is_some() {

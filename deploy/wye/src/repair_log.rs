@@ -1,6 +1,6 @@
-//! `wye repair-log`: what is damaged in the log of a stopped Wye, and how to start without it.
+//! `wye repair-log`: reports damage in the log of a stopped Wye, and removes damaged records.
 //!
-//! What damage is, and how it is given up, is for `wye-broker`.
+//! `wye-broker` decides what is damaged, and what is removed.
 
 use anyhow::{Result, bail};
 use wye_broker::{Repair, repair};
@@ -12,12 +12,12 @@ use crate::terminal::{program, say};
 /// Runs the command.
 ///
 /// # Errors
-/// When a broker has the log open, when it cannot be read, and when there is damage that was not given up.
+/// When a broker has the log open, when it cannot be read, and when there is damage that may not be removed.
 pub(crate) fn run(arguments: &RepairLog) -> Result<()> {
     let log = arguments.data_dir.join("log");
     if !log.is_dir() {
         bail!(
-            "there is no log of an embedded broker in {}; name the data directory of `wye up` by --data-dir",
+            "there is no log of an embedded broker in {}; give the data directory of `wye up` with --data-dir",
             arguments.data_dir.display()
         );
     }
@@ -32,12 +32,15 @@ pub(crate) fn run(arguments: &RepairLog) -> Result<()> {
         say(loss)?;
     }
     if losses.is_empty() {
-        say(format!("The log in {} is sound", log.display()))?;
+        say(format!("The log in {} has no damage", log.display()))?;
     } else if arguments.accept_loss {
-        say(format!("The log in {} is repaired; `wye up` starts without what is lost", log.display()))?;
+        say(format!(
+            "The log in {} is repaired; `wye up` can start, without the lost records",
+            log.display()
+        ))?;
     } else {
         bail!(
-            "the log in {} is damaged; nothing was changed. Give up what is lost by: {} repair-log --accept-loss --data-dir {}",
+            "the log in {} is damaged; nothing was changed. To remove the lost records, run: {} repair-log --accept-loss --data-dir {}",
             log.display(),
             program(),
             arguments.data_dir.display()

@@ -1,5 +1,5 @@
-//! All settings of the program: its own sections (`settings.toml`), and those of the layers, which say themselves what
-//! their settings are and which cannot work.
+//! All settings of the program: its own sections (`settings.toml`), and those of the layers, which define and check their
+//! settings themselves.
 
 use std::path::Path;
 
@@ -17,7 +17,7 @@ pub(crate) use log::{EmbeddedPort, LogSection};
 /// The program's own sections with their defaults.
 const OWN_DEFAULTS: &str = include_str!("settings.toml");
 
-/// All settings; the `settings.toml` beside each of the types has units, defaults and reasons.
+/// All settings. The `settings.toml` beside each type has units, defaults and reasons.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
@@ -30,7 +30,7 @@ pub(crate) struct Settings {
     pub(crate) batch: BatchSettings,
     pub(crate) http: HttpSettings,
     pub(crate) sql: SqlSettings,
-    /// Metric definitions as written.
+    /// The metric definitions, as written.
     #[serde(default)]
     pub(crate) metric: Vec<MetricConfig>,
 }
@@ -59,7 +59,7 @@ impl Settings {
     /// Reads the settings from the file, if one is given, and from the environment.
     ///
     /// # Errors
-    /// All that is wrong, each with its place and what to write instead.
+    /// All problems, each with its place and what to write instead.
     pub(crate) fn load(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -67,17 +67,17 @@ impl Settings {
         config::load(&defaults(), file, environment)
     }
 
-    /// Those of ingest and the speed layer.
+    /// The settings of ingest and the speed layer.
     pub(crate) fn speed_layer(&self) -> wye_speed::settings::Settings {
         wye_speed::settings::Settings { ingest: self.ingest.clone(), speed: self.speed.clone() }
     }
 
-    /// Those of the batch layer.
+    /// The settings of the batch layer.
     pub(crate) fn batch_layer(&self) -> wye_batch::settings::Settings {
         wye_batch::settings::Settings { archive: self.archive, batch: self.batch }
     }
 
-    /// Those of the serving layer.
+    /// The settings of the serving layer.
     pub(crate) fn serving_layer(&self) -> wye_serving::settings::Settings {
         wye_serving::settings::Settings { http: self.http.clone(), sql: self.sql }
     }

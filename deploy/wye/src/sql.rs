@@ -1,6 +1,7 @@
-//! `wye sql`: a query on a running Wye, printed as a table, or as the server writes it.
+//! `wye sql`: runs a query on a running Wye, and prints the answer as a table, or in the form that the server sends.
 //!
-//! What is printed is printed while it comes. When nobody reads any more, the answer is dropped and the query ends.
+//! CSV and JSON are printed as they arrive. When the reader of the output is closed, the connection is closed too, which
+//! ends the query.
 
 use std::io::Read;
 
@@ -16,16 +17,16 @@ use crate::cli::{Format, Sql};
 use crate::client::{Client, body_of};
 use crate::terminal::{grouped, say, write_all};
 
-/// More rows than this are not laid out as a table.
+/// The most rows that are printed as a table.
 const MOST_TABLE_ROWS: usize = 10_000;
 
-/// For so long (s) a reading is on its way into the answers as a rule.
-const USUAL: f64 = 0.5;
+/// Readings are usually in the answers within this time (s), so readings that lack for less are not reported.
+const USUAL_DELAY: f64 = 0.5;
 
 /// Runs the command.
 ///
 /// # Errors
-/// When no Wye answers, or with what the server says of the query.
+/// When Wye cannot be reached, or with the error of the query.
 pub(crate) async fn run(arguments: &Sql) -> Result<()> {
     let client = Client::find(&arguments.target)?;
     let mut query = arguments.query.clone();
@@ -34,7 +35,7 @@ pub(crate) async fn run(arguments: &Sql) -> Result<()> {
         std::io::stdin().read_to_string(&mut query).context("cannot read the query from standard input")?;
     }
     let (accept, request) = match arguments.format {
-        // One row more than is shown says that there are more.
+        // One row more than is printed, to find out whether there are more.
         Format::Table => {
             ("application/vnd.apache.arrow.stream", json!({ "sql": query, "limit": MOST_TABLE_ROWS + 1 }))
         }
@@ -45,18 +46,16 @@ pub(crate) async fn run(arguments: &Sql) -> Result<()> {
     let answer = client.post("/v1/sql", &headers, serde_json::to_vec(&request)?).await?;
     match arguments.format {
         Format::Table => print_table(answer).await,
-        Format::Csv | Format::Json => print_as_it_comes(answer).await,
+        Format::Csv | Format::Json => print_as_it_arrives(answer).await,
     }
 }
 
-async fn print_as_it_comes(mut answer: Response) -> Result<()> {
+async fn print_as_it_arrives(mut answer: Response) -> Result<()> {
     if !answer.status().is_success() {
         return body_of(answer).await.map(drop);
     }
     let mut last = None;
-    while let Some(piece) =
-        answer.chunk().await.context("the answer broke off; the log of the server says why")?
-    {
+    while let Some(piece) = answer.chunk().await.context("the answer was cut off; see the server log")? {
         write_all(&piece)?;
         last = piece.last().copied().or(last);
     }
@@ -75,7 +74,7 @@ async fn print_table(answer: Response) -> Result<()> {
             }
             Ok(batches)
         })
-        .context("the answer is no Arrow stream")?;
+        .context("the answer is not an Arrow stream")?;
     let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
     let mut shown = Vec::new();
     let mut left = MOST_TABLE_ROWS;
@@ -90,7 +89,7 @@ async fn print_table(answer: Response) -> Result<()> {
         rows if rows > MOST_TABLE_ROWS => {
             let shown = grouped(MOST_TABLE_ROWS as u64);
             say(format!(
-                "the first {shown} rows; there are more: add a LIMIT or a condition, or take them all by --format csv"
+                "the first {shown} rows of more; add a LIMIT or a condition, or print all rows with --format csv"
             ))?;
         }
         rows => say(format!("{} rows", grouped(rows as u64)))?,
@@ -98,19 +97,22 @@ async fn print_table(answer: Response) -> Result<()> {
     note.map_or(Ok(()), say)
 }
 
-/// What a person should know of an answer that lacks readings.
+/// A note about an answer that lacks readings.
 fn incomplete(answer: &Response) -> Option<String> {
-    let header = |name: &str| answer.headers().get(name)?.to_str().ok();
-    if header("wye-complete")? == "true" {
+    if header(answer, "wye-complete")? == "true" {
         return None;
     }
-    let seconds: f64 = header("wye-lacking-seconds")?.parse().ok()?;
-    match header("wye-lacking")?.parse::<u64>() {
-        Ok(0) | Err(_) => Some("incomplete: SELECT * FROM coverage says why".to_owned()),
-        Ok(_) if seconds < USUAL => None,
+    let seconds: f64 = header(answer, "wye-lacking-seconds")?.parse().ok()?;
+    match header(answer, "wye-lacking")?.parse::<u64>() {
+        Ok(0) | Err(_) => Some("incomplete: SELECT * FROM coverage shows why".to_owned()),
+        Ok(_) if seconds < USUAL_DELAY => None,
         Ok(lacking) => Some(format!(
-            "incomplete: {} records of the log are not in it, the oldest for {seconds:.1} s; SELECT * FROM coverage says more",
+            "incomplete: {} records of the log are not in the answer yet, the oldest for {seconds:.1} s; SELECT * FROM coverage shows details",
             grouped(lacking)
         )),
     }
+}
+
+fn header<'a>(answer: &'a Response, name: &str) -> Option<&'a str> {
+    answer.headers().get(name)?.to_str().ok()
 }

@@ -1,4 +1,4 @@
-//! What people see on a terminal: lines, numbers, bars.
+//! Output on the terminal: lines, numbers, progress bars.
 
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
@@ -7,20 +7,20 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// The program as it was called, for commands that people copy.
+/// The program as it was called, for commands that users copy.
 pub(crate) fn program() -> String {
     std::env::args().next().unwrap_or_else(|| "wye".to_owned())
 }
 
-/// Nobody reads what the program prints any more, as in `wye sql ... | head`; the command then ends quietly.
+/// The reader of the output is closed, as in `wye sql ... | head`. The command then ends without an error.
 #[derive(Debug, thiserror::Error)]
-#[error("nobody reads the output")]
-pub(crate) struct ReaderGone;
+#[error("the reader of the output is closed")]
+pub(crate) struct ReaderClosed;
 
 /// Writes a line to standard output.
 ///
 /// # Errors
-/// [`ReaderGone`], or when it cannot be written.
+/// [`ReaderClosed`], or when it cannot be written.
 pub(crate) fn say(line: impl Display) -> Result<()> {
     write_all(format!("{line}\n").as_bytes())
 }
@@ -33,15 +33,15 @@ pub(crate) fn write_all(bytes: &[u8]) -> Result<()> {
     written(std::io::stdout().lock().write_all(bytes))
 }
 
-/// Writes a line for whoever may look; a program that serves goes on where nobody does.
+/// Writes a line to standard output, and continues where it cannot be written, as a server must.
 pub(crate) fn tell(line: impl Display) {
-    // There is nobody to tell of a failure either.
+    // The failure cannot be reported either.
     let _ = say(line);
 }
 
 fn written(outcome: std::io::Result<()>) -> Result<()> {
     match outcome {
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(ReaderClosed.into()),
         other => other.context("cannot write to standard output"),
     }
 }
@@ -59,7 +59,7 @@ pub(crate) fn grouped(number: u64) -> String {
     text
 }
 
-/// Seconds with two decimals below ten, one below a hundred.
+/// Seconds, with two decimals below ten and one below a hundred.
 pub(crate) fn seconds(duration: Duration) -> String {
     let seconds = duration.as_secs_f64();
     match seconds {
@@ -69,18 +69,19 @@ pub(crate) fn seconds(duration: Duration) -> String {
     }
 }
 
-/// A bar over `bytes` of input with a message, hidden where there is no terminal.
+/// A progress bar over `bytes` of input, with a message; hidden where there is no terminal.
 pub(crate) fn byte_bar(bytes: u64) -> ProgressBar {
     let style =
         ProgressStyle::with_template("{bar:30} {percent:>3}%  {bytes}/{total_bytes}  {msg}  {eta} left")
-            .expect("the template is valid")
+            .unwrap_or_else(|_| ProgressStyle::default_bar())
             .progress_chars("█▉▊▋▌▍▎▏ ");
     ProgressBar::new(bytes).with_style(style)
 }
 
 /// A spinner with a message, hidden where there is no terminal.
 pub(crate) fn spinner(message: &'static str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}").expect("the template is valid");
+    let style = ProgressStyle::with_template("{spinner} {msg} {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_spinner());
     let bar = ProgressBar::new_spinner().with_style(style).with_message(message);
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
@@ -91,10 +92,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_reader_that_is_gone_is_told_from_other_failures() {
-        let failed = |kind: ErrorKind| written(Err(kind.into())).unwrap_err();
-        assert!(failed(ErrorKind::BrokenPipe).is::<ReaderGone>());
-        assert!(!failed(ErrorKind::StorageFull).is::<ReaderGone>());
+    fn a_closed_reader_differs_from_other_failures() {
+        for (kind, is_gone) in [(ErrorKind::BrokenPipe, true), (ErrorKind::StorageFull, false)] {
+            assert_eq!(written(Err(kind.into())).unwrap_err().is::<ReaderClosed>(), is_gone, "{kind:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The whole layer over a real log and real tables: rows that are written to the topic are served, and a batch view takes
 //! over.
 
+#![expect(clippy::disallowed_methods, reason = "tests wait in real time")]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -2,7 +2,7 @@
 //! statement is planned.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -10,6 +10,7 @@ use datafusion::execution::SendableRecordBatchStream;
 use futures::StreamExt;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{oneshot, watch};
+use wye_runtime::clock::Clock;
 use wye_tables::store::TableRoot;
 
 use super::Sources;
@@ -25,6 +26,18 @@ use crate::ServingError;
 use crate::coverage::Coverage;
 use crate::hub::Hub;
 
+/// What an engine works with.
+pub struct EngineParts {
+    /// The state behind answers.
+    pub hub: Arc<Hub>,
+    /// The tables.
+    pub sources: Sources,
+    /// The machine.
+    pub host: Arc<dyn Host>,
+    /// The time: which windows are current, and how long a query has run.
+    pub clock: Arc<dyn Clock>,
+}
+
 /// Answers SQL. Cheap to clone.
 #[derive(Clone)]
 pub struct SqlEngine {
@@ -33,6 +46,7 @@ pub struct SqlEngine {
     limits: Arc<Limits>,
     slots: Slots,
     host: Arc<dyn Host>,
+    clock: Arc<dyn Clock>,
     watchdog: Arc<Watchdog>,
 }
 
@@ -61,16 +75,11 @@ impl SqlEngine {
     /// # Errors
     /// [`ServingError::Prepare`], [`ServingError::SpillFolder`] or [`ServingError::Thread`] when the engine cannot be set
     /// up.
-    pub fn new(
-        hub: Arc<Hub>,
-        sources: Sources,
-        root: &TableRoot,
-        limits: Limits,
-        host: Arc<dyn Host>,
-    ) -> Result<Self, ServingError> {
-        let planner = Planner::new(hub, sources, root, &limits)?;
+    pub fn new(parts: EngineParts, root: &TableRoot, limits: Limits) -> Result<Self, ServingError> {
+        let planner = Planner::new(&parts, root, &limits)?;
         let runtime = QueryRuntime::new(limits.threads, planner.task_context())?;
-        let watchdog = Watchdog::start(Arc::clone(&host), limits.memory, limits.time)?;
+        let EngineParts { host, clock, .. } = parts;
+        let watchdog = Watchdog::start(Arc::clone(&host), Arc::clone(&clock), limits.memory, limits.time)?;
         let limits = Arc::new(limits);
         Ok(Self {
             planner: Arc::new(planner),
@@ -78,6 +87,7 @@ impl SqlEngine {
             slots: Slots::new(Arc::clone(&limits)),
             limits,
             host,
+            clock,
             watchdog: Arc::new(watchdog),
         })
     }
@@ -94,7 +104,7 @@ impl SqlEngine {
     /// [`ServingError::Query`] when the statement is wrong or does not only read, [`ServingError::Busy`] when there is no
     /// slot for it, other errors when it fails.
     pub async fn query(&self, sql: &str) -> Result<Rows, ServingError> {
-        let deadline = Instant::now() + self.limits.time;
+        let deadline = self.clock.monotonic().saturating_add(self.limits.time);
         let mut started = self.start(sql, self.slots.acquire(SlotKind::Short).await?, deadline)?;
         let short = tokio::time::timeout(SHORT, started.progress.changed()).await;
         let is_ready = matches!(short, Ok(Err(_)));
@@ -122,7 +132,7 @@ impl SqlEngine {
         self.slots.idle()
     }
 
-    fn start(&self, sql: &str, slot: Slot, deadline: Instant) -> Result<Started, ServingError> {
+    fn start(&self, sql: &str, slot: Slot, deadline: Duration) -> Result<Started, ServingError> {
         let threads = Arc::new(QueryThreads::start(&self.host, slot, self.limits.threads, deadline)?);
         self.watchdog.add(&threads);
         let (progress_sender, progress) = watch::channel(Progress::Working);

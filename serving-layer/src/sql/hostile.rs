@@ -1,6 +1,8 @@
 //! Hostile statements: each is answered or rejected in limited memory and time, and a short query next to them is answered
 //! as usual.
 
+#![expect(clippy::disallowed_methods, reason = "tests wait in real time")]
+
 use std::time::Duration;
 
 use wye_domain::ErrorKind;

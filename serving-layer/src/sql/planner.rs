@@ -16,12 +16,12 @@ use datafusion::execution::{SendableRecordBatchStream, TaskContext};
 use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::SessionConfig;
-use wye_domain::time::Micros;
 use wye_metrics::sql_tables::SqlTable;
-use wye_runtime::clock::now_micros;
+use wye_runtime::clock::Clock;
 use wye_tables::store::TableRoot;
 
 use super::catalog::CaptureSchema;
+use super::engine::EngineParts;
 use super::limits::{Limits, RESERVED_PERCENT};
 use super::{Sources, guard, names, statement};
 use crate::ServingError;
@@ -36,6 +36,7 @@ pub(super) const SCHEMA: &str = "public";
 pub(super) struct Planner {
     hub: Arc<Hub>,
     sources: Sources,
+    clock: Arc<dyn Clock>,
     /// The session of each query, without tables.
     session: SessionState,
 }
@@ -45,12 +46,7 @@ impl Planner {
     ///
     /// # Errors
     /// [`ServingError::Prepare`] or [`ServingError::SpillFolder`] when sessions cannot be set up.
-    pub(super) fn new(
-        hub: Arc<Hub>,
-        sources: Sources,
-        root: &TableRoot,
-        limits: &Limits,
-    ) -> Result<Self, ServingError> {
+    pub(super) fn new(parts: &EngineParts, root: &TableRoot, limits: &Limits) -> Result<Self, ServingError> {
         let disk = match &limits.spill_folder {
             Some(folder) => DiskManagerMode::Directories(vec![empty_folder(folder)?]),
             None => DiskManagerMode::Disabled,
@@ -71,7 +67,12 @@ impl Planner {
         config.options_mut().sql_parser.collect_spans = true;
         let session = SessionStateBuilder::new().with_config(config).with_runtime_env(environment);
         let session = guard::install(session.with_default_features()).build();
-        Ok(Self { hub, sources, session })
+        Ok(Self {
+            hub: Arc::clone(&parts.hub),
+            sources: parts.sources.clone(),
+            clock: Arc::clone(&parts.clock),
+            session,
+        })
     }
 
     /// A context for plans that are made without a statement.
@@ -107,7 +108,7 @@ impl Planner {
         let needs_current = tables.iter().any(|table| {
             newest_windows.iter().any(|wanted| table.table().eq_ignore_ascii_case(wanted.name()))
         });
-        let now = Micros(now_micros());
+        let now = self.clock.now();
         let (capture, current) = match needs_current {
             true => self.hub.capture_with_current(now),
             false => (self.hub.capture(now), Vec::new()),

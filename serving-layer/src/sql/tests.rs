@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use wye_domain::summary::Summary;
 use wye_domain::time::{Micros, WindowSize};
 use wye_metrics::sql_tables::{SqlTable, reserved_names};
+use wye_runtime::clock::{Clock, SystemClock};
 
 use crate::testing::{Row, Site, begin, family, flush, line, minute, sketched, summary};
 
@@ -152,7 +153,7 @@ async fn a_rollup_over_hundreds_of_files_has_each_window_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn current_values_are_the_newest_windows() {
     let site = Site::new().await;
-    let now = WindowSize::MINUTE.start_of(Micros(wye_runtime::clock::now_micros()));
+    let now = WindowSize::MINUTE.start_of(SystemClock::default().now());
     site.batch(10, &[vec![one_reading("a", minute(0), 1.0), one_reading("b", now, 2.0)]]).await;
     begin(&site.hub, 10);
     flush(&site.hub, 10, &[one_reading("a", now, 3.0), one_reading("b", now, 4.0)]);

@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 use tokio_util::sync::CancellationToken;
@@ -35,8 +35,8 @@ pub(super) struct QueryThreads {
     runtime: Mutex<Option<Runtime>>,
     slot: Arc<Slot>,
     priority: Arc<Priority>,
-    /// When the query is ended.
-    pub(super) deadline: Instant,
+    /// When the query is ended, by the monotonic clock.
+    pub(super) deadline: Duration,
     /// Bytes on the account before the query began.
     memory_before: usize,
     end_reason: OnceLock<EndReason>,
@@ -62,7 +62,7 @@ impl QueryThreads {
         host: &Arc<dyn Host>,
         slot: Slot,
         threads: usize,
-        deadline: Instant,
+        deadline: Duration,
     ) -> Result<Self, ServingError> {
         let priority = Arc::new(Priority {
             host: Arc::clone(host),

@@ -4,9 +4,10 @@
 //! memory that no operator reserves. It has its own thread, so that it works while all other threads compute.
 
 use std::sync::{Arc, Condvar, Mutex, PoisonError, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tracing::warn;
+use wye_runtime::clock::Clock;
 
 use super::host::Host;
 use super::threads::{EndReason, QueryThreads};
@@ -24,6 +25,7 @@ pub(super) struct Watchdog {
 #[derive(Debug)]
 struct Shared {
     host: Arc<dyn Host>,
+    clock: Arc<dyn Clock>,
     /// Bytes that all queries may use together.
     memory: usize,
     /// The longest time of one query.
@@ -43,9 +45,14 @@ impl Watchdog {
     ///
     /// # Errors
     /// [`ServingError::Thread`] when the system cannot start a thread.
-    pub(super) fn start(host: Arc<dyn Host>, memory: usize, time: Duration) -> Result<Self, ServingError> {
-        let shared =
-            Arc::new(Shared { host, memory, time, state: Mutex::default(), changed: Condvar::new() });
+    pub(super) fn start(
+        host: Arc<dyn Host>,
+        clock: Arc<dyn Clock>,
+        memory: usize,
+        time: Duration,
+    ) -> Result<Self, ServingError> {
+        let (state, changed) = (Mutex::default(), Condvar::new());
+        let shared = Arc::new(Shared { host, clock, memory, time, state, changed });
         let watched = Arc::clone(&shared);
         std::thread::Builder::new()
             .name("wye-watchdog".to_owned())
@@ -90,7 +97,7 @@ impl Shared {
     }
 
     fn check(&self, queries: &[Arc<QueryThreads>]) {
-        let now = Instant::now();
+        let now = self.clock.monotonic();
         let mut running = Vec::with_capacity(queries.len());
         for query in queries.iter().filter(|query| query.end_reason().is_none()) {
             match query.deadline <= now {

@@ -9,12 +9,12 @@ use arrow::ipc::reader::StreamDecoder;
 use arrow::ipc::writer::StreamWriter;
 use arrow::ipc::{Message, MessageHeader, root_as_message};
 
-/// Reads a stream to its end. A stream that is cut off is refused as a whole.
+/// Reads a stream to its end. A stream that is cut off is rejected as a whole.
 ///
 /// The decoder waits for bytes that a damaged stream announces instead of allocating for them. It panics on some damaged
 /// schemas; that is caught and is an error too.
 pub(crate) fn read(stream: &[u8]) -> Result<Vec<RecordBatch>, String> {
-    refuse_compressed(stream)?;
+    reject_compressed(stream)?;
     match std::panic::catch_unwind(|| decode(stream)) {
         Ok(Ok(batches)) => Ok(batches),
         Ok(Err(error)) => Err(error.to_string()),
@@ -36,9 +36,10 @@ fn decode(stream: &[u8]) -> Result<Vec<RecordBatch>, ArrowError> {
     Ok(batches)
 }
 
-/// Appends a stream to some bytes. The batches have the schema.
+/// Appends a stream to `bytes`. The batches have the schema.
 pub(crate) fn write(bytes: &mut Vec<u8>, schema: &Schema, batches: &[RecordBatch]) {
-    try_write(bytes, schema, batches).expect("a vector takes any bytes, and the batches have the schema");
+    try_write(bytes, schema, batches)
+        .expect("a write to a vector cannot fail, and the batches have the schema");
 }
 
 fn try_write(bytes: &mut Vec<u8>, schema: &Schema, batches: &[RecordBatch]) -> Result<(), ArrowError> {
@@ -49,9 +50,9 @@ fn try_write(bytes: &mut Vec<u8>, schema: &Schema, batches: &[RecordBatch]) -> R
     writer.finish()
 }
 
-/// Looks at the messages of a stream before any is decoded. The decoder allocates as much as a compressed buffer says it
-/// unpacks to, so a few bytes could take all memory.
-fn refuse_compressed(mut stream: &[u8]) -> Result<(), String> {
+/// Rejects a stream with compressed buffers before any message is decoded. The decoder allocates the uncompressed size that a
+/// buffer announces, so a few bytes could use all memory.
+fn reject_compressed(mut stream: &[u8]) -> Result<(), String> {
     while let Some((message, rest)) = next_message(stream)? {
         let compression = match message.header_type() {
             MessageHeader::RecordBatch => {

@@ -8,6 +8,7 @@ use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicro
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 
 use crate::DomainError;
+use crate::batch;
 use crate::place::Offset;
 use crate::reading::{self, ReadingColumns, time_type};
 use crate::time::Micros;
@@ -19,7 +20,7 @@ use crate::wire::{Acceptance, AcceptedRows, Collected, Decoded, Reason, Rejected
 /// (Int32, the reading's index in its message).
 #[derive(Clone, Debug)]
 pub struct Placed {
-    /// The columns are those of the type's description.
+    /// The columns that the type describes.
     pub batch: RecordBatch,
 }
 
@@ -158,7 +159,7 @@ impl Assembler {
         columns.push(Arc::new(TimestampMicrosecondArray::from(places.ingest_time).with_timezone("UTC")));
         columns.push(Arc::new(Int64Array::from(places.kafka_offset)));
         columns.push(Arc::new(Int32Array::from(places.kafka_index)));
-        let batch = RecordBatch::try_new(placed_schema(), columns).expect("each reading has one place");
+        let batch = batch::of_columns(placed_schema(), columns);
         self.ready_rows += batch.num_rows();
         self.ready.push(Placed { batch });
     }

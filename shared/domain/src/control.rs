@@ -1,4 +1,4 @@
-//! Records of the control topic, and what they add up to for one Kafka partition.
+//! Records of the control topic, and their combined state for one Kafka partition.
 //!
 //! The control topic has as many Kafka partitions as `readings`; records about a Kafka partition of readings are in the
 //! one of the same number. Their order there decides who owns the partition and which offsets are epoch starts, so that
@@ -244,7 +244,7 @@ mod tests {
     enum Step {
         Claim,
         Announce(i64),
-        AnnounceByZombie(usize, i64),
+        AnnounceByFenced(usize, i64),
         Pin(i64),
         Horizon(usize),
     }
@@ -253,7 +253,7 @@ mod tests {
         prop_oneof![
             1 => Just(Step::Claim),
             6 => (1..50i64).prop_map(Step::Announce),
-            3 => (any::<usize>(), -60..50i64).prop_map(|(who, ahead)| Step::AnnounceByZombie(who, ahead)),
+            3 => (any::<usize>(), -60..50i64).prop_map(|(who, ahead)| Step::AnnounceByFenced(who, ahead)),
             1 => (1..50i64).prop_map(Step::Pin),
             3 => any::<usize>().prop_map(Step::Horizon),
         ]
@@ -289,7 +289,7 @@ mod tests {
                         end += ahead;
                         announce(claims.last().copied(), end)
                     }
-                    Step::AnnounceByZombie(who, ahead) if claims.len() > 1 => {
+                    Step::AnnounceByFenced(who, ahead) if claims.len() > 1 => {
                         announce(Some(claims[who % (claims.len() - 1)]), end + ahead)
                     }
                     Step::Pin(ahead) => {
@@ -320,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_that_lives_long_leaves_a_short_topic() {
+    fn the_topic_stays_short_under_an_owner_that_runs_long() {
         let mut view = ControlView::default();
         view.apply(Offset(0), &claim());
         for offset in 1..1_000 {

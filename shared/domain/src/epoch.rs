@@ -38,7 +38,7 @@ pub enum Liveness {
     Silent,
 }
 
-/// What a batch run knows of one Kafka partition when it chooses a horizon, beside the control topic.
+/// The facts about one Kafka partition by which a batch run chooses a horizon, in addition to the control topic.
 #[derive(Clone, Copy, Debug)]
 pub struct HorizonFacts {
     /// The next readings offset to archive: all below it is in the master dataset.
@@ -302,9 +302,9 @@ mod tests {
     /// One thing that can happen to a Kafka partition.
     #[derive(Clone, Debug)]
     enum Step {
-        /// The owner announces a start so far beyond the newest one.
+        /// The owner announces a start this far after the newest one.
         Announce(i64),
-        /// The archiver writes so many offsets.
+        /// The archiver writes this many offsets.
         Archive(i64),
         /// A batch run chooses a horizon; where it pins one, it announces it.
         Run(Liveness),

@@ -1,7 +1,7 @@
 //! Records of the ingest-ledger topic, and what they add up to: records in, progress of idempotency keys out, and the
 //! fewest records that say the same.
 //!
-//! A key `name/number`, such as a load gives to the chunks of a file, is kept for ever, as part of a range of numbers. Any
+//! A key `name/number`, such as a load gives to the chunks of a file, is kept forever, as part of a range of numbers. Any
 //! other key, and a key that was begun and is not done, is forgotten after [`RETENTION`].
 //!
 //! A record stays true (a key that is done stays done), so their order does not matter: compacted records may come after
@@ -337,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loaded_file_is_one_record_for_ever_and_other_keys_are_forgotten() {
+    fn a_loaded_file_is_one_record_forever_and_other_keys_expire() {
         let mut state = LedgerState::default();
         for number in (0..1_000).rev() {
             let key = format!("file/{number}");
@@ -390,7 +390,8 @@ mod tests {
                     prop_assert_eq!(state.record_count(), state.records().len());
                     waiting = Some((number + delay, topic.len(), state.records()));
                 }
-                // The compacted records come after what others wrote meanwhile; then the records that they replace go.
+                // The compacted records are written after what others wrote in the meantime; then the records that they
+                // replace are deleted.
                 if let Some((_, read, records)) = waiting.take_if(|(due, ..)| *due <= number) {
                     topic.extend(records);
                     topic.drain(..read);

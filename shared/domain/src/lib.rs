@@ -21,6 +21,7 @@ pub mod place;
 pub mod time;
 
 mod arrow_stream;
+pub mod batch;
 mod json;
 
 pub mod assemble;

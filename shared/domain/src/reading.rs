@@ -22,6 +22,7 @@ use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef, TimeUnit};
 use hashbrown::HashTable;
 
 use crate::DomainError;
+use crate::batch;
 use crate::time::Micros;
 
 /// Dictionary-encoded text, the type of all names in a batch.
@@ -305,19 +306,16 @@ impl ReadingBatchBuilder {
     pub fn finish(&mut self) -> RecordBatch {
         let event_time =
             TimestampMicrosecondArray::from(std::mem::take(&mut self.event_time)).with_timezone("UTC");
-        RecordBatch::try_new(
-            schema(),
-            vec![
-                self.device_id.finish(),
-                self.metric.finish(),
-                Arc::new(self.value.finish()),
-                Arc::new(event_time),
-                Arc::new(self.sequence.finish()),
-                self.unit.finish(),
-                self.tags.finish(),
-            ],
-        )
-        .expect("the builder's columns have the schema's types and one length")
+        let columns: Vec<ArrayRef> = vec![
+            self.device_id.finish(),
+            self.metric.finish(),
+            Arc::new(self.value.finish()),
+            Arc::new(event_time),
+            Arc::new(self.sequence.finish()),
+            self.unit.finish(),
+            self.tags.finish(),
+        ];
+        batch::of_columns(schema(), columns)
     }
 }
 
@@ -326,7 +324,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_gives_back_what_was_appended() {
+    fn a_batch_has_the_readings_that_were_appended() {
         let readings = [
             Reading {
                 device_id: "a",

@@ -32,7 +32,7 @@ use crate::reading::{TextBuilder, TextColumn, text_type, time_type};
 use crate::summary::Summary;
 use crate::summary_columns::{SummaryColumns, SummaryColumnsBuilder, schema_fields};
 use crate::time::Micros;
-use crate::{DomainError, arrow_stream, json};
+use crate::{DomainError, arrow_stream, batch, json};
 
 const PREFIX: &[u8; 4] = b"WYR\x01";
 
@@ -131,8 +131,7 @@ impl RowsBuilder {
             TimestampMicrosecondArray::from(std::mem::take(&mut self.window_start)).with_timezone("UTC");
         let mut columns: Vec<ArrayRef> = vec![self.series.finish(), Arc::new(windows)];
         columns.extend(self.summaries.finish());
-        RecordBatch::try_new(schema(), columns)
-            .expect("the builder's columns have the schema's types and one length")
+        batch::of_columns(schema(), columns)
     }
 }
 
@@ -142,9 +141,8 @@ pub fn encode(header: &Header, rows: Option<&RecordBatch>) -> Vec<u8> {
     let mut bytes =
         Vec::with_capacity(header.len() + 64 + rows.map_or(0, RecordBatch::get_array_memory_size));
     bytes.extend_from_slice(PREFIX);
-    bytes.extend_from_slice(
-        &u32::try_from(header.len()).expect("a header has a few numbers only").to_le_bytes(),
-    );
+    // A header has a few numbers only.
+    bytes.extend_from_slice(&(header.len() as u32).to_le_bytes());
     bytes.extend_from_slice(&header);
     if let Some(rows) = rows {
         arrow_stream::write(&mut bytes, &rows.schema(), std::slice::from_ref(rows));

@@ -2,7 +2,7 @@
 //!
 //! A message is either **JSON** (one object or an array of them) or, for bulk, **Arrow**: `WYE\x01` and an Arrow IPC
 //! stream with the columns of [`crate::reading`] (texts may be plain, times in any unit, optional columns absent).
-//! Invalid readings become [`Rejected`], with their bytes and a reason; the rest of the message is accepted all the same.
+//! Invalid readings become [`Rejected`], with their bytes and a reason; the rest of the message is still accepted.
 //!
 //! Acceptance depends only on the message and the ingest time that the log gave it, so every reader of the log comes to the
 //! same decision.
@@ -32,8 +32,8 @@ pub const LONGEST_NAME: usize = 512;
 /// The longest canonical text of a reading's tags in bytes.
 pub const LONGEST_TAGS: usize = 16 * 1024;
 
-/// How many rejected readings of a message are kept one by one; the rest are kept together, since a message of commas only
-/// would take hundreds of times its size.
+/// How many rejected readings of a message are kept one by one. The others are kept together, since one entry for each comma
+/// of a message would use hundreds of times its size.
 const ONE_BY_ONE: usize = 1_000;
 
 /// How large the payload of several rejected readings may grow, in bytes.

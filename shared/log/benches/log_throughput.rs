@@ -1,9 +1,10 @@
-//! How fast the log is: messages in and out through the embedded broker (or another, with `--bootstrap HOST:PORT`),
-//! how soon a waiting reader has a message, and how much memory and processor time it took.
+//! The speed of the log: messages written and read through the embedded broker (or another, with `--bootstrap HOST:PORT`),
+//! how soon a waiting reader has a message, and how much memory and processor time this takes.
 //!
 //! `cargo bench -p wye-log --bench log_throughput -- [--megabytes N] [--partitions N] [--bootstrap HOST:PORT]`
 
-#![expect(clippy::print_stdout, reason = "a measurement prints what it found")]
+#![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
+#![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -40,7 +41,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let log = Log::new(LogConfig::new(bootstrap_servers, options.kafka_partitions))?;
     log.wait_ready(&CancellationToken::new()).await?;
     for message_bytes in [100, 150_000] {
-        through(&log, &options, message_bytes).await?;
+        throughput(&log, &options, message_bytes).await?;
     }
     latency(&log).await?;
     println!("at the end: {} MB resident", resident_megabytes());
@@ -52,18 +53,18 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Writes so many megabytes of messages, then reads them.
-async fn through(log: &Log, options: &Options, message_bytes: usize) -> Result<(), LogError> {
+/// Writes the megabytes of the options as messages of one size, then reads them.
+async fn throughput(log: &Log, options: &Options, message_bytes: usize) -> Result<(), LogError> {
     let topic = new_topic(log, options.kafka_partitions).await?;
     let count = options.megabytes * 1_000_000 / message_bytes;
-    // Pieces of a long text, so that a batch compresses as different readings do.
+    // Parts of a long text, so that a batch compresses like different readings.
     let pool = text(message_bytes + 4_000_000);
     let producer = Producer::new(log, Duration::from_millis(5))?;
     let (started, processor) = (Instant::now(), processor_seconds());
-    let mut flying: VecDeque<Delivery> = VecDeque::new();
+    let mut in_flight: VecDeque<Delivery> = VecDeque::new();
     for number in 0..count {
-        if flying.len() > 100_000
-            && let Some(delivery) = flying.pop_front()
+        if in_flight.len() > 100_000
+            && let Some(delivery) = in_flight.pop_front()
         {
             delivery.await?;
         }
@@ -73,10 +74,10 @@ async fn through(log: &Log, options: &Options, message_bytes: usize) -> Result<(
         loop {
             match producer.enqueue(message) {
                 Ok(delivery) => {
-                    flying.push_back(delivery);
+                    in_flight.push_back(delivery);
                     break;
                 }
-                Err(LogError::QueueFull) => match flying.pop_front() {
+                Err(LogError::QueueFull) => match in_flight.pop_front() {
                     Some(delivery) => drop(delivery.await?),
                     None => tokio::task::yield_now().await,
                 },
@@ -84,10 +85,10 @@ async fn through(log: &Log, options: &Options, message_bytes: usize) -> Result<(
             }
         }
     }
-    for delivery in flying {
+    for delivery in in_flight {
         delivery.await?;
     }
-    report("in ", count, message_bytes, started.elapsed(), processor_seconds() - processor);
+    report("write", count, message_bytes, started.elapsed(), processor_seconds() - processor);
 
     let mut reader = Reader::new(log, topic)?;
     let starts: Vec<_> =
@@ -104,7 +105,7 @@ async fn through(log: &Log, options: &Options, message_bytes: usize) -> Result<(
             })?;
         }
         assert_eq!(bytes, count * message_bytes);
-        report("out", count, message_bytes, started.elapsed(), processor_seconds() - processor);
+        report("read ", count, message_bytes, started.elapsed(), processor_seconds() - processor);
         let started = Instant::now();
         drop(reader);
         println!("a reader is closed after {:?}", started.elapsed());
@@ -138,24 +139,21 @@ async fn latency(log: &Log) -> Result<(), LogError> {
         tokio::time::sleep(Duration::from_millis(7)).await;
     }
     let arrivals = reading.await.expect("the reading thread does not panic")?;
-    let since = |from: &[Instant]| {
-        let mut delays: Vec<_> =
-            arrivals.iter().zip(from).map(|(to, from)| to.saturating_duration_since(*from)).collect();
-        // The first ones show how long the clients take to connect.
-        delays.drain(..100);
-        delays.sort_unstable();
-        (delays[delays.len() / 2], delays[delays.len() * 99 / 100])
-    };
-    let mut round_trips: Vec<_> = acknowledged.iter().zip(&sent).map(|(to, from)| *to - *from).collect();
-    round_trips.drain(..100);
-    round_trips.sort_unstable();
-    let (median, late) = (round_trips[round_trips.len() / 2], round_trips[round_trips.len() * 99 / 100]);
-    println!("sent to acknowledged: p50 {median:?}, p99 {late:?}");
-    let (median, late) = since(&acknowledged);
-    println!("acknowledged to read: p50 {median:?}, p99 {late:?}");
-    let (median, late) = since(&sent);
-    println!("sent to read:         p50 {median:?}, p99 {late:?}");
+    print_delays("sent to acknowledged", &sent, &acknowledged);
+    print_delays("acknowledged to read", &acknowledged, &arrivals);
+    print_delays("sent to read", &sent, &arrivals);
     Ok(())
+}
+
+/// Prints how long after `from` the times `to` are.
+fn print_delays(what: &str, from: &[Instant], to: &[Instant]) {
+    let mut delays: Vec<_> =
+        to.iter().zip(from).map(|(to, from)| to.saturating_duration_since(*from)).collect();
+    // The first ones show how long the clients take to connect.
+    delays.drain(..100);
+    delays.sort_unstable();
+    let (median, p99) = (delays[delays.len() / 2], delays[delays.len() * 99 / 100]);
+    println!("{what}: p50 {median:?}, p99 {p99:?}");
 }
 
 fn report(what: &str, count: usize, message_bytes: usize, elapsed: Duration, processor: f64) {
@@ -170,14 +168,14 @@ fn report(what: &str, count: usize, message_bytes: usize, elapsed: Duration, pro
 }
 
 async fn new_topic(log: &Log, kafka_partitions: i32) -> Result<&'static str, LogError> {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is past 1970").as_micros();
-    let name: &'static str = Box::leak(format!("throughput-{since}").into_boxed_str());
+    let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_micros();
+    let name: &'static str = Box::leak(format!("throughput-{since_1970}").into_boxed_str());
     let config = topics::specs(1, 1).swap_remove(0).config;
     log.ensure(&[TopicSpec { name, kafka_partitions, config }]).await?;
     Ok(name)
 }
 
-/// Text that compresses about as readings do.
+/// Text that compresses about as well as readings.
 fn text(length: usize) -> Vec<u8> {
     let (mut text, mut noise) = (Vec::with_capacity(length + 100), 1_u32);
     while text.len() < length {
@@ -211,7 +209,7 @@ fn resident_megabytes() -> u64 {
     line.and_then(|line| line.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()).unwrap_or(0) / 1024
 }
 
-/// What this process (clients and embedded broker together) has used, in seconds.
+/// The processor time of this process (clients and embedded broker), in seconds.
 fn processor_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
     let fields: Vec<f64> = stat

@@ -13,7 +13,7 @@ use crate::client::LogConfig;
 use crate::error::LogError;
 use crate::properties::configure;
 
-/// How long one pending event may take to be delivered.
+/// How long the delivery of one pending event may take.
 const EVENT_TIMEOUT: Duration = Duration::from_millis(10);
 
 /// Keeps the last rejection.

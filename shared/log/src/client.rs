@@ -12,7 +12,6 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::Metadata;
 use rdkafka::{ClientConfig, TopicPartitionList};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 use wye_domain::ErrorKind;
@@ -22,6 +21,7 @@ use crate::access;
 use crate::error::{LogError, kind_of_code};
 use crate::kafka_logs::{RateLimit, TracingContext};
 use crate::properties::{self, configure};
+use crate::real_time::Deadline;
 use crate::topics::{self, TopicSpec};
 
 mod settings;
@@ -41,7 +41,7 @@ const NOTICE_INTERVAL: Duration = Duration::from_secs(5);
 /// How often it is checked whether new topics are ready.
 const CREATE_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The address and the shape of the log.
+/// The address of the log, and how its topics are created.
 #[derive(Clone, PartialEq, Eq)]
 pub struct LogConfig {
     /// `host:port`, comma-separated.
@@ -85,7 +85,7 @@ impl LogConfig {
         client.set_log_level(RDKafkaLogLevel::Info);
         client.set("bootstrap.servers", &self.bootstrap_servers);
         client.set("client.id", "wye");
-        // Reconnects within a second once the broker is back; the default backs off to ten.
+        // Reconnects within a second after the broker is back; the default waits up to ten seconds.
         client.set("reconnect.backoff.max.ms", "1000");
         client.set("socket.nagle.disable", "true");
         for (key, value) in own {
@@ -198,11 +198,11 @@ impl Log {
         for spec in missing {
             self.create(spec).await?;
         }
-        let deadline = Instant::now() + CREATE_TIMEOUT;
+        let deadline = Deadline::after(CREATE_TIMEOUT);
         loop {
             let missing = self.missing(specs).await?;
             let Some(first) = missing.first() else { return self.check_settings(specs).await };
-            if Instant::now() >= deadline {
+            if deadline.has_passed() {
                 return Err(LogError::Administer {
                     what: format!("use topic {:?}", first.name),
                     reason: format!("it has no leader after {} s", CREATE_TIMEOUT.as_secs()),

@@ -1,9 +1,11 @@
 //! What Wye expects of a log: tested on the embedded broker, and on a real Kafka too where `WYE_TEST_KAFKA` is its
-//! `host:port`. Wye must not depend on what only one of them does.
+//! `host:port`. Wye must not depend on a behaviour that only one of them has.
+
+#![expect(clippy::disallowed_methods, reason = "tests wait in real time")]
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +18,7 @@ use crate::client::{Log, LogConfig, OffsetRange};
 use crate::end_offsets::EndOffsets;
 use crate::producer::{Outgoing, Producer};
 use crate::reader::{Reader, first_offset_since, read_all};
+use crate::real_time;
 use crate::topics::{self, MAX_MESSAGE_BYTES, TopicSpec};
 use wye_broker::{Broker, BrokerConfig};
 
@@ -53,8 +56,7 @@ async fn targets() -> Vec<Target> {
 /// Creates a topic that no other test and no earlier run has, with the settings of `readings`.
 async fn new_topic(log: &Log, kafka_partitions: i32) -> &'static str {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros();
-    let name = format!("wye-test-{since}-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+    let name = format!("wye-test-{}-{}", real_time::now().0, NEXT.fetch_add(1, Ordering::Relaxed));
     let name: &'static str = Box::leak(name.into_boxed_str());
     let config = topics::specs(1, 1).swap_remove(0).config;
     log.ensure(&[TopicSpec { name, kafka_partitions, config }]).await.unwrap();
@@ -64,11 +66,6 @@ async fn new_topic(log: &Log, kafka_partitions: i32) -> &'static str {
 /// A message for the first Kafka partition, without key and headers.
 fn plain<'a>(topic: &'a str, payload: &'a [u8]) -> Outgoing<'a> {
     Outgoing { topic, kafka_partition: FIRST, key: None, payload, headers: &[] }
-}
-
-/// The time of this machine's clock.
-fn now() -> Micros {
-    Micros::from_millis(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as i64)
 }
 
 /// The offsets that a log has.
@@ -109,8 +106,13 @@ fn read_numbers(log: &Log, topic: &str, start: i64, end: i64) -> Result<Vec<Offs
     Ok(offsets)
 }
 
-/// Runs a blocking check outside of the async threads.
-async fn beside<T: Send + 'static>(check: impl FnOnce() -> T + Send + 'static) -> T {
+/// The time of this machine's clock, in whole milliseconds as Kafka's times are.
+fn now() -> Micros {
+    Micros::from_millis(real_time::now().millis())
+}
+
+/// Runs a check outside of the async threads.
+async fn on_blocking_thread<T: Send + 'static>(check: impl FnOnce() -> T + Send + 'static) -> T {
     tokio::task::spawn_blocking(check).await.unwrap()
 }
 
@@ -147,7 +149,7 @@ async fn records_come_back_as_they_were_written() {
             let bare = Outgoing { topic, kafka_partition, key: None, payload: b"", headers: &[] };
             assert_eq!(producer.send(bare).await.unwrap(), Offset(1));
         }
-        beside(move || {
+        on_blocking_thread(move || {
             let mut reader = Reader::new(&log, topic).unwrap();
             let place = |kafka_partition, offset| (KafkaPartition(kafka_partition), Offset(offset));
             reader.assign(&[place(0, 0), place(1, 0), place(2, 1)]).unwrap();
@@ -183,7 +185,7 @@ async fn a_batch_is_no_larger_than_asked_for() {
     for Target { log, _embedded } in targets().await {
         let topic = new_topic(&log, 1).await;
         write_numbers(&log, topic, 0, 50).await;
-        beside(move || {
+        on_blocking_thread(move || {
             let mut reader = Reader::new(&log, topic).unwrap();
             reader.assign(&[(FIRST, Offset(0))]).unwrap();
             let (mut total, since) = (0, Instant::now());
@@ -203,7 +205,7 @@ async fn reading_may_start_inside_of_a_batch() {
     for Target { log, _embedded } in targets().await {
         let topic = new_topic(&log, 1).await;
         write_numbers(&log, topic, 0, 1000).await;
-        beside(move || {
+        on_blocking_thread(move || {
             for start in [0, 1, 499, 998, 999] {
                 assert_eq!(read_numbers(&log, topic, start, 1000).unwrap(), offsets(start..1000));
             }
@@ -230,7 +232,7 @@ async fn large_messages_are_accepted_and_too_large_ones_are_rejected() {
         }
         let rejected = producer.send(plain(topic, &vec![0; MAX_MESSAGE_BYTES + 1])).await.unwrap_err();
         assert_eq!(rejected.kind(), ErrorKind::Invalid, "{rejected}");
-        beside(move || {
+        on_blocking_thread(move || {
             let mut sizes = Vec::new();
             let end = read_all(&log, (topic, FIRST), None, |message| {
                 assert!(message.payload == b"small" || large.starts_with(message.payload));
@@ -256,7 +258,7 @@ async fn records_are_deleted_up_to_the_exact_offset() {
         let rejected = log.delete_records(topic, FIRST, Offset(1001)).await.unwrap_err();
         assert!(matches!(rejected, LogError::Administer { .. }), "{rejected}");
         let writing = log.clone();
-        beside(move || {
+        on_blocking_thread(move || {
             assert_eq!(read_numbers(&log, topic, 555, 1000).unwrap(), offsets(555..1000));
             for start in [0, 554] {
                 let error = read_numbers(&log, topic, start, 1000).unwrap_err();
@@ -279,7 +281,7 @@ async fn records_are_deleted_up_to_the_exact_offset() {
         assert_eq!(empty, range(1000, 1000));
         assert!(empty.is_empty());
         write_numbers(&writing, topic, 1000, 3).await;
-        beside(move || {
+        on_blocking_thread(move || {
             assert_eq!(read_numbers(&writing, topic, 1000, 1003).unwrap(), offsets(1000..1003));
         })
         .await;
@@ -298,7 +300,7 @@ async fn offsets_are_found_by_time() {
         write_numbers(&log, topic, 10, 10).await;
         let after = now() + millisecond;
         log.delete_records(topic, FIRST, Offset(3)).await.unwrap();
-        beside(move || {
+        on_blocking_thread(move || {
             let found = [before, between, after]
                 .map(|since| first_offset_since(&log, (topic, FIRST), since).unwrap());
             assert_eq!(found, [Some(Offset(3)), Some(Offset(10)), None]);
@@ -316,7 +318,7 @@ async fn a_reader_notices_that_its_next_record_was_deleted() {
         let other = KafkaPartition(1);
         reader.assign(&[(FIRST, Offset(3)), (other, Offset(0))]).unwrap();
         log.delete_records(topic, FIRST, Offset(5)).await.unwrap();
-        beside(move || {
+        on_blocking_thread(move || {
             let (mut read, since) = (Vec::new(), Instant::now());
             loop {
                 assert!(since.elapsed() < DEADLINE);
@@ -346,7 +348,7 @@ async fn an_offset_past_the_end_is_an_error() {
     for Target { log, _embedded } in targets().await {
         let topic = new_topic(&log, 1).await;
         write_numbers(&log, topic, 0, 10).await;
-        beside(move || {
+        on_blocking_thread(move || {
             let error = read_numbers(&log, topic, 11, 21).unwrap_err();
             assert!(
                 matches!(error, LogError::OffsetAhead { wanted: Offset(11), high: Offset(10), .. }),
@@ -364,7 +366,7 @@ async fn an_empty_kafka_partition_has_no_records() {
         let topic = new_topic(&log, 1).await;
         assert_eq!(log.offsets(topic, FIRST).await.unwrap(), range(0, 0));
         log.delete_records(topic, FIRST, Offset(0)).await.unwrap();
-        beside(move || {
+        on_blocking_thread(move || {
             for from in [None, Some(Offset(7))] {
                 let end = read_all(&log, (topic, FIRST), from, |_| panic!("there are no records"));
                 assert_eq!(end.unwrap(), Offset(0));
@@ -394,7 +396,7 @@ async fn a_waiting_reader_soon_gets_a_new_record() {
                 reader.poll_batch(100, Duration::from_millis(100), on).unwrap();
             }
         });
-        let receiver = beside(move || {
+        let receiver = on_blocking_thread(move || {
             receiver.recv_timeout(DEADLINE).unwrap();
             receiver
         })
@@ -404,7 +406,7 @@ async fn a_waiting_reader_soon_gets_a_new_record() {
         for number in 1..11 {
             producer.send(plain(topic, number.to_string().as_bytes())).await.unwrap();
             let acknowledged = Instant::now();
-            let (back, arrived) = beside(move || {
+            let (back, arrived) = on_blocking_thread(move || {
                 let arrived = receiver.recv_timeout(DEADLINE).unwrap();
                 (receiver, arrived)
             })
@@ -423,7 +425,9 @@ async fn end_offsets_of_all_kafka_partitions_are_fetched_together() {
         let topic = new_topic(&target.log, 3).await;
         write_numbers(&target.log, topic, 0, 7).await;
         let log = target.log.clone();
-        let ends = beside(move || EndOffsets::new(&log, topic, 3).unwrap().fetch(DEADLINE).unwrap()).await;
+        let ends =
+            on_blocking_thread(move || EndOffsets::new(&log, topic, 3).unwrap().fetch(DEADLINE).unwrap())
+                .await;
         assert_eq!(ends, KafkaPartition::all(3).zip([Offset(7), Offset(0), Offset(0)]).collect());
     }
 }

@@ -1,15 +1,17 @@
 //! Log lines and error events of librdkafka, passed on to `tracing`.
 //!
-//! librdkafka reports every lost connection several times, at error level. Wye waits for a broker that is away, and
-//! the code that waits reports it from time to time ([`RateLimit`]); so connection events are logged at debug level.
+//! librdkafka reports every lost connection several times, at error level. Wye waits for an unreachable broker, and the
+//! code that waits reports it from time to time ([`RateLimit`]); so connection events are logged at debug level.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tracing::{debug, error, warn};
+
+use crate::real_time::Deadline;
 
 /// The context of every Kafka client of this crate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -70,21 +72,22 @@ pub(crate) fn is_connection_loss(code: RDKafkaErrorCode) -> bool {
 #[derive(Debug)]
 pub(crate) struct RateLimit {
     interval: Duration,
-    last: Option<Instant>,
+    /// When the next message may be logged.
+    next: Option<Deadline>,
 }
 
 impl RateLimit {
     /// Lets the first message through, then at most one per `interval`.
     pub(crate) fn new(interval: Duration) -> Self {
-        Self { interval, last: None }
+        Self { interval, next: None }
     }
 
     /// Whether a message may be logged now.
     pub(crate) fn allows(&mut self) -> bool {
-        let due = self.last.is_none_or(|last| last.elapsed() >= self.interval);
-        if due {
-            self.last = Some(Instant::now());
+        let is_due = self.next.is_none_or(Deadline::has_passed);
+        if is_due {
+            self.next = Some(Deadline::after(self.interval));
         }
-        due
+        is_due
     }
 }

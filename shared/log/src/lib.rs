@@ -2,10 +2,10 @@
 //!
 //! Reading order: the topics ([`topics`], `topic_settings`), the connection ([`client`], `properties`, `access`),
 //! writing ([`producer`], [`partitioner`]), reading ([`reader`]), the ends of a topic ([`end_offsets`]). The embedded
-//! broker, for machines without Kafka, is a crate of its own, `wye-broker`. The same client connects to it over
-//! loopback, so that there is one code path.
+//! broker, for machines without Kafka, is in the crate `wye-broker`. The same client connects to it over loopback, so
+//! there is one code path.
 //!
-//! This crate carries bytes: it must not know what a payload means.
+//! This crate transports bytes: it must not know what a payload means.
 
 pub mod client;
 pub mod topics;
@@ -20,6 +20,7 @@ mod access;
 mod error;
 mod kafka_logs;
 mod properties;
+mod real_time;
 mod topic_settings;
 
 pub use error::LogError;

@@ -9,8 +9,8 @@
 //! Kafka and the embedded broker both store it with the log.
 //!
 //! When client and broker no longer agree on the numbering, librdkafka fails permanently, with everything in its queue.
-//! The next call fails too and replaces the client. So no message overtakes a lost one without an error, and the call
-//! after that works.
+//! The next call fails too and replaces the client. So no message is written after a lost one without an error between
+//! them. The call after that works.
 
 use std::future::Future;
 use std::pin::Pin;

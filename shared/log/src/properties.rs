@@ -13,23 +13,23 @@ const FIXED: [(&[&str], &str); 14] = [
     ),
     (
         &["enable.idempotence", "message.send.max.retries", "retries", "transactional.id"],
-        "without Wye's own setting a retry could write a reading twice, or leave one out",
+        "without Wye's own setting a retry could write a reading twice, or lose one",
     ),
     (
         &["max.in.flight.requests.per.connection", "max.in.flight"],
-        "readings of a device could change their order",
+        "the readings of a device could be written out of order",
     ),
     (
         &["message.timeout.ms", "delivery.timeout.ms", "request.timeout.ms"],
-        "Wye decides how long a write may take, since it answers its clients by then",
+        "Wye sets the time limit of a write, since its clients wait for the answer",
     ),
     (
         &["message.max.bytes", "receive.message.max.bytes", "max.message.bytes"],
-        "Wye's topics hold messages of a fixed largest size",
+        "the largest message of Wye's topics is fixed",
     ),
     (
         &["auto.offset.reset"],
-        "an offset outside of the log must end in an error; else readings would be left out or counted twice",
+        "an offset outside of the log must be an error; otherwise readings would be skipped or counted twice",
     ),
     (
         &[
@@ -51,7 +51,7 @@ const FIXED: [(&[&str], &str); 14] = [
         ],
         "Wye commits no offsets to Kafka: it stores them with its results",
     ),
-    (&["enable.partition.eof"], "Wye must notice the end of the log"),
+    (&["enable.partition.eof"], "Wye must detect the end of the log"),
     (&["isolation.level"], "records of an aborted transaction would be counted"),
     (&["allow.auto.create.topics"], "topics need certain settings, so Wye creates them itself"),
     (&["partitioner"], "every producer must choose the Kafka partition of a device by murmur2"),

@@ -10,7 +10,7 @@
 mod unreadable;
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -25,6 +25,7 @@ use crate::error::LogError;
 use crate::kafka_logs::{RateLimit, TracingContext};
 use crate::properties::configure;
 use crate::reader::unreadable::{Finding, Target, is_undecodable};
+use crate::real_time::{self, Deadline};
 
 /// How often a broker that cannot be reached is logged.
 const NOTICE_INTERVAL: Duration = Duration::from_secs(5);
@@ -84,14 +85,12 @@ impl<'a> Message<'a> {
 
 /// When the log received a record, by its timestamp.
 fn ingest_time(timestamp: Timestamp) -> Micros {
-    Micros::from_millis(match timestamp {
+    let millis = match timestamp {
         Timestamp::NotAvailable => 0,
-        Timestamp::LogAppendTime(millis) => millis.max(0),
-        Timestamp::CreateTime(millis) => {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-            millis.clamp(0, i64::try_from(now).unwrap_or(i64::MAX))
-        }
-    })
+        Timestamp::LogAppendTime(millis) => millis,
+        Timestamp::CreateTime(millis) => millis.min(real_time::now().millis()),
+    };
+    Micros::from_millis(millis.max(0))
 }
 
 /// Reads records of one topic in offset order per Kafka partition. Blocks; run it on a thread of its own.
@@ -113,11 +112,11 @@ struct Progress {
     end_is_checked: bool,
     /// The end of the log when it was last asked for.
     high: Offset,
-    /// `next` at the last progress, and when that was.
+    /// `next` at the last progress.
     last_next: Offset,
-    last_progress: Instant,
-    /// After how long without progress it is checked.
+    /// After how long without progress it is checked, and when that is.
     check_delay: Duration,
+    next_check: Deadline,
 }
 
 impl Progress {
@@ -128,17 +127,23 @@ impl Progress {
             end_is_checked: false,
             high: next,
             last_next: next,
-            last_progress: Instant::now(),
             check_delay: MIN_CHECK_DELAY,
+            next_check: Deadline::after(MIN_CHECK_DELAY),
         }
     }
 
     /// Whether it is time for a check: no progress for too long.
-    fn is_stalled(&mut self, now: Instant) -> bool {
+    fn is_stalled(&mut self) -> bool {
         if self.next != self.last_next || (self.at_end && self.end_is_checked) {
-            (self.last_next, self.last_progress, self.check_delay) = (self.next, now, MIN_CHECK_DELAY);
+            self.last_next = self.next;
+            self.check_after(MIN_CHECK_DELAY);
         }
-        now.duration_since(self.last_progress) >= self.check_delay
+        self.next_check.has_passed()
+    }
+
+    /// Sets the time of the next check.
+    fn check_after(&mut self, delay: Duration) {
+        (self.check_delay, self.next_check) = (delay, Deadline::after(delay));
     }
 }
 
@@ -233,11 +238,10 @@ impl Reader {
         timeout: Duration,
         on: &mut impl FnMut(Message<'_>),
     ) -> Result<usize, LogError> {
-        let deadline = Instant::now() + timeout;
+        let deadline = Deadline::after(timeout);
         let (mut count, mut past_the_end) = (0, None);
         while count < max_messages {
-            let wait =
-                if count == 0 { deadline.saturating_duration_since(Instant::now()) } else { Duration::ZERO };
+            let wait = if count == 0 { deadline.left() } else { Duration::ZERO };
             let Some(polled) = self.consumer.poll(wait) else { break };
             match polled {
                 Ok(message) => {
@@ -309,11 +313,10 @@ impl Reader {
 
     /// Checks the Kafka partitions that have made no progress for too long.
     fn check_stalled(&mut self) -> Result<(), LogError> {
-        let now = Instant::now();
         let stalled: Vec<KafkaPartition> = self
             .assigned
             .iter_mut()
-            .filter_map(|(kafka_partition, progress)| progress.is_stalled(now).then_some(*kafka_partition))
+            .filter_map(|(kafka_partition, progress)| progress.is_stalled().then_some(*kafka_partition))
             .collect();
         stalled.into_iter().try_for_each(|kafka_partition| self.check(kafka_partition))
     }
@@ -333,8 +336,7 @@ impl Reader {
     fn check(&mut self, kafka_partition: KafkaPartition) -> Result<(), LogError> {
         let Some(progress) = self.assigned.get_mut(&kafka_partition) else { return Ok(()) };
         let from = progress.next;
-        progress.last_progress = Instant::now();
-        progress.check_delay = (progress.check_delay * 2).clamp(MIN_CHECK_DELAY, MAX_CHECK_DELAY);
+        progress.check_after((progress.check_delay * 2).clamp(MIN_CHECK_DELAY, MAX_CHECK_DELAY));
         // An unreachable broker is reported by `poll_batch`.
         let Ok(range) = self.log.offsets_within(&self.topic, kafka_partition, CHECK_TIMEOUT) else {
             return Ok(());
@@ -354,7 +356,7 @@ impl Reader {
             }
             Finding::Unreadable { next, reason } => (next, reason),
             Finding::NoAnswer => {
-                progress.check_delay = NO_ANSWER_DELAY;
+                progress.check_after(NO_ANSWER_DELAY);
                 error!(
                     topic = self.topic,
                     %kafka_partition,
@@ -368,7 +370,7 @@ impl Reader {
         self.seek(kafka_partition, next)?;
         // More unreadable records may follow: check again in the next call.
         if let Some(progress) = self.assigned.get_mut(&kafka_partition) {
-            progress.check_delay = Duration::ZERO;
+            progress.check_after(Duration::ZERO);
         }
         let topic = self.topic.clone();
         Err(LogError::Unreadable { topic, kafka_partition, offsets: from..next, reason })
@@ -438,7 +440,7 @@ pub fn read_all(
     }
     let mut reader = Reader::new(log, topic)?;
     reader.assign(&[(kafka_partition, start)])?;
-    let mut last_record = Instant::now();
+    let mut deadline = Deadline::after(READ_ALL_TIMEOUT);
     loop {
         let polled = reader.poll_batch(READ_ALL_MESSAGES, READ_ALL_POLL, &mut |message| {
             if message.offset < range.high {
@@ -447,7 +449,7 @@ pub fn read_all(
         });
         match polled {
             Ok(0) => {}
-            Ok(_) => last_record = Instant::now(),
+            Ok(_) => deadline = Deadline::after(READ_ALL_TIMEOUT),
             Err(LogError::OffsetGone { low, .. }) if low < range.high => {
                 start = low;
                 reader.assign(&[(kafka_partition, start)])?;
@@ -455,7 +457,7 @@ pub fn read_all(
             Err(LogError::OffsetGone { .. }) => return Ok(range.high),
             Err(error @ LogError::Unreadable { .. }) => {
                 warn!(%error, "records are skipped");
-                last_record = Instant::now();
+                deadline = Deadline::after(READ_ALL_TIMEOUT);
             }
             Err(error) => return Err(error),
         }
@@ -467,7 +469,7 @@ pub fn read_all(
         if done {
             return Ok(range.high);
         }
-        if last_record.elapsed() >= READ_ALL_TIMEOUT {
+        if deadline.has_passed() {
             return Err(LogError::Stalled {
                 topic: topic.to_owned(),
                 kafka_partition,

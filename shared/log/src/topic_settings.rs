@@ -1,5 +1,5 @@
 //! Which settings a topic must have: those of the topics that Wye creates, and the problems of a topic that was created
-//! otherwise. Must not know how settings are read from a broker.
+//! in another way. Must not know how settings are read from a broker.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ const SEGMENT_BYTES: usize = 64 << 20;
 /// Larger segments lead to a warning: disk space is freed in large steps only.
 const LARGE_SEGMENT_BYTES: i64 = 256 << 20;
 
-/// The settings of a topic that Wye creates with so many replicas, by their Kafka names.
+/// The settings of a topic that Wye creates with this many replicas, by their Kafka names.
 pub(crate) fn of_new_topic(replication_factor: i32) -> Vec<(&'static str, String)> {
     vec![
         ("cleanup.policy", "delete".to_owned()),
@@ -49,7 +49,7 @@ pub(crate) struct Problem {
 pub(crate) enum Severity {
     /// Acknowledged readings would be lost, or answers wrong.
     Rejected,
-    /// It works, but not well.
+    /// Wye works with it, but not well.
     Warned,
 }
 

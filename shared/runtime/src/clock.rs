@@ -1,4 +1,6 @@
-//! Time as a component: the program brings the clocks of the system, tests and simulations their own.
+//! Time as a component: the program uses the clocks of the system, tests and simulations their own.
+//!
+//! `clippy.toml` bans the clocks of the libraries everywhere else.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -6,30 +8,33 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use wye_domain::time::{Micros, Span};
 
-/// Tells the time.
+/// Gives the time.
 pub trait Clock: fmt::Debug + Send + Sync {
-    /// The time of the day. It may jump, since machines set their clocks.
+    /// The current time. It may jump, since machines adjust their clocks.
     fn now(&self) -> Micros;
 
-    /// The time since a fixed moment in the past. It never goes back: durations are measured with it.
+    /// The time since a fixed moment in the past. It never goes back, so durations and deadlines are measured with it.
     fn monotonic(&self) -> Duration;
 }
 
-/// The clocks of the system.
+/// The clocks of the system. The monotonic time is 0 when this is made.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
     start: Instant,
 }
 
 impl Default for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the component")]
     fn default() -> Self {
         Self { start: Instant::now() }
     }
 }
 
 impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "this is the component")]
     fn now(&self) -> Micros {
-        Micros(now_micros())
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Micros::EPOCH + Span::from(since_1970)
     }
 
     fn monotonic(&self) -> Duration {
@@ -37,7 +42,7 @@ impl Clock for SystemClock {
     }
 }
 
-/// A clock that stands still until it is moved.
+/// A clock that stops until it is advanced.
 #[derive(Debug)]
 pub struct ManualClock {
     start: Micros,
@@ -50,7 +55,7 @@ impl ManualClock {
         Self { start, elapsed: Mutex::default() }
     }
 
-    /// Moves it forward.
+    /// Moves the clock forward.
     pub fn advance(&self, by: Duration) {
         *self.elapsed.lock().unwrap_or_else(PoisonError::into_inner) += by;
     }
@@ -64,10 +69,4 @@ impl Clock for ManualClock {
     fn monotonic(&self) -> Duration {
         *self.elapsed.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Now, in microseconds since the Unix epoch.
-pub fn now_micros() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

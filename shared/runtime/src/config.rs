@@ -1,8 +1,8 @@
-//! The loader of configuration: what was written, read strictly, with the place of every mistake, all of them at once.
-//! Each layer says what its settings are ([`value`] reads durations, sizes and times) and which of them cannot work
-//! ([`Unworkable`]); the program says which sections there are.
+//! Loads the configuration, and reports all mistakes at once, each with its place. Each layer defines its settings
+//! ([`value`] reads durations, sizes and times) and checks which of them cannot work ([`Unworkable`]); the program defines
+//! the sections.
 //!
-//! Order: defaults < file < environment. Flags are applied by the program.
+//! Order: defaults < file < environment. The program applies its flags after that.
 
 use std::path::{Path, PathBuf};
 
@@ -32,7 +32,7 @@ pub enum ConfigError {
         /// Why.
         source: std::io::Error,
     },
-    /// A file or variable holds something else than settings, or a setting that cannot work.
+    /// A file or variable that does not hold settings, or a setting that cannot work.
     #[error("{place}: {problem}")]
     Parse {
         /// The file with the line, or the environment variable.
@@ -40,7 +40,7 @@ pub enum ConfigError {
         /// What is wrong, and what to write instead.
         problem: String,
     },
-    /// Several of them.
+    /// Several problems.
     #[error("{} settings cannot be used:{}", .0.len(), listed(.0))]
     Several(Vec<ConfigError>),
 }
@@ -59,22 +59,22 @@ impl ConfigError {
     }
 }
 
-/// One problem a line.
+/// The problems, one on each line.
 fn listed(problems: &[ConfigError]) -> String {
     problems.iter().map(|problem| format!("\n  {problem}")).collect()
 }
 
 /// Settings that a program loads: one field for each section, and `metric` for the metric definitions.
 pub trait Settings: DeserializeOwned {
-    /// The names of settings whose values may be secret: they are shown nowhere.
+    /// The names of settings whose values may be secret: errors and logs never show them.
     const SECRET: &'static [&'static str];
 
     /// All settings that cannot work.
     fn check(&self) -> Vec<Unworkable>;
 }
 
-/// Reads the defaults, the file if one is given, and the environment's variables (all of them; others than Wye's are
-/// ignored), and checks that every setting can work.
+/// Reads the defaults, the file if one is given, and the variables of the environment (those that are not Wye's are ignored),
+/// and checks that every setting can work.
 ///
 /// # Errors
 /// [`ConfigError`] naming file and line or variable, and what to write instead, for all problems at once.
@@ -96,7 +96,7 @@ pub fn load<S: Settings>(
     match S::deserialize(settings) {
         Ok(settings) => {
             for unworkable in settings.check() {
-                problems.refuse(&unworkable);
+                problems.reject(&unworkable);
             }
             ConfigError::all(problems.errors)?;
             Ok(settings)
@@ -155,7 +155,7 @@ pub fn beside(file: Option<&Path>, path: &str) -> PathBuf {
     file.and_then(Path::parent).unwrap_or(Path::new("")).join(path)
 }
 
-/// What is wrong where a metric's name is the name of another one's view of a rollup.
+/// The problem of a metric whose name is the name of a rollup's view of another metric.
 fn view_taken(others: &[MetricConfig], name: &str) -> Option<String> {
     others.iter().find_map(|other| {
         let view = other

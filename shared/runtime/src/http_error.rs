@@ -1,23 +1,24 @@
 //! The body of every HTTP error, whichever layer's path it is: `{"request_id", "error_code", "message"}`.
 //!
-//! A handler answers an error with a status and a text. The server of the process makes an [`ErrorBody`] of these, at one
-//! place for all paths. This file knows no HTTP library and no status.
+//! A handler answers an error with a status and a text. The HTTP server makes an [`ErrorBody`] of these, in one place for
+//! all paths. This file must not know an HTTP library or a status.
 //!
 //! Stability contract: the names of the fields are part of the HTTP API.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
 use wye_domain::ErrorKind;
 
-/// What a client gets of an error.
+use crate::unique;
+
+/// What a client receives of an error.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
-    /// The request's name in the server log. No other request has it, of this process or another.
+    /// Identifies the request in the server log; unique over all processes.
     pub request_id: String,
-    /// What is wrong, for programs; from a closed set.
+    /// What is wrong, for programs: one of a fixed set.
     pub error_code: String,
     /// What is wrong and what to do, for people.
     pub message: String,
@@ -38,7 +39,7 @@ impl ErrorBody {
 }
 
 fn request_id() -> String {
-    static PROCESS: LazyLock<u64> = LazyLock::new(|| RandomState::new().build_hasher().finish());
+    static PROCESS: LazyLock<String> = LazyLock::new(unique::name);
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    format!("{:016x}-{:x}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed))
+    format!("{}-{:x}", *PROCESS, COUNT.fetch_add(1, Ordering::Relaxed))
 }

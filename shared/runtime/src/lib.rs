@@ -1,6 +1,7 @@
-//! What every process of Wye needs around its work: configuration, telemetry, the clock, an orderly end, and what all HTTP paths have in common.
+//! What every process of Wye needs around its work: configuration, telemetry, the clock, shutdown, and what all HTTP
+//! paths have in common.
 //!
-//! This crate knows no Kafka and no tables, and serves no HTTP.
+//! This crate must not know Kafka, tables or an HTTP library.
 
 pub mod config;
 
@@ -9,3 +10,4 @@ pub mod http_error;
 pub mod memory;
 pub mod shutdown;
 pub mod telemetry;
+pub mod unique;

@@ -1,8 +1,8 @@
-//! How much memory the machine has, or the container that the process is in.
+//! The memory of the machine, or of the container that the process is in.
 
 use std::path::Path;
 
-/// Bytes; `None` where the system does not say.
+/// The memory in bytes; `None` where the system does not report it.
 pub fn machine_memory() -> Option<usize> {
     let limits = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
     let container =

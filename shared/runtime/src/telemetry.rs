@@ -1,10 +1,10 @@
-//! Telemetry: what Wye says of itself. Counters and gauges in the Prometheus text format, logs on standard error.
+//! Telemetry of Wye itself: counters and gauges in the Prometheus text format, logs on standard error.
 //!
 //! Names are `wye_<what>_<unit>[_total]` in base units; labels are few and bounded, never a device or a series.
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicI64, AtomicU64};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -13,17 +13,17 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-/// The label of what belongs to one Kafka partition.
+/// The label of an instrument of one Kafka partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct KafkaPartitionLabel {
     /// Its number.
     pub kafka_partition: i32,
 }
 
-/// The label of what happens for a reason.
+/// The label of an event that has a reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReasonLabel {
-    /// From a closed set.
+    /// One of a fixed set.
     pub reason: &'static str,
 }
 
@@ -37,10 +37,10 @@ pub type ReasonCounter = Family<ReasonLabel, Counter<u64, AtomicU64>>;
 pub type PlainCounter = Counter<u64, AtomicU64>;
 /// A plain gauge.
 pub type PlainGauge = Gauge<i64, AtomicI64>;
-/// A gauge of a number that is not whole, such as seconds.
+/// A gauge with fractions, such as seconds.
 pub type RealGauge = Gauge<f64, AtomicU64>;
 
-/// Where all of a process's instruments are registered.
+/// The registry of all instruments of a process.
 #[derive(Clone, Debug, Default)]
 pub struct Telemetry {
     registry: Arc<Mutex<Registry>>,
@@ -54,7 +54,7 @@ impl Telemetry {
         help: &str,
         instrument: M,
     ) -> M {
-        let mut registry = self.registry.lock().expect("no holder of this lock panics");
+        let mut registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         registry.register(name, help, instrument.clone());
         instrument
     }
@@ -68,19 +68,19 @@ impl Telemetry {
     /// Everything in the Prometheus text format.
     pub fn render(&self) -> String {
         let mut text = String::new();
-        let registry = self.registry.lock().expect("no holder of this lock panics");
+        let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
         prometheus_client::encoding::text::encode(&mut text, &registry)
-            .expect("writing to a string cannot fail");
+            .expect("a write to a string cannot fail");
         text
     }
 }
 
-/// Starts logging to standard error; `WYE_LOG_LEVEL` (such as `info` or `wye_speed=debug`) chooses what.
+/// Starts logging to standard error, at the levels of `WYE_LOG_LEVEL` (such as `info` or `wye_speed=debug`).
 pub fn start_logging(default_level: &str) {
     let filter = std::env::var("WYE_LOG_LEVEL").unwrap_or_else(|_| default_level.to_owned());
     let filter = tracing_subscriber::EnvFilter::try_new(&filter)
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default_level));
-    // A second start in one process (tests) keeps the first.
+    // A second start in one process (tests) has no effect.
     let terminal = std::io::stderr().is_terminal();
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn instruments_show_in_the_text() {
+    fn instruments_are_in_the_text() {
         let telemetry = Telemetry::default();
         let counter = telemetry.register("wye_things", "Things", PlainCounter::default());
         counter.inc_by(3);

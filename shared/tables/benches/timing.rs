@@ -1,9 +1,10 @@
-//! How fast and how small the tables are: `cargo bench -p wye-tables --bench timing [directory]`.
+//! The speed and the size of the tables: `cargo bench -p wye-tables --bench timing [directory]`.
 //!
-//! Eight appends of 3.8 million hourly readings in all, a sorted scan of them in two plan partitions, and a view of as
-//! many rows from two writers. It measures only; nothing depends on its figures.
+//! Eight appends of 3.8 million hourly readings in total, a sorted scan of them in two plan partitions, and a view of the
+//! same number of rows from two writers.
 
-#![expect(clippy::print_stdout, reason = "a program that prints what it measured")]
+#![expect(clippy::print_stdout, reason = "a benchmark prints its results")]
+#![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -56,12 +57,12 @@ async fn main() -> Result<(), Error> {
     Ok(())
 }
 
-/// In which order readings come.
+/// The order in which readings arrive.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Layout {
-    /// One station's years, then the next one's: files whose devices hardly overlap.
+    /// All years of one station, then those of the next: the devices of files hardly overlap.
     StationByStation,
-    /// All stations hour by hour: every file has every device.
+    /// All stations, hour by hour: each file has all devices.
     AllAtOnce,
 }
 
@@ -121,7 +122,7 @@ fn batch(station: usize, hours: std::ops::Range<i64>, offset: i64) -> RecordBatc
     let mut builder = ReadingBatchBuilder::default();
     for (number, metric) in METRICS.iter().enumerate() {
         for hour in hours.clone() {
-            // Few distinct numbers that wander, as measurements do.
+            // Few distinct numbers that change slowly, like measurements.
             let phase = (hour as f64 / (7.0 + number as f64)).sin() * 40.0;
             let noise =
                 (hour.wrapping_mul(2_654_435_761).wrapping_add(number as i64 * 97) >> 7).rem_euclid(23);
@@ -250,33 +251,28 @@ fn view_schema() -> SchemaRef {
     Arc::new(Schema::new(fields))
 }
 
-/// A run of windows with one reading each, as hourly readings in one-minute windows make.
+/// A column with the same text in each row.
+fn text(word: &str, rows: usize) -> ArrayRef {
+    let words = Arc::new(StringArray::from(vec![word]));
+    Arc::new(DictionaryArray::<Int32Type>::new(vec![0; rows].into(), words))
+}
+
+/// Consecutive windows with one reading each, like hourly readings in one-minute windows.
 fn view_batch(schema: &SchemaRef, part: i64) -> RecordBatch {
     let rows = 8192_usize;
-    let text = |word: &str| -> ArrayRef {
-        Arc::new(DictionaryArray::<Int32Type>::new(
-            vec![0; rows].into(),
-            Arc::new(StringArray::from(vec![word])),
-        ))
-    };
     let starts = (0..rows as i64).map(|row| 1_362_096_000_000_000 + (part * rows as i64 + row) * HOUR);
-    let times = || -> ArrayRef {
-        Arc::new(TimestampMicrosecondArray::from_iter_values(starts.clone()).with_timezone("UTC"))
-    };
-    let values = || -> ArrayRef {
-        Arc::new(Float64Array::from_iter_values(
-            (0..rows).map(|row| (60.0 + (row as f64 / 9.0).sin() * 40.0).round()),
-        ))
-    };
+    let values = (0..rows).map(|row| (60.0 + (row as f64 / 9.0).sin() * 40.0).round());
     let columns = schema.fields().iter().map(|field| match (field.name().as_str(), field.data_type()) {
-        ("device_id", _) => text(&format!("station-{:02}", part % 10)),
-        (_, DataType::Dictionary(..)) => text("any"),
-        (_, DataType::Timestamp(..)) => times(),
-        ("window_size", _) => Arc::new(Int64Array::from(vec![60_000_000; rows])) as ArrayRef,
+        ("device_id", _) => text(&format!("station-{:02}", part % 10), rows),
+        (_, DataType::Dictionary(..)) => text("any", rows),
+        (_, DataType::Timestamp(..)) => {
+            Arc::new(TimestampMicrosecondArray::from_iter_values(starts.clone()).with_timezone("UTC"))
+        }
+        ("window_size", _) => Arc::new(Int64Array::from(vec![60_000_000; rows])),
         ("count", _) => Arc::new(Int64Array::from(vec![1; rows])),
         (_, DataType::Int64) => Arc::new(Int64Array::from(vec![0; rows])),
         ("sum_low" | "m2", _) => Arc::new(Float64Array::from(vec![0.0; rows])),
-        (_, DataType::Float64) => values(),
+        (_, DataType::Float64) => Arc::new(Float64Array::from_iter_values(values.clone())),
         (_, other) => arrow::array::new_null_array(other, rows),
     });
     RecordBatch::try_new(Arc::clone(schema), columns.collect())

@@ -1,5 +1,5 @@
-//! Appending records of Kafka exactly once: rows and the offsets up to which they were read are in one commit. Must not
-//! know what the rows mean.
+//! Appends records of Kafka exactly once: one commit has the rows and the offsets up to which they were read. Must not know
+//! what the rows mean.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -12,6 +12,7 @@ use wye_domain::place::{KafkaPartition, Offset};
 
 use crate::delta::{AfterOthers, Commit, DeltaLog, LogSnapshot, TableSpec};
 use crate::error::TablesError;
+use crate::real_time;
 use crate::store::{TableName, TableRoot};
 
 /// Opens a table that is only ever appended to; creates it if it does not exist.
@@ -33,17 +34,17 @@ pub(crate) async fn open_append_only(
     Ok(log)
 }
 
-/// The application transactions of a table that hold one offset for each Kafka partition: a prefix and the number of
-/// the Kafka partition make the name.
+/// The application transactions of a table that store one offset for each Kafka partition. The name of each is a prefix
+/// and the number of the Kafka partition.
 ///
-/// Stability contract: the names are in the log of every table ever written.
+/// Stability contract: the names are in the logs of all existing tables.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PartitionTransactions(pub(crate) &'static str);
 
 impl PartitionTransactions {
     /// The action that records an offset.
     pub(crate) fn set(self, kafka_partition: KafkaPartition, offset: Offset) -> Transaction {
-        let now = chrono::Utc::now().timestamp_millis();
+        let now = real_time::now().millis();
         Transaction::new_with_last_update(format!("{}{kafka_partition}", self.0), offset.0, Some(now))
     }
 
@@ -85,8 +86,9 @@ impl Claim {
         let mut seen = BTreeSet::new();
         for (kafka_partition, Range { start, end }) in &ranges {
             if end < start {
-                let reason =
-                    format!("offsets {start}..{end} of Kafka partition {kafka_partition} run backwards");
+                let reason = format!(
+                    "offsets {start}..{end} of Kafka partition {kafka_partition} end before they start"
+                );
                 return Err(TablesError::Shape { table, reason });
             }
             if !seen.insert(kafka_partition) {

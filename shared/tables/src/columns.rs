@@ -16,8 +16,8 @@ pub(crate) const KAFKA_OFFSET: &str = "kafka_offset";
 pub(crate) const KAFKA_INDEX: &str = "kafka_index";
 /// The column that readings are partitioned by: the UTC day of `ingest_time`.
 ///
-/// Ingest time and not event time, so that one load of years of readings makes a few large files instead of
-/// thousands of small ones, while a busy day is apart from other days.
+/// Ingest time and not event time, so that one load of readings of many years is stored in a few large files instead of
+/// thousands of small ones, while each busy day has its own files.
 pub(crate) const INGEST_DATE: &str = "ingest_date";
 
 // Further columns of dead letters.
@@ -27,10 +27,10 @@ pub(crate) const PAYLOAD: &str = "payload";
 /// What every file of readings is sorted by, ascending, nulls first. Duplicates of a reading are adjacent, the first in
 /// log order first.
 ///
-/// There is no one log order across Kafka partitions: there the reading counts that the log has stamped first, and of
-/// two with the same stamp the one in the lower Kafka partition. Within a Kafka partition the log stamps in the order of
-/// offsets. (A Kafka broker whose clock is set back, or behind that of the leader before it, stamps out of order; then
-/// the stamp decides.)
+/// Kafka partitions have no common order. Of duplicates in several Kafka partitions, the one with the earliest ingest time
+/// is the first, and of those with the same ingest time, the one in the lowest Kafka partition. Within a Kafka partition
+/// ingest times are in the order of offsets. (Where the clock of a broker was set back, or is behind that of the leader
+/// before it, they are not; then the ingest time decides.)
 pub const READING_ORDER: [&str; 8] =
     [DEVICE_ID, METRIC, EVENT_TIME, SEQUENCE, INGEST_TIME, KAFKA_PARTITION, KAFKA_OFFSET, KAFKA_INDEX];
 
@@ -86,7 +86,7 @@ pub fn readings_table_schema() -> SchemaRef {
 ///
 /// | column | type | null | meaning |
 /// |---|---|---|---|
-/// | `received_time` | Timestamp(µs, UTC) | no | when it was refused |
+/// | `received_time` | Timestamp(µs, UTC) | no | when it was rejected |
 /// | `reason` | Utf8 | no | one of a small set of words |
 /// | `detail` | Utf8 | no | what exactly is wrong |
 /// | `source` | Utf8 | no | `kafka`, `http`, ... |
@@ -119,7 +119,7 @@ pub(crate) fn names(schema: &Schema) -> Vec<&str> {
     schema.fields().iter().map(|field| field.name().as_str()).collect()
 }
 
-/// The same columns with dictionaries turned into plain text, the form of text in Delta.
+/// The same columns with plain text instead of dictionaries, the form of text in Delta.
 pub(crate) fn plain_text(schema: &Schema) -> SchemaRef {
     retyped(schema, |data_type| match data_type {
         DataType::Dictionary(_, value) => Some(value.as_ref().clone()),
@@ -135,7 +135,7 @@ pub(crate) fn dictionary_text(schema: &Schema) -> SchemaRef {
     })
 }
 
-/// The same columns with other types where `change` gives one.
+/// The same columns, with another type where `change` returns one.
 fn retyped(schema: &Schema, change: impl Fn(&DataType) -> Option<DataType>) -> SchemaRef {
     let fields = schema.fields().iter().map(|field| match change(field.data_type()) {
         Some(data_type) => Arc::new(field.as_ref().clone().with_data_type(data_type)),

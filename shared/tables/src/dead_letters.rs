@@ -1,8 +1,8 @@
-//! The archive of the dead-letter topic: what could not become a reading, with its bytes and the reason. Must not know
-//! how readings are parsed.
+//! The archive of the dead-letter topic: rejected items, each with its bytes and the reason. Must not know how readings
+//! are parsed.
 //!
-//! The topic may hold several letters about one refused item, since every process that reads the readings again refuses
-//! it again; the table holds one.
+//! The topic may have several letters about one rejected item, since each process that reads the item again rejects it
+//! again. The table has one.
 //!
 //! Stability contract: the Delta table `dead_letters` has the columns of [`dead_letter_schema`], and the application
 //! transaction `wye-archive/dead-letters/<kafka_partition>` at the offset up to which the topic is archived.
@@ -194,16 +194,16 @@ mod tests {
     use super::*;
     use crate::testing::{horizon, number};
 
-    /// A letter at `offset` of the topic about an item at offset `refused` of the readings, if it came from there.
-    fn letter(offset: i64, refused: Option<i64>) -> LetterBatch {
+    /// A letter at `offset` of its topic, about an item at offset `rejected` of the readings if it came from there.
+    fn letter(offset: i64, rejected: Option<i64>) -> LetterBatch {
         let columns: Vec<arrow::array::ArrayRef> = vec![
             Arc::new(TimestampMicrosecondArray::from(vec![1_700_000_000_000_000]).with_timezone("UTC")),
             Arc::new(StringArray::from(vec!["not-json"])),
             Arc::new(StringArray::from(vec!["expected value at line 1"])),
             Arc::new(StringArray::from(vec!["kafka"])),
-            Arc::new(StringArray::from(vec![refused.map(|_| "readings")])),
-            Arc::new(Int32Array::from(vec![refused.map(|_| 3)])),
-            Arc::new(Int64Array::from(vec![refused])),
+            Arc::new(StringArray::from(vec![rejected.map(|_| "readings")])),
+            Arc::new(Int32Array::from(vec![rejected.map(|_| 3)])),
+            Arc::new(Int64Array::from(vec![rejected])),
             Arc::new(Int32Array::from(vec![None])),
             Arc::new(BinaryArray::from(vec![&b"\xff{"[..]])),
             Arc::new(Int64Array::from(vec![offset])),
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn letters_are_kept_once_with_their_bytes() {
+    async fn letters_are_stored_once_with_their_bytes() {
         let (_directory, letters) = open().await;
         letters.append(vec![letter(0, Some(77))]).await.unwrap();
         let again = letters.append(vec![letter(0, Some(77))]).await.unwrap_err();
@@ -238,12 +238,12 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn one_refused_item_has_one_letter_however_many_the_topic_holds() {
+    async fn a_rejected_item_has_one_letter_even_if_the_topic_has_several() {
         let (_directory, letters) = open().await;
         let about = [Some(70), Some(80), Some(70), Some(75), None, None, Some(80)];
         let mut kept = Vec::new();
-        for (offset, refused) in (0..).zip(about) {
-            kept.push(letters.append(vec![letter(offset, refused)]).await.unwrap());
+        for (offset, rejected) in (0..).zip(about) {
+            kept.push(letters.append(vec![letter(offset, rejected)]).await.unwrap());
         }
         assert_eq!(kept, [1, 1, 0, 1, 1, 1, 0]);
         let mut twice = letter(7, Some(90));
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn small_files_are_merged_and_every_letter_stays() {
+    async fn small_files_are_merged_and_no_letter_is_lost() {
         let (_directory, letters) = open().await;
         for offset in 0..10 {
             letters.append(vec![letter(offset, Some(100 + offset))]).await.unwrap();

@@ -1,7 +1,7 @@
-//! One Delta table's log: creating the table and reading its newest version. Must not know what the rows mean.
+//! The log of one Delta table: creates the table, and reads its newest version. Must not know what the rows mean.
 //!
-//! A handle caches the newest snapshot that it has read. Asking again costs two existence checks while nothing has
-//! been committed, and reads only the new log entries otherwise.
+//! A handle caches the newest snapshot that it has read. Reading the newest version again costs two existence checks while
+//! nothing has been committed, and reads only the new log entries otherwise.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -76,8 +76,8 @@ impl DeltaLog {
         &self.shared.root
     }
 
-    /// Holds the files of the newest version from now on, and of versions to come, for reading or for preparing a
-    /// commit: until the hold is dropped, cleaning keeps them.
+    /// Keeps the files of the newest version and of all later versions from being removed by cleaning, until the hold is
+    /// dropped. For readers, and for writers that prepare a commit.
     pub(crate) fn hold(&self) -> Arc<Hold> {
         Arc::new(self.shared.root.holds().take(self.shared.table, self.store()))
     }
@@ -104,11 +104,11 @@ impl DeltaLog {
             .with_partition_columns(spec.partition_columns.iter().copied())
             .with_configuration(spec.properties.iter().map(|(key, value)| (*key, Some(*value))))
             .with_save_mode(SaveMode::Ignore)
-            // A second try would create the table again, as version 1.
+            // A retry would create the table again, as version 1.
             .with_commit_properties(CommitProperties::default().with_max_retries(0))
             .await;
         match created.map_err(|source| TablesError::commit(self.table(), source)) {
-            // A conflict says that another process has just created it.
+            // A conflict means that another process has just created it.
             Ok(_) | Err(TablesError::Conflict { .. }) => Ok(()),
             Err(error) => Err(error),
         }
@@ -137,11 +137,16 @@ impl DeltaLog {
 
     /// The newest version of a table that exists.
     pub(crate) async fn existing(&self) -> Result<LogSnapshot, TablesError> {
-        let not_a_table = || DeltaTableError::not_a_table(self.log_store().root_url().as_str());
-        self.newest().await?.ok_or_else(|| self.unreadable(not_a_table()))
+        match self.newest().await? {
+            Some(newest) => Ok(newest),
+            None => {
+                let location = self.log_store().root_url();
+                Err(self.unreadable(DeltaTableError::not_a_table(location.as_str())))
+            }
+        }
     }
 
-    /// Whether no later entry is in the log. When the entry itself is missing, the log was trimmed meanwhile.
+    /// Whether the log has no later entry. Where the entry itself is missing, the log was trimmed in the meantime.
     async fn is_newest(&self, version: u64) -> Result<bool, TablesError> {
         Ok(!self.has_entry(version + 1).await? && self.has_entry(version).await?)
     }
@@ -160,7 +165,7 @@ impl DeltaLog {
             match table.update_state().await {
                 Ok(()) => return self.describe(table, Some(previous)).await.map(Some),
                 Err(error) => {
-                    warn!(table = %self.table(), %error, "cannot follow the table's log, reading all of it again");
+                    warn!(table = %self.table(), %error, "cannot read the new entries of the table's log; reading the whole log again");
                 }
             }
         }
@@ -213,12 +218,12 @@ impl DeltaLog {
         Ok(u64::try_from(footer.file_metadata().num_rows()).unwrap_or_default())
     }
 
-    /// The log cannot be read.
+    /// The error of a log that cannot be read.
     pub(crate) fn unreadable(&self, source: DeltaTableError) -> TablesError {
         TablesError::ReadLog { table: self.table(), source }
     }
 
-    /// The store cannot be reached.
+    /// The error of a store that cannot be reached.
     pub(crate) fn unreachable(&self, source: object_store::Error) -> TablesError {
         TablesError::Store { table: self.table(), source }
     }
@@ -230,16 +235,18 @@ mod tests {
     use crate::columns::{INGEST_DATE, readings_table_schema};
 
     #[tokio::test(flavor = "multi_thread")]
-    async fn of_two_that_create_a_table_at_once_both_have_it() {
+    async fn concurrent_creations_of_a_table_all_succeed() {
         let directory = tempfile::tempdir().unwrap();
         let root = TableRoot::directory(directory.path()).unwrap();
         let logs = [0; 4].map(|_| DeltaLog::new(&root, TableName::Readings).unwrap());
-        let spec = || TableSpec {
-            schema: readings_table_schema(),
-            partition_columns: &[INGEST_DATE],
-            properties: &[("delta.appendOnly", "true")],
-        };
-        let created = futures::future::join_all(logs.iter().map(|log| log.create(spec()))).await;
+        let creations = logs.iter().map(|log| {
+            log.create(TableSpec {
+                schema: readings_table_schema(),
+                partition_columns: &[INGEST_DATE],
+                properties: &[("delta.appendOnly", "true")],
+            })
+        });
+        let created = futures::future::join_all(creations).await;
         assert!(created.iter().all(Result::is_ok), "{created:?}");
         for log in &logs {
             let snapshot = log.existing().await.unwrap();

@@ -1,5 +1,4 @@
-//! What can go wrong with a stored table, by operation, and what the caller can do about it. Must not know what the
-//! tables hold.
+//! The errors of stored tables, by operation, and what the caller can do about each. Must not know what the tables contain.
 
 use deltalake::DeltaTableError;
 use deltalake::kernel::transaction::TransactionError;
@@ -14,7 +13,7 @@ pub(crate) type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
 #[derive(Debug, thiserror::Error)]
 pub enum TablesError {
     /// The location of the tables cannot be used.
-    #[error("cannot keep tables at {location:?}: {reason}")]
+    #[error("cannot store tables at {location:?}: {reason}")]
     Location {
         /// What was given.
         location: String,
@@ -140,7 +139,7 @@ fn delta_kind(error: &DeltaTableError) -> ErrorKind {
     }
 }
 
-/// A file is written through an `io::Write`-like sink, so an error of the store is inside of an I/O error.
+/// The kind of an error while a file is written. An error of the store is the source of an I/O error.
 fn write_kind(error: &(dyn std::error::Error + 'static)) -> ErrorKind {
     let mut next = Some(error);
     while let Some(error) = next {

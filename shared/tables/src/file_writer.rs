@@ -1,4 +1,4 @@
-//! Writes record batches as one Parquet file of a table, straight into the store. Must not know commits.
+//! Writes record batches to one Parquet file of a table, directly into the store. Must not know commits.
 
 use std::collections::HashMap;
 
@@ -14,25 +14,26 @@ use parquet::file::properties::WriterProperties;
 
 use crate::delta::{DeltaLog, FILE, stats};
 use crate::error::TablesError;
+use crate::{real_time, unique};
 
 /// What the files of a table have in common.
 #[derive(Clone, Debug)]
 pub(crate) struct FileFormat {
-    /// The columns of the batches; text as dictionaries or plain.
+    /// The columns of the batches; text is plain or in dictionaries.
     pub(crate) schema: SchemaRef,
     pub(crate) properties: WriterProperties,
     /// The table partition that the file belongs to: its column and value.
     pub(crate) table_partition: Option<(&'static str, String)>,
 }
 
-/// A file that is being written. It belongs to no version of the table until it is committed.
+/// A file that is being written. No version of the table has it until it is committed.
 ///
-/// What is dropped unfinished leaves nothing that readers see. On stores with multipart uploads the parts stay until
-/// the bucket's rule for incomplete uploads removes them.
+/// A writer that is dropped before [`Self::finish`] leaves no file. On stores with multipart uploads, uploaded parts remain
+/// until the bucket's rule for incomplete uploads removes them.
 pub(crate) struct FileWriter {
     log: DeltaLog,
     format: FileFormat,
-    /// Below the table's directory; unique.
+    /// Relative to the table's directory; unique.
     path: String,
     writer: AsyncArrowWriter<BufWriter>,
     rows: usize,
@@ -40,13 +41,13 @@ pub(crate) struct FileWriter {
 
 impl FileWriter {
     pub(crate) fn new(log: DeltaLog, format: FileFormat) -> Result<Self, TablesError> {
-        let name = format!("part-{:032x}.parquet", rand::random::<u128>());
+        let name = format!("part-{}.parquet", unique::name());
         let path = match &format.table_partition {
             Some((column, value)) => format!("{column}={value}/{name}"),
             None => name,
         };
         let sink = BufWriter::new(log.store(), Path::from(path.as_str()));
-        // Readers take the types from Delta; with Arrow's own schema they would all get dictionaries.
+        // Readers take the types from Delta. With Arrow's own schema in the file, all of them would get dictionaries.
         let options = ArrowWriterOptions::new()
             .with_properties(format.properties.clone())
             .with_skip_arrow_metadata(true);
@@ -56,7 +57,7 @@ impl FileWriter {
         Ok(Self { log, format, path, writer, rows: 0 })
     }
 
-    /// Encodes rows, which is computation, and stores what is complete. After an error there is no file.
+    /// Encodes rows, which is CPU work, and stores completed parts. After an error there is no file.
     pub(crate) async fn write(mut self, rows: &RecordBatch) -> Result<Self, TablesError> {
         if let Err(source) = self.writer.write(rows).await {
             if let Err(error) = self.writer.into_inner().abort().await {
@@ -78,7 +79,7 @@ impl FileWriter {
         self.writer.bytes_written() + self.writer.in_progress_size()
     }
 
-    /// Completes the file. `tags` are what scans need beyond the statistics.
+    /// Completes the file. `tags` is what scans need besides the statistics.
     pub(crate) async fn finish(
         mut self,
         mut tags: HashMap<String, Option<String>>,
@@ -94,8 +95,8 @@ impl FileWriter {
         Ok(Add {
             path: self.path,
             partition_values: partition_values.into_iter().collect(),
-            size: i64::try_from(self.writer.bytes_written()).expect("a file is smaller than 2^63 bytes"),
-            modification_time: chrono::Utc::now().timestamp_millis(),
+            size: i64::try_from(self.writer.bytes_written()).unwrap_or(i64::MAX),
+            modification_time: real_time::now().millis(),
             data_change: true,
             stats: Some(stats),
             tags: (!tags.is_empty()).then_some(tags),
@@ -104,7 +105,7 @@ impl FileWriter {
     }
 }
 
-/// Runs a future that computes for long on a blocking thread, so that the async threads stay free.
+/// Runs a future with much CPU work on a blocking thread, so that it does not block the async threads.
 pub(crate) async fn on_blocking_thread<T: Send + 'static>(
     log: &DeltaLog,
     future: impl Future<Output = Result<T, TablesError>> + Send + 'static,

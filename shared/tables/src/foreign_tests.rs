@@ -1,4 +1,4 @@
-//! Tables that another engine has rewritten: what they hold is read whatever the files say.
+//! Tables that another engine has rewritten: all rows are read, in order, whatever statistics and tags the files have.
 
 use std::sync::Arc;
 
@@ -24,13 +24,13 @@ use crate::store::{TableName, TableRoot};
 use crate::testing::{self, Row, archive, number, row, rows_of, run};
 use crate::views::{BatchViews, ViewCommit, ViewSnapshot, ViewVersion};
 
-fn fixture() -> (tempfile::TempDir, TableRoot) {
+fn new_root() -> (tempfile::TempDir, TableRoot) {
     let directory = tempfile::tempdir().unwrap();
     let root = TableRoot::directory(directory.path()).unwrap();
     (directory, root)
 }
 
-/// The table as delta-rs opens it for anybody.
+/// The table as any program opens it with delta-rs.
 async fn foreign(root: &TableRoot, table: TableName) -> DeltaTable {
     DeltaTableBuilder::from_url(root.table_url(table)).unwrap().load().await.unwrap()
 }
@@ -40,7 +40,7 @@ async fn optimize(root: &TableRoot, table: TableName) {
     assert!(metrics.num_files_removed > 1, "{metrics:?}");
 }
 
-/// Readings of four devices in six files, with copies in different files and Kafka partitions.
+/// Readings of four devices in six files, with duplicates in different files and Kafka partitions.
 async fn filled(readings: &Readings) -> Vec<Row> {
     let mut all = Vec::new();
     for append in 0..6_i64 {
@@ -81,8 +81,8 @@ async fn check(readings: &Readings, expected: &[Row]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn files_of_another_engine_are_sorted_on_the_way_and_then_for_good() {
-    let (_directory, root) = fixture();
+async fn files_of_another_engine_are_sorted_by_each_scan_until_a_compaction_sorts_them() {
+    let (_directory, root) = new_root();
     let readings = Readings::open(&root).await.unwrap();
     let mut expected = filled(&readings).await;
     optimize(&root, TableName::Readings).await;
@@ -91,7 +91,7 @@ async fn files_of_another_engine_are_sorted_on_the_way_and_then_for_good() {
     assert!(!snapshot.snapshot.files[0].is_sorted_by(&READING_ORDER));
     check(&readings, &expected).await;
 
-    // Beside files of our own.
+    // Together with files of our own.
     let more = [row("d1", 2, 0, 60), row("d9", 2, 0, 61)];
     readings.append(vec![archive(0, 60, 62, &more)]).await.unwrap();
     expected.extend(more);
@@ -106,11 +106,11 @@ async fn files_of_another_engine_are_sorted_on_the_way_and_then_for_good() {
     assert_eq!(readings.compact(policy).await.unwrap().files_before, 0);
 }
 
-/// Puts a copy of each file in its place, with statistics and tags as given.
+/// Replaces each file by a copy with other statistics and tags.
 async fn recommit(log: &DeltaLog, change: impl Fn(usize, Add) -> Add) {
     let base = log.existing().await.unwrap();
     let mut actions = Vec::new();
-    for (place, file) in base.files.iter().enumerate() {
+    for (number, file) in base.files.iter().enumerate() {
         let old = object_store::path::Path::from(file.add.path.as_str());
         let path = format!("{}-copy.parquet", file.add.path.trim_end_matches(".parquet"));
         let new = object_store::path::Path::from(path.as_str());
@@ -122,7 +122,7 @@ async fn recommit(log: &DeltaLog, change: impl Fn(usize, Add) -> Add) {
             partition_values: Some(file.add.partition_values.clone()),
             ..Remove::default()
         }));
-        let add = change(place, file.add.clone());
+        let add = change(number, file.add.clone());
         actions.push(Action::Add(Add { path, data_change: false, ..add }));
     }
     let commit = Commit {
@@ -138,10 +138,10 @@ async fn recommit(log: &DeltaLog, change: impl Fn(usize, Add) -> Add) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_without_statistics_is_not_empty() {
-    let (_directory, root) = fixture();
+    let (_directory, root) = new_root();
     let readings = Readings::open(&root).await.unwrap();
     let expected = filled(&readings).await;
-    recommit(readings.log(), |place, add| {
+    recommit(readings.log(), |number, add| {
         let stats = [
             None,
             Some("{}"),
@@ -149,20 +149,20 @@ async fn a_file_without_statistics_is_not_empty() {
             Some("nonsense"),
             Some(r#"{"numRecords":null,"minValues":{"device_id":"d0"}}"#),
         ];
-        let stats = stats.get(place).map(|stats| stats.map(str::to_owned));
+        let stats = stats.get(number).map(|stats| stats.map(str::to_owned));
         Add { stats: stats.unwrap_or(add.stats.clone()), tags: None, ..add }
     })
     .await;
     let snapshot = readings.snapshot().await.unwrap();
     assert_eq!((snapshot.files(), snapshot.readings()), (6, 120));
     check(&readings, &expected).await;
-    // Another handle reads the footers for itself.
+    // Another handle reads the footers itself.
     assert_eq!(Readings::open(&root).await.unwrap().snapshot().await.unwrap().readings(), 120);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tags_are_believed_for_their_own_file_only() {
-    let (_directory, root) = fixture();
+async fn tags_of_another_file_are_ignored() {
+    let (_directory, root) = new_root();
     let readings = Readings::open(&root).await.unwrap();
     let expected = filled(&readings).await;
     recommit(readings.log(), |_, add| add).await;
@@ -173,8 +173,8 @@ async fn tags_are_believed_for_their_own_file_only() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_engines_that_merge_the_same_files_one_wins() {
-    let (_directory, root) = fixture();
+async fn one_of_two_engines_that_merge_the_same_files_wins() {
+    let (_directory, root) = new_root();
     let readings = Readings::open(&root).await.unwrap();
     let expected = filled(&readings).await;
     let files = readings.snapshot().await.unwrap().snapshot.files.to_vec();
@@ -183,7 +183,7 @@ async fn of_two_engines_that_merge_the_same_files_one_wins() {
     assert_eq!(lost.kind(), ErrorKind::Conflict, "{lost}");
     check(&readings, &expected).await;
 
-    // Appends in between do not matter.
+    // An append in the meantime is no conflict.
     let files = readings.snapshot().await.unwrap().snapshot.files.to_vec();
     let other = Readings::open(&root).await.unwrap();
     other.append(vec![archive(0, 60, 61, &[row("z", 1, 0, 60)])]).await.unwrap();
@@ -211,19 +211,21 @@ fn view_rows(rows: &[(&str, i64, i64)]) -> RecordBatch {
 /// The rows of a view, plan partition by plan partition.
 async fn rows_of_view(view: &ViewSnapshot) -> Vec<Vec<(String, i64, i64)>> {
     let plan = view.scan(&["count", "window_start", "series"], &[]).unwrap();
-    let read = |batch: &RecordBatch| -> Vec<(String, i64, i64)> {
-        let counts = batch.column(0).as_primitive::<Int64Type>();
-        let windows = batch.column(1).as_primitive::<TimestampMicrosecondType>();
-        let series = TextColumn::of(batch, "series").unwrap();
-        let row = |row| (series.text(row).unwrap().to_owned(), windows.value(row), counts.value(row));
-        (0..batch.num_rows()).map(row).collect()
-    };
-    run(plan).await.iter().map(|part| part.iter().flat_map(read).collect()).collect()
+    run(plan).await.iter().map(|part| part.iter().flat_map(rows_of_view_batch).collect()).collect()
+}
+
+fn rows_of_view_batch(batch: &RecordBatch) -> Vec<(String, i64, i64)> {
+    let counts = batch.column(0).as_primitive::<Int64Type>();
+    let windows = batch.column(1).as_primitive::<TimestampMicrosecondType>();
+    let series = TextColumn::of(batch, "series").unwrap();
+    (0..batch.num_rows())
+        .map(|row| (series.text(row).unwrap().to_owned(), windows.value(row), counts.value(row)))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn views_survive_an_optimize() {
-    let (_directory, root) = fixture();
+async fn views_are_the_same_after_an_optimize() {
+    let (_directory, root) = new_root();
     let views = BatchViews::open(&root).unwrap();
     let parts =
         [view_rows(&[("a", 0, 1), ("b", 0, 2), ("b", 60, 3)]), view_rows(&[("a", 60, 4), ("c", 0, 5)])];
@@ -255,7 +257,7 @@ async fn views_survive_an_optimize() {
     let sql = "select sum(count) from batch_views";
     assert_eq!(number("batch_views", new.provider().await.unwrap(), sql).await, 15);
 
-    // The next run replaces what the other engine has left.
+    // The next run replaces the file of the other engine.
     let mut writer = views.writer(&parts[1].schema()).unwrap();
     writer.write(&parts[1]).await.unwrap();
     let commit = ViewCommit {

@@ -1,8 +1,8 @@
-//! The tables of Wye as Delta Lake tables on an object store: what was read (the master dataset), what was refused,
-//! and what the batch layer computed from it.
+//! The tables of Wye as Delta Lake tables on an object store: accepted readings (the master dataset), dead letters, and
+//! batch views.
 //!
-//! This is the only crate that knows `deltalake`. It knows no Kafka client, no HTTP and no metric's meaning; offsets
-//! and horizons are numbers that its callers bring.
+//! This is the only crate that uses `deltalake`. It must not know a Kafka client, HTTP or the meaning of a metric; offsets
+//! and horizons come from its callers.
 
 pub mod store;
 
@@ -21,9 +21,11 @@ mod file_writer;
 mod foreign_tests;
 mod parquet_plan;
 mod parquet_properties;
+mod real_time;
 mod sort;
 #[cfg(test)]
 mod testing;
+mod unique;
 
 pub use delta::cleaning::Cleaned;
 pub use delta::replacement::Compacted;

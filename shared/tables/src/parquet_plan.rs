@@ -26,18 +26,18 @@ use crate::store::{TableName, TableRoot};
 /// Files of one table, and what to read of them.
 pub(crate) struct FilePlan<'a> {
     pub(crate) root: &'a TableRoot,
-    /// The columns of the files; may ask for text as dictionaries.
+    /// The columns of the files; text may be in dictionaries.
     pub(crate) file_schema: SchemaRef,
-    /// The files, group by group; each group is a plan partition and is read in this order. No plan partition reads a
-    /// file of another one, even when it is idle: readers of the plan depend on it.
+    /// The files in groups; each group is one plan partition and is read in this order. No plan partition reads a file of
+    /// another one, even when it is idle: readers of the plan depend on this.
     pub(crate) groups: Vec<FileGroup>,
-    /// What each group is sorted by; nothing is promised when empty.
+    /// The columns that each group is sorted by; empty where the order is unknown.
     pub(crate) sorted_by: &'a [&'a str],
-    /// Only rows for which this holds over `file_schema`; also skips files, row groups and pages.
+    /// A condition on the rows, over `file_schema`; also skips files, row groups and pages.
     pub(crate) filter: Option<Arc<dyn PhysicalExpr>>,
     /// The columns to read, by name.
     pub(crate) columns: &'a [&'a str],
-    /// Rows in a batch; the session's own when absent.
+    /// Rows in a batch; the session's setting when absent.
     pub(crate) batch_size: Option<usize>,
 }
 
@@ -77,7 +77,7 @@ impl FilePlan<'_> {
     }
 }
 
-/// A file in DataFusion's form.
+/// A file as DataFusion describes it.
 pub(crate) fn partitioned_file(
     root: &TableRoot,
     table: TableName,
@@ -96,7 +96,7 @@ pub(crate) fn partitioned_file(
         e_tag: None,
         version: None,
     };
-    // The files do not say that text is wanted as dictionaries, so it is said here.
+    // The files do not say that text is to be read as dictionaries.
     Ok(PartitionedFile::new_from_meta(meta).with_arrow_schema(Arc::clone(file_schema)))
 }
 

@@ -1,4 +1,4 @@
-//! How Parquet files are encoded: which encoding suits which column of which table. Must not know where files go.
+//! How Parquet files are encoded: the encoding of each column of each table. Must not know where files are stored.
 
 use arrow::datatypes::{DataType, Schema};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
@@ -10,17 +10,17 @@ use crate::columns::{
     EVENT_TIME, INGEST_TIME, KAFKA_INDEX, KAFKA_OFFSET, PAYLOAD, READING_ORDER, SEQUENCE, stored_schema,
 };
 
-/// Rows in a row group of readings: small enough to skip by device, large enough that dictionaries cost nothing.
+/// Rows in a row group of readings: small enough to skip devices, large enough that dictionaries take hardly any space.
 const READINGS_GROUP: usize = 256 * 1024;
 /// Rows in a row group of a batch view.
 const VIEW_GROUP: usize = 256 * 1024;
-/// A dictionary of numbers larger than this does not pay: 32,000 distinct values in a row group.
+/// The largest dictionary of numbers in bytes, which is 32,000 distinct values in a row group; larger ones save nothing.
 const NUMBER_DICTIONARY: usize = 256 * 1024;
 
-/// How readings are stored: for size. They are written once and kept for years.
+/// Readings are stored for size: they are written once and kept for years.
 ///
-/// Times and offsets come in runs with constant steps, which delta packing makes nearly free; values of one metric
-/// are few distinct numbers, which a dictionary makes one or two bytes.
+/// Times and offsets have long runs with a constant step, which take almost no space with delta packing. A metric has few
+/// distinct values, which take one or two bytes each with a dictionary.
 pub(crate) fn readings_properties() -> WriterProperties {
     let schema = stored_schema();
     let order = READING_ORDER.iter().filter_map(|name| {
@@ -39,11 +39,11 @@ pub(crate) fn readings_properties() -> WriterProperties {
     builder.build()
 }
 
-/// How batch views are stored: for speed. They are rewritten by every run.
+/// Batch views are stored for speed: every run rewrites them.
 ///
-/// Text and floating point numbers get dictionaries, which the writer gives up where values hardly repeat; integers and
-/// times get delta packing; sketches stay as they are. Byte stream splitting would be faster still for numbers, but not
-/// every engine's reader supports it.
+/// Text and floating point numbers have dictionaries, which the writer drops where values hardly repeat. Integers and times
+/// have delta packing. Sketches are stored unencoded. Byte stream splitting would be faster for numbers, but not every
+/// engine can read it.
 pub(crate) fn view_properties(schema: &Schema) -> WriterProperties {
     let mut builder = common(1).set_max_row_group_row_count(Some(VIEW_GROUP)).set_dictionary_enabled(false);
     for field in schema.fields() {
@@ -67,17 +67,19 @@ pub(crate) fn view_properties(schema: &Schema) -> WriterProperties {
     builder.build()
 }
 
-/// How dead letters are stored.
+/// Dead letters are stored for size.
 pub(crate) fn letter_properties() -> WriterProperties {
     common(3).set_column_statistics_enabled(ColumnPath::from(PAYLOAD), EnabledStatistics::None).build()
 }
 
+/// The properties that all tables share, with a level of zstd.
 fn common(level: i32) -> WriterPropertiesBuilder {
-    let level = ZstdLevel::try_new(level).expect("zstd has levels 1 to 22, and callers give 1 or 3");
+    // Zstd has the levels 1 to 22, so the default is never taken.
+    let level = ZstdLevel::try_new(level).unwrap_or_default();
     WriterProperties::builder()
         .set_compression(Compression::ZSTD(level))
         .set_created_by(concat!("wye ", env!("CARGO_PKG_VERSION")).to_owned())
-        // Files are put in order by these bounds, so they must not be truncated.
+        // Files are ordered by these bounds, so they must not be truncated.
         .set_statistics_truncate_length(None)
         .set_statistics_enabled(EnabledStatistics::Page)
 }

@@ -1,4 +1,4 @@
-//! The master dataset: every accepted reading, once, for good. Must not know windows, metrics or Kafka's client.
+//! The master dataset: every accepted reading, once, never changed. Must not know windows, metrics or Kafka's client.
 //!
 //! Stability contract: the Delta table `readings` has the columns of [`crate::columns::stored_schema`] and
 //! `ingest_date`, files sorted by [`crate::columns::READING_ORDER`] where their tags say so, and the application
@@ -35,7 +35,7 @@ const TABLE: TableName = TableName::Readings;
 /// The most rows that one file of readings holds.
 const ROWS_PER_FILE: usize = 4 << 20;
 
-/// What was read of one Kafka partition.
+/// Readings that were read from one Kafka partition.
 #[derive(Clone, Debug)]
 pub struct ArchiveBatch {
     /// Which Kafka partition.
@@ -87,12 +87,12 @@ impl Readings {
         Ok(ARCHIVED.read(&self.log.existing().await?))
     }
 
-    /// Appends readings and their offsets in one commit: all of it or nothing.
+    /// Appends readings and their offsets in one commit.
     ///
     /// # Errors
-    /// [`TablesError::Conflict`] when the offsets do not continue what is archived, or another writer archived the
-    /// same Kafka partition meanwhile; then nothing was appended. After any other error it may have been appended or
-    /// not: ask [`Readings::archived`].
+    /// [`TablesError::Conflict`] when the offsets do not start where the archived ones end, or another writer has archived
+    /// the same Kafka partition in the meantime; then nothing was appended. After any other error the readings may have been
+    /// appended or not: [`Readings::archived`] says which.
     pub async fn append(&self, batches: Vec<ArchiveBatch>) -> Result<Appended, TablesError> {
         let ranges = batches.iter().map(|batch| (batch.kafka_partition, batch.offsets.clone())).collect();
         let claim = Claim::new(&self.log, ARCHIVED, ranges).await?;
@@ -152,7 +152,7 @@ impl Readings {
 }
 
 impl ReadingsSnapshot {
-    /// The identity of the table, which it got when it was created.
+    /// The ID of the table, assigned when it was created.
     pub fn table_id(&self) -> &str {
         self.snapshot.metadata().id()
     }

@@ -1,8 +1,8 @@
-//! What a batch run records of itself: written by the batch layer with the views that it commits, read by the serving
-//! layer. Must not know how a run is made or shown.
+//! The record of a batch run: written by the batch layer with the views that it commits, read by the serving layer. Must
+//! not know how a run works or how it is shown.
 //!
-//! Stability contract: the record is stored as JSON in the `commitInfo` of the run's Delta commit; fields are only ever
-//! added, and a field that is missing has its default.
+//! Stability contract: the record is stored as JSON in the `commitInfo` of the run's Delta commit. Fields may be added but
+//! not removed, and a missing field has its default.
 
 use serde::{Deserialize, Serialize};
 use wye_domain::horizon::Horizon;
@@ -12,15 +12,15 @@ use wye_metrics::failures::Failures;
 
 use crate::views::ViewVersion;
 
-/// What a batch run records of itself.
+/// The record of a batch run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RunRecord {
-    /// Names the run.
+    /// The ID of the run.
     pub run_id: String,
     /// When the run started.
     pub started_at: Micros,
-    /// When everything was computed, just before the commit.
+    /// When the computation was finished, just before the commit.
     pub finished_at: Micros,
     /// Readings below the horizon.
     pub readings: u64,
@@ -34,9 +34,9 @@ pub struct RunRecord {
     pub series: u64,
     /// Fingerprint of what was computed.
     pub definitions: String,
-    /// Everything that was ingested before this time is in the views.
+    /// All readings that were ingested before this time are in the views.
     pub as_of: Micros,
-    /// How late readings have been.
+    /// How late readings were.
     pub lateness: LatenessHistogram,
     /// Readings that definitions could not compute.
     pub failures: Failures,
@@ -53,7 +53,7 @@ pub struct CommittedRun {
     pub committed: Micros,
     /// The horizon up to which it read.
     pub horizon: Horizon,
-    /// What it recorded of itself.
+    /// Its record.
     pub run: RunRecord,
 }
 
@@ -61,7 +61,7 @@ pub struct CommittedRun {
 mod tests {
     use super::*;
 
-    /// A record as it is stored. Changing it breaks every table there is.
+    /// A record as it is stored. A change breaks all existing tables.
     const STORED: &str = r#"{"run_id":"r1","started_at":10,"finished_at":20,"readings":5,"duplicates":2,"conflicts":1,"windows":3,"series":2,"definitions":"7","as_of":9,"lateness":LATENESS,"failures":{},"settles_at":30}"#;
 
     #[test]

@@ -1,9 +1,9 @@
 //! Reading the master dataset in order, below a horizon, in plan partitions that share no device. Must not know what
 //! is computed from it.
 //!
-//! The files of a version are each sorted, except those of other engines, which the plan sorts. Files whose devices do
-//! not overlap are read one after the other as one sorted *chain*; only chains that overlap are merged, row by row. The
-//! devices are split into as many ranges as there are plan partitions, so that no plan partition needs rows of another.
+//! Each file is sorted, except those of other engines, which the plan sorts. Files whose devices do not overlap are read one
+//! after the other as one sorted *chain*; only chains that overlap are merged row by row. The devices are split into as
+//! many ranges as there are plan partitions, so that no plan partition needs rows of another.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,14 +36,13 @@ const TABLE: TableName = TableName::Readings;
 /// What to read of the master dataset, and how.
 #[derive(Clone, Debug)]
 pub struct SortedScan<'a> {
-    /// Only readings with an offset below their Kafka partition's; none of a Kafka partition that it does not name. All
-    /// readings when absent.
+    /// Only readings below this horizon; none of a Kafka partition that it does not name. All readings when absent.
     pub horizon: Option<&'a Horizon>,
     /// Which columns of [`stored_schema`], in which order.
     pub columns: &'a [&'a str],
     /// How many plan partitions; the plan has fewer when there are too few devices.
     pub plan_partitions: usize,
-    /// Rows in a batch; the session's own when absent.
+    /// Rows in a batch; the session's setting when absent.
     pub batch_size: Option<usize>,
 }
 
@@ -51,7 +50,7 @@ pub struct SortedScan<'a> {
 struct Input {
     file: PartitionedFile,
     rows: u64,
-    /// The smallest and the largest device; unknown bounds overlap everything.
+    /// The smallest and the largest device; `None` where they are unknown, so that the file may have any device.
     devices: Option<(String, String)>,
     tags: Option<FileTags>,
     /// Whether some of its rows may be at or above the horizon.
@@ -63,13 +62,13 @@ struct Input {
 /// Files that are read one after the other.
 struct Chain<'a> {
     inputs: Vec<&'a Input>,
-    /// Whether their rows are in order then.
+    /// Whether their rows are in order.
     sorted: bool,
 }
 
 impl ReadingsSnapshot {
-    /// A plan that yields readings sorted by [`READING_ORDER`] in each plan partition; a device is in one plan
-    /// partition only, and plan partitions follow each other in order.
+    /// A plan whose plan partitions are each sorted by [`READING_ORDER`]. A device is in one plan partition only, and the
+    /// plan partitions are in the order of their devices.
     ///
     /// Runs in any session whose runtime has the store, see [`crate::store::TableRoot::register`].
     ///
@@ -96,7 +95,7 @@ impl ReadingsSnapshot {
         horizon: Option<&Horizon>,
     ) -> Result<Vec<Input>, TablesError> {
         let schema = stored_schema();
-        // DataFusion takes files that are read one after the other for sorted when it has the bounds of all sort columns.
+        // DataFusion needs the bounds of all sort columns to detect that files read one after the other are sorted.
         let statistics = stats::of_files(&self.snapshot, &schema, &READING_ORDER)
             .map_err(|source| TablesError::Scan { table: TABLE, source })?;
         let device = schema.index_of(DEVICE_ID).unwrap_or_default();
@@ -199,7 +198,7 @@ fn text(bound: &Precision<ScalarValue>) -> Option<String> {
     Some(bound.get_value()?.try_as_str()??.to_owned())
 }
 
-/// Where the rows of a file are, seen from the horizon.
+/// Where the rows of a file are relative to the horizon.
 #[derive(Clone, Copy, PartialEq)]
 enum Position {
     Below,
@@ -209,7 +208,7 @@ enum Position {
 }
 
 impl Position {
-    /// By the offsets of each Kafka partition, which the bounds of the columns do not tell apart.
+    /// By the offsets of each Kafka partition. The bounds of the columns are over all Kafka partitions.
     fn of(tags: Option<&FileTags>, horizon: Option<&Horizon>) -> Self {
         let Some(horizon) = horizon else { return Self::Below };
         let Some(tags) = tags else { return Self::Straddles };
@@ -227,8 +226,8 @@ impl Position {
     }
 }
 
-/// Puts files into as few chains as possible, such that within a chain each file's devices come after those of the file
-/// before. Files that have to be sorted are one chain, so that they are sorted together.
+/// Groups files into as few chains as possible. Within a chain, the devices of each file come after those of the file before
+/// it. Files that must be sorted are one chain, so that they are sorted together.
 fn chains<'a>(inputs: impl Iterator<Item = &'a Input>) -> Result<Vec<Chain<'a>>> {
     let (sorted, unsorted): (Vec<&Input>, Vec<&Input>) = inputs.partition(|input| input.sorted);
     let (bounded, unbounded): (Vec<&Input>, Vec<&Input>) =
@@ -248,7 +247,7 @@ fn chains<'a>(inputs: impl Iterator<Item = &'a Input>) -> Result<Vec<Chain<'a>>>
     Ok(chains)
 }
 
-/// Groups of files whose devices follow each other.
+/// Groups of files whose devices do not overlap.
 fn without_overlap(schema: &SchemaRef, files: FileGroup) -> Result<Vec<FileGroup>> {
     match ordering(schema, &[DEVICE_ID])? {
         Some(order) => FileScanConfig::split_groups_by_statistics(schema, &[files], &order),

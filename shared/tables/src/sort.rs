@@ -1,26 +1,28 @@
-//! Puts readings into the order of the master dataset, on word codes instead of words. Must not know files or commits.
+//! Sorts readings into the order of the master dataset, by dictionary codes instead of texts. Must not know files or commits.
 //!
-//! Readings arrive in log order, which within one series is nearly time order. So rows are first dealt out to their
-//! series, in one pass; then each series is sorted only if it is not in order already.
+//! Readings arrive in log order, which within one series is almost time order. So rows are first distributed to their
+//! series, in one pass; then each series is sorted, unless it is in order already.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, DictionaryArray, Float64Array, Int32Array, Int64Array, RecordBatch,
-    StringArray, TimestampMicrosecondArray,
+    Array, ArrayRef, ArrowPrimitiveType, AsArray, DictionaryArray, Float64Array, Int32Array, Int64Array,
+    PrimitiveArray, RecordBatch, StringArray, TimestampMicrosecondArray,
 };
 use arrow::buffer::NullBuffer;
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use chrono::{DateTime, NaiveDate};
 use wye_domain::DomainError;
+use wye_domain::batch;
 use wye_domain::place::KafkaPartition;
 use wye_domain::reading::{ReadingColumns, TextColumn};
 
-use crate::columns::stored_schema;
+use crate::columns::{DEVICE_ID, INGEST_TIME, KAFKA_INDEX, KAFKA_OFFSET, METRIC, stored_schema};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
+/// The code of a null.
 const NO_WORD: u32 = u32::MAX;
 
 /// The readings of one ingest day, in the order of [`crate::columns::READING_ORDER`].
@@ -52,9 +54,12 @@ pub(crate) fn sort_by_day(batches: &[(KafkaPartition, RecordBatch)]) -> Result<V
     let day_of_row = days.clone();
     days.sort_unstable();
     days.dedup();
-    let of_day =
-        |day: i64| order.iter().copied().filter(|row| day_of_row[*row as usize] == day).collect::<Vec<_>>();
-    Ok(days.iter().map(|day| rows.gather(*day, &of_day(*day))).collect())
+    let mut sorted = Vec::with_capacity(days.len());
+    for day in days {
+        let of_day = order.iter().copied().filter(|row| day_of_row[*row as usize] == day);
+        sorted.push(rows.gather(day, &of_day.collect::<Vec<_>>()));
+    }
+    Ok(sorted)
 }
 
 /// All rows of all batches, column by column, words as codes.
@@ -83,27 +88,21 @@ impl<'a> Rows<'a> {
     }
 
     fn append(&mut self, kafka_partition: KafkaPartition, batch: &'a RecordBatch) -> Result<(), DomainError> {
-        let shape = |column| DomainError::Shape { column };
         let columns = ReadingColumns::of(batch)?;
-        let column = |name: &'static str| batch.column_by_name(name).ok_or(shape(name));
-        let ingest_time = column("ingest_time")?
-            .as_primitive_opt::<TimestampMicrosecondType>()
-            .ok_or(shape("ingest_time"))?;
-        let kafka_offset =
-            column("kafka_offset")?.as_primitive_opt::<Int64Type>().ok_or(shape("kafka_offset"))?;
-        let kafka_index =
-            column("kafka_index")?.as_primitive_opt::<Int32Type>().ok_or(shape("kafka_index"))?;
+        let ingest_time = numbers::<TimestampMicrosecondType>(batch, INGEST_TIME)?;
+        let kafka_offset = numbers::<Int64Type>(batch, KAFKA_OFFSET)?;
+        let kafka_index = numbers::<Int32Type>(batch, KAFKA_INDEX)?;
 
         let devices = self.words.codes(columns.device_id);
         let metrics = self.words.codes(columns.metric);
         let mut last = None;
         for row in 0..batch.num_rows() {
-            let device = columns.device_id.code(row).ok_or(shape("device_id"))?;
-            let metric = columns.metric.code(row).ok_or(shape("metric"))?;
+            let device = columns.device_id.code(row).ok_or(DomainError::Shape { column: DEVICE_ID })?;
+            let metric = columns.metric.code(row).ok_or(DomainError::Shape { column: METRIC })?;
             let series = match last {
                 Some((seen, series)) if seen == (device, metric) => series,
                 _ => {
-                    let next = u32::try_from(self.series.len()).expect("fewer series than rows");
+                    let next = code_after(self.series.len());
                     let key = (devices[device], metrics[metric]);
                     *self.series_codes.entry(key).or_insert_with(|| {
                         self.series.push(key);
@@ -172,22 +171,24 @@ impl<'a> Rows<'a> {
     fn compare(&self, a: u32, b: u32) -> Ordering {
         let (a, b) = (a as usize, b as usize);
         self.event_time[a].cmp(&self.event_time[b]).then_with(|| {
-            let sequence = |row: usize| self.has_sequence[row].then_some(self.sequence[row]);
-            let place = |row: usize| {
-                let (partition, offset) = (self.kafka_partition[row], self.kafka_offset[row]);
-                (self.ingest_time[row], partition, offset, self.kafka_index[row])
-            };
-            sequence(a).cmp(&sequence(b)).then_with(|| place(a).cmp(&place(b)))
+            self.sequence(a)
+                .cmp(&self.sequence(b))
+                .then_with(|| self.log_position(a).cmp(&self.log_position(b)))
         })
     }
 
+    fn sequence(&self, row: usize) -> Option<i64> {
+        self.has_sequence[row].then_some(self.sequence[row])
+    }
+
+    /// Ingest time, Kafka partition, offset, and index in the message.
+    fn log_position(&self, row: usize) -> (i64, i32, i64, i32) {
+        let (partition, offset) = (self.kafka_partition[row], self.kafka_offset[row]);
+        (self.ingest_time[row], partition, offset, self.kafka_index[row])
+    }
+
+    /// The rows of one day, in this order.
     fn gather(&self, day: i64, order: &[u32]) -> SortedDay {
-        fn picked<T: Copy>(from: &[T], order: &[u32]) -> Vec<T> {
-            order.iter().map(|row| from[*row as usize]).collect()
-        }
-        let time = |from: &[i64]| -> ArrayRef {
-            Arc::new(TimestampMicrosecondArray::from(picked(from, order)).with_timezone("UTC"))
-        };
         let has_sequence: Vec<bool> = picked(&self.has_sequence, order);
         let sequence =
             Int64Array::new(picked(&self.sequence, order).into(), Some(NullBuffer::from(has_sequence)));
@@ -197,28 +198,50 @@ impl<'a> Rows<'a> {
             self.words.column(series.iter().map(|series| series.0)),
             self.words.column(series.iter().map(|series| series.1)),
             Arc::new(Float64Array::from(picked(&self.value, order))),
-            time(&self.event_time),
+            picked_times(&self.event_time, order),
             Arc::new(sequence),
             self.words.column(picked(&self.unit, order).into_iter()),
             self.words.column(picked(&self.tags, order).into_iter()),
-            time(&self.ingest_time),
+            picked_times(&self.ingest_time, order),
             Arc::new(Int32Array::from(picked(&self.kafka_partition, order))),
             Arc::new(Int64Array::from(picked(&self.kafka_offset, order))),
             Arc::new(Int32Array::from(picked(&self.kafka_index, order))),
         ];
-        let readings = RecordBatch::try_new(stored_schema(), columns)
-            .expect("the columns have the schema's types and one length");
-        SortedDay { ingest_date: date(day), readings }
+        SortedDay { ingest_date: date(day), readings: batch::of_columns(stored_schema(), columns) }
     }
 }
 
-/// The date of a day, counted from 1970-01-01; that date where the calendar does not reach so far.
+/// The code of the next entry of a list with this many entries. An entry belongs to a row, and rows are counted in `u32`.
+fn code_after(entries: usize) -> u32 {
+    u32::try_from(entries).expect("memory holds fewer than 2^32 rows of one append")
+}
+
+/// A column of numbers or times.
+fn numbers<'a, T: ArrowPrimitiveType>(
+    batch: &'a RecordBatch,
+    column: &'static str,
+) -> Result<&'a PrimitiveArray<T>, DomainError> {
+    let found = batch.column_by_name(column).and_then(|found| found.as_primitive_opt::<T>());
+    found.ok_or(DomainError::Shape { column })
+}
+
+/// The values of some rows.
+fn picked<T: Copy>(from: &[T], rows: &[u32]) -> Vec<T> {
+    rows.iter().map(|row| from[*row as usize]).collect()
+}
+
+/// The times of some rows as a column.
+fn picked_times(from: &[i64], rows: &[u32]) -> ArrayRef {
+    Arc::new(TimestampMicrosecondArray::from(picked(from, rows)).with_timezone("UTC"))
+}
+
+/// The date of a day, counted from 1970-01-01; 1970-01-01 where the day is outside of the calendar.
 fn date(day: i64) -> NaiveDate {
     let midnight = DateTime::from_timestamp_micros(day.saturating_mul(MICROS_PER_DAY));
     midnight.unwrap_or_default().date_naive()
 }
 
-/// All words of all batches, each once.
+/// The distinct texts of all batches.
 #[derive(Default)]
 struct Words<'a> {
     words: Vec<&'a str>,
@@ -226,13 +249,13 @@ struct Words<'a> {
 }
 
 impl<'a> Words<'a> {
-    /// The codes here for the codes of a column.
+    /// The codes here of the dictionary of a column.
     fn codes(&mut self, column: TextColumn<'a>) -> Vec<u32> {
         let words = column.words();
         (0..words.len())
             .map(|code| {
                 let word = words.value(code);
-                let next = u32::try_from(self.words.len()).expect("fewer words than rows");
+                let next = code_after(self.words.len());
                 *self.codes.entry(word).or_insert_with(|| {
                     self.words.push(word);
                     next
@@ -245,10 +268,11 @@ impl<'a> Words<'a> {
         self.words[code as usize]
     }
 
-    /// A column of these words, with only the words that it uses, in the order of first use.
+    /// A column of these words. Its dictionary has only the words that it uses, in the order of first use.
     fn column(&self, codes: impl Iterator<Item = u32>) -> ArrayRef {
-        let mut own_codes = vec![-1_i32; self.words.len()];
+        let mut own_codes: Vec<Option<i32>> = vec![None; self.words.len()];
         let mut used = Vec::new();
+        let mut next = 0;
         let mut nulls = Vec::new();
         let keys: Vec<i32> = codes
             .enumerate()
@@ -257,12 +281,11 @@ impl<'a> Words<'a> {
                     nulls.push(row);
                     return 0;
                 }
-                let own = &mut own_codes[code as usize];
-                if *own < 0 {
-                    *own = i32::try_from(used.len()).expect("fewer words than rows");
+                *own_codes[code as usize].get_or_insert_with(|| {
                     used.push(self.word(code));
-                }
-                *own
+                    next += 1;
+                    next - 1
+                })
             })
             .collect();
         let validity = (!nulls.is_empty()).then(|| {

@@ -1,4 +1,4 @@
-//! Where the tables are: their names and locations. Must not know what a table holds.
+//! The names and locations of the tables. Must not know what a table contains.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -19,12 +19,12 @@ pub enum TableName {
     Readings,
     /// What the batch layer computes.
     BatchViews,
-    /// What could not become a reading.
+    /// Rejected items.
     DeadLetters,
 }
 
 impl TableName {
-    /// The table's directory below the root. Stability contract: tables are found by it.
+    /// The table's directory below the root. Stability contract: existing tables have this name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Readings => "readings",
@@ -45,7 +45,7 @@ impl fmt::Display for TableName {
 pub struct TableRoot {
     /// Always ends with a slash.
     url: Url,
-    /// The part of the URL by which DataFusion finds the store.
+    /// The part of the URL that DataFusion uses to find the store.
     object_store_url: ObjectStoreUrl,
     /// Which files this process holds; shared by all clones.
     holds: Holds,
@@ -74,10 +74,10 @@ impl TableRoot {
     /// [`TablesError::Location`] when it cannot be created or is not valid Unicode.
     pub fn directory(path: &Path) -> Result<Self, TablesError> {
         let location = path.display();
-        std::fs::create_dir_all(path).map_err(|error| refused(&location, error))?;
-        let path = path.canonicalize().map_err(|error| refused(&location, error))?;
+        std::fs::create_dir_all(path).map_err(|error| unusable(&location, error))?;
+        let path = path.canonicalize().map_err(|error| unusable(&location, error))?;
         let url =
-            Url::from_directory_path(&path).map_err(|()| refused(&location, "the path is not absolute"))?;
+            Url::from_directory_path(&path).map_err(|()| unusable(&location, "the path is not absolute"))?;
         let object_store_url = ObjectStoreUrl::local_filesystem();
         Ok(Self { url, object_store_url, holds: Holds::default() })
     }
@@ -90,25 +90,25 @@ impl TableRoot {
         if !location.contains("://") {
             return Self::directory(Path::new(location));
         }
-        let mut url = Url::parse(location).map_err(|error| refused(&location, error))?;
+        let mut url = Url::parse(location).map_err(|error| unusable(&location, error))?;
         if url.scheme() == "file" {
-            let path = url.to_file_path().map_err(|()| refused(&location, "the URL names no local path"))?;
+            let path = url.to_file_path().map_err(|()| unusable(&location, "the URL names no local path"))?;
             return Self::directory(&path);
         }
         let scheme =
-            Url::parse(&format!("{}://", url.scheme())).map_err(|error| refused(&location, error))?;
-        // Every table opens a store of its own, and an in-memory store is not shared between them.
+            Url::parse(&format!("{}://", url.scheme())).map_err(|error| unusable(&location, error))?;
+        // Each table opens its own store, and in-memory stores are not shared.
         if url.scheme() == "memory" || !object_store_factories().contains_key(&scheme) {
             let reason =
                 format!("this build of Wye has no support for {}:// stores; use a directory", url.scheme());
-            return Err(refused(&location, reason));
+            return Err(unusable(&location, reason));
         }
         if !url.path().ends_with('/') {
             url.set_path(&format!("{}/", url.path()));
         }
         let host = url.host_str().unwrap_or_default();
         let object_store_url = ObjectStoreUrl::parse(format!("{}://{host}", url.scheme()))
-            .map_err(|error| refused(&location, error))?;
+            .map_err(|error| unusable(&location, error))?;
         Ok(Self { url, object_store_url, holds: Holds::default() })
     }
 
@@ -127,13 +127,13 @@ impl TableRoot {
         &self.url
     }
 
-    /// The URL by which DataFusion finds the store of these tables.
+    /// The URL that DataFusion uses to find the store of these tables.
     pub fn object_store_url(&self) -> ObjectStoreUrl {
         self.object_store_url.clone()
     }
 
-    /// Registers the store of these tables with a DataFusion runtime, which scans need. Every runtime has local
-    /// directories already.
+    /// Registers the store of these tables with a DataFusion runtime, which scans need. Local directories are registered in
+    /// every runtime.
     ///
     /// # Errors
     /// [`TablesError::Location`] when the store cannot be opened.
@@ -155,17 +155,17 @@ impl TableRoot {
     /// The path of a table's directory in the store that [`TableRoot::object_store_url`] names.
     pub(crate) fn table_path(&self, table: TableName) -> Result<ObjectPath, TablesError> {
         let url = self.table_url(table);
-        ObjectPath::from_url_path(url.path()).map_err(|error| refused(&url, error))
+        ObjectPath::from_url_path(url.path()).map_err(|error| unusable(&url, error))
     }
 
-    /// The log store of a table. Creates the table's directory, because delta-rs takes an absent one for an error and
-    /// an empty one for a table that does not exist yet.
+    /// The log store of a table. Creates the table's directory: for delta-rs an absent directory is an error, and an empty
+    /// one is a table that does not exist yet.
     pub(crate) fn log_store(&self, table: TableName) -> Result<LogStoreRef, TablesError> {
         let url = self.table_url(table);
         if let Some(directory) = self.local_directory(table) {
-            std::fs::create_dir_all(directory).map_err(|error| refused(&url, error))?;
+            std::fs::create_dir_all(directory).map_err(|error| unusable(&url, error))?;
         }
-        logstore_for(&url, StorageConfig::default()).map_err(|error| refused(&url, error))
+        logstore_for(&url, StorageConfig::default()).map_err(|error| unusable(&url, error))
     }
 
     /// The directory of a table, where the tables are local.
@@ -173,8 +173,8 @@ impl TableRoot {
         (self.url.scheme() == "file").then(|| self.table_url(table).to_file_path().ok())?
     }
 
-    /// Brings files of a table, given by their paths below it, from the page cache to the disk. Object stores answer
-    /// a put when it is durable; a local file system answers before, and the log may be trimmed once rows are archived.
+    /// Syncs files of a table to the disk; `files` are relative to its directory. An object store answers a put when it is
+    /// durable, but a local file system answers before that, and Kafka records are deleted once they are archived.
     pub(crate) async fn sync(&self, table: TableName, files: Vec<String>) -> Result<(), TablesError> {
         let Some(directory) = self.local_directory(table) else { return Ok(()) };
         let synced = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
@@ -194,8 +194,8 @@ impl TableRoot {
     }
 }
 
-/// A location that cannot be used.
-fn refused(location: &impl fmt::Display, reason: impl fmt::Display) -> TablesError {
+/// The error of a location that cannot be used.
+fn unusable(location: &impl fmt::Display, reason: impl fmt::Display) -> TablesError {
     TablesError::Location { location: location.to_string(), reason: reason.to_string() }
 }
 

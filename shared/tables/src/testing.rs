@@ -1,4 +1,4 @@
-//! What the tests of this crate share: readings as plain rows, and the way to record batches and back.
+//! Shared by the tests of this crate: readings as plain rows, and their conversion to and from record batches.
 
 use std::sync::Arc;
 
@@ -31,14 +31,14 @@ pub(crate) struct Row {
     pub(crate) tags: Option<String>,
 }
 
-/// A row with the fields that most tests care for; one reading per message.
+/// A row with the fields that most tests need; one reading per message.
 pub(crate) fn row(device_id: &str, event_time: i64, kafka_partition: i32, kafka_offset: i64) -> Row {
     let value = (event_time as f64).to_bits();
     let (device_id, metric) = (device_id.to_owned(), "t".to_owned());
     Row { device_id, metric, event_time, kafka_partition, kafka_offset, value, ..Row::default() }
 }
 
-/// The same rows, taken by the log at `ingest_time`.
+/// The same rows, received by the log at `ingest_time`.
 pub(crate) fn ingested<const N: usize>(ingest_time: i64, rows: [Row; N]) -> [Row; N] {
     rows.map(|row| Row { ingest_time, ..row })
 }
@@ -65,7 +65,7 @@ pub(crate) fn archive_batch(rows: &[Row]) -> RecordBatch {
     RecordBatch::try_new(archive_schema(), columns).unwrap()
 }
 
-/// Rows of one Kafka partition as what is appended at once.
+/// Rows of one Kafka partition that are appended at once.
 pub(crate) fn archive(kafka_partition: i32, from: i64, next: i64, rows: &[Row]) -> ArchiveBatch {
     let readings = if rows.is_empty() { vec![] } else { vec![archive_batch(rows)] };
     ArchiveBatch {
@@ -75,7 +75,7 @@ pub(crate) fn archive(kafka_partition: i32, from: i64, next: i64, rows: &[Row]) 
     }
 }
 
-/// A horizon of plain numbers.
+/// A horizon from plain numbers.
 pub(crate) fn horizon<const N: usize>(offsets: [(i32, i64); N]) -> Horizon {
     offsets
         .map(|(kafka_partition, offset)| (KafkaPartition(kafka_partition), Offset(offset)))
@@ -110,7 +110,7 @@ pub(crate) fn rows_of(batch: &RecordBatch) -> Vec<Row> {
         .collect()
 }
 
-/// Runs a plan in a fresh session; the batches of each plan partition.
+/// Runs a plan in a new session, and returns the batches of each plan partition.
 pub(crate) async fn run(plan: Arc<dyn ExecutionPlan>) -> Vec<Vec<RecordBatch>> {
     let context = SessionContext::new().task_ctx();
     datafusion::physical_plan::collect_partitioned(plan, context).await.unwrap()
@@ -127,7 +127,7 @@ pub(crate) async fn query(
     session.sql(sql).await.unwrap().collect().await.unwrap()
 }
 
-/// The one number that a query answers.
+/// The only value in the answer to a query.
 pub(crate) async fn number(
     table: &str,
     provider: Arc<dyn datafusion::catalog::TableProvider>,

@@ -1,10 +1,10 @@
-//! The batch views: what the last batch run computed, and the horizon up to which it read, always from one commit.
-//! Must not know what the columns mean.
+//! The batch views: what the last batch run computed, and the horizon up to which it read, both from one commit. Must not
+//! know what the columns mean.
 //!
-//! Stability contract: the newest version of the Delta table `batch_views` holds all rows of one run and no others; the
-//! application transactions `wye-horizon/readings/<kafka_partition>` hold its horizon (HOR-1, HOR-3), and the
-//! `commitInfo` of the newest version that a run made holds its [`RunRecord`] under `wyeRun`. Versions after that one
-//! were made by other engines, which store the same rows in other files (`OPTIMIZE`); they are read in the same way.
+//! Stability contract: the newest version of the Delta table `batch_views` has all rows of one run and no others. The
+//! application transactions `wye-horizon/readings/<kafka_partition>` have its horizon (HOR-1, HOR-3), and the `commitInfo`
+//! of the newest version that a run committed has its [`RunRecord`] under `wyeRun`. Versions after that one are commits of
+//! other engines, which store the same rows in other files (`OPTIMIZE`); they are read in the same way.
 
 use std::fmt;
 use std::sync::Arc;
@@ -34,13 +34,13 @@ mod writer;
 const HORIZON: PartitionTransactions = PartitionTransactions("wye-horizon/readings/");
 const TABLE: TableName = TableName::BatchViews;
 
-/// A version of the batch views. It grows with each commit; the first run makes version 1.
+/// A version of the batch views. It increases with each commit; the first run commits version 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ViewVersion(pub u64);
 
 impl ViewVersion {
-    /// The view version that a table version is; `None` for version 0, which creates the table and has no views.
+    /// The view version of a table version; `None` for version 0, which creates the table and has no views.
     fn of_table(version: u64) -> Option<Self> {
         (version > 0).then_some(Self(version))
     }
@@ -50,22 +50,27 @@ impl ViewVersion {
     }
 }
 
+/// A version in a message.
+fn shown(version: Option<ViewVersion>) -> String {
+    version.map_or_else(|| "no version".to_owned(), |version| format!("version {version}"))
+}
+
 impl fmt::Display for ViewVersion {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(formatter)
     }
 }
 
-/// Everything that one commit of views consists of.
+/// The content of one commit of views.
 #[derive(Debug)]
 pub struct ViewCommit {
-    /// The columns of the views; text as dictionaries or plain.
+    /// The columns of the views; text is plain or in dictionaries.
     pub schema: SchemaRef,
     /// The files that [`ViewWriter`]s have written; they replace all files of the previous version.
     pub files: Vec<ViewFile>,
-    /// For each Kafka partition the offset below which the run has read.
+    /// The horizon of the run.
     pub horizon: Horizon,
-    /// What the run records of itself.
+    /// The record of the run.
     pub run: RunRecord,
     /// The version that the run started from ([`ViewSnapshot::version`]); `None` when there were no views.
     pub expected_version: Option<ViewVersion>,
@@ -86,7 +91,7 @@ impl BatchViews {
         Ok(Self { log: DeltaLog::new(root, TABLE)? })
     }
 
-    /// The newest views; `None` before the first run. Cheap while nothing was committed.
+    /// The newest views; `None` before the first run. Cheap while there is no new commit.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -98,7 +103,7 @@ impl BatchViews {
         Ok(Some(ViewSnapshot::new(self.log.clone(), snapshot, version, run, hold)))
     }
 
-    /// The record of the run that made the rows of a version.
+    /// The record of the run that committed the rows of a version.
     async fn newest_run(&self, version: ViewVersion) -> Result<Option<RunRecord>, TablesError> {
         let mut next = Some(version);
         while let Some(version) = next {
@@ -111,7 +116,7 @@ impl BatchViews {
         Ok(None)
     }
 
-    /// The version of the newest views, to be asked often: two existence checks while nothing was committed.
+    /// The version of the newest views. Cheap while there is no new commit: two existence checks.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -119,8 +124,8 @@ impl BatchViews {
         Ok(self.log.newest().await?.and_then(|snapshot| ViewVersion::of_table(snapshot.version)))
     }
 
-    /// Starts a file of the views to be committed, or several when they grow large. Any number of writers may write
-    /// at once; what they write is visible to no reader before [`BatchViews::commit`].
+    /// A writer of files for the next commit. Any number of writers may write at once; no reader sees their files before
+    /// [`BatchViews::commit`].
     ///
     /// # Errors
     /// [`TablesError::Shape`] when the columns cannot be stored.
@@ -192,15 +197,16 @@ impl BatchViews {
         let found = ViewVersion::of_table(base.version);
         if found != commit.expected_version {
             let reason = format!(
-                "another run committed version {found:?}, but this one started from {:?}",
-                commit.expected_version
+                "the newest version is {}, but this run started from {}",
+                shown(found),
+                shown(commit.expected_version)
             );
             return Err(TablesError::Conflict { table: TABLE, reason });
         }
         let previous = HORIZON.read(&base);
         if !commit.horizon.follows(&previous) {
             let reason = format!(
-                "a horizon never goes back and names every Kafka partition of the previous one: {previous:?} -> {:?}",
+                "a horizon must not go back, and must name every Kafka partition of the previous one: {previous:?} -> {:?}",
                 commit.horizon
             );
             return Err(TablesError::Shape { table: TABLE, reason });
@@ -208,7 +214,7 @@ impl BatchViews {
         Ok(base)
     }
 
-    /// The newest runs, newest first, at most `limit`; as far back as the log reaches (two days).
+    /// The newest runs that the log still has (two days), newest first, at most `limit`.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -224,7 +230,7 @@ impl BatchViews {
     }
 
     /// Removes the files of views that were replaced more than `keep` ago (at most 24 hours). Readers that still read
-    /// those views fail then, so `keep` is how long a reader may take.
+    /// those views then fail, so `keep` is the longest time that a reader may take.
     ///
     /// # Errors
     /// When the store or the log cannot be read.
@@ -238,7 +244,7 @@ impl BatchViews {
             Some(field) => Err(TablesError::Shape {
                 table: TABLE,
                 reason: format!(
-                    "column name {:?} has a character that Delta tables do not allow",
+                    "column name {:?} has a character that is not allowed in Delta tables",
                     field.name()
                 ),
             }),
@@ -247,7 +253,7 @@ impl BatchViews {
     }
 }
 
-/// Characters that the name of a column may not have in a Delta table without column mapping, as in Parquet.
+/// Characters that are not allowed in column names of a Delta table without column mapping, as in Parquet.
 const FORBIDDEN: [char; 10] = [' ', ',', ';', '{', '}', '(', ')', '\n', '\t', '='];
 
 #[cfg(test)]

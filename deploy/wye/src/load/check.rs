@@ -1,4 +1,4 @@
-//! `wye load --check`: what the files hold by the mapping, and what is wrong, without sending anything.
+//! `wye load --check`: reports the content and the errors of files by a mapping, without sending anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -9,24 +9,25 @@ use wye_datasets::csv_source::{Chunk, CsvSource};
 use wye_datasets::mapping::Mapping;
 use wye_domain::reading::{ReadingColumns, TextColumn};
 use wye_domain::time::{Micros, format_rfc3339};
-use wye_domain::wire::{self, Acceptance, AcceptedRows, Collected, Decoded};
-use wye_runtime::clock::now_micros;
+use wye_domain::wire::{self, Acceptance, AcceptedRows, Collected};
+use wye_runtime::clock::{Clock, SystemClock};
 
 use super::{example, print_rejected};
 use crate::terminal::{grouped, tell};
 
-/// So many bad rows are shown one by one.
+/// How many rejected readings are shown.
 const SHOWN: usize = 20;
-/// So many names are shown.
+/// How many names of devices and of metrics are shown.
 const NAMES: usize = 12;
 
+/// What was found in the files.
 #[derive(Debug, Default)]
 struct Findings {
     csv_rows: u64,
     readings: u64,
     missing: u64,
-    /// Least and greatest event time in µs.
-    times: Option<(i64, i64)>,
+    /// The first and the last event time.
+    times: Option<(Micros, Micros)>,
     devices: BTreeSet<String>,
     metrics: BTreeSet<String>,
     rejected: BTreeMap<String, u64>,
@@ -36,7 +37,7 @@ struct Findings {
 /// Reads all files and prints what was found.
 ///
 /// # Errors
-/// When a file cannot be read, or holds no reading at all.
+/// When a file cannot be read, or the files have no valid reading.
 pub(super) fn run(files: &[PathBuf], mapping: &Mapping, bar: &ProgressBar) -> Result<()> {
     let mut findings = Findings::default();
     let mut done_before = 0;
@@ -53,7 +54,7 @@ pub(super) fn run(files: &[PathBuf], mapping: &Mapping, bar: &ProgressBar) -> Re
     bar.finish_and_clear();
     findings.print(files.len());
     if findings.readings == 0 {
-        bail!("the files hold no reading; see what is wrong above, and change the mapping");
+        bail!("the files have no valid reading; change the mapping, see the rejected readings above");
     }
     Ok(())
 }
@@ -66,22 +67,22 @@ impl Findings {
             *self.rejected.entry(rejected.reason.label().to_owned()).or_default() += rejected.readings;
             self.show(format!("{file}, {}", example(rejected)));
         }
-        // Judged as ingest does where it keeps its default settings.
+        // Ingest accepts the same readings, with its default settings.
         let mut collected = Collected::default();
-        let message = wire::encode(std::slice::from_ref(&chunk.batch));
-        let decoded = wire::decode(&message, Micros(now_micros()), &Acceptance::default(), &mut collected);
+        let stream = wire::encode_arrow(std::slice::from_ref(&chunk.batch));
+        let now = SystemClock::default().now();
+        let accepted = wire::decode_arrow(&stream, now, &Acceptance::default(), &mut collected);
         for rejected in &collected.rejected {
             let reason = rejected.reason.name().to_owned();
             *self.rejected.entry(reason).or_default() += u64::from(rejected.readings);
             self.show(format!("{file}: {}: {}", rejected.detail, String::from_utf8_lossy(&rejected.payload)));
         }
-        let Decoded::Batches(batches) = decoded else { return Ok(()) };
-        for AcceptedRows { batch, .. } in &batches {
+        for AcceptedRows { batch, .. } in &accepted {
             let columns = ReadingColumns::of(batch)?;
             self.readings += batch.num_rows() as u64;
-            for time in columns.event_time {
-                let (first, last) = self.times.unwrap_or((*time, *time));
-                self.times = Some((first.min(*time), last.max(*time)));
+            for time in columns.event_time.iter().copied().map(Micros) {
+                let (first, last) = self.times.unwrap_or((time, time));
+                self.times = Some((first.min(time), last.max(time)));
             }
             add_used(&mut self.devices, &columns.device_id, batch.num_rows());
             add_used(&mut self.metrics, &columns.metric, batch.num_rows());
@@ -99,10 +100,10 @@ impl Findings {
         tell(format!("files          {files:>12}"));
         tell(format!("rows read      {:>12}", grouped(self.csv_rows)));
         tell(format!("readings       {:>12}", grouped(self.readings)));
-        tell(format!("missing        {:>12}   cells that hold a word for missing", grouped(self.missing)));
+        tell(format!("missing        {:>12}   cells without a value", grouped(self.missing)));
         if let Some((first, last)) = self.times {
-            tell(format!("first time     {:>12}   {}", "", format_rfc3339(Micros(first))));
-            tell(format!("last time      {:>12}   {}", "", format_rfc3339(Micros(last))));
+            tell(format!("first time     {:>12}   {}", "", format_rfc3339(first)));
+            tell(format!("last time      {:>12}   {}", "", format_rfc3339(last)));
         }
         for (title, names) in [("devices", &self.devices), ("metrics", &self.metrics)] {
             tell(format!("{title:<14} {:>12}   {}", grouped(names.len() as u64), list(names)));
@@ -112,7 +113,7 @@ impl Findings {
     }
 }
 
-/// Adds the words that rows use.
+/// Adds the names that rows use.
 fn add_used(names: &mut BTreeSet<String>, column: &TextColumn<'_>, rows: usize) {
     let codes: BTreeSet<usize> = (0..rows).filter_map(|row| column.code(row)).collect();
     names.extend(codes.into_iter().map(|code| column.words().value(code).to_owned()));

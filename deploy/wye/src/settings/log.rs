@@ -1,4 +1,4 @@
-//! The section `[log]`: the Kafka cluster, or the embedded broker.
+//! The section `[log]`: the Kafka cluster or the embedded broker.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,11 +9,11 @@ use serde::{Deserialize, Deserializer};
 use wye_runtime::config::value::byte_size;
 use wye_runtime::config::{ConfigError, Setting, Unworkable, beside, is_address};
 
-/// The most Kafka partitions that one topic of a cluster has in practice.
+/// The largest number of Kafka partitions of a topic: clusters have no larger topics in practice.
 const MOST_PARTITIONS: i32 = 10_000;
 /// The largest message of Wye's own topics, in bytes.
 const LARGEST_MESSAGE: usize = 8 << 20;
-/// Connections to the embedded broker that the layers may have at a time.
+/// How many connections to the embedded broker the layers may have at a time.
 const OWN_CONNECTIONS: usize = 32;
 
 /// `[log]`; see `settings.toml` for units and reasons.
@@ -37,13 +37,13 @@ pub(crate) struct LogSection {
     pub(crate) sasl_password_file: String,
 }
 
-/// A setting that may be secret: nothing shows it but [`Self::reveal`].
+/// A setting that may be secret: only [`Self::reveal`] returns its value.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct Secret(String);
 
 impl Secret {
-    /// What it is.
+    /// The value.
     fn reveal(&self) -> &str {
         &self.0
     }
@@ -56,8 +56,8 @@ impl fmt::Debug for Secret {
 }
 
 impl LogSection {
-    /// The properties of the Kafka client, with the password from where it was written; a password file is relative to
-    /// the configuration file's folder.
+    /// The properties of the Kafka client, with the password, wherever it was written. A password file is relative to the
+    /// folder of the configuration file.
     ///
     /// # Errors
     /// [`ConfigError`] when the password file cannot be read, or there are two passwords.
@@ -91,9 +91,9 @@ impl LogSection {
 /// The port of the embedded broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EmbeddedPort {
-    /// Kafka's own, or a free one if that is taken.
+    /// The usual port of Kafka, or a free one if that is in use.
     Default,
-    /// This one, or Wye does not start; 0 is a free one.
+    /// This port, or Wye does not start; 0 is a free port.
     Only(u16),
 }
 
@@ -108,7 +108,7 @@ impl LogSection {
                 named("kafka_partitions", "4").cannot_work(problem)
             }),
             (!(1..=i32::from(i16::MAX)).contains(&replicas)).then(|| {
-                let problem = format!("is {replicas}, and each record must be on 1 broker at least");
+                let problem = format!("is {replicas}, and each record must be on at least 1 broker");
                 named("replication_factor", "3").cannot_work(problem)
             }),
             wrong.map(|wrong| {
@@ -122,8 +122,7 @@ impl LogSection {
                 .map(|problem| named("embedded_max_batch", "\"64MiB\"").cannot_work(problem)),
             (self.embedded_connections < OWN_CONNECTIONS).then(|| {
                 let connections = self.embedded_connections;
-                let problem =
-                    format!("is {connections}, and Wye itself needs up to {OWN_CONNECTIONS} of them");
+                let problem = format!("is {connections}, and Wye itself needs up to {OWN_CONNECTIONS}");
                 named("embedded_connections", "400").cannot_work(problem)
             }),
         ]
@@ -138,9 +137,9 @@ fn named(key: &'static str, example: &'static str) -> Setting {
     Setting { section: "log", key, example }
 }
 
-/// What is wrong with a limit that the largest message exceeds.
+/// The problem of a limit that is smaller than the largest message.
 fn too_small(bytes: usize) -> Option<String> {
-    (bytes < LARGEST_MESSAGE).then(|| format!("is {bytes} bytes, and a message of Wye may have 8MiB"))
+    (bytes < LARGEST_MESSAGE).then(|| format!("is {bytes} bytes, but a message of Wye may have 8MiB"))
 }
 
 fn embedded_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EmbeddedPort, D::Error> {
@@ -157,7 +156,7 @@ fn embedded_port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EmbeddedP
     };
     written.parse().map(EmbeddedPort::Only).map_err(|_| {
         serde::de::Error::custom(format!(
-            "{written:?} is no port; write a number from 0 to 65535, or \"default\" for 9092 or a free one"
+            "{written:?} is not a port; write a number from 0 to 65535, or \"default\""
         ))
     })
 }

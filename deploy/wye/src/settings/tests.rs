@@ -38,7 +38,7 @@ fn the_file_and_the_environment_override() {
 }
 
 #[test]
-fn a_password_comes_from_one_place_and_is_shown_nowhere() {
+fn a_password_comes_from_one_place_and_is_never_shown() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("password"), "s3cret\n").unwrap();
     let path = folder.path().join("wye.toml");
@@ -61,12 +61,13 @@ fn a_password_comes_from_one_place_and_is_shown_nowhere() {
     assert!(error.contains("more than once") && !error.contains("s3cret"), "{error}");
 }
 
+fn port(written: &str) -> Result<EmbeddedPort, ConfigError> {
+    let variable = ("WYE_LOG__EMBEDDED_PORT".to_owned(), written.to_owned());
+    Settings::load(None, [variable]).map(|config| config.log.embedded_port)
+}
+
 #[test]
 fn the_embedded_port_is_a_number_or_the_default() {
-    let port = |written: &str| {
-        let variable = ("WYE_LOG__EMBEDDED_PORT".to_owned(), written.to_owned());
-        Settings::load(None, [variable]).map(|config| config.log.embedded_port)
-    };
     assert_eq!(Settings::load(None, []).unwrap().log.embedded_port, EmbeddedPort::Default);
     assert_eq!(port("9094").unwrap(), EmbeddedPort::Only(9094));
     assert!(port("70000").unwrap_err().to_string().contains("65535"));
@@ -75,7 +76,7 @@ fn the_embedded_port_is_a_number_or_the_default() {
 }
 
 #[test]
-fn mistakes_are_named_with_their_line() {
+fn mistakes_are_reported_with_their_line() {
     for (text, words) in [
         ("[log\n", vec!["line 1"]),
         ("\n[log]\nkafka_partition = 2\n", vec!["line 3", "`kafka_partition`", "kafka_partitions"]),
@@ -98,7 +99,7 @@ fn mistakes_are_named_with_their_line() {
 }
 
 #[test]
-fn settings_that_cannot_work_are_refused_with_one_that_can() {
+fn settings_that_cannot_work_are_rejected_with_an_example() {
     for (text, words) in [
         ("[ingest]\nmax_body = \"0\"\n", ["line 2", "max_body = \"64MiB\""]),
         ("[speed]\nflush_interval = \"0s\"\n", ["line 2", "flush_interval = \"100ms\""]),
@@ -120,7 +121,7 @@ fn settings_that_cannot_work_are_refused_with_one_that_can() {
 }
 
 #[test]
-fn all_problems_come_at_once_each_with_its_place() {
+fn all_problems_are_reported_at_once_each_with_its_place() {
     let file = file(
         "[ingest]\nmax_body = \"0\"\n\n[speed]\nflush_interval = \"soon\"\nepoch = 1\n[[metric]]\nname = 7\n",
     );

@@ -1,5 +1,7 @@
 //! Hostile and slow clients on real sockets.
 
+#![expect(clippy::disallowed_methods, reason = "tests wait in real time")]
+
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};

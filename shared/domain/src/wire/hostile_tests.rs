@@ -1,5 +1,5 @@
-//! Hostile bytes, thousands of kinds: no panic, no abort, nothing disappears, and what is made of a message stays within
-//! a multiple of its size.
+//! Thousands of kinds of hostile bytes: no panic, no abort, no reading is lost without a rejection, and the result of a
+//! message is limited to a multiple of its size.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::*;
 const NOW: Micros = Micros(1_800_000_000_000_000);
 const GOOD: &str = r#"{"device_id":"d","metric":"m","value":1,"event_time":1700000000123,"sequence":7,"unit":"Cel","tags":{"a":"b"}}"#;
 
-/// Decodes a message, and returns how many readings were taken and how many refused.
+/// Decodes a message, and returns how many readings were accepted, and what was rejected.
 fn check(payload: &[u8]) -> (usize, Vec<Rejected>) {
     let mut collected = Collected::default();
     let batches = match decode(payload, NOW, &Acceptance::default(), &mut collected) {
@@ -38,7 +38,7 @@ fn check(payload: &[u8]) -> (usize, Vec<Rejected>) {
 }
 
 #[test]
-fn deep_nesting_is_refused_wherever_it_is() {
+fn deep_nesting_is_rejected_everywhere() {
     let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
     let objects = |depth: usize| format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
     for depth in [65, 20_000, 1_000_000] {
@@ -66,7 +66,7 @@ fn deep_nesting_is_refused_wherever_it_is() {
 }
 
 #[test]
-fn a_thousand_mutations_of_json_are_survived() {
+fn a_thousand_mutations_of_json_do_no_harm() {
     let seeds = [
         GOOD.to_owned(),
         format!("[{GOOD},{GOOD}]"),
@@ -132,7 +132,7 @@ fn small_items_do_not_become_large() {
 }
 
 #[test]
-fn large_texts_are_refused() {
+fn large_texts_are_rejected() {
     for (field, bytes) in [("unit", 513), ("a", 20_000)] {
         let long = format!(r#""{}""#, "x".repeat(bytes));
         let payload = match field {
@@ -180,7 +180,7 @@ fn dictionary(words: &[&str], codes: Vec<i32>) -> ArrayRef {
 }
 
 #[test]
-fn what_stands_for_more_than_it_takes_is_refused() {
+fn columns_that_unpack_to_more_than_their_size_are_rejected() {
     let plain: ArrayRef = Arc::new(StringArray::from(vec!["d"; 1_000]));
     assert_eq!(check(&arrow_message(&plain, 1_000, 1, None)).0, 1_000);
     for compression in [CompressionType::LZ4_FRAME, CompressionType::ZSTD] {
@@ -201,7 +201,7 @@ fn what_stands_for_more_than_it_takes_is_refused() {
 }
 
 #[test]
-fn thousands_of_damaged_arrow_messages_are_survived() {
+fn thousands_of_damaged_arrow_messages_do_no_harm() {
     let device_id = dictionary(&["d", "e"], vec![0, 1, 0, 1, 1, 0, 0, 1]);
     let message = arrow_message(&device_id, 8, 2, None);
     let hook = std::panic::take_hook();

@@ -1,6 +1,6 @@
 //! JSON messages: `{"device_id", "metric", "value", "event_time", "sequence"?, "unit"?, "tags"?}`, or an array of such.
 //!
-//! `event_time` is RFC 3339 text or integer milliseconds. The typed parse is the fast path; only items that it refuses are
+//! `event_time` is RFC 3339 text or integer milliseconds. The typed parse is the fast path; only items that it rejects are
 //! parsed again to say what is wrong. The parser recurses, also through values that it skips, so nesting is bounded first.
 
 use std::borrow::Cow;

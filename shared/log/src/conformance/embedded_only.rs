@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 use wye_domain::ErrorKind;
 use wye_domain::place::{KafkaPartition, Offset};
 
-use super::{DEADLINE, FIRST, beside, new_topic, offsets, plain, range, read_numbers, write_numbers};
+use super::{
+    DEADLINE, FIRST, new_topic, offsets, on_blocking_thread, plain, range, read_numbers, write_numbers,
+};
 use crate::LogError;
 use crate::client::{Log, LogConfig};
 use crate::producer::Producer;
@@ -61,7 +63,7 @@ async fn a_restart_keeps_everything() {
     assert_eq!(log.offsets(topic, FIRST).await.unwrap(), range(123, 1000));
     write_numbers(&log, topic, 1000, 10).await;
     let reading = log.clone();
-    beside(move || {
+    on_blocking_thread(move || {
         assert_eq!(read_numbers(&reading, topic, 123, 1010).unwrap(), offsets(123..1010));
     })
     .await;
@@ -74,7 +76,7 @@ async fn a_restart_keeps_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_producer_and_a_reader_survive_restarts_with_each_message_once() {
+async fn after_restarts_each_message_was_written_and_read_once() {
     const MESSAGES: i64 = 20_000;
     let directory = tempfile::tempdir().unwrap();
     let (mut broker, log) = start(directory.path(), Port::Free).await;
@@ -176,7 +178,7 @@ async fn the_client_waits_for_a_broker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_producers_and_readers_do_not_disturb_each_other() {
+async fn many_producers_and_readers_work_at_the_same_time() {
     let directory = tempfile::tempdir().unwrap();
     let (broker, log) = start(directory.path(), Port::Free).await;
     let topic = new_topic(&log, 4).await;
@@ -199,7 +201,7 @@ async fn many_producers_and_readers_do_not_disturb_each_other() {
     }
     let reading = KafkaPartition::all(4).map(|kafka_partition| {
         let log = log.clone();
-        beside(move || {
+        on_blocking_thread(move || {
             let mut next = [0; 8];
             let end = read_all(&log, (topic, kafka_partition), None, |message| {
                 let text = std::str::from_utf8(message.payload).unwrap();
@@ -226,7 +228,7 @@ async fn dropping_a_reader_of_a_stopped_broker_does_not_hang() {
     reader.assign(&[(FIRST, Offset(0))]).unwrap();
     broker.stop().await;
     let since = Instant::now();
-    beside(move || {
+    on_blocking_thread(move || {
         reader.poll_batch(10, Duration::from_millis(100), &mut |_| {}).unwrap();
         drop(reader);
     })
@@ -234,7 +236,7 @@ async fn dropping_a_reader_of_a_stopped_broker_does_not_hang() {
     assert!(since.elapsed() < DEADLINE / 4);
 }
 
-/// Not a test by itself: the process that the next test kills.
+/// The process that the next test kills; does nothing where it runs as a test.
 #[tokio::test(flavor = "multi_thread")]
 async fn serves_until_it_is_killed() {
     let Ok(directory) = std::env::var("WYE_TEST_SERVE") else { return };
@@ -280,12 +282,12 @@ async fn acknowledged_messages_survive_a_kill() {
         }
     }
     let end = KILLS * MESSAGES;
-    let read = beside(move || read_numbers(&log, topic, 0, end).unwrap()).await;
+    let read = on_blocking_thread(move || read_numbers(&log, topic, 0, end).unwrap()).await;
     assert_eq!(read, offsets(0..end));
     drop(child);
 }
 
-/// A broker in a process of its own, killed when this value is dropped.
+/// A broker in another process, which is killed when this value is dropped.
 struct Served(Child);
 
 impl Drop for Served {

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use wye_domain::ErrorKind;
 use wye_domain::place::Offset;
 
-use super::{FIRST, beside, new_topic, offsets, read_numbers, write_numbers};
+use super::{FIRST, new_topic, offsets, on_blocking_thread, read_numbers, write_numbers};
 use crate::LogError;
 use crate::client::{Log, LogConfig};
 
@@ -25,8 +25,8 @@ fn folder() -> Option<PathBuf> {
     }
 }
 
-/// The content of one file of the folder.
-fn word(folder: &std::path::Path, name: &str) -> String {
+/// The text of one file in the folder.
+fn text(folder: &std::path::Path, name: &str) -> String {
     std::fs::read_to_string(folder.join(name)).unwrap().trim().to_owned()
 }
 
@@ -36,13 +36,13 @@ fn log(folder: &std::path::Path, changes: &[(&str, &str)]) -> Log {
         ("security.protocol", "SASL_SSL".to_owned()),
         ("ssl.ca.location", ca),
         ("sasl.mechanism", "SCRAM-SHA-512".to_owned()),
-        ("sasl.username", word(folder, "user")),
-        ("sasl.password", word(folder, "password")),
+        ("sasl.username", text(folder, "user")),
+        ("sasl.password", text(folder, "password")),
     ]
     .map(|(property, value)| (property.to_owned(), value))
     .into();
     extra.extend(changes.iter().map(|(property, value)| ((*property).to_owned(), (*value).to_owned())));
-    Log::new(LogConfig { extra, ..LogConfig::new(word(folder, "bootstrap"), 1) }).unwrap()
+    Log::new(LogConfig { extra, ..LogConfig::new(text(folder, "bootstrap"), 1) }).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -54,7 +54,7 @@ async fn records_are_written_and_read_over_tls_with_scram() {
         let topic = new_topic(&log, 1).await;
         write_numbers(&log, topic, 0, 100).await;
         log.delete_records(topic, FIRST, Offset(10)).await.unwrap();
-        let read = beside(move || read_numbers(&log, topic, 10, 100).unwrap()).await;
+        let read = on_blocking_thread(move || read_numbers(&log, topic, 10, 100).unwrap()).await;
         assert_eq!(read, offsets(10..100));
     }
 }

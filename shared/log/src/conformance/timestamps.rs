@@ -6,7 +6,7 @@ use rdkafka::producer::{FutureProducer, FutureRecord};
 use wye_domain::place::Offset;
 use wye_domain::time::Span;
 
-use super::{FIRST, Target, beside, new_topic, now, targets};
+use super::{FIRST, Target, new_topic, now, on_blocking_thread, targets};
 use crate::reader::{first_offset_since, read_all};
 
 /// 1970, 2099, and the largest, in ms.
@@ -24,7 +24,7 @@ async fn timestamps_of_a_producer_are_ignored() {
             producer.send(record, Duration::from_secs(30)).await.unwrap();
         }
         let after = now();
-        beside(move || {
+        on_blocking_thread(move || {
             let mut times = Vec::new();
             read_all(&log, (topic, FIRST), None, |message| times.push(message.ingest_time)).unwrap();
             assert_eq!(times.len(), TIMESTAMPS.len());

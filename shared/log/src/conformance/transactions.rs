@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use wye_domain::place::Offset;
 
-use super::{DEADLINE, FIRST, Target, beside, new_topic, targets};
+use super::{DEADLINE, FIRST, Target, new_topic, on_blocking_thread, targets};
 use crate::reader::Reader;
 
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -47,7 +47,7 @@ async fn a_reader_reaches_the_end_after_transactions() {
             continue;
         }
         let topic = new_topic(&log, 1).await;
-        beside(move || {
+        on_blocking_thread(move || {
             let producer: BaseProducer =
                 log.config().client(&[("transactional.id", topic)]).create().unwrap();
             producer.init_transactions(TIMEOUT).unwrap();

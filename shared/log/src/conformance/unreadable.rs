@@ -11,7 +11,7 @@ use wye_broker::Port;
 use wye_domain::place::Offset;
 
 use super::embedded_only::start;
-use super::{DEADLINE, FIRST, beside, new_topic, offsets, write_numbers};
+use super::{DEADLINE, FIRST, new_topic, offsets, on_blocking_thread, write_numbers};
 use crate::LogError;
 use crate::client::Log;
 use crate::reader::{Reader, read_all};
@@ -189,7 +189,7 @@ async fn check(Kind { name, codec, body, readable }: Kind) {
     write_numbers(&log, topic, 25, 5).await;
     let reading = log.clone();
     let started = Instant::now();
-    let (read, skipped) = beside(move || read_through(&reading, topic)).await;
+    let (read, skipped) = on_blocking_thread(move || read_through(&reading, topic)).await;
     eprintln!("{name}: read in {:?}", started.elapsed());
     let unreadable: Vec<_> = match readable {
         0 => std::iter::once(10..20).collect(),
@@ -200,7 +200,7 @@ async fn check(Kind { name, codec, body, readable }: Kind) {
     assert_eq!(read, expected, "{name}");
 
     let reading = log.clone();
-    let read = beside(move || {
+    let read = on_blocking_thread(move || {
         let mut offsets = Vec::new();
         let end = read_all(&reading, (topic, FIRST), None, |message| offsets.push(message.offset)).unwrap();
         (end, offsets)

@@ -1,5 +1,5 @@
 //! Whether the records at an offset can be decoded, and if not, where readable records may follow. Each offset is probed
-//! by a client of its own, which is closed afterwards. Must not know who reads, nor what a payload means.
+//! by a new client, which is closed afterwards. Must not know who reads, nor what a payload means.
 //!
 //! What librdkafka 2.12 does with a record batch whose body cannot be decoded, although its checksum is right:
 //!
@@ -17,7 +17,7 @@
 //! whose counter cannot come from an earlier probe.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -29,12 +29,13 @@ use wye_domain::place::{KafkaPartition, Offset};
 use crate::client::{Log, OffsetRange};
 use crate::error::LogError;
 use crate::properties::configure;
+use crate::real_time::Deadline;
 
 /// How long a probe waits for its result.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a probe waits for each event of its client.
 const PROBE_POLL: Duration = Duration::from_millis(10);
-/// So many partial responses are proof: the client counts one before it delivers the records that it decoded of the same
+/// This many partial responses are proof: the client counts one before it delivers the records that it decoded of the same
 /// response, and fetches again after that.
 const PROOF_PARTIAL_RESPONSES: u64 = 2;
 /// How long decoded records may take to be delivered.
@@ -95,7 +96,7 @@ pub(super) enum Finding {
 /// # Errors
 /// `Configure` and `Read` when a client cannot be created.
 pub(super) fn find(target: Target<'_>, from: Offset, budget: Duration) -> Result<Finding, LogError> {
-    let started = Instant::now();
+    let deadline = Deadline::after(budget);
     let (batch, reason) = match target.probe(from)? {
         ProbeResult::Readable => return Ok(Finding::Readable),
         ProbeResult::End => return Ok(Finding::Empty),
@@ -107,7 +108,7 @@ pub(super) fn find(target: Target<'_>, from: Offset, budget: Duration) -> Result
         // The bounds of the batch are unknown, and readable records may follow: only probed offsets are skipped.
         None => {
             let mut next = from.next();
-            while next < target.range.high && started.elapsed() < budget {
+            while next < target.range.high && !deadline.has_passed() {
                 let offsets: Vec<Offset> =
                     (next.0..target.range.high.0).take(CONCURRENT_PROBES).map(Offset).collect();
                 let results = target.probe_all(&offsets)?;
@@ -156,14 +157,14 @@ impl Target<'_> {
     }
 
     fn probe(self, offset: Offset) -> Result<ProbeResult, LogError> {
-        Ok(Probe::start(self, offset)?.finish(Instant::now() + PROBE_TIMEOUT))
+        Ok(Probe::start(self, offset)?.finish(Deadline::after(PROBE_TIMEOUT)))
     }
 
     /// Probes several offsets at once.
     fn probe_all(self, offsets: &[Offset]) -> Result<Vec<ProbeResult>, LogError> {
         let probes: Result<Vec<Probe>, LogError> =
             offsets.iter().map(|offset| Probe::start(self, *offset)).collect();
-        let (probes, deadline) = (probes?, Instant::now() + PROBE_TIMEOUT);
+        let (probes, deadline) = (probes?, Deadline::after(PROBE_TIMEOUT));
         Ok(probes.into_iter().map(|probe| probe.finish(deadline)).collect())
     }
 }
@@ -206,7 +207,7 @@ impl Probe {
     }
 
     /// Waits for the result and closes the client.
-    fn finish(self, deadline: Instant) -> ProbeResult {
+    fn finish(self, deadline: Deadline) -> ProbeResult {
         let result = self.wait(deadline);
         if result == ProbeResult::Timeout {
             // Closing a client that does not answer may take forever.
@@ -215,9 +216,9 @@ impl Probe {
         result
     }
 
-    fn wait(&self, deadline: Instant) -> ProbeResult {
+    fn wait(&self, deadline: Deadline) -> ProbeResult {
         loop {
-            let left = deadline.saturating_duration_since(Instant::now());
+            let left = deadline.left();
             if left.is_zero() {
                 return ProbeResult::Timeout;
             }

@@ -8,6 +8,7 @@ use arrow::array::{
 };
 use arrow::buffer::{NullBuffer, ScalarBuffer};
 use arrow::datatypes::Int32Type;
+use wye_domain::batch;
 use wye_domain::series::SeriesKey;
 use wye_domain::summary::Summary;
 use wye_domain::summary_columns::SummaryColumnsBuilder;
@@ -138,8 +139,7 @@ impl<'a> ViewRowsBuilder<'a> {
         columns.extend(ViewColumn::WINDOW.map(|column| self.column(column, &runs)));
         columns.extend(self.summaries.finish());
         columns.extend(ViewColumn::CONFIDENCE.map(|column| self.column(column, &runs)));
-        RecordBatch::try_new(Arc::clone(&self.schema.schema), columns)
-            .expect("each column has its type, and all have one length")
+        batch::of_columns(Arc::clone(&self.schema.schema), columns)
     }
 
     fn column(&mut self, column: ViewColumn, runs: &ScalarBuffer<i32>) -> ArrayRef {

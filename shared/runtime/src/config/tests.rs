@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Settings of some other program.
+/// Settings of another program.
 #[derive(Debug, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -57,7 +57,7 @@ fn all_problems_come_at_once_each_with_its_place_and_what_to_write() {
         "line 3: there is no setting `colour` in [pump]; there are buffer, count, key",
         "line 5: there is no section [pmp]; there are [pump] and [[metric]]",
         "line 7: ",
-        "environment variable WYE_PUMP__COUNT: `count` in [pump] is 0, and must be 1 at least; write for example count = 2",
+        "environment variable WYE_PUMP__COUNT: `count` in [pump] is 0, and must be at least 1; write for example count = 2",
     ] {
         assert!(message.contains(words), "{words}: {message}");
     }

@@ -1,15 +1,15 @@
-//! Settings that can be read and cannot work, each with a value that can.
+//! Settings that can be read but cannot work, each with a value that can work.
 
 use std::time::Duration;
 
-/// A setting that can be read and cannot work.
+/// A setting that can be read but cannot work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unworkable {
     /// The section that it is in.
     pub section: &'static str,
     /// Its name there.
     pub key: &'static str,
-    /// What is wrong; follows the name of the setting.
+    /// What is wrong; in a message it follows the name of the setting.
     pub problem: String,
     /// A value that can work, as it is written.
     pub example: &'static str,
@@ -27,25 +27,25 @@ pub struct Setting {
 }
 
 impl Setting {
-    /// What is wrong with it.
+    /// The setting with a problem.
     pub fn cannot_work(self, problem: String) -> Unworkable {
         let Self { section, key, example } = self;
         Unworkable { section, key, problem, example }
     }
 
-    /// What is wrong with a duration that is shorter than `least`.
+    /// The problem of a duration that is shorter than `least`.
     pub fn at_least(self, value: Duration, least: Duration) -> Option<Unworkable> {
-        (value < least).then(|| self.cannot_work(format!("is {value:?}, and must be {least:?} at least")))
+        (value < least).then(|| self.cannot_work(format!("is {value:?}, and must be at least {least:?}")))
     }
 
-    /// What is wrong with a duration that is longer than `most`.
+    /// The problem of a duration that is longer than `most`.
     pub fn at_most(self, value: Duration, most: Duration) -> Option<Unworkable> {
-        (value > most).then(|| self.cannot_work(format!("is {value:?}, and must be {most:?} at most")))
+        (value > most).then(|| self.cannot_work(format!("is {value:?}, and must be at most {most:?}")))
     }
 
-    /// What is wrong with a number that is 0.
+    /// The problem of a number that is 0.
     pub fn at_least_one(self, value: usize) -> Option<Unworkable> {
-        (value == 0).then(|| self.cannot_work("is 0, and must be 1 at least".to_owned()))
+        (value == 0).then(|| self.cannot_work("is 0, and must be at least 1".to_owned()))
     }
 }
 

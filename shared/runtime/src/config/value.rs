@@ -1,4 +1,4 @@
-//! How values of settings are written, for `#[serde(deserialize_with = "..")]`. Durations are read by `humantime_serde`.
+//! Reads the values of settings, for `#[serde(deserialize_with = "..")]`. Durations are read by `humantime_serde`.
 
 use std::num::NonZeroUsize;
 
@@ -9,7 +9,7 @@ use wye_domain::time::{Micros, parse_rfc3339};
 /// A size in bytes, written as `"64MiB"`.
 ///
 /// # Errors
-/// When it is not written so.
+/// When it is not written like that.
 pub fn byte_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let text = String::deserialize(deserializer)?;
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim();
@@ -24,14 +24,14 @@ pub fn byte_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D:
         return Err(D::Error::custom(format!("{text:?} is not a size; write for example \"64MiB\"")));
     };
     count.checked_mul(unit).ok_or_else(|| {
-        D::Error::custom(format!("{text:?} is more than this machine can count; write for example \"64MiB\""))
+        D::Error::custom(format!("{text:?} is too large for this machine; write for example \"64MiB\""))
     })
 }
 
 /// The same; `None` for no bytes.
 ///
 /// # Errors
-/// When it is not written so.
+/// When it is not written like that.
 pub fn byte_size_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<usize>, D::Error> {
     Ok(Some(byte_size(deserializer)?).filter(|bytes| *bytes > 0))
 }
@@ -47,7 +47,7 @@ pub fn number_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opti
 /// A time, written as RFC 3339.
 ///
 /// # Errors
-/// When it is not written so.
+/// When it is not written like that.
 pub fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Micros, D::Error> {
     let text = String::deserialize(deserializer)?;
     parse_rfc3339(&text).map_err(D::Error::custom)
@@ -63,15 +63,18 @@ mod tests {
         size: usize,
     }
 
+    fn read(text: &str) -> Result<Written, toml::de::Error> {
+        toml::from_str(&format!("size = {text}\n"))
+    }
+
     #[test]
     fn sizes_have_a_unit_and_fit() {
-        let read = |text: &str| toml::from_str::<Written>(&format!("size = {text}\n"));
         for (text, bytes) in [("\"64\"", 64), ("\"0B\"", 0), ("\"3 KiB\"", 3 << 10), ("\"2GiB\"", 2 << 30)] {
             assert_eq!(read(text).unwrap().size, bytes);
         }
         for text in ["\"many\"", "\"-1\"", "\"1.5MiB\"", "\"1TB\"", "\"\"", "64", "\"MiB\""] {
             assert!(read(text).is_err(), "{text}");
         }
-        assert!(read("\"99999999999GiB\"").unwrap_err().to_string().contains("more than this machine"));
+        assert!(read("\"99999999999GiB\"").unwrap_err().to_string().contains("too large for this machine"));
     }
 }

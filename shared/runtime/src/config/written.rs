@@ -1,5 +1,5 @@
-//! Settings as they were written: which file and line or which variable each came from, so that every problem can name
-//! its place. This file does not know what a setting means, nor which values can work.
+//! Settings as they were written, each with its file and line or its variable, so that every problem can name its place.
+//! Must not know what a setting means, nor which values can work.
 
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
@@ -20,7 +20,7 @@ pub(super) struct Written<S> {
     read_as: PhantomData<S>,
 }
 
-/// What is wrong so far, and where each setting was written.
+/// The problems so far, and where each setting was written.
 #[derive(Default)]
 pub(super) struct Problems {
     pub(super) errors: Vec<ConfigError>,
@@ -44,23 +44,19 @@ impl<S: Settings> Written<S> {
         })
     }
 
-    /// Takes in a file.
+    /// Adds the settings of a file.
     ///
     /// # Errors
-    /// When it is no TOML at all; what is wrong with its settings is kept for later.
+    /// When the file is not TOML. Problems of its settings are collected for [`Self::finish`].
     pub(super) fn take_file(&mut self, path: &Path, text: &str) -> Result<(), ConfigError> {
         let name = path.display().to_string();
         let table: toml::Table = toml::from_str(text).map_err(|error| parse_error(&name, text, &error))?;
-        let place = |line: Option<usize>| match line {
-            Some(line) => format!("{name}, line {line}"),
-            None => name.clone(),
-        };
         for (section, value) in table {
             match value {
                 toml::Value::Array(metrics) if section == METRIC => self.take_metrics(path, metrics),
-                toml::Value::Table(given) if self.knows(&section) => {
+                toml::Value::Table(given) if self.has_section(&section) => {
                     for (key, value) in given {
-                        let place = place(line_of(text, &section, &key));
+                        let place = place_in(&name, line_of(text, &section, &key));
                         self.take(&section, &key, value, place);
                     }
                 }
@@ -70,14 +66,14 @@ impl<S: Settings> Written<S> {
                         header.iter().any(|header| line.trim_start().starts_with(header.as_str()))
                     });
                     let problem = self.no_section(&section);
-                    self.problems.add(place(line.map(|line| line + 1)), problem);
+                    self.problems.add(place_in(&name, line.map(|line| line + 1)), problem);
                 }
             }
         }
         Ok(())
     }
 
-    /// Takes in a variable of the environment, if it is one of Wye's.
+    /// Adds the setting of a variable of the environment, if it is one of Wye's.
     pub(super) fn take_variable(&mut self, variable: &str, value: String) {
         let Some((section, key)) =
             variable.strip_prefix(ENVIRONMENT_PREFIX).and_then(|path| path.split_once("__"))
@@ -86,26 +82,24 @@ impl<S: Settings> Written<S> {
         };
         let (section, key) = (section.to_lowercase(), key.to_lowercase());
         let place = format!("environment variable {variable}");
-        if !self.knows(&section) {
+        if !self.has_section(&section) {
             let problem = self.no_section(&section);
             return self.problems.add(place, problem);
         }
-        let plain =
-            |value: &str| toml::from_str::<toml::Table>(&format!("value = {value}")).ok()?.remove("value");
         let value = match self.defaults[&section].get(&key) {
-            // A text needs no quotes there; a number, a truth or a table is written as in the file.
+            // A text needs no quotes in a variable; a number, a boolean or a table is written as in the file.
             Some(toml::Value::String(_)) | None => toml::Value::String(value),
-            Some(_) => plain(&value).unwrap_or(toml::Value::String(value)),
+            Some(_) => parsed(&value).unwrap_or(toml::Value::String(value)),
         };
         self.take(&section, &key, value, place);
     }
 
-    /// All settings, those that were refused at their defaults, and what is wrong.
+    /// All settings (with the default of each that was rejected), and all problems.
     pub(super) fn finish(self) -> (toml::Table, Problems) {
         (self.settings, self.problems)
     }
 
-    fn knows(&self, section: &str) -> bool {
+    fn has_section(&self, section: &str) -> bool {
         self.defaults.get(section).is_some_and(toml::Value::is_table)
     }
 
@@ -120,9 +114,9 @@ impl<S: Settings> Written<S> {
         alone[section][key] = value.clone();
         if let Err(error) = S::deserialize(alone) {
             let wrong = error.to_string();
-            // What may be a password is shown nowhere.
+            // A value that may be a password is never shown.
             let (value, wrong) = match S::SECRET.contains(&key) {
-                true => ("what was written".to_owned(), "it has another form"),
+                true => ("the given value".to_owned(), "it has the wrong type"),
                 false => (value.to_string(), wrong.lines().next().unwrap_or_default()),
             };
             let problem = format!(
@@ -160,8 +154,8 @@ impl<S: Settings> Written<S> {
 }
 
 impl Problems {
-    /// Refuses a setting that cannot work, at the place where it was written.
-    pub(super) fn refuse(&mut self, unworkable: &Unworkable) {
+    /// Adds the problem of a setting that cannot work, with the place where the setting was written.
+    pub(super) fn reject(&mut self, unworkable: &Unworkable) {
         let Unworkable { section, key, problem, example } = unworkable;
         let written = self.places.get(&((*section).to_owned(), (*key).to_owned()));
         let place = written.cloned().unwrap_or_else(|| "the defaults".to_owned());
@@ -171,6 +165,16 @@ impl Problems {
     fn add(&mut self, place: String, problem: String) {
         self.errors.push(ConfigError::Parse { place, problem });
     }
+}
+
+/// A place in a file, with the line if it is known.
+fn place_in(file: &str, line: Option<usize>) -> String {
+    line.map_or_else(|| file.to_owned(), |line| format!("{file}, line {line}"))
+}
+
+/// The value in the text of a variable; `None` where it is not TOML.
+fn parsed(value: &str) -> Option<toml::Value> {
+    toml::from_str::<toml::Table>(&format!("value = {value}")).ok()?.remove("value")
 }
 
 /// The 1-based line of a key in a section.

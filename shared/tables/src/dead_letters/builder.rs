@@ -1,4 +1,4 @@
-//! Builds batches of dead letters. Must not know how their messages are read.
+//! Builds batches of dead letters. Must not know how the letters are read.
 
 use std::sync::Arc;
 
@@ -6,6 +6,7 @@ use arrow::array::{
     ArrayRef, BinaryBuilder, Int32Builder, Int64Array, Int64Builder, RecordBatch, StringBuilder,
     TimestampMicrosecondArray,
 };
+use wye_domain::batch;
 use wye_domain::dead_letter::Context;
 use wye_domain::place::Offset;
 
@@ -29,7 +30,7 @@ pub struct LettersBuilder {
 }
 
 impl LettersBuilder {
-    /// For letters about messages of `topic`; those that came in by HTTP have no topic.
+    /// A builder of letters about messages of `topic`. Letters about items that came in by HTTP have no topic.
     #[must_use]
     pub fn new(topic: &'static str) -> Self {
         Self {
@@ -88,8 +89,7 @@ impl LettersBuilder {
             Arc::new(self.payload.finish()),
             Arc::new(Int64Array::from(std::mem::take(&mut self.letter_offset))),
         ];
-        RecordBatch::try_new(dead_letter_schema(), columns)
-            .expect("the builder's columns have the schema's types and one length")
+        batch::of_columns(dead_letter_schema(), columns)
     }
 }
 
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_letter_that_came_in_by_http_has_no_place_in_the_log() {
+    fn a_letter_about_an_http_request_has_no_offset() {
         let http = Context {
             received_time: Micros(5),
             reason: "not_json".to_owned(),

@@ -12,11 +12,11 @@ use crate::columns::{ITEM_INDEX, KAFKA_OFFSET, KAFKA_PARTITION};
 use crate::delta::{DeltaLog, LogSnapshot};
 use crate::error::TablesError;
 
-/// A refused item that came in by Kafka: Kafka partition, offset, and its index in the message where it has one.
+/// A rejected item that came in by Kafka: Kafka partition, offset, and its index in the message where it has one.
 type Identity = (i32, i64, Option<i32>);
 
-/// The letters about items that neither an archived letter nor an earlier one of these is about. Letters about items
-/// that did not come in by Kafka all stay: they were written once.
+/// The letters about items that have neither an archived letter nor an earlier one in `letters`. Letters about items that
+/// did not come in by Kafka are all kept: each was written once.
 pub(super) async fn without_known(
     log: &DeltaLog,
     archived: &LogSnapshot,

@@ -1,7 +1,7 @@
-//! Removes files that no version in reach needs. Must not know what the files hold.
+//! Removes files that no readable version needs. Must not know what the files contain.
 //!
-//! delta-rs's vacuum decides which files that are, in a dry run. It does not remove them, since it would write two
-//! commits each time, and the number of the newest version tells readers that there is something new.
+//! A dry run of delta-rs's vacuum finds these files. The removal is done here, since vacuum would write two commits each
+//! time, and readers take a new version for new content.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -17,14 +17,14 @@ use crate::delta::hold::store_time;
 use crate::delta::{DeltaLog, LogSnapshot};
 use crate::error::TablesError;
 
-/// The tables' `delta.deletedFileRetentionDuration`; the log forgets removed files after this time.
+/// The tables' `delta.deletedFileRetentionDuration`: after this time the log no longer has removed files.
 pub(crate) const LONGEST_KEEP: Duration = Duration::from_secs(24 * 3600);
 
-/// A file that no log entry names may belong to a commit that is still being prepared; an older one does not.
+/// A file that no log entry names may belong to a commit that is being prepared, unless the file is older than this.
 const LONGEST_PREPARATION: Duration = Duration::from_secs(6 * 3600);
 
-/// How far the clocks of those who commit may be apart from the store's.
-const CLOCKS: Duration = Duration::from_secs(300);
+/// The largest difference between the store's clock and the clock of a process that commits.
+const CLOCK_DIFFERENCE: Duration = Duration::from_secs(300);
 
 /// What a cleaning removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,14 +52,15 @@ impl Keep {
 impl DeltaLog {
     /// Removes files that left the table more than `keep` ago, and files of commits that were never made.
     ///
-    /// Readers of a version that was the newest at most `keep` ago still find all of its files; so do those who hold a
-    /// version (see [`DeltaLog::hold`]), however long.
+    /// A version that was the newest at most `keep` ago keeps all of its files, and so does a version that a reader holds
+    /// (see [`DeltaLog::hold`]).
     ///
     /// # Errors
-    /// [`TablesError::Shape`] when `keep` is longer than the log remembers removed files (24 hours).
+    /// [`TablesError::Shape`] when `keep` is longer than the log has removed files (24 hours).
     pub(crate) async fn clean(&self, keep: Duration) -> Result<Cleaned, TablesError> {
         if keep > LONGEST_KEEP {
-            let reason = format!("files are kept for at most {} s after they left", LONGEST_KEEP.as_secs());
+            let reason =
+                format!("files are kept for at most {} s after they left the table", LONGEST_KEEP.as_secs());
             return Err(TablesError::Shape { table: self.table(), reason });
         }
         self.clean_older(Keep { left: keep, unnamed: keep.max(LONGEST_PREPARATION) }).await
@@ -147,12 +148,12 @@ struct Ages {
 impl Ages {
     /// `held` is how long the oldest hold has lasted.
     fn new(keep: Keep, held: Option<Duration>) -> Self {
-        let Some(held) = held.map(|held| held.saturating_add(CLOCKS)) else {
+        let Some(held) = held.map(|held| held.saturating_add(CLOCK_DIFFERENCE)) else {
             return Self { left: keep.left, unnamed: Some(keep.unnamed) };
         };
         Self {
             left: keep.left.max(held),
-            // The log has forgotten which files left it that long ago, so nothing says who needs them.
+            // The log no longer has the files that left the table that long ago, so a reader may need any of them.
             unnamed: (held < LONGEST_KEEP).then_some(keep.unnamed.max(held)),
         }
     }
@@ -165,10 +166,10 @@ mod tests {
     const MINUTE: Duration = Duration::from_secs(60);
 
     #[test]
-    fn holds_outlast_every_grace() {
+    fn files_are_kept_longer_than_the_oldest_hold() {
         let keep = Keep { left: MINUTE, unnamed: 2 * MINUTE };
         assert_eq!(Ages::new(keep, None), Ages { left: MINUTE, unnamed: Some(2 * MINUTE) });
-        let long = 600 * MINUTE + CLOCKS;
+        let long = 600 * MINUTE + CLOCK_DIFFERENCE;
         assert_eq!(Ages::new(keep, Some(600 * MINUTE)), Ages { left: long, unnamed: Some(long) });
         assert_eq!(Ages::new(keep, Some(LONGEST_KEEP)).unnamed, None);
         assert_eq!(Ages::new(keep, Some(Duration::MAX)), Ages { left: Duration::MAX, unnamed: None });

@@ -1,4 +1,4 @@
-//! Committing to a table, and keeping its log short. Must not know what the rows mean.
+//! Commits to a table, and keeps its log short. Must not know what the rows mean.
 
 use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
 use deltalake::kernel::{Action, Add, Transaction};
@@ -11,7 +11,7 @@ use tracing::warn;
 use crate::delta::{DeltaLog, LogSnapshot};
 use crate::error::TablesError;
 
-/// A checkpoint is written every so many versions, so that opening a table reads few log entries.
+/// How many versions there are from one checkpoint to the next. Opening a table reads the log entries after the newest.
 const CHECKPOINT_INTERVAL: u64 = 20;
 
 /// What one commit holds.
@@ -21,7 +21,7 @@ pub(crate) struct Commit<'a> {
     pub(crate) actions: Vec<Action>,
     pub(crate) transactions: Vec<Transaction>,
     pub(crate) operation: DeltaOperation,
-    /// Goes into the commit's `commitInfo`.
+    /// Stored in the commit's `commitInfo`.
     pub(crate) info: serde_json::Map<String, serde_json::Value>,
     /// What to do when others have committed since `base`.
     pub(crate) after_others: AfterOthers,
@@ -30,14 +30,14 @@ pub(crate) struct Commit<'a> {
 /// Whether a commit may follow versions that its writer has not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AfterOthers {
-    /// Only if they touched neither the same application transactions nor the files that it removes.
+    /// Yes, if those have neither changed the same application transactions nor removed the same files.
     Rebase,
-    /// Never.
+    /// No.
     Refuse,
 }
 
 impl AfterOthers {
-    /// How often delta-rs tries again on top of another version.
+    /// How often delta-rs retries after another version.
     fn retries(self) -> usize {
         match self {
             Self::Rebase => 15,
@@ -67,7 +67,7 @@ impl DeltaLog {
             .into_prepared_commit_future()
             .await
             .map_err(|source| TablesError::commit(self.table(), source))?;
-        // What follows a commit in delta-rs is left out: a failing checkpoint must not make a commit look failed.
+        // The later steps of delta-rs are left out: a commit has succeeded even if the checkpoint after it fails.
         let version = prepared.await.map_err(|source| TablesError::commit(self.table(), source))?.version;
         let entry = commit_uri_from_version(Some(version)).to_string();
         self.root().sync(self.table(), vec![entry]).await?;
@@ -90,10 +90,10 @@ impl DeltaLog {
         Ok(())
     }
 
-    /// Removes stored files whose commit was lost. A failure does no harm: cleaning finds them later.
+    /// Removes the stored files of a commit that failed. Where that fails too, cleaning removes them later.
     ///
-    /// A store may refuse the repetition of a put whose first answer got lost, so that a commit looks lost although it
-    /// was made; so files that the log names are kept.
+    /// Files that the log names are kept: where the answer to a put is lost, the store rejects the retry, and a commit that
+    /// has succeeded looks like one that failed.
     pub(crate) async fn discard(&self, adds: &[Add]) {
         let Ok(Some(newest)) = self.newest().await else { return };
         for add in adds {
@@ -101,7 +101,7 @@ impl DeltaLog {
                 continue;
             }
             if let Err(error) = self.store().delete(&Path::from(add.path.as_str())).await {
-                warn!(table = %self.table(), file = %add.path, %error, "cannot remove a file that lost its commit");
+                warn!(table = %self.table(), file = %add.path, %error, "cannot remove a file of a failed commit");
             }
         }
     }

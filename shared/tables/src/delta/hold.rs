@@ -1,17 +1,17 @@
-//! Holds: as long as a reader or writer holds files of a table, cleaning keeps them.
+//! Holds: while a reader or writer holds files of a table, cleaning keeps them.
 //!
-//! Within a process a hold is a guard. For other processes a hold that lasts longer than [`LEASE_AFTER`] has a *lease*: an
-//! object below the table's directory `_wye/leases` with the time for which the files have been held. It is written
-//! again until the hold is dropped. A lease that was not renewed for [`LEASE_TIMEOUT`] has expired: its process has
-//! crashed. Shorter holds need no lease, since cleaning keeps all files for a while.
+//! Within a process a hold is a guard. For other processes, a hold that lasts longer than [`LEASE_AFTER`] has a *lease*: an
+//! object below the table's directory `_wye/leases` that says how long the files have been held. It is renewed until the
+//! hold is dropped. A lease that was not renewed for [`LEASE_TIMEOUT`] has expired: its process has crashed. Shorter holds
+//! need no lease, since cleaning keeps all files for a while.
 //!
-//! All times are those of the store, so clocks of machines are never compared: the store says how old a lease is, and
-//! the lease holds a duration. Other engines' cleaning skips names that begin with `_`.
+//! Clocks of machines are never compared: the age of a lease is the difference of two times of the store, and the content
+//! of the lease is a duration. Cleaning by other engines skips names that begin with `_`.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
@@ -21,7 +21,9 @@ use serde::Deserialize;
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use crate::real_time::Stopwatch;
 use crate::store::TableName;
+use crate::unique;
 
 /// The directory of leases and the clock, below a table's directory.
 const DIRECTORY: &str = "_wye";
@@ -37,7 +39,7 @@ const LEASE_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// Stability contract: JSON; fields are only ever added.
 #[derive(Debug, Deserialize)]
 struct Lease {
-    /// For how long the files had been held when this was written.
+    /// How long the files had been held when this was written.
     held_ms: u64,
 }
 
@@ -57,7 +59,7 @@ impl Default for Holds {
 #[derive(Debug, Default)]
 struct Shared {
     next: AtomicU64,
-    held: Mutex<HashMap<u64, (TableName, Instant)>>,
+    held: Mutex<HashMap<u64, (TableName, Stopwatch)>>,
 }
 
 /// Keeps files of a table until it is dropped.
@@ -76,9 +78,9 @@ impl Holds {
         Self { lease_after: Duration::ZERO, ..Self::default() }
     }
 
-    /// Starts a hold on a table, whose directory is the store's root.
+    /// Starts a hold on a table. The root of `store` is the table's directory.
     pub(crate) fn take(&self, table: TableName, store: Arc<dyn ObjectStore>) -> Hold {
-        let since = Instant::now();
+        let since = Stopwatch::start();
         let id = self.shared.next.fetch_add(1, Ordering::Relaxed);
         self.held().insert(id, (table, since));
         let mut lease = JoinSet::new();
@@ -88,17 +90,16 @@ impl Holds {
         Hold { holds: self.clone(), id, _lease: lease }
     }
 
-    /// For how long the oldest hold of this process on a table has lasted.
+    /// How long the oldest hold of this process on a table has lasted.
     fn oldest(&self, table: TableName) -> Option<Duration> {
         self.held().values().filter(|(held, _)| *held == table).map(|(_, since)| since.elapsed()).max()
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (TableName, Instant)>> {
+    fn held(&self) -> std::sync::MutexGuard<'_, HashMap<u64, (TableName, Stopwatch)>> {
         self.shared.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// For how long the oldest hold of any process on a table has lasted, at the store's time `now`.
-    /// Removes expired leases.
+    /// How long the oldest hold of any process on a table has lasted, at the store's time `now`. Removes expired leases.
     ///
     /// # Errors
     /// When the store cannot be read.
@@ -113,7 +114,7 @@ impl Holds {
         while let Some(lease) = leases.try_next().await? {
             let age = (now - lease.last_modified).to_std().unwrap_or_default();
             if age > LEASE_TIMEOUT {
-                forget(store, &lease.location).await;
+                remove(store, &lease.location).await;
                 continue;
             }
             let held = match store.get(&lease.location).await {
@@ -134,7 +135,7 @@ pub(crate) async fn store_time(store: &dyn ObjectStore) -> object_store::Result<
     Ok(store.head(&clock).await?.last_modified)
 }
 
-/// For how long files had been held when a lease was written; for ever where the lease cannot be read.
+/// How long files had been held when a lease was written; the longest duration where the lease cannot be read.
 fn held(lease: &[u8]) -> Duration {
     serde_json::from_slice(lease).map_or(Duration::MAX, |lease: Lease| Duration::from_millis(lease.held_ms))
 }
@@ -143,24 +144,26 @@ fn leases() -> Path {
     Path::from_iter([DIRECTORY, "leases"])
 }
 
-async fn keep_lease(store: Arc<dyn ObjectStore>, table: TableName, since: Instant, after: Duration) {
+/// Writes a lease after `after`, and renews it until the task ends.
+async fn keep_lease(store: Arc<dyn ObjectStore>, table: TableName, since: Stopwatch, after: Duration) {
     tokio::time::sleep(after).await;
-    let location = leases().join(format!("{:032x}.json", rand::random::<u128>()));
+    let location = leases().join(format!("{}.json", unique::name()));
     loop {
-        if let Err(error) = write_lease(&*store, &location, since).await {
-            warn!(%table, %error, "cannot write a lease for files in use, trying again");
+        if let Err(error) = write_lease(&*store, &location, since.elapsed()).await {
+            warn!(%table, %error, "cannot write a lease for files in use; retrying");
         }
         tokio::time::sleep(RENEWAL).await;
     }
 }
 
-async fn write_lease(store: &dyn ObjectStore, location: &Path, since: Instant) -> object_store::Result<()> {
-    let held_ms = u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX);
+/// Writes a lease for files that have been held for `held`.
+async fn write_lease(store: &dyn ObjectStore, location: &Path, held: Duration) -> object_store::Result<()> {
+    let held_ms = u64::try_from(held.as_millis()).unwrap_or(u64::MAX);
     let lease = serde_json::json!({ "held_ms": held_ms }).to_string();
     store.put(location, lease.into()).await.map(|_| ())
 }
 
-async fn forget(store: &dyn ObjectStore, location: &Path) {
+async fn remove(store: &dyn ObjectStore, location: &Path) {
     match store.delete(location).await {
         Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
         Err(error) => warn!(lease = %location, %error, "cannot remove an expired lease"),
@@ -187,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_hold_counts_for_its_own_table_until_it_is_dropped() {
+    async fn a_hold_is_for_one_table_until_it_is_dropped() {
         let (holds, store) = (Holds::default(), Arc::new(InMemory::new()));
         let hold = holds.take(TableName::Readings, store);
         let clone = holds.clone();
@@ -199,27 +202,26 @@ mod tests {
     #[tokio::test]
     async fn other_processes_see_a_long_hold_until_its_lease_expires() {
         let store = Arc::new(InMemory::new());
-        let quiet = Holds::default().take(TableName::Readings, store.clone());
+        let unleased = Holds::default().take(TableName::Readings, store.clone());
         tokio::task::yield_now().await;
         assert_eq!(longest(&store, Duration::ZERO).await, None);
         let hold = Holds::leased_at_once().take(TableName::Readings, store.clone());
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let started = Stopwatch::start();
         while longest(&store, Duration::ZERO).await.is_none() {
-            assert!(Instant::now() < deadline, "no lease");
+            assert!(started.elapsed() < Duration::from_secs(30), "no lease");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        drop((quiet, hold));
+        drop((unleased, hold));
         assert!(longest(&store, Duration::ZERO).await.is_some());
         assert_eq!(longest(&store, HOUR).await, None);
-        // It was removed, not skipped.
+        // The expired lease was removed, not just ignored.
         assert_eq!(longest(&store, Duration::ZERO).await, None);
     }
 
     #[tokio::test]
-    async fn a_lease_holds_the_time_that_files_were_held() {
+    async fn a_lease_says_how_long_files_were_held() {
         let store = InMemory::new();
-        let since = Instant::now().checked_sub(Duration::from_secs(7_200)).unwrap();
-        write_lease(&store, &leases().join("a.json"), since).await.unwrap();
+        write_lease(&store, &leases().join("a.json"), 2 * HOUR).await.unwrap();
         let found = longest(&store, Duration::from_secs(600)).await.unwrap().as_secs();
         assert!((7_800..7_860).contains(&found), "{found}");
         store.put(&leases().join("b.json"), "nonsense".into()).await.unwrap();

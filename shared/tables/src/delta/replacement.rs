@@ -1,8 +1,8 @@
-//! Replacing files by others with the same rows: the commit of every compaction. Must not know what the rows mean.
+//! Replaces files by others with the same rows: the commit of every compaction. Must not know what the rows mean.
 //!
-//! Invariant: a replacement changes no row, so it says `dataChange = false`. delta-rs sees no conflict between two
-//! removals of a file that change no data (two engines that optimize at once), so a replacement is only ever committed
-//! on top of a version in which the files were looked up.
+//! Invariant: a replacement changes no row, so it has `dataChange = false`. delta-rs detects no conflict between two
+//! removals of a file that change no data (two engines that optimize at once). So a replacement is committed only as the
+//! next version after one that has all of its files.
 
 use std::collections::HashSet;
 
@@ -11,6 +11,7 @@ use deltalake::protocol::DeltaOperation;
 
 use crate::delta::{AfterOthers, Commit, DataFile, DeltaLog};
 use crate::error::TablesError;
+use crate::real_time;
 
 /// What a compaction did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -31,25 +32,25 @@ impl std::ops::AddAssign for Compacted {
     }
 }
 
-/// How often a replacement is tried when others commit meanwhile.
+/// How often a replacement is tried while others commit.
 const TRIES: u32 = 16;
 
 impl DeltaLog {
-    /// Replaces `files` by the files of `adds`, which hold the same rows, in one commit. `turns` names the application
-    /// transaction that counts the replacements of this table.
+    /// Replaces `files` by the files of `adds`, which have the same rows, in one commit. `counter` is the name of the
+    /// application transaction that counts the replacements of this table.
     ///
     /// # Errors
-    /// [`TablesError::Conflict`] when another replacement came first, of whatever engine; nothing is lost then.
+    /// [`TablesError::Conflict`] when another replacement came first, of this engine or another; nothing is lost then.
     pub(crate) async fn replace(
         &self,
-        turns: &str,
+        counter: &str,
         files: &[DataFile],
         adds: Vec<Add>,
     ) -> Result<Compacted, TablesError> {
-        let mut reason = "other writers commit all the time".to_owned();
+        let mut reason = format!("other writers committed before each of {TRIES} attempts");
         for _ in 0..TRIES {
-            // Each try looks up whether the files are still there.
-            match self.try_replace(turns, files, &adds).await? {
+            // Each attempt checks that the table still has the files.
+            match self.try_replace(counter, files, &adds).await? {
                 Replaced::Committed => {
                     return Ok(Compacted {
                         files_before: files.len(),
@@ -70,7 +71,7 @@ impl DeltaLog {
 
     async fn try_replace(
         &self,
-        turns: &str,
+        counter: &str,
         files: &[DataFile],
         adds: &[Add],
     ) -> Result<Replaced, TablesError> {
@@ -85,12 +86,12 @@ impl DeltaLog {
             add.data_change = false;
             Action::Add(add)
         });
-        let now = chrono::Utc::now().timestamp_millis();
-        let turn = base.transactions.get(turns).copied().unwrap_or_default() + 1;
+        let now = real_time::now().millis();
+        let count = base.transactions.get(counter).copied().unwrap_or_default() + 1;
         let commit = Commit {
             base: &base,
             actions: removals.chain(additions).collect(),
-            transactions: vec![Transaction::new_with_last_update(turns, turn, Some(now))],
+            transactions: vec![Transaction::new_with_last_update(counter, count, Some(now))],
             operation: DeltaOperation::Optimize { predicate: None, target_size: 0 },
             info: serde_json::Map::new(),
             after_others: AfterOthers::Refuse,
@@ -103,7 +104,7 @@ impl DeltaLog {
     }
 }
 
-/// How a try to replace files ended.
+/// How an attempt to replace files ended.
 enum Replaced {
     Committed,
     /// Another writer has committed since the newest version was read.

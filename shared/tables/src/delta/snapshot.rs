@@ -9,10 +9,11 @@ use deltalake::kernel::{Add, Metadata, Remove, StructType};
 use deltalake::table::state::DeltaTableState;
 
 use crate::delta::DeltaLog;
+use crate::real_time;
 
-/// The tag that names the file that the other tags belong to. Stability contract: it is in the log of every table.
+/// The tag with the path of the file that the other tags are about. Stability contract: it is in the logs of all tables.
 pub(crate) const FILE: &str = "wye.file";
-/// The tag that names the columns that a file is sorted by. Stability contract as above.
+/// The tag with the columns that a file is sorted by. Stability contract as above.
 const ORDER: &str = "wye.order";
 
 /// One version of a table.
@@ -91,8 +92,8 @@ impl DataFile {
         u64::try_from(self.add.size).unwrap_or_default()
     }
 
-    /// A tag of the file, if [`crate::file_writer`] wrote it for this very file: other engines may copy tags from the
-    /// files that they merge.
+    /// A tag of the file, if [`crate::file_writer`] wrote it for this file: other engines may copy tags from the files that
+    /// they merge.
     pub(crate) fn tag(&self, name: &str) -> Option<&str> {
         let tags = self.add.tags.as_ref()?;
         let is_its_own = tags.get(FILE)?.as_deref() == Some(self.add.path.as_str());
@@ -104,12 +105,12 @@ impl DataFile {
         self.tag(ORDER).is_some_and(|order| order.split(',').eq(columns.iter().copied()))
     }
 
-    /// The action that takes the file, and its rows, out of the table now.
+    /// The action that removes the file with its rows from the table now.
     pub(crate) fn removal(&self) -> Remove {
         Remove {
             path: self.add.path.clone(),
             data_change: true,
-            deletion_timestamp: Some(chrono::Utc::now().timestamp_millis()),
+            deletion_timestamp: Some(real_time::now().millis()),
             extended_file_metadata: Some(true),
             partition_values: Some(self.add.partition_values.clone()),
             size: Some(self.add.size),
@@ -118,7 +119,7 @@ impl DataFile {
     }
 }
 
-/// The tag that says that a file's rows are in ascending order of these columns, nulls first.
+/// The tag of a file whose rows are in ascending order of these columns, nulls first.
 pub(crate) fn order_tag(columns: &[&str]) -> (String, Option<String>) {
     (ORDER.to_owned(), Some(columns.join(",")))
 }

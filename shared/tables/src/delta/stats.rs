@@ -1,4 +1,4 @@
-//! Statistics of files: rows, bounds and null counts. Must not know which columns matter to whom.
+//! Statistics of files: rows, bounds and null counts. Must not know how they are used.
 //!
 //! In memory they are DataFusion's [`Statistics`], in the log JSON:
 //! <https://github.com/delta-io/delta/blob/master/PROTOCOL.md#per-file-statistics>
@@ -17,12 +17,12 @@ use serde_json::{Map, Value, json};
 use crate::columns::plain_text;
 use crate::delta::LogSnapshot;
 
-/// Longer texts get no bounds: the log must stay small, and a truncated bound would be wrong for ordering files.
+/// Longer texts have no bounds: the log must stay small, and files cannot be ordered by truncated bounds.
 const LONGEST_TEXT: usize = 256;
 
-/// The statistics of a file just written, as Delta stores them. Nested columns get none.
+/// The statistics of a new file, as Delta stores them. Nested columns have none.
 ///
-/// delta-rs has this too, but only for files that its own writers write.
+/// delta-rs has this too, but only for files of its own writers.
 pub(crate) fn of_footer(metadata: &ParquetMetaData, schema: &Schema) -> Result<String> {
     let schema = plain_text(schema);
     let statistics = DFParquetMetadata::statistics_from_parquet_metadata(metadata, &schema)?;
@@ -72,7 +72,7 @@ fn bound(value: &ScalarValue, side: Side) -> Option<Value> {
     }
 }
 
-/// Delta stores times in whole milliseconds: the last one before a smallest time, the next one after a largest.
+/// Delta stores times in whole milliseconds: smallest times are rounded down, largest times up.
 fn milliseconds(micros: i64, side: Side) -> Option<Value> {
     let time = DateTime::from_timestamp_micros(micros)?;
     let before = time.with_nanosecond(time.nanosecond() / 1_000_000 * 1_000_000)?;
@@ -85,8 +85,8 @@ fn milliseconds(micros: i64, side: Side) -> Option<Value> {
     (text.len() == "2026-01-31T12:00:00.000Z".len()).then_some(Value::String(text))
 }
 
-/// What the log says of these columns of each file, in the order of the snapshot's files. `schema` may want text as
-/// dictionaries; its other columns are unknown.
+/// The statistics in the log of these columns of each file, in the order of the snapshot's files. `schema` may have text as
+/// dictionaries; statistics of its other columns are unknown.
 pub(crate) fn of_files(
     snapshot: &LogSnapshot,
     schema: &SchemaRef,
@@ -106,8 +106,8 @@ pub(crate) fn of_files(
             max: typed(log_data.max_values(&column), data_type)?,
             nulls: typed(log_data.null_counts(&column), &DataType::UInt64)?,
         };
-        for (place, (file, statistics)) in snapshot.files.iter().zip(&mut files).enumerate() {
-            statistics.column_statistics[index] = known.of_file(place, file.rows, data_type)?;
+        for (position, (file, statistics)) in snapshot.files.iter().zip(&mut files).enumerate() {
+            statistics.column_statistics[index] = known.of_file(position, file.rows, data_type)?;
         }
     }
     Ok(files)
@@ -117,7 +117,7 @@ fn typed(values: Option<ArrayRef>, data_type: &DataType) -> Result<Option<ArrayR
     Ok(values.map(|values| cast(&values, data_type)).transpose()?)
 }
 
-/// What the log says of one column, file by file.
+/// The statistics in the log of one column, file by file.
 struct Known {
     min: Option<ArrayRef>,
     max: Option<ArrayRef>,
@@ -125,14 +125,14 @@ struct Known {
 }
 
 impl Known {
-    fn of_file(&self, place: usize, rows: u64, data_type: &DataType) -> Result<ColumnStatistics> {
-        let nulls = match value(self.nulls.as_ref(), place)? {
+    fn of_file(&self, position: usize, rows: u64, data_type: &DataType) -> Result<ColumnStatistics> {
+        let nulls = match value(self.nulls.as_ref(), position)? {
             Some(ScalarValue::UInt64(nulls)) => nulls,
             _ => None,
         };
         let (min_value, max_value) =
-            match (value(self.min.as_ref(), place)?, value(self.max.as_ref(), place)?) {
-                // A column without values has null for its bounds, which is a fact and not a gap.
+            match (value(self.min.as_ref(), position)?, value(self.max.as_ref(), position)?) {
+                // The bounds of a column without values are null, which differs from unknown bounds.
                 _ if nulls == Some(rows) => {
                     let null = Precision::Exact(ScalarValue::try_new_null(data_type)?);
                     (null.clone(), null)
@@ -151,10 +151,10 @@ impl Known {
     }
 }
 
-/// The value of a file, where the log has one.
-fn value(values: Option<&ArrayRef>, place: usize) -> Result<Option<ScalarValue>> {
-    match values.filter(|values| values.is_valid(place)) {
-        Some(values) => ScalarValue::try_from_array(values, place).map(Some),
+/// The value of the file at a position, where the log has one.
+fn value(values: Option<&ArrayRef>, position: usize) -> Result<Option<ScalarValue>> {
+    match values.filter(|values| values.is_valid(position)) {
+        Some(values) => ScalarValue::try_from_array(values, position).map(Some),
         None => Ok(None),
     }
 }

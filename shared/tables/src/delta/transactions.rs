@@ -1,6 +1,6 @@
-//! The application transactions of a table, and the version of each. Must not know who uses them for what.
+//! The application transactions of a table, and the version of each. Must not know what they are used for.
 //!
-//! delta-rs gives the version of one name at a time, and reads the log each time. Here all of them are needed, for each
+//! delta-rs returns the version of one name at a time, and reads the log each time. Here all of them are needed for each
 //! new version of the table.
 
 use std::collections::BTreeMap;

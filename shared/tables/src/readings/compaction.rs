@@ -1,4 +1,4 @@
-//! Merges many small files of readings into few large ones, changing no reading. Must not know who appends.
+//! Merges many small files of readings into few large ones, without a change to any reading. Must not know appends.
 //!
 //! Invariant: a compaction replaces files by files that have exactly their rows.
 
@@ -28,7 +28,7 @@ const COMPACTED: &str = "wye-compact/readings";
 /// The memory for sorting files of other engines, in bytes; larger files are sorted on disk.
 const SORT_MEMORY: usize = 512 << 20;
 
-/// Which files are worth merging.
+/// Which files are merged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompactionPolicy {
     /// Files with fewer rows than this are small.
@@ -38,7 +38,7 @@ pub struct CompactionPolicy {
 }
 
 impl Default for CompactionPolicy {
-    /// Eight files below a million rows: each row is rewritten a few times, and a day stays below a few dozen files.
+    /// Eight files below a million rows: each row is rewritten a few times, and a day has a few dozen files at most.
     fn default() -> Self {
         Self { small_rows: 1 << 20, least_files: 8 }
     }
@@ -93,7 +93,7 @@ impl Readings {
     }
 }
 
-/// Reads files in order and writes their rows into as few files as the size of a file allows.
+/// Reads files in order and writes their rows to as few files as the largest size of a file allows.
 async fn rewrite(
     snapshot: ReadingsSnapshot,
     day: String,

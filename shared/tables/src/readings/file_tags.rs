@@ -1,9 +1,8 @@
-//! What a scan needs of a file of readings beyond its statistics, stored as tags of its `Add` action. Must not know how
-//! scans use it.
+//! What a scan needs to know about a file of readings besides its statistics, stored as tags of its `Add` action. Must not
+//! know how scans use it.
 //!
-//! Stability contract: the tags `wye.offsets`, `wye.devices`, `wye.order` and `wye.file` are in the log of every table
-//! ever written. A file without them (written by another engine), or with those of another file, is scanned with all
-//! filters and sorted by the scan.
+//! Stability contract: the tags `wye.offsets`, `wye.devices`, `wye.order` and `wye.file` are in the logs of all existing
+//! tables. A file without them (of another engine), or with those of another file, is filtered and sorted by each scan.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -31,7 +30,7 @@ pub(crate) struct OffsetSpan(pub(crate) Offset, pub(crate) Offset);
 pub(crate) struct FileTags {
     /// Which offsets of which Kafka partition are in the file.
     pub(crate) offsets: BTreeMap<KafkaPartition, OffsetSpan>,
-    /// Devices at even distances through the file, in order: each represents the same share of its rows.
+    /// The devices of evenly spaced rows of the file, in order: each represents the same share of the rows.
     pub(crate) devices: Vec<String>,
 }
 
@@ -55,7 +54,7 @@ impl FileTags {
         self.devices.extend(sampled.map(str::to_owned));
     }
 
-    /// The tags of a stored file; `None` when it was written without.
+    /// The tags of a stored file; `None` where it has none.
     pub(crate) fn of(file: &DataFile) -> Option<Self> {
         Some(Self {
             offsets: serde_json::from_str(file.tag(OFFSETS)?).ok()?,
@@ -63,7 +62,7 @@ impl FileTags {
         })
     }
 
-    /// The form in the log.
+    /// The tags as they are stored in the log.
     pub(crate) fn to_delta(&self) -> serde_json::Result<HashMap<String, Option<String>>> {
         let step = self.devices.len().div_ceil(SAMPLES).max(1);
         let devices: Vec<&String> = self.devices.iter().step_by(step).collect();

@@ -1,4 +1,4 @@
-//! Appending exactly once, compacting and cleaning, on a real directory.
+//! Appending exactly once, compaction and cleaning, in a real directory.
 
 use wye_domain::ErrorKind;
 
@@ -6,6 +6,7 @@ use super::*;
 use crate::CompactionPolicy;
 use crate::columns::{READING_ORDER, stored_schema};
 use crate::delta::cleaning::Keep;
+use crate::real_time::Stopwatch;
 use crate::scan::SortedScan;
 use crate::testing::{Row, archive, archive_batch, horizon, ingested, number, row, rows_of, run};
 
@@ -17,7 +18,7 @@ async fn all_rows(readings: &Readings) -> Vec<Row> {
     run(plan).await.iter().flatten().flat_map(rows_of).collect()
 }
 
-fn fixture() -> (tempfile::TempDir, TableRoot) {
+fn new_root() -> (tempfile::TempDir, TableRoot) {
     let directory = tempfile::tempdir().unwrap();
     let root = TableRoot::directory(directory.path()).unwrap();
     (directory, root)
@@ -25,7 +26,7 @@ fn fixture() -> (tempfile::TempDir, TableRoot) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn appends_continue_where_the_last_one_ended() {
-    let (_directory, root) = fixture();
+    let (_directory, root) = new_root();
     let readings = Readings::open(&root).await.unwrap();
     assert!(readings.archived().await.unwrap().is_empty());
 
@@ -36,17 +37,17 @@ async fn appends_continue_where_the_last_one_ended() {
     assert_eq!(readings.append(first.clone()).await.unwrap().readings, 3);
     assert_eq!(readings.archived().await.unwrap(), horizon([(0, 7), (1, 1)]));
 
-    // The same again, as after a crash between the commit and its answer.
+    // A retry, as after a crash between the commit and its acknowledgement.
     assert_eq!(readings.append(first).await.unwrap_err().kind(), ErrorKind::Conflict);
     let gap = readings.append(vec![archive(0, 8, 9, &[row("a", 9, 0, 8)])]).await;
     assert_eq!(gap.unwrap_err().kind(), ErrorKind::Conflict);
-    // One range that does not fit keeps out all.
+    // One range that does not fit rejects the whole append.
     let half = vec![archive(0, 7, 8, &[row("a", 9, 0, 7)]), archive(1, 0, 1, &[row("c", 3, 1, 0)])];
     assert_eq!(readings.append(half).await.unwrap_err().kind(), ErrorKind::Conflict);
     let twice = vec![archive(0, 7, 8, &[]), archive(0, 8, 9, &[])];
     assert_eq!(readings.append(twice).await.unwrap_err().kind(), ErrorKind::Invalid);
 
-    // Offsets without readings advance too, and another handle sees all of it.
+    // Offsets without readings are archived too, and another handle reads all of it.
     readings.append(vec![archive(0, 7, 10, &[])]).await.unwrap();
     let other = Readings::open(&root).await.unwrap();
     assert_eq!(other.archived().await.unwrap(), horizon([(0, 10), (1, 1)]));
@@ -56,8 +57,8 @@ async fn appends_continue_where_the_last_one_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_racing_writers_one_wins() {
-    let (_directory, root) = fixture();
+async fn one_of_two_concurrent_appends_wins() {
+    let (_directory, root) = new_root();
     let (one, two) = (Readings::open(&root).await.unwrap(), Readings::open(&root).await.unwrap());
     for round in 0..20 {
         let batch = || vec![archive(0, round, round + 1, &[row("a", round, 0, round)])];
@@ -70,7 +71,7 @@ async fn of_two_racing_writers_one_wins() {
         let lost = first.err().or(second.err()).unwrap();
         assert_eq!(lost.kind(), ErrorKind::Conflict, "{lost}");
     }
-    // Different Kafka partitions do not disturb each other.
+    // Appends to different Kafka partitions both succeed.
     let (first, second) = tokio::join!(
         one.append(vec![archive(1, 0, 1, &[row("b", 0, 1, 0)])]),
         two.append(vec![archive(2, 0, 1, &[row("c", 0, 2, 0)])]),
@@ -79,13 +80,13 @@ async fn of_two_racing_writers_one_wins() {
     second.unwrap();
     assert_eq!(one.archived().await.unwrap(), horizon([(0, 20), (1, 1), (2, 1)]));
     assert_eq!(all_rows(&one).await.len(), 22);
-    // The losers' files are gone.
+    // The files of the failed appends were removed.
     assert_eq!(one.log().clean_older(Keep::NOTHING).await.unwrap().files, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn checkpoints_keep_the_offsets() {
-    let (directory, root) = fixture();
+    let (directory, root) = new_root();
     let readings = Readings::open(&root).await.unwrap();
     for offset in 0..45 {
         readings.append(vec![archive(offset as i32 % 3, offset / 3, offset / 3 + 1, &[])]).await.unwrap();
@@ -97,7 +98,7 @@ async fn checkpoints_keep_the_offsets() {
     let other = Readings::open(&root).await.unwrap();
     let expected = horizon([(0, 15), (1, 15), (2, 15)]);
     assert_eq!(other.archived().await.unwrap(), expected);
-    // delta-rs's own way to the same facts.
+    // delta-rs reads the same offsets.
     let snapshot = other.snapshot().await.unwrap();
     let table = snapshot.snapshot.delta_table(other.log());
     for (kafka_partition, offset) in expected.iter() {
@@ -110,7 +111,7 @@ async fn checkpoints_keep_the_offsets() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn checkpoints_keep_the_tags() {
-    let (_directory, root) = fixture();
+    let (_directory, root) = new_root();
     let readings = Readings::open(&root).await.unwrap();
     for offset in 0..25 {
         readings.append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])]).await.unwrap();
@@ -122,7 +123,7 @@ async fn checkpoints_keep_the_tags() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn compacting_changes_files_and_no_reading() {
-    let (_directory, root) = fixture();
+    let (_directory, root) = new_root();
     let readings = Readings::open(&root).await.unwrap();
     let mut expected = Vec::new();
     for append in 0..10 {
@@ -142,7 +143,7 @@ async fn compacting_changes_files_and_no_reading() {
     assert_eq!(readings.archived().await.unwrap(), horizon([(0, 500)]));
     assert_eq!(readings.compact(CompactionPolicy::default()).await.unwrap().files_before, 0);
 
-    // Who reads the version before still finds its files, however long ago they left the table.
+    // A reader of the previous version still finds its files.
     assert_eq!(readings.vacuum(Default::default()).await.unwrap().files, 0);
     let sql = "select count(*) from readings";
     assert_eq!(number("readings", before.provider().await.unwrap(), sql).await, 500);
@@ -159,27 +160,27 @@ fn leases(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_reader_in_another_process_outlives_the_grace() {
-    let (directory, root) = fixture();
+async fn files_are_kept_for_a_reader_in_another_process() {
+    let (directory, root) = new_root();
     let readings = Readings::open(&root).await.unwrap();
     for offset in 0..10 {
         readings.append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])]).await.unwrap();
     }
     let reading = Readings::open(&root.leased_at_once()).await.unwrap();
     let reader = reading.snapshot().await.unwrap();
-    // A root of its own shares nothing with the reader's, as in another process.
+    // Another root shares nothing with the reader's, as in another process.
     let cleaner = Readings::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();
     assert_eq!(cleaner.compact(CompactionPolicy::default()).await.unwrap().files_before, 10);
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    let started = Stopwatch::start();
     while leases(directory.path()).is_empty() {
-        assert!(std::time::Instant::now() < deadline, "no lease");
+        assert!(started.elapsed() < std::time::Duration::from_secs(30), "no lease");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     assert_eq!(cleaner.vacuum(Default::default()).await.unwrap().files, 0);
     let sql = "select count(*) from readings";
     assert_eq!(number("readings", reader.provider().await.unwrap(), sql).await, 10);
     drop(reader);
-    // The lease of a reader that has gone runs out.
+    // As if the lease of the dropped reader had expired.
     for lease in leases(directory.path()) {
         std::fs::remove_file(lease).unwrap();
     }
@@ -187,8 +188,8 @@ async fn a_reader_in_another_process_outlives_the_grace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_compactions_at_once_do_not_double_readings() {
-    let (_directory, root) = fixture();
+async fn two_compactions_at_once_do_not_duplicate_readings() {
+    let (_directory, root) = new_root();
     let (one, two) = (Readings::open(&root).await.unwrap(), Readings::open(&root).await.unwrap());
     for offset in 0..10 {
         one.append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])]).await.unwrap();
@@ -202,8 +203,8 @@ async fn two_compactions_at_once_do_not_double_readings() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sql_sees_all_columns_and_days() {
-    let (_directory, root) = fixture();
+async fn sql_reads_all_columns_and_days() {
+    let (_directory, root) = new_root();
     let readings = Readings::open(&root).await.unwrap();
     let day = 86_400_000_000;
     let mut first = row("a", 1_700_000_000_123_456, 0, 0);
@@ -232,12 +233,12 @@ async fn sql_sees_all_columns_and_days() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hourly_measurements_take_at_most_four_bytes() {
-    let (_directory, root) = fixture();
+    let (_directory, root) = new_root();
     let readings = Readings::open(&root).await.unwrap();
     let hours = 35_064_i64;
     let hour = 3_600_000_000_i64;
     let start = 1_362_096_000_000_000_i64;
-    // A station's columns, one message per thousand rows, values of a random walk with few distinct numbers.
+    // The columns of a station, one message per thousand rows; values are a random walk over few distinct numbers.
     let mut rows = Vec::new();
     for (metric, name) in
         ["PM2.5", "PM10", "SO2", "NO2", "CO", "O3", "TEMP", "PRES", "DEWP", "RAIN", "WSPM"].iter().enumerate()

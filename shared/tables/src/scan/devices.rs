@@ -25,7 +25,7 @@ impl DeviceRange {
     }
 }
 
-/// At most `count` ranges that cover all devices, with about equal numbers of rows by the samples in the files' tags.
+/// At most `count` ranges that cover all devices, with about equal numbers of rows. The files' tags have samples of devices.
 pub(super) fn ranges(inputs: &[Input], count: usize) -> Vec<DeviceRange> {
     let mut samples: Vec<(&str, f64)> = Vec::new();
     for input in inputs {
@@ -39,7 +39,7 @@ pub(super) fn ranges(inputs: &[Input], count: usize) -> Vec<DeviceRange> {
     let mut before = 0.0;
     for (index, (device, share)) in samples.iter().enumerate() {
         let wanted = total * (cuts.len() + 1) as f64 / count.max(1) as f64;
-        // The half share rounds to the nearest sample instead of always cutting late.
+        // Half of the share rounds to the nearest sample.
         let due = cuts.len() + 1 < count && before + share / 2.0 >= wanted;
         if due && index > 0 && samples[0].0 < *device && cuts.last() != Some(device) {
             cuts.push(device);

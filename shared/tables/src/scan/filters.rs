@@ -15,7 +15,7 @@ use crate::columns::{DEVICE_ID, KAFKA_OFFSET, KAFKA_PARTITION};
 use crate::parquet_plan::text_literal;
 use crate::scan::devices::DeviceRange;
 
-/// Readings of a range of devices, below a horizon; `None` when these are all.
+/// Readings of a range of devices, below a horizon; `None` where there is no condition.
 pub(super) fn readings(
     devices: Option<&DeviceRange>,
     horizon: Option<&Horizon>,

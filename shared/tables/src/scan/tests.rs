@@ -1,4 +1,4 @@
-//! Sorted scans below a horizon, against a naive filter.
+//! Sorted scans below a horizon, compared with a naive filter.
 
 use std::collections::BTreeSet;
 
@@ -35,6 +35,12 @@ fn random_rows(random: &mut StdRng, kafka_partition: i32, offsets: std::ops::Ran
     rows
 }
 
+/// Whether a row is below a horizon, if there is one.
+fn is_below(row: &Row, horizon: Option<&Horizon>) -> bool {
+    let Some(horizon) = horizon else { return true };
+    horizon.get(KafkaPartition(row.kafka_partition)).is_some_and(|end| row.kafka_offset < end.0)
+}
+
 fn device_of(batch: &arrow::array::RecordBatch) -> Vec<String> {
     let column = wye_domain::reading::TextColumn::of(batch, "device_id").unwrap();
     (0..batch.num_rows()).map(|row| column.text(row).unwrap().to_owned()).collect()
@@ -66,16 +72,12 @@ async fn scans_equal_a_naive_filter_and_are_sorted() {
         }
         all.sort();
         let horizon = testing::horizon([(0, random.random_range(0..130)), (2, random.random_range(0..130))]);
-        let below = |row: &Row| {
-            horizon.get(KafkaPartition(row.kafka_partition)).is_some_and(|end| row.kafka_offset < end.0)
-        };
         let schema = stored_schema();
         let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
         let snapshot = readings.snapshot().await.unwrap();
         for plan_partitions in [1, 2, 5] {
             for horizon in [None, Some(&horizon)] {
-                let expected: Vec<Row> =
-                    all.iter().filter(|row| horizon.is_none() || below(row)).cloned().collect();
+                let expected: Vec<Row> = all.iter().filter(|row| is_below(row, horizon)).cloned().collect();
                 let scan = SortedScan { horizon, columns: &columns, plan_partitions, batch_size: Some(64) };
                 let plan = snapshot.sorted_scan(&scan).unwrap();
                 assert!(plan.properties().output_ordering().is_some(), "{plan:?}");
@@ -116,7 +118,7 @@ async fn scans_equal_a_naive_filter_and_are_sorted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_empty_table_scans_to_nothing() {
+async fn a_scan_of_an_empty_table_has_no_rows() {
     let directory = tempfile::tempdir().unwrap();
     let readings = Readings::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();
     let scan = SortedScan { horizon: None, columns: &["metric"], plan_partitions: 2, batch_size: None };

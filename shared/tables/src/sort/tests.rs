@@ -1,4 +1,4 @@
-//! The order of the master dataset, against a naive sort.
+//! The order of the master dataset, compared with a naive sort.
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -47,7 +47,7 @@ fn sorting_equals_a_naive_sort() {
 }
 
 #[test]
-fn days_are_told_apart_in_utc() {
+fn days_are_those_of_utc() {
     let batches = vec![
         (KafkaPartition(0), archive_batch(&ingested(MICROS_PER_DAY, [row("b", 1, 0, 0), row("a", 1, 0, 1)]))),
         (KafkaPartition(0), archive_batch(&ingested(MICROS_PER_DAY - 1, [row("c", 1, 0, 2)]))),

@@ -1,4 +1,4 @@
-//! What the log entry of a version of the batch views says of its run. Must not know the rows.
+//! The log entry of a version of the batch views: its run and horizon. Must not know the rows.
 
 use deltalake::kernel::{Action, CommitInfo};
 use deltalake::logstore::get_actions;
@@ -15,7 +15,7 @@ use crate::run_record::{CommittedRun, RunRecord};
 /// The key of the run's record in `commitInfo`.
 const RUN: &str = "wyeRun";
 
-/// What a log entry says of its run.
+/// The run and the horizon of a log entry.
 #[derive(Default)]
 pub(super) struct Entry {
     committed: Option<Micros>,
@@ -25,7 +25,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// The run that made this version; `None` when another engine made it.
+    /// The run that committed this version; `None` when another engine did.
     pub(super) fn committed_run(self, version: ViewVersion) -> Option<CommittedRun> {
         let committed = self.committed?;
         self.run.map(|run| CommittedRun { version, committed, horizon: self.horizon, run })
@@ -39,7 +39,7 @@ pub(super) fn info(run: &RunRecord) -> Result<Map<String, Value>, TablesError> {
     Ok(Map::from_iter([(RUN.to_owned(), record)]))
 }
 
-/// Reads the log entry of a version; `None` when the log has dropped it.
+/// Reads the log entry of a version; `None` when the log no longer has it.
 pub(super) async fn read(log: &DeltaLog, version: ViewVersion) -> Result<Option<Entry>, TablesError> {
     let read = log.log_store().read_commit_entry(version.0).await;
     let Some(bytes) = read.map_err(|source| log.unreadable(source))? else { return Ok(None) };

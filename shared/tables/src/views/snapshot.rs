@@ -1,4 +1,4 @@
-//! The views of one run, for reading. Must not know what the columns mean.
+//! Reads the views of one run. Must not know what the columns mean.
 
 use std::sync::Arc;
 
@@ -25,9 +25,9 @@ use crate::run_record::RunRecord;
 /// The views of one run.
 #[derive(Clone, Debug)]
 pub struct ViewSnapshot {
-    /// For each Kafka partition the offset below which readings are in the views.
+    /// The horizon: readings below it are in the views.
     pub horizon: Horizon,
-    /// What the run recorded of itself; `None` when its log entry is deleted.
+    /// The record of the run; `None` when its log entry is deleted.
     pub run: Option<RunRecord>,
     log: DeltaLog,
     snapshot: LogSnapshot,
@@ -57,7 +57,7 @@ impl ViewSnapshot {
         self.log.root()
     }
 
-    /// The columns, text as dictionaries.
+    /// The columns, with text in dictionaries.
     pub fn schema(&self) -> SchemaRef {
         dictionary_text(&self.snapshot.schema)
     }
@@ -82,7 +82,7 @@ impl ViewSnapshot {
     }
 
     /// A plan over exactly these views: one plan partition per file, rows in the order of series and window
-    /// ([`VIEW_ORDER`]), text as dictionaries.
+    /// ([`VIEW_ORDER`]), text in dictionaries.
     ///
     /// # Errors
     /// [`TablesError::Scan`] when a column does not exist or a filter cannot be evaluated over [`ViewSnapshot::schema`].

@@ -1,4 +1,4 @@
-//! Replacing views atomically, on a real directory.
+//! Replacing views atomically, in a real directory.
 
 use arrow::array::{AsArray, DictionaryArray, Float64Array, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type};
@@ -12,7 +12,7 @@ use super::*;
 use crate::delta::cleaning::Keep;
 use crate::testing::{horizon, number, run};
 
-fn fixture() -> (tempfile::TempDir, BatchViews) {
+fn new_views() -> (tempfile::TempDir, BatchViews) {
     let directory = tempfile::tempdir().unwrap();
     let views = BatchViews::open(&TableRoot::directory(directory.path()).unwrap()).unwrap();
     (directory, views)
@@ -63,12 +63,12 @@ async fn sum(snapshot: &ViewSnapshot) -> i64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_replaces_views_and_horizon_at_once() {
-    let (_directory, views) = fixture();
+    let (_directory, views) = new_views();
     assert!(views.latest().await.unwrap().is_none());
     assert_eq!(views.latest_version().await.unwrap(), None);
     assert!(views.history(5).await.unwrap().is_empty());
 
-    // A run that is killed before its commit leaves nothing to see.
+    // Readers do not see the files of a run that was killed before its commit.
     write(&views, &rows(&["x"], &[1000])).await;
     assert!(views.latest().await.unwrap().is_none());
 
@@ -85,7 +85,7 @@ async fn a_commit_replaces_views_and_horizon_at_once() {
     assert_eq!(views.latest_version().await.unwrap(), Some(second));
     let new = views.latest().await.unwrap().unwrap();
     assert_eq!((sum(&new).await, new.horizon.offset(KafkaPartition(1))), (40, Offset(22)));
-    // The reader of the old snapshot goes on.
+    // The old snapshot can still be read.
     assert_eq!(sum(&old).await, 3);
 
     let history = views.history(5).await.unwrap();
@@ -96,8 +96,8 @@ async fn a_commit_replaces_views_and_horizon_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_two_racing_runs_one_wins() {
-    let (directory, views) = fixture();
+async fn one_of_two_concurrent_runs_wins() {
+    let (directory, views) = new_views();
     let other = BatchViews::open(&TableRoot::directory(directory.path()).unwrap()).unwrap();
     let mut expected = None;
     for round in 0..10 {
@@ -109,10 +109,10 @@ async fn of_two_racing_runs_one_wins() {
         expected = first.ok().or(second.ok());
         assert_eq!(sum(&views.latest().await.unwrap().unwrap()).await, 1);
     }
-    // A run that started from an older version is late.
+    // A run that started from an older version is rejected.
     let late = prepared(&views, &rows(&["a"], &[1]), 99, Some(ViewVersion(1))).await;
     assert_eq!(views.commit(late).await.unwrap_err().kind(), ErrorKind::Conflict);
-    // A horizon never loses a Kafka partition, and never goes back.
+    // A horizon must not lose a Kafka partition, and must not go back.
     for backwards in [horizon([(1, 99)]), horizon([(0, 99), (1, 0)])] {
         let mut commit = prepared(&views, &rows(&["a"], &[1]), 99, expected).await;
         commit.horizon = backwards;
@@ -122,7 +122,7 @@ async fn of_two_racing_runs_one_wins() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn columns_may_change_from_run_to_run() {
-    let (_directory, views) = fixture();
+    let (_directory, views) = new_views();
     let first = views.commit(prepared(&views, &rows(&["a"], &[1]), 1, None).await).await.unwrap();
     let old = views.latest().await.unwrap().unwrap();
     let schema = Arc::new(Schema::new(vec![
@@ -146,7 +146,7 @@ async fn columns_may_change_from_run_to_run() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn scans_project_and_filter() {
-    let (_directory, views) = fixture();
+    let (_directory, views) = new_views();
     let (one, two) = (rows(&["a", "b", "c"], &[1, 2, 3]), rows(&["d", "e"], &[4, 5]));
     let mut commit = prepared(&views, &one, 1, None).await;
     commit.files.extend(write(&views, &two).await);
@@ -168,7 +168,7 @@ async fn scans_project_and_filter() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cleaning_keeps_what_readers_need() {
-    let (directory, views) = fixture();
+    let (directory, views) = new_views();
     let mut version = None;
     for round in 1..=45 {
         version = Some(
@@ -178,15 +178,15 @@ async fn cleaning_keeps_what_readers_need() {
     write(&views, &rows(&["x"], &[1000])).await;
     assert_eq!(views.vacuum(Duration::from_secs(600)).await.unwrap().files, 0);
     assert_eq!(views.vacuum(Duration::ZERO).await.unwrap().files, 44);
-    // What a killed run left goes only when it is old.
+    // The file of a killed run is removed only when it is old.
     let unnamed = views.log.clean_older(Keep::NOTHING).await.unwrap();
     assert_eq!(unnamed.files, 1);
     assert_eq!(sum(&views.latest().await.unwrap().unwrap()).await, 45);
     assert_eq!(views.vacuum(Duration::from_secs(90_000)).await.unwrap_err().kind(), ErrorKind::Invalid);
 
-    // A handle that slept through a trimmed log finds its way.
-    let sleeper = BatchViews::open(&TableRoot::directory(directory.path()).unwrap()).unwrap();
-    assert_eq!(sleeper.latest_version().await.unwrap(), version);
+    // A handle whose next log entries were deleted reads the whole log again.
+    let idle = BatchViews::open(&TableRoot::directory(directory.path()).unwrap()).unwrap();
+    assert_eq!(idle.latest_version().await.unwrap(), version);
     for round in 46..=64 {
         version = Some(
             views.commit(prepared(&views, &rows(&["a"], &[round]), round, version).await).await.unwrap(),
@@ -199,14 +199,14 @@ async fn cleaning_keeps_what_readers_need() {
             std::fs::remove_file(path).unwrap();
         }
     }
-    let woken = sleeper.latest().await.unwrap().unwrap();
-    assert_eq!((Some(woken.version()), sum(&woken).await), (version, 64));
-    assert_eq!(woken.horizon, horizon([(0, 64), (1, 128)]));
+    let newest = idle.latest().await.unwrap().unwrap();
+    assert_eq!((Some(newest.version()), sum(&newest).await), (version, 64));
+    assert_eq!(newest.horizon, horizon([(0, 64), (1, 128)]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_plan_partition_reads_its_own_file_only() {
-    let (_directory, views) = fixture();
+    let (_directory, views) = new_views();
     let mut commit = prepared(&views, &rows(&["a"], &[0]), 1, None).await;
     for count in 1..300 {
         commit.files.extend(write(&views, &rows(&["a"], &[count])).await);

@@ -14,7 +14,7 @@ use crate::error::TablesError;
 use crate::file_writer::{FileFormat, FileWriter};
 use crate::parquet_properties::view_properties;
 
-/// A file is completed once it has this many bytes: a scan reads each file in one plan partition.
+/// A file is completed when it has this many bytes: a scan reads each file in one plan partition.
 const BYTES_PER_FILE: usize = 64 << 20;
 
 /// A stored file that no version has yet.
@@ -25,8 +25,8 @@ pub struct ViewFile {
     _hold: Arc<Hold>,
 }
 
-/// Writes rows into files. Each thread has a writer of its own; rows keep their order within a writer's files. Rows with
-/// the columns of [`VIEW_ORDER`] must come in this order: readers depend on it.
+/// Writes rows to files. Each thread has its own writer; rows keep their order within a writer's files. Rows with the columns
+/// of [`VIEW_ORDER`] must come in this order: readers depend on it.
 ///
 /// A writer that is dropped without [`ViewWriter::finish`] leaves at most files that [`super::BatchViews::vacuum`]
 /// removes.
@@ -45,8 +45,7 @@ impl ViewWriter {
         Self { log, format, open: None, finished: Vec::new(), hold }
     }
 
-    /// Encodes rows, and stores what is complete. This is computation for the most part, to be called where computing
-    /// is allowed: on a thread for it, or in a task that is known to compute.
+    /// Encodes rows, and stores completed parts. This is mostly CPU work, so call it on a thread for computations.
     ///
     /// # Errors
     /// [`TablesError::Encode`] when the rows do not have the writer's columns, or a file cannot be stored.
@@ -63,7 +62,7 @@ impl ViewWriter {
         self.complete(file).await
     }
 
-    /// Completes the last file, and returns all for the commit.
+    /// Completes the last file, and returns all files for the commit.
     ///
     /// # Errors
     /// [`TablesError::Encode`] when the file cannot be stored.
