@@ -125,9 +125,11 @@ impl Planner {
     fn session_over(&self, schema: Arc<CaptureSchema>) -> Result<SessionState, ServingError> {
         let catalog = MemoryCatalogProvider::new();
         catalog.register_schema(SCHEMA, schema).map_err(prepare_failed)?;
-        let session = SessionStateBuilder::new_from_existing(self.session.clone())
+        let mut session = SessionStateBuilder::new_from_existing(self.session.clone())
             .with_catalog_list(Arc::new(MemoryCatalogProviderList::new()))
             .build();
+        // The time of `now()`, and names for expressions of this query alone.
+        session.mark_start_execution();
         session.catalog_list().register_catalog(CATALOG.to_owned(), Arc::new(catalog));
         Ok(session)
     }

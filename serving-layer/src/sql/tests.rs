@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use wye_domain::summary::Summary;
-use wye_domain::time::{Micros, WindowSize};
+use wye_domain::time::{Micros, Span, WindowSize, format_rfc3339};
 use wye_metrics::sql_tables::{SqlTable, reserved_names};
 use wye_runtime::clock::{Clock, SystemClock};
 
@@ -148,6 +148,22 @@ async fn a_rollup_over_hundreds_of_files_has_each_window_once() {
         let counted = "SELECT count(*), count(DISTINCT window_start), sum(\"count\") FROM t_1h";
         assert_eq!(site.sql(counted).await, "7,7,400");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn now_is_the_time_of_the_query() {
+    let site = Site::new().await;
+    let start = SystemClock::default().now();
+    let (from, to) = (start - Span::from_secs(1), start + Span::from_mins(10));
+    let within = format!(
+        "SELECT now() = now(), now() BETWEEN TIMESTAMP '{}' AND TIMESTAMP '{}'",
+        format_rfc3339(from),
+        format_rfc3339(to)
+    );
+    assert_eq!(site.sql(&within).await, "true,true");
+    let nanoseconds = "SELECT CAST(now() AS BIGINT)";
+    let (first, second) = (site.sql(nanoseconds).await, site.sql(nanoseconds).await);
+    assert!(first.parse::<i64>().unwrap() < second.parse::<i64>().unwrap(), "{first} {second}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -15,11 +15,13 @@ pub(crate) fn now() -> Timestamp {
 }
 
 /// The time of the day since 1970; zero on a machine whose clock shows an earlier year.
+#[expect(clippy::disallowed_methods, reason = "the broker's clock")]
 pub(crate) fn since_1970() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 /// A moment that never goes back: durations and deadlines are measured with it.
+#[expect(clippy::disallowed_methods, reason = "the broker's clock")]
 pub(crate) fn monotonic() -> Instant {
     Instant::now()
 }
