@@ -165,6 +165,8 @@ pub async fn start(
 
 /// Serves until `shutdown` and until the requests in progress are answered; then cancels `end`.
 async fn serve_until_drained(server: Server, shutdown: CancellationToken, end: CancellationToken) {
+    // Also where the server panics.
+    let _end = end.drop_guard();
     let mut serving = pin!(serve(server, shutdown.clone()));
     tokio::select! {
         () = serving.as_mut() => {}
@@ -174,7 +176,6 @@ async fn serve_until_drained(server: Server, shutdown: CancellationToken, end: C
             }
         }
     }
-    end.cancel();
 }
 
 /// What queries may use, with what the settings leave to the machine.

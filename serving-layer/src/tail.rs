@@ -136,9 +136,10 @@ impl Tail {
                     positions.insert(kafka_partition, low);
                     assign(&mut reader, positions)?;
                 }
-                Err(problem @ LogError::Unreadable { .. }) => {
+                Err(problem @ LogError::Unreadable { kafka_partition, .. }) => {
                     self.instruments.skip("undecodable");
-                    warn!(error = error_chain(&problem), "realtime records are skipped");
+                    warn!(error = error_chain(&problem), %kafka_partition, "realtime records are skipped");
+                    self.hub.step(Input::Undecodable { kafka_partition });
                 }
                 Err(problem) => return Err(problem),
             }

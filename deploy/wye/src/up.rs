@@ -118,6 +118,9 @@ pub(crate) async fn start(arguments: &Up, shutdown: &CancellationToken) -> Resul
     };
     let ingest_shutdown = CancellationToken::new();
     let layers_shutdown = CancellationToken::new();
+    // Where the start fails, what has started ends.
+    let (ingest_guard, layers_guard) =
+        (ingest_shutdown.clone().drop_guard(), layers_shutdown.clone().drop_guard());
     let serving_shutdown = CancellationToken::new();
     let ingest = parts::start_ingest(&checked, &site, &ingest_shutdown).await?;
     parts::claim_tables(&ingest, &site.root).await?;
@@ -156,6 +159,9 @@ pub(crate) async fn start(arguments: &Up, shutdown: &CancellationToken) -> Resul
         serving_shutdown,
         _lock: lock,
     };
+    // From here on, `stop` ends everything in order.
+    ingest_guard.disarm();
+    layers_guard.disarm();
     tokio::select! {
         () = running.serving.until_ready() => {}
         () = shutdown.cancelled() => {

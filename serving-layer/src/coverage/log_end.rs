@@ -95,7 +95,7 @@ impl LogEnd {
         }
         if self.steps.len() > STEPS {
             let spanned = now - self.steps[0].since;
-            self.spacing = Span(spanned.0 / (STEPS as i64 / 2));
+            self.spacing = Span((spanned.0 / (STEPS as i64 / 2)).max(1));
             for step in std::mem::take(&mut self.steps) {
                 self.step(step.end, step.since);
             }
@@ -158,6 +158,16 @@ mod tests {
         assert_eq!((end(&log_end, 4), lacking_since(&log_end, 30)), (Some(31), Some(4)));
         // An old answer says nothing.
         assert_eq!(end(&log_end, 6), None);
+    }
+
+    #[test]
+    fn any_number_of_steps_fits_into_one_moment() {
+        let mut log_end = LogEnd::default();
+        ask(&mut log_end, 1, 0, 1);
+        for next in 2..2_000 {
+            log_end.written(Offset(next), at(1));
+        }
+        assert_eq!((end(&log_end, 1), lacking_since(&log_end, 0)), (Some(1_999), Some(1)));
     }
 
     #[test]

@@ -46,7 +46,8 @@ pub(super) async fn current(
         if let Some(unchanged) = api.tag(now).unchanged(&headers) {
             return Ok(unchanged);
         }
-        let taken = api.hub.read().current(&choice.series(directory, &metric), now);
+        let series = choice.series(directory, &metric);
+        let taken = api.hub.read().current(&series, now);
         if wait.is_covered_by(&taken.coverage) {
             break taken;
         }

@@ -1,6 +1,7 @@
 //! Requests whose clients disconnect, requests that are sent again, and requests while the log is unavailable.
 
 use std::path::Path;
+use std::sync::mpsc;
 
 use tempfile::TempDir;
 use wye_broker::{Broker, BrokerConfig, Port};
@@ -140,6 +141,35 @@ async fn while_the_log_is_unavailable_clients_get_an_answer_in_time_and_nothing_
     assert_eq!(receipt.accepted, 10);
     ingest.join().await;
     assert_eq!(logged(&log).await, 20);
+}
+
+/// The bytes of a body, which says when it is dropped.
+struct Body(Vec<u8>, mpsc::Sender<Duration>, SystemClock);
+
+impl AsRef<[u8]> for Body {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        let _ = self.1.send(self.2.monotonic());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_is_held_until_its_request_is_answered() {
+    let (ingest, _log, broker, _directory) = site(ACK_TIMEOUT).await;
+    ingest.take(request(None, 10)).await.unwrap();
+    broker.stop().await;
+    let (sender, dropped) = mpsc::channel();
+    let mut waiting = request(None, 10);
+    waiting.body = Bytes::from_owner(Body(waiting.body.to_vec(), sender, SystemClock::default()));
+    ingest.take(waiting).await.unwrap_err();
+    let dropped = dropped.recv_timeout(PATIENCE).unwrap();
+    // The log was given `ACK_TIMEOUT` to acknowledge the readings.
+    assert!(dropped >= ACK_TIMEOUT / 2, "{dropped:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -96,6 +96,8 @@ impl Worker {
         received: Micros,
     ) -> Result<Receipt, IngestError> {
         let Request { body, format, key } = request;
+        // The server limits the bodies of all requests in progress, and this one is in progress until the log has it.
+        let _in_progress = body.clone();
         let intake = self.parse(body, format, received).await?;
         self.refuse_overdue(&intake.parts)?;
         let receipt = match key {

@@ -12,6 +12,7 @@ use wye_domain::time::{Micros, parse_rfc3339};
 /// When it is not written like that.
 pub fn byte_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
     let text = String::deserialize(deserializer)?;
+    let text = text.trim();
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic()).trim();
     let unit: Option<usize> = match text[digits.len()..].trim() {
         "KiB" => Some(1 << 10),
@@ -69,7 +70,13 @@ mod tests {
 
     #[test]
     fn sizes_have_a_unit_and_fit() {
-        for (text, bytes) in [("\"64\"", 64), ("\"0B\"", 0), ("\"3 KiB\"", 3 << 10), ("\"2GiB\"", 2 << 30)] {
+        for (text, bytes) in [
+            ("\"64\"", 64),
+            ("\"0B\"", 0),
+            ("\" 3 KiB\"", 3 << 10),
+            ("\"\u{a0}1GiB \"", 1 << 30),
+            ("\"2GiB\"", 2 << 30),
+        ] {
             assert_eq!(read(text).unwrap().size, bytes);
         }
         for text in ["\"many\"", "\"-1\"", "\"1.5MiB\"", "\"1TB\"", "\"\"", "64", "\"MiB\""] {
