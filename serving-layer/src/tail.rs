@@ -121,8 +121,12 @@ impl Tail {
             self.positions.set(positions);
             match polled {
                 Ok(_) => {}
-                // Only epochs that a batch view has are deleted.
                 Err(LogError::OffsetGone { kafka_partition, low, .. }) => {
+                    info!(
+                        kafka_partition,
+                        "records were deleted before they were read; reading from the oldest one on"
+                    );
+                    self.hub.step(Input::FromStart { kafka_partition: KafkaPartition(kafka_partition) });
                     positions.insert(KafkaPartition(kafka_partition), Offset(low));
                     assign(&mut reader, positions)?;
                 }
@@ -131,7 +135,7 @@ impl Tail {
                         error = chain(&problem),
                         kafka_partition, "the topic was replaced; reading the realtime views from its start"
                     );
-                    self.hub.step(Input::TopicReplaced { kafka_partition: KafkaPartition(kafka_partition) });
+                    self.hub.step(Input::FromStart { kafka_partition: KafkaPartition(kafka_partition) });
                     let low = self.log.offsets_blocking(REALTIME_VIEWS, kafka_partition)?.low;
                     positions.insert(KafkaPartition(kafka_partition), Offset(low));
                     assign(&mut reader, positions)?;
