@@ -206,7 +206,7 @@ impl RealtimeStore {
         }
     }
 
-    /// Removes the rows of a Kafka partition, whose topic was replaced. Epochs below the horizon stay out.
+    /// Removes the rows of a Kafka partition, whose topic is read from its start again. Epochs below the horizon stay out.
     pub fn clear(&mut self, kafka_partition: KafkaPartition) -> Dropped {
         let Some(epochs) = self.kafka_partitions.get_mut(&kafka_partition) else { return Dropped::new() };
         self.changes += 1;

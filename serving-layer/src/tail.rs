@@ -120,8 +120,9 @@ impl Tail {
             self.positions.set(positions);
             match polled {
                 Ok(_) => {}
-                // Only epochs that a batch view has are deleted.
                 Err(LogError::OffsetGone { kafka_partition, low, .. }) => {
+                    info!(%kafka_partition, "records were deleted before they were read; reading from the oldest one on");
+                    self.hub.step(Input::FromStart { kafka_partition });
                     positions.insert(kafka_partition, low);
                     assign(&mut reader, positions)?;
                 }
@@ -131,7 +132,7 @@ impl Tail {
                         %kafka_partition,
                         "the topic was replaced; reading the realtime views from its start"
                     );
-                    self.hub.step(Input::TopicReplaced { kafka_partition });
+                    self.hub.step(Input::FromStart { kafka_partition });
                     let low = self.log.offsets_blocking(REALTIME_VIEWS, kafka_partition)?.low;
                     positions.insert(kafka_partition, low);
                     assign(&mut reader, positions)?;

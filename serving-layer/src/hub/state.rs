@@ -42,8 +42,10 @@ pub enum Input<'a> {
         /// Where it was.
         kafka_partition: KafkaPartition,
     },
-    /// A Kafka partition of the realtime-views topic is another one now, so that its rows are void.
-    TopicReplaced {
+    /// A Kafka partition of the realtime-views topic is read from its start again, and its rows so far are void: the topic
+    /// was replaced, or records were deleted before they were read. One of these may have made rows void, and what counts
+    /// from the newest horizon on is in the records that are left.
+    FromStart {
         /// Which one.
         kafka_partition: KafkaPartition,
     },
@@ -135,7 +137,7 @@ impl HubState {
                 outcome = Outcome { applied: Some(applied), wake: true, dropped: (dropped, None) };
             }
             Input::Undecodable { kafka_partition } => self.store.damage(kafka_partition),
-            Input::TopicReplaced { kafka_partition } => outcome.dropped.0 = self.store.clear(kafka_partition),
+            Input::FromStart { kafka_partition } => outcome.dropped.0 = self.store.clear(kafka_partition),
             Input::CaughtUp => outcome.wake = !std::mem::replace(&mut self.caught_up, true),
             Input::BatchView(snapshot) => {
                 let below = self.store.trim(snapshot.horizon());

@@ -117,6 +117,29 @@ fn readings_that_were_deleted_are_missing_until_it_is_certain_that_no_batch_view
 }
 
 #[test]
+fn rows_from_before_deleted_records_do_not_count() {
+    let hub = served();
+    // The records in between, with a reset, were deleted before they were read. What is left begins with the epoch at the
+    // newest horizon, 5, which an older owner had begun too.
+    hub.step(Input::FromStart { kafka_partition: PARTITION });
+    begin(&hub, 5);
+    flush(&hub, OWNER, 5, 7);
+    begin(&hub, 7);
+    flush(&hub, OWNER, 7, 9);
+    assert_eq!(reason(&hub, 1), Some("gap"));
+    let view = MemoryView {
+        version: ViewVersion(1),
+        horizon: horizon(5),
+        facts: RunFacts::of(&testing::run(hub.directory().plans())),
+        rows: Vec::new(),
+    };
+    let snapshot = BatchSnapshot::in_memory(view, hub.directory()).unwrap();
+    assert!(hub.read().would_lose(snapshot.horizon()).is_empty());
+    hub.step(Input::BatchView(Arc::new(snapshot)));
+    assert_eq!(reason(&hub, 1), None);
+}
+
+#[test]
 fn a_damaged_epoch_makes_answers_incomplete() {
     let hub = served();
     hub.step(Input::Undecodable { kafka_partition: PARTITION });

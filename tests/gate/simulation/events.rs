@@ -52,6 +52,8 @@ pub(crate) enum Event {
     ViewSwitched,
     /// A batch view waits for the epochs that it would lose.
     ViewWaited,
+    /// Realtime views were deleted before it has read them.
+    ServingOvertakenByTrim,
     /// While the history goes on.
     CompleteAnswer,
     CompleteAnswerInTheEnd,
@@ -127,6 +129,7 @@ impl Event {
         Self::BatchCrashAfterCommit,
         Self::ViewSwitched,
         Self::ViewWaited,
+        Self::ServingOvertakenByTrim,
         Self::CompleteAnswer,
         Self::CompleteAnswerInTheEnd,
         Self::CoveredAnswer,

@@ -644,6 +644,12 @@ impl Serving {
         };
     }
 
+    /// A Kafka partition of the realtime views is read from its start again.
+    pub(crate) fn restart_from_oldest(&mut self, kafka_partition: usize) {
+        let kafka_partition = KafkaPartition(kafka_partition as i32);
+        self.hub.step(hub::Input::FromStart { kafka_partition });
+    }
+
     pub(crate) fn caught_up(&mut self) {
         self.hub.step(hub::Input::CaughtUp);
     }

@@ -51,8 +51,13 @@ impl Server {
     pub(crate) fn tail(&mut self, log: &[KafkaPartition], most: usize) -> Result<()> {
         for (p, log) in log.iter().enumerate() {
             for _ in 0..most {
-                // Where records were deleted, it resumes at the oldest that is there.
-                self.next[p] = self.next[p].max(log.views.low());
+                if self.next[p] < log.views.low() {
+                    // Records were deleted before they were read.
+                    log.count(Event::ServingOvertakenByTrim);
+                    self.next[p] = log.views.low();
+                    self.flushes[p] = OpenFlushes::default();
+                    self.serving.restart_from_oldest(p);
+                }
                 let Some(record) = log.views.get(self.next[p]) else { break };
                 self.serving.record(p, &record.payload);
                 if let Some(about) = record.about {
