@@ -1,9 +1,10 @@
-//! How fast files become readings: `csv_throughput MAPPING FILES...`, or the Beijing set where none are named.
+//! The throughput of reading CSV files: `csv_throughput MAPPING FILES...`, or the Beijing files without arguments.
 
-#![expect(clippy::print_stdout, reason = "a benchmark reports on its terminal")]
+#![expect(clippy::print_stdout, reason = "a benchmark prints its result")]
 #![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use wye_datasets::csv_source::CsvSource;
@@ -13,15 +14,12 @@ use wye_datasets::mapping::Mapping;
 fn main() -> Result<(), DatasetError> {
     let mut arguments =
         std::env::args_os().skip(1).filter(|argument| argument != "--bench").map(PathBuf::from);
-    // It is started at the root of the project, as the README of the data sets says.
+    // Must be started at the root of the project, as the README of the data sets says.
     let mapping = arguments.next().unwrap_or_else(|| PathBuf::from("datasets/beijing-multisite.toml"));
     let mut files: Vec<PathBuf> = arguments.collect();
     if files.is_empty() {
-        let folder = PathBuf::from("../shared/datasets/beijing-multisite");
-        let read_error = |source| DatasetError::Read { path: folder.clone(), source };
-        for entry in folder.read_dir().map_err(read_error)? {
-            files.push(entry.map_err(read_error)?.path());
-        }
+        let folder = Path::new("../shared/datasets/beijing-multisite");
+        files = list(folder).map_err(|source| DatasetError::Read { path: folder.to_owned(), source })?;
     }
     let mapping = Mapping::load(&mapping)?;
     for _ in 0..5 {
@@ -44,4 +42,9 @@ fn main() -> Result<(), DatasetError> {
         );
     }
     Ok(())
+}
+
+/// The files in a folder.
+fn list(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    folder.read_dir()?.map(|entry| Ok(entry?.path())).collect()
 }

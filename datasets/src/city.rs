@@ -1,5 +1,5 @@
-//! A city: air-quality stations in districts, with weather that all share and traffic that each feels differently.
-//! It only says which devices there are; [`simulation`](crate::simulation) runs them.
+//! A city: air-quality stations in districts, with weather that all share and traffic that differs between them. It only
+//! defines the devices; [`simulation`](crate::simulation) runs them.
 
 use crate::simulation::signal::{Sensor, Shape, Signal};
 use crate::simulation::{Device, Setup, Simulation, dice};
@@ -7,8 +7,8 @@ use crate::simulation::{Device, Setup, Simulation, dice};
 /// The size of a city.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct City {
-    /// Stations, numbered from `station-01` and dealt out to the districts in turn: tag and registry attribute
-    /// `district`.
+    /// The number of stations, which are named from `station-01` on and assigned to the districts in turn (tag and
+    /// registry attribute `district`).
     pub stations: u32,
 }
 
@@ -27,7 +27,7 @@ impl City {
     /// The metrics of each station.
     pub const METRICS: [&'static str; 6] = ["pm2_5", "pm10", "no2", "o3", "air_temperature", "humidity"];
 
-    /// Starts the city.
+    /// Starts the simulation of the city.
     pub fn simulate(self, setup: &Setup) -> Simulation {
         let devices = (0..self.stations).map(|station| Device {
             id: format!("station-{:02}", station + 1),
@@ -38,23 +38,29 @@ impl City {
     }
 }
 
-/// The signals of one station, in the order of `SENSORS`. Fine dust is part of all dust, so both follow one weather
-/// and the first stays below the second.
+/// The signals of one station, in the order of `SENSORS`. Fine dust is a part of all dust, so both depend on the same
+/// weather, and the first is always less than the second.
 fn signals(seed: u64, station: u64) -> Vec<Signal> {
     let size = 0.8 + 0.4 * dice::share(&[seed, 30, station]);
     let weather = Shape::Weather { turn: dice::share(&[seed, 31]) };
-    let signal = |sensor: u64, base: f64, swing: f64, shape: Shape| {
-        let key = (dice::share(&[seed, 32, station, sensor]) * (1_u64 << 53) as f64) as u64;
-        Signal { base: base * size, swing: swing * size, shape, noise: 0.5, key }
-    };
-    vec![
-        signal(1, 8.0, 60.0, weather),
-        signal(2, 14.0, 90.0, weather),
-        signal(3, 18.0, 40.0, Shape::Rush),
-        signal(4, 30.0, 70.0, Shape::Day { peak_hour: 14.0 }),
-        signal(5, 9.0, 11.0, Shape::Day { peak_hour: 15.0 }),
-        signal(6, 45.0, 35.0, Shape::Day { peak_hour: 4.0 }),
-    ]
+    let curves = [
+        (8.0, 60.0, weather),
+        (14.0, 90.0, weather),
+        (18.0, 40.0, Shape::Rush),
+        (30.0, 70.0, Shape::Day { peak_hour: 14.0 }),
+        (9.0, 11.0, Shape::Day { peak_hour: 15.0 }),
+        (45.0, 35.0, Shape::Day { peak_hour: 4.0 }),
+    ];
+    (1..)
+        .zip(curves)
+        .map(|(sensor, (base, swing, shape))| Signal {
+            base: base * size,
+            swing: swing * size,
+            shape,
+            noise: 0.5,
+            key: dice::key(&[seed, 32, station, sensor]),
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,20 +1,59 @@
-//! Dictionary columns from keys and words. It must not know what the words mean.
+//! Batches of readings from columns. It must not know where the readings come from.
 
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, DictionaryArray, Int32Array, StringArray};
+use arrow::array::{
+    Array, ArrayRef, DictionaryArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
+};
 use arrow::datatypes::Int32Type;
+use wye_domain::reading;
 
-/// A dictionary column of `keys` into `words`; the key -1 is null.
-pub(crate) fn dictionary(keys: Vec<i32>, words: Arc<StringArray>) -> ArrayRef {
-    // A null's key must still point at something for readers that look before they ask.
+/// The columns of a batch of readings, all of one length.
+pub(crate) struct Columns {
+    /// Without nulls.
+    pub(crate) device_id: ArrayRef,
+    /// Without nulls.
+    pub(crate) metric: ArrayRef,
+    pub(crate) value: Vec<f64>,
+    /// UTC microseconds.
+    pub(crate) event_time: Vec<i64>,
+    pub(crate) sequence: Int64Array,
+    pub(crate) unit: ArrayRef,
+    pub(crate) tags: ArrayRef,
+}
+
+impl Columns {
+    pub(crate) fn into_batch(self) -> RecordBatch {
+        let columns: Vec<ArrayRef> = vec![
+            self.device_id,
+            self.metric,
+            Arc::new(Float64Array::from(self.value)),
+            Arc::new(TimestampMicrosecondArray::from(self.event_time).with_timezone("UTC")),
+            Arc::new(self.sequence),
+            self.unit,
+            self.tags,
+        ];
+        RecordBatch::try_new(reading::schema(), columns)
+            .expect("the columns have the types of the schema and one length")
+    }
+}
+
+/// A dictionary column without nulls. Each code is an index into `words`.
+pub(crate) fn dictionary(codes: Vec<i32>, words: Arc<StringArray>) -> ArrayRef {
+    encoded(Int32Array::from(codes), words)
+}
+
+/// A dictionary column. Each code is an index into `words`, or `None` for null.
+pub(crate) fn nullable_dictionary(codes: Vec<Option<i32>>, words: Arc<StringArray>) -> ArrayRef {
+    let present: Option<Vec<i32>> = codes.iter().copied().collect();
+    encoded(present.map_or_else(|| Int32Array::from(codes), Int32Array::from), words)
+}
+
+fn encoded(codes: Int32Array, words: Arc<StringArray>) -> ArrayRef {
+    // Some readers look up the word of a null before they check for null, so there must be one.
     let words = if words.is_empty() { Arc::new(StringArray::from(vec![""])) } else { words };
-    let keys = if keys.contains(&-1) {
-        keys.into_iter().map(|key| (key >= 0).then_some(key)).collect::<Int32Array>()
-    } else {
-        Int32Array::from(keys)
-    };
     Arc::new(
-        DictionaryArray::<Int32Type>::try_new(keys, words).expect("every key was handed out with its word"),
+        DictionaryArray::<Int32Type>::try_new(codes, words).expect("each code is an index into the words"),
     )
 }

@@ -1,10 +1,10 @@
-//! One wide CSV file, plain or gzip, as a sequence of Arrow batches of readings. It must not know who takes them, nor
-//! keep more than one chunk in memory.
+//! One wide CSV file, plain or gzip, as a sequence of Arrow batches of readings. It must not know where the batches go,
+//! and keeps at most one chunk in memory.
 //!
-//! The sequence is a function of the file's bytes and the mapping: chunk `n` holds the same readings in the same order
-//! every time, which is what makes a load repeatable (see [`file_id`](crate::file_id::file_id)). A chunk is a fixed
-//! number of CSV rows. In a chunk readings stand device by device, in a device metric by metric in the mapping's
-//! order, and in a metric in file order, so that series come in runs.
+//! The sequence is a function of the file's bytes and the mapping: chunk `n` has the same readings in the same order every
+//! time, which makes a load repeatable (see [`file_id`](crate::file_id::file_id)). A chunk is a fixed number of CSV rows.
+//! Its readings are grouped by device, and for each device by metric in the order of the mapping; the readings of a metric
+//! are in the order of the file. So the readings of a series are together.
 
 use std::fmt;
 use std::fs::File;
@@ -28,43 +28,43 @@ mod plan;
 #[cfg(test)]
 mod tests;
 
-/// Readings that a chunk holds at most, unless one row has more of them. Part of what
-/// [`file_id`](crate::file_id::file_id) names: a change needs a new chunking version there.
+/// The most readings in a chunk, unless one row has more. It is a part of the meaning of
+/// [`file_id`](crate::file_id::file_id): a change needs a new chunking version there.
 const READINGS_PER_CHUNK: usize = 61_440;
 
-/// A run of CSV rows of one file as readings.
+/// Consecutive CSV rows of one file as readings.
 #[derive(Debug)]
 pub struct Chunk {
-    /// 0 for the file's first chunk; one more for each next one.
+    /// The number of the chunk in the file, from 0.
     pub index: u64,
     /// The readings, in the reading schema; may have no rows.
     pub batch: RecordBatch,
-    /// CSV rows that went in, bad ones included, the header not.
+    /// CSV rows of the chunk, invalid ones included, without the header.
     pub csv_rows: u64,
-    /// Cells that say that there is no reading.
+    /// Cells that mean that there is no reading.
     pub missing: u64,
-    /// What was refused. `batch.num_rows() + missing + Σ rejected.readings = csv_rows * metrics`.
+    /// Invalid rows and cells. `batch.num_rows() + missing + Σ rejected.readings = csv_rows * metrics`.
     pub rejected: Vec<Rejected>,
-    /// Bytes of the file, as it lies on disk, that have been read so far: for a progress bar.
+    /// Bytes of the (compressed) file that have been read so far: for a progress bar.
     pub bytes_read: u64,
 }
 
-/// A row or a cell that gave no reading though it should have.
+/// An invalid row or cell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejected {
-    /// Line in the decompressed file on which the row starts; the header is line 1.
+    /// The line in the decompressed file on which the row starts; the header is line 1.
     pub row: u64,
-    /// The column at fault; empty where the row as a whole is.
+    /// The column of the cell; empty where the whole row is invalid.
     pub column: String,
-    /// The text at fault, its first 200 characters.
+    /// The first 200 characters of the invalid text.
     pub text: String,
-    /// Why.
+    /// Why it is invalid.
     pub reason: RejectReason,
-    /// Readings that are lost by this: 1 for a cell, the number of metrics for a row.
+    /// The number of readings that are lost: 1 for a cell, the number of metrics for a row.
     pub readings: u64,
 }
 
-/// Why a row or a cell was refused.
+/// Why a row or a cell is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RejectReason {
     /// The row has more or fewer columns than the header.
@@ -74,20 +74,20 @@ pub enum RejectReason {
         /// Columns of the header.
         expected: usize,
     },
-    /// The device's cell is empty, means missing or is not UTF-8.
+    /// The cell of the device is empty, means missing, or is not UTF-8.
     NoDevice,
-    /// The time cannot be read by the mapping's format.
+    /// The time does not match the format of the mapping.
     UnreadableTime,
-    /// The local time was left out by a clock change.
+    /// The local time does not exist, because of a clock change.
     TimeInGap,
-    /// The cell is neither a number nor a word for missing.
+    /// The cell is neither a number nor a text that means missing.
     NotANumber,
-    /// The number is NaN or infinite, or becomes so by scale and offset.
+    /// The number is NaN or infinite, or scale and offset make it so.
     NotFinite,
 }
 
 impl RejectReason {
-    /// The reason without its details, for counting by it.
+    /// The reason without its details, for counting.
     pub fn label(self) -> &'static str {
         match self {
             Self::ColumnCount { .. } => "column_count",
@@ -106,16 +106,16 @@ impl fmt::Display for RejectReason {
             Self::ColumnCount { found, expected } => {
                 write!(out, "the row has {found} columns, the header has {expected}")
             }
-            Self::NoDevice => out.write_str("no device is named"),
-            Self::UnreadableTime => out.write_str("the time cannot be read by the mapping's format"),
-            Self::TimeInGap => out.write_str("this local time was left out by a clock change"),
-            Self::NotANumber => out.write_str("neither a number nor a word for missing"),
+            Self::NoDevice => out.write_str("the row has no device"),
+            Self::UnreadableTime => out.write_str("the time does not match the format of the mapping"),
+            Self::TimeInGap => out.write_str("this local time does not exist, because of a clock change"),
+            Self::NotANumber => out.write_str("neither a number nor a text that means missing"),
             Self::NotFinite => out.write_str("the number is not finite"),
         }
     }
 }
 
-/// The chunks of one file. After an error there are no more.
+/// The chunks of one file. An error is the last item.
 pub struct CsvSource {
     path: PathBuf,
     reader: csv::Reader<Box<dyn Read + Send>>,
@@ -130,8 +130,8 @@ pub struct CsvSource {
 }
 
 impl CsvSource {
-    /// Opens the file and finds the mapping's columns in its header. Whether the file is gzip is seen from its first
-    /// bytes, not its name; a byte order mark is skipped.
+    /// Opens the file and finds the columns of the mapping in its header. Gzip is detected by the first bytes, not by the
+    /// file name; a byte order mark is skipped.
     ///
     /// # Errors
     /// [`DatasetError::Read`], [`DatasetError::Damaged`]; [`DatasetError::Form`] where the file has no header or is
@@ -141,9 +141,7 @@ impl CsvSource {
     }
 
     fn open_with(path: &Path, mapping: &Mapping, readings_per_chunk: usize) -> Result<Self, DatasetError> {
-        let read_error = |source| classify(path, source, 0);
-        let file = File::open(path).map_err(read_error)?;
-        let bytes_total = file.metadata().map_err(read_error)?.len();
+        let (file, bytes_total) = open(path)?;
         let bytes_read = Arc::new(AtomicU64::new(0));
         let input = text_of(path, Counted { inner: file, count: Arc::clone(&bytes_read) })?;
         let mut reader = ReaderBuilder::new()
@@ -172,7 +170,7 @@ impl CsvSource {
         })
     }
 
-    /// Size of the file as it lies on disk, bytes.
+    /// The size of the (compressed) file in bytes.
     pub fn bytes_total(&self) -> u64 {
         self.bytes_total
     }
@@ -222,7 +220,7 @@ impl Iterator for CsvSource {
     }
 }
 
-/// The file's name without folders and without `.csv`, `.gz` and the like.
+/// The name of the file without folders and without extensions such as `.csv` and `.gz`.
 pub(crate) fn device_from_file_name(path: &Path) -> String {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let mut stem = name.as_str();
@@ -232,7 +230,7 @@ pub(crate) fn device_from_file_name(path: &Path) -> String {
     stem.to_owned()
 }
 
-/// Counts the bytes that pass.
+/// Counts the bytes that are read.
 struct Counted {
     inner: File,
     count: Arc<AtomicU64>,
@@ -248,8 +246,14 @@ impl Read for Counted {
 
 /// The text of a file, plain or gzip, without its byte order mark.
 pub(crate) fn open_text(path: &Path) -> Result<Box<dyn Read + Send>, DatasetError> {
-    let file = File::open(path).map_err(|source| classify(path, source, 0))?;
+    let (file, _) = open(path)?;
     text_of(path, Counted { inner: file, count: Arc::default() })
+}
+
+/// A file and its size in bytes.
+fn open(path: &Path) -> Result<(File, u64), DatasetError> {
+    let opened = File::open(path).and_then(|file| Ok((file.metadata()?.len(), file)));
+    opened.map(|(bytes, file)| (file, bytes)).map_err(|source| classify(path, source, 0))
 }
 
 fn text_of(path: &Path, file: Counted) -> Result<Box<dyn Read + Send>, DatasetError> {
@@ -292,7 +296,7 @@ fn first_bytes<const N: usize>(input: &mut impl Read) -> io::Result<([u8; N], us
     Ok((bytes, length))
 }
 
-/// The reader's own error, out of the envelope that the CSV parser puts around it.
+/// The I/O error inside an error of the CSV parser.
 fn cause(error: csv::Error) -> io::Error {
     match error.into_kind() {
         csv::ErrorKind::Io(source) => source,
@@ -300,8 +304,7 @@ fn cause(error: csv::Error) -> io::Error {
     }
 }
 
-/// An error of the decoder is damage, any other is one of reading: the decoder's errors carry no code of the
-/// operating system.
+/// Tells damaged data from errors of reading: errors of the decoder have no code of the operating system.
 fn classify(path: &Path, source: io::Error, csv_rows: u64) -> DatasetError {
     let path = path.to_path_buf();
     match source.kind() {

@@ -1,5 +1,4 @@
-//! What can go wrong in this crate as a whole. A bad row is not an error: it is data, see
-//! [`Rejected`](crate::csv_source::Rejected).
+//! The errors of this crate. An invalid row is not an error but data, see [`Rejected`](crate::csv_source::Rejected).
 
 use std::io;
 use std::path::PathBuf;
@@ -10,41 +9,41 @@ use wye_domain::ErrorKind;
 /// A mapping or a file that cannot be used.
 #[derive(Debug, Error)]
 pub enum DatasetError {
-    /// The mapping file says something that cannot be meant.
+    /// The mapping file is invalid, or does not fit the data file.
     #[error("{}: {key}: {problem}", path.display())]
     Mapping {
         /// The mapping file.
         path: PathBuf,
         /// The key, such as `metric[2].scale`; `syntax` where the text is not TOML.
         key: String,
-        /// What is wrong and what to write instead.
+        /// What is wrong, and what to write instead.
         problem: String,
     },
-    /// The file does not have the form that the mapping says.
+    /// The data file does not have the expected form.
     #[error("{}: {problem}", path.display())]
     Form {
         /// The data file.
         path: PathBuf,
-        /// What is wrong and what to do.
+        /// What is wrong, and what to do.
         problem: String,
     },
-    /// The compressed data stop early or are damaged.
-    #[error("{}: the gzip data are cut off or damaged after {csv_rows} rows; fetch the file again", path.display())]
+    /// The compressed data end too early or are damaged.
+    #[error("{}: the gzip data are cut off or damaged after {csv_rows} rows; download the file again", path.display())]
     Damaged {
         /// The data file.
         path: PathBuf,
-        /// Rows handed out before the damage.
+        /// Rows before the damage.
         csv_rows: u64,
-        /// What the decoder said.
+        /// The error of the decoder.
         #[source]
         source: io::Error,
     },
-    /// The operating system refused to read.
+    /// The file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },

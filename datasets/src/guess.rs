@@ -1,11 +1,11 @@
-//! A mapping proposed for a CSV file at hand, from its header and its first rows: a start for whoever knows the file
-//! better. It must not know the public data sets.
+//! Proposes a mapping for a CSV file from its header and its first rows: a start for someone who knows the file. It must
+//! not know the public data sets.
 //!
-//! What is proposed can be used as it is. What is only likely (the zone, the order of day and month, a number that
-//! stands for missing) says so in a comment.
+//! A proposal can be used without changes. A comment marks what is only likely: the zone, the order of day and month, a
+//! number that may mean missing.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::io::Read;
 use std::path::Path;
 
 use csv::ReaderBuilder;
@@ -21,11 +21,13 @@ mod column;
 mod tests;
 mod time_columns;
 
-/// So many rows are looked at.
+/// The most rows that are read.
 const ROWS: usize = 5_000;
-/// What a header may hold between its columns, the likeliest first.
+/// The most bytes of the decompressed file that are read.
+const BYTES: u64 = 1 << 20;
+/// Possible delimiters, the most likely first.
 const DELIMITERS: [u8; 4] = [b',', b';', b'\t', b'|'];
-/// Names of columns that say who measured, without case and punctuation.
+/// Names of columns that can identify a device, in lower case without punctuation, the most likely first.
 const DEVICE_NAMES: [&str; 22] = [
     "deviceid",
     "device",
@@ -51,7 +53,7 @@ const DEVICE_NAMES: [&str; 22] = [
     "name",
 ];
 
-/// The head of a file.
+/// The first rows of a file.
 struct Head {
     delimiter: u8,
     decimal_mark: u8,
@@ -61,48 +63,55 @@ struct Head {
 /// Proposes a mapping for the file at `path`, as the text of a mapping file.
 ///
 /// # Errors
-/// [`DatasetError::Read`] where the file cannot be read, [`DatasetError::Form`] where it has no time or no column of
-/// numbers that could be found.
+/// [`DatasetError::Read`] where the file cannot be read; [`DatasetError::Form`] where no column is a time, or no column has
+/// numbers.
 pub fn propose(path: &Path) -> Result<String, DatasetError> {
-    let fail = |problem: &str| DatasetError::Form { path: path.to_path_buf(), problem: problem.to_owned() };
     let head = Head::read(path)?;
-    let time = time_columns::find(&head.columns).ok_or_else(|| {
-        fail("no column looks like a time; write a mapping by hand (see the top of datasets/src/mapping.rs)")
-    })?;
+    let Some(time) = time_columns::find(&head.columns) else {
+        let problem =
+            "no column looks like a time; write a mapping by hand (see the top of datasets/src/mapping.rs)";
+        return Err(form(path, problem));
+    };
     let device = head.device(&time);
     let metrics: Vec<&Column> = head
         .others(&time, device)
         .filter(|column| column.kind == Kind::Numbers && !column.counts_rows())
         .collect();
     if metrics.is_empty() {
-        return Err(fail("no column beside the time holds numbers; there is nothing to load"));
+        return Err(form(path, "no column except the time has numbers; there is nothing to load"));
     }
     let text = render(path, &head, &time, device, &metrics);
-    // What is proposed is used as it is, so it must be right as far as the program can tell.
+    // A proposal may be used without changes, so it must at least fit the file.
     CsvSource::open(path, &Mapping::parse(&text, path)?)?;
     Ok(text)
 }
 
+fn form(path: &Path, problem: impl Into<String>) -> DatasetError {
+    DatasetError::Form { path: path.to_path_buf(), problem: problem.into() }
+}
+
 impl Head {
     fn read(path: &Path) -> Result<Self, DatasetError> {
-        let form = |problem: String| DatasetError::Form { path: path.to_path_buf(), problem };
-        let read = |source| DatasetError::Read { path: path.to_path_buf(), source };
         let mut text = Vec::new();
-        std::io::Read::read_to_end(&mut std::io::Read::take(open_text(path)?, 1 << 20), &mut text)
-            .map_err(read)?;
+        open_text(path)?
+            .take(BYTES)
+            .read_to_end(&mut text)
+            .map_err(|source| DatasetError::Read { path: path.to_path_buf(), source })?;
         let first_line = text.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let count = |delimiter: u8| first_line.iter().filter(|byte| **byte == delimiter).count();
-        // Of several that come equally often the first counts, which `max_by_key` would give only from the end.
-        let delimiter =
-            DELIMITERS.into_iter().rev().max_by_key(|delimiter| count(*delimiter)).unwrap_or(b',');
+        // `max_by_key` returns the last of several equal ones; reversed, that is the most likely delimiter.
+        let delimiter = DELIMITERS
+            .into_iter()
+            .rev()
+            .max_by_key(|delimiter| first_line.iter().filter(|byte| *byte == delimiter).count())
+            .unwrap_or(b',');
         let mut reader =
             ReaderBuilder::new().delimiter(delimiter).flexible(true).from_reader(text.as_slice());
         let names: Vec<String> = match reader.byte_headers() {
             Ok(header) => header.iter().map(|name| String::from_utf8_lossy(name).trim().to_owned()).collect(),
-            Err(error) => return Err(form(error.to_string())),
+            Err(error) => return Err(form(path, error.to_string())),
         };
         if names.iter().all(String::is_empty) {
-            return Err(form("the file has no header; its first row must name the columns".to_owned()));
+            return Err(form(path, "the file has no header; its first row must name the columns"));
         }
         let mut cells = vec![Vec::new(); names.len()];
         for record in reader.byte_records().take(ROWS).map_while(Result::ok) {
@@ -124,16 +133,13 @@ impl Head {
         Ok(Self { delimiter, decimal_mark, columns })
     }
 
-    /// The column that says who measured: one that is called so, and does not only count the rows.
+    /// The column that identifies the device, by its name; a column of row numbers does not.
     fn device(&self, time: &TimeGuess) -> Option<&Column> {
-        let named = |wanted: &&str| {
+        DEVICE_NAMES.iter().find_map(|name| {
             self.columns.iter().find(|column| {
-                column.plain_name() == *wanted
-                    && !column.counts_rows()
-                    && !time.columns.contains(&column.name)
+                column.plain_name() == *name && !column.counts_rows() && !time.columns.contains(&column.name)
             })
-        };
-        DEVICE_NAMES.iter().find_map(named)
+        })
     }
 
     /// The columns that are neither time nor device.
@@ -158,57 +164,52 @@ fn render(
     device: Option<&Column>,
     metrics: &[&Column],
 ) -> String {
-    let mut text = String::new();
     let file = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let rows = head.columns.first().map_or(0, |column| column.cells.len());
-    push(&mut text, format_args!("# Proposed for {file} from its first {rows} rows. Check the comments."));
-    push(&mut text, format_args!("delimiter = {}", quoted(&(head.delimiter as char).to_string())));
+    let mut lines = vec![
+        format!("# Proposed for {file} from its first {rows} rows. Check the comments."),
+        format!("delimiter = {}", quoted(&(head.delimiter as char).to_string())),
+    ];
     if head.decimal_mark == b',' {
-        push(&mut text, format_args!("decimal_comma = true"));
+        lines.push("decimal_comma = true".to_owned());
     }
+    // Each with a comment, which may be empty.
     let mut missing: BTreeMap<String, &str> = BTreeMap::from([(quoted(""), "")]);
     for column in metrics {
         missing.extend(column.words.iter().map(|word| (quoted(word), "")));
-        missing.extend(
-            column.stand_in().map(|number| (number.to_string(), "is a number that stands for missing")),
-        );
+        let number = column.missing_number();
+        missing.extend(number.map(|number| (number.to_string(), "is a number that may mean missing")));
     }
     let list: Vec<&str> = missing.keys().map(String::as_str).collect();
-    push(&mut text, format_args!("missing = [{}]", list.join(", ")));
-    for (word, remark) in missing.iter().filter(|(_, remark)| !remark.is_empty()) {
-        push(&mut text, format_args!("# check: {word} {remark}"));
+    lines.push(format!("missing = [{}]", list.join(", ")));
+    for (word, comment) in missing.iter().filter(|(_, comment)| !comment.is_empty()) {
+        lines.push(format!("# check: {word} {comment}"));
     }
-    push(&mut text, format_args!("\n[device]"));
+    lines.push("\n[device]".to_owned());
     match device {
-        Some(column) => push(&mut text, format_args!("column = {}", quoted(&column.name))),
+        Some(column) => lines.push(format!("column = {}", quoted(&column.name))),
         None => {
-            push(&mut text, format_args!("# no column names a device, so the whole file is one"));
-            push(&mut text, format_args!("constant = {}", quoted(&device_from_file_name(path))));
+            lines.push("# no column identifies a device, so the whole file is one device".to_owned());
+            lines.push(format!("constant = {}", quoted(&device_from_file_name(path))));
         }
     }
-    push(&mut text, format_args!("\n[time]"));
-    push(&mut text, format_args!("{}", time.settings));
+    lines.push(format!("\n[time]\n{}", time.settings));
     for column in head.others(time, device).filter(|column| column.kind == Kind::Texts) {
         if column.is_label() {
-            let (key, name) = (quoted(&column.name), quoted(&column.name));
-            push(&mut text, format_args!("\n# [tags]\n# {key} = {{ column = {name} }}"));
+            let name = quoted(&column.name);
+            lines.push(format!("\n# [tags]\n# {name} = {{ column = {name} }}"));
         }
     }
     for column in metrics {
-        push(&mut text, format_args!("\n[[metric]]\ncolumn = {}", quoted(&column.name)));
+        lines.push(format!("\n[[metric]]\ncolumn = {}", quoted(&column.name)));
     }
-    push(
-        &mut text,
-        format_args!("# unit = \"Cel\"   # of the last metric; UCUM, for each metric that has one"),
+    lines.push(
+        "# unit = \"Cel\"   # of the last metric; add a UCUM unit to each metric that has one\n".to_owned(),
     );
-    text
+    lines.join("\n")
 }
 
-fn push(text: &mut String, line: std::fmt::Arguments<'_>) {
-    writeln!(text, "{line}").expect("writing to memory cannot fail");
-}
-
-/// A text as TOML writes it.
+/// A text as a TOML string.
 fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }

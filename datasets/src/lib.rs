@@ -1,7 +1,7 @@
-//! Readings from outside the platform: public wide CSV files read by a mapping, and simulations whose truth is known.
+//! Readings from outside the platform: public wide CSV files, read by a mapping, and simulations with known correct results.
 //!
-//! Everything here is pure or reads one file; it knows no log, no store, no HTTP and no clock. What comes out is
-//! always an Arrow batch of the reading schema, ready to be handed to whoever sends it on.
+//! Everything here is pure or reads one file. It must not know the log, storage, HTTP or clocks. The result is always Arrow
+//! batches in the reading schema.
 
 pub mod csv_source;
 pub mod file_id;

@@ -1,21 +1,20 @@
-//! A mapping: how the rows of one kind of wide CSV file become readings. It must not know any file that it is used
-//! on, only column names.
+//! A mapping: how the rows of one kind of wide CSV file become readings. It must not know any data file, only column names.
 //!
 //! ```toml
 //! delimiter = ","                  # default ","; one ASCII character, "\t" for a tab
 //! decimal_comma = false            # default false; true: 1,5 is one and a half
-//! missing = ["NA", "", -200]       # default [""]; a word is compared as text, a number as a number
+//! missing = ["NA", "", -200]       # default [""]; strings are compared as text, numbers as numbers
 //!
 //! [device]                         # exactly one of column, constant, file_name
 //! column = "station"
-//! prefix = "station-"              # default ""; put before what the column says
+//! prefix = "station-"              # default ""; is put before the text of the column
 //!
 //! [time]
-//! columns = ["Date", "Time"]       # joined by one space, read by `format`
+//! columns = ["Date", "Time"]       # joined by one space, parsed by `format`
 //! format = "%Y-%m-%d %H:%M:%S"     # chrono's strftime, or "rfc3339", "unix_seconds", "unix_millis"
-//! zone = "Europe/Rome"             # IANA name or "+01:00"; left out where the text says its zone itself
+//! zone = "Europe/Rome"             # IANA name or "+01:00"; must be left out where the format has a zone
 //! # instead of columns and format:
-//! # parts = { year = "year", month = "month", day = "day", hour = "hour" }   # minute and second as well
+//! # parts = { year = "year", month = "month", day = "day", hour = "hour" }   # also minute and second
 //!
 //! [tags]
 //! site = { constant = "north" }
@@ -23,14 +22,13 @@
 //!
 //! [[metric]]
 //! column = "PM2.5"
-//! name = "pm2_5"                   # default: the column's name
+//! name = "pm2_5"                   # default: the name of the column
 //! unit = "ug/m3"                   # UCUM; default none
 //! scale = 1.0                      # value = number * scale + offset
 //! offset = 0.0
 //! ```
 //!
-//! A local time that a clock change gives twice is the earlier of the two; one that a clock change leaves out is
-//! refused, since it never was.
+//! A local time that a clock change repeats is the earlier of the two; one that a clock change skips is invalid.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -47,7 +45,7 @@ pub(crate) mod time;
 #[cfg(test)]
 mod tests;
 
-/// A mapping that has been checked in itself; whether a file has its columns shows when the file is opened.
+/// A valid mapping. Whether a data file has its columns is checked when the file is opened.
 #[derive(Clone, Debug)]
 pub struct Mapping {
     pub(crate) source: PathBuf,
@@ -65,12 +63,12 @@ pub struct Mapping {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub struct MetricColumn {
-    /// The column's name in the file's header.
+    /// The name of the column in the header of the file.
     pub column: String,
-    /// The metric's name in the readings.
+    /// The name of the metric in the readings.
     #[serde(default)]
     pub name: String,
-    /// UCUM unit of the reading's value, after scale and offset.
+    /// UCUM unit of the value, after scale and offset.
     pub unit: Option<String>,
     /// The number in the file is multiplied by this first.
     #[serde(default = "one")]
@@ -80,14 +78,14 @@ pub struct MetricColumn {
     pub offset: f64,
 }
 
-/// Which cells mean that there is no reading.
+/// The cells that mean that there is no reading.
 #[derive(Clone, Debug)]
 pub(crate) struct Missing {
     words: Vec<Vec<u8>>,
     numbers: Vec<f64>,
 }
 
-/// Where a device's name comes from.
+/// The source of the device's name.
 #[derive(Clone, Debug)]
 pub(crate) enum DeviceRule {
     Column { column: String, prefix: String },
@@ -95,7 +93,7 @@ pub(crate) enum DeviceRule {
     FileName,
 }
 
-/// Where a tag's value comes from.
+/// The source of a tag's value.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case")]
 pub(crate) enum Origin {
@@ -103,7 +101,7 @@ pub(crate) enum Origin {
     Constant(String),
 }
 
-/// The file as it is written. Serialized again it is the canonical form: defaults filled in, comments gone.
+/// The file as it is written. Its canonical form is this, serialized again: with defaults, without comments.
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
@@ -151,40 +149,45 @@ impl Mapping {
     /// Reads and checks the mapping file at `path`.
     ///
     /// # Errors
-    /// [`DatasetError::Read`] where the file cannot be read, [`DatasetError::Mapping`] where it cannot be meant.
+    /// [`DatasetError::Read`] where the file cannot be read, [`DatasetError::Mapping`] where it is invalid.
     pub fn load(path: &Path) -> Result<Self, DatasetError> {
         let text = fs::read_to_string(path)
             .map_err(|source| DatasetError::Read { path: path.to_path_buf(), source })?;
         Self::parse(&text, path)
     }
 
-    /// Checks a mapping's text; `source` is the name that errors carry.
+    /// Parses and checks the text of a mapping; errors name it as `source`.
     ///
     /// # Errors
-    /// [`DatasetError::Mapping`], naming the key and what to write.
+    /// [`DatasetError::Mapping`] with the key, and what to write.
     pub fn parse(text: &str, source: &Path) -> Result<Self, DatasetError> {
-        let fail =
-            |(key, problem): Problem| DatasetError::Mapping { path: source.to_path_buf(), key, problem };
-        let mut written: Written = toml::from_str(text)
-            .map_err(|error| fail(("syntax".into(), error.to_string().trim_end().into())))?;
+        Self::checked(text, source).map_err(|(key, problem)| DatasetError::Mapping {
+            path: source.to_path_buf(),
+            key,
+            problem,
+        })
+    }
+
+    fn checked(text: &str, source: &Path) -> Result<Self, Problem> {
+        let mut written: Written =
+            toml::from_str(text).map_err(|error| problem("syntax", error.to_string().trim_end()))?;
         for metric in &mut written.metric {
             if metric.name.is_empty() {
                 metric.name.clone_from(&metric.column);
             }
         }
-        check_metrics(&written.metric).map_err(fail)?;
-        let canonical =
-            serde_json::to_string(&written).expect("plain data with text keys always has a JSON form");
+        check_metrics(&written.metric)?;
         Ok(Self {
             source: source.to_path_buf(),
-            delimiter: delimiter(&written.delimiter).map_err(fail)?,
-            decimal_mark: decimal_mark(&written).map_err(fail)?,
+            canonical: serde_json::to_string(&written)
+                .map_err(|error| problem("syntax", error.to_string()))?,
+            delimiter: delimiter(&written.delimiter)?,
+            decimal_mark: decimal_mark(&written)?,
             missing: Missing::new(&written.missing),
-            device: device_rule(written.device).map_err(fail)?,
-            time: time_rule(written.time).map_err(fail)?,
+            device: device_rule(written.device)?,
+            time: time_rule(written.time)?,
             tags: written.tags,
             metrics: written.metric,
-            canonical,
         })
     }
 
@@ -193,7 +196,7 @@ impl Mapping {
         &self.metrics
     }
 
-    /// The mapping's meaning as text: the same for two mappings that differ in comments, layout and defaults only.
+    /// The meaning of the mapping as text: equal for two mappings that differ only in comments, layout and written defaults.
     pub(crate) fn canonical(&self) -> &str {
         &self.canonical
     }
@@ -219,12 +222,12 @@ impl Missing {
         self.words.iter().any(|word| word == text)
     }
 
-    /// Whether the number as it stands in the file, before scale and offset, means missing.
+    /// Whether the number in the file, before scale and offset, means missing.
     pub(crate) fn is_number(&self, number: f64) -> bool {
         self.numbers.contains(&number)
     }
 
-    /// Both of the above for a text that is used as text.
+    /// Whether a cell that is used as text means missing, as a word or as a number.
     pub(crate) fn is_text(&self, text: &[u8], decimal_mark: u8) -> bool {
         self.is_word(text)
             || (!self.numbers.is_empty()
@@ -232,7 +235,7 @@ impl Missing {
     }
 }
 
-/// The key at fault, and what to write.
+/// The key of the mapping, and what is wrong with it.
 type Problem = (String, String);
 
 fn problem(key: impl Into<String>, text: impl Into<String>) -> Problem {
@@ -245,32 +248,32 @@ fn check_metrics(metrics: &[MetricColumn]) -> Result<(), Problem> {
     }
     let mut names = HashSet::new();
     for (index, metric) in metrics.iter().enumerate() {
-        let key = |field: &str| format!("metric[{index}].{field}");
-        if metric.column.is_empty() {
-            return Err(problem(
-                key("column"),
-                "it is empty; write the column's name from the file's header",
-            ));
+        check_metric(metric).map_err(|(key, text)| (format!("metric[{index}].{key}"), text))?;
+        let name = metric.name.as_str();
+        if !names.insert(name) {
+            let text = format!("`{name}` is the name of another metric; write a different name");
+            return Err(problem(format!("metric[{index}].name"), text));
         }
-        if !names.insert(metric.name.as_str()) {
-            let name = &metric.name;
-            return Err(problem(
-                key("name"),
-                format!("`{name}` is another metric's name; write a name of its own"),
-            ));
-        }
-        if !metric.scale.is_finite() || metric.scale == 0.0 {
-            return Err(problem(key("scale"), "it must be a finite number other than 0; leave it out for 1"));
-        }
-        if !metric.offset.is_finite() {
-            return Err(problem(key("offset"), "it must be a finite number; leave it out for 0"));
-        }
-        if metric.unit.as_ref().is_some_and(String::is_empty) {
-            return Err(problem(
-                key("unit"),
-                "it is empty; leave the key out for no unit, write \"1\" for a pure number",
-            ));
-        }
+    }
+    Ok(())
+}
+
+/// Checks one metric; the key of a problem is a field of it.
+fn check_metric(metric: &MetricColumn) -> Result<(), Problem> {
+    if metric.column.is_empty() {
+        return Err(problem("column", "it is empty; write the name of a column in the header of the file"));
+    }
+    if !metric.scale.is_finite() || metric.scale == 0.0 {
+        return Err(problem("scale", "it must be a finite number other than 0; leave it out for 1"));
+    }
+    if !metric.offset.is_finite() {
+        return Err(problem("offset", "it must be a finite number; leave it out for 0"));
+    }
+    if metric.unit.as_ref().is_some_and(String::is_empty) {
+        return Err(problem(
+            "unit",
+            "it is empty; leave the key out for no unit, or write \"1\" for a pure number",
+        ));
     }
     Ok(())
 }
@@ -294,20 +297,21 @@ fn decimal_mark(written: &Written) -> Result<u8, Problem> {
 }
 
 fn device_rule(written: DeviceWritten) -> Result<DeviceRule, Problem> {
-    let one_of =
-        || problem("device", "write exactly one of column = \"..\", constant = \"..\", file_name = true");
     let DeviceWritten { column, constant, file_name, prefix } = written;
     match (column, constant, file_name) {
         (Some(column), None, false) => Ok(DeviceRule::Column { column, prefix }),
         _ if !prefix.is_empty() => {
-            Err(problem("device.prefix", "it goes with device.column only; leave it out"))
+            Err(problem("device.prefix", "it is only for device.column; leave it out"))
         }
         (None, Some(constant), false) if constant.trim().is_empty() => {
-            Err(problem("device.constant", "it is empty; write the device's name"))
+            Err(problem("device.constant", "it is empty; write the name of the device"))
         }
         (None, Some(constant), false) => Ok(DeviceRule::Constant(constant)),
         (None, None, true) => Ok(DeviceRule::FileName),
-        _ => Err(one_of()),
+        _ => Err(problem(
+            "device",
+            "write exactly one of column = \"..\", constant = \"..\", file_name = true",
+        )),
     }
 }
 
@@ -315,7 +319,7 @@ fn time_rule(written: TimeWritten) -> Result<TimeRule, Problem> {
     match (written.columns, written.format, written.parts) {
         (Some(columns), Some(format), None) => {
             if columns.is_empty() {
-                return Err(problem("time.columns", "it is empty; write the columns that hold the time"));
+                return Err(problem("time.columns", "it is empty; write the columns of the time"));
             }
             TimeRule::text(columns, &format, written.zone.as_deref())
                 .map_err(|(key, text)| problem(key, text))

@@ -1,4 +1,4 @@
-//! Numbers from the bytes of a cell. It must not know what the number means, nor which words mean missing.
+//! Parses numbers from the bytes of a cell. It must not know what a number means, nor which texts mean missing.
 
 /// Powers of ten that a double holds exactly.
 const POW10: [f64; 23] = [
@@ -6,12 +6,12 @@ const POW10: [f64; 23] = [
     1e19, 1e20, 1e21, 1e22,
 ];
 
-/// The double nearest to the decimal number in `text`, whose decimal mark is `mark` (`.` or `,`); `None` where the
-/// text is not a number. The result may be infinite or NaN where the text says so or is too large.
+/// The double nearest to the decimal number in `text` with the decimal mark `mark` (`.` or `,`); `None` where the text is
+/// not a number. The result can be infinite or NaN, where the text says so or the number is too large.
 ///
-/// Short numbers take Clinger's exact case ("How to read floating point numbers accurately", 1990): a mantissa below
-/// 2^53 divided by an exact power of ten is rounded once, hence correctly. Everything else goes to the standard
-/// library, so both ways give the same double.
+/// Short numbers are Clinger's exact case ("How to read floating point numbers accurately", 1990): a mantissa below 2^53
+/// divided by an exact power of ten is rounded once, and so correctly. All others are parsed by the standard library, with
+/// the same result.
 pub(crate) fn parse_number(text: &[u8], mark: u8) -> Option<f64> {
     match parse_short(text, mark) {
         Some(value) => Some(value),
@@ -62,23 +62,26 @@ mod tests {
     use super::parse_number;
 
     #[test]
-    fn reads_what_people_write() {
-        let read = |text: &str| parse_number(text.as_bytes(), b'.');
-        assert_eq!(read("0"), Some(0.0));
-        assert_eq!(read("-0.7"), Some(-0.7));
-        assert_eq!(read(".5"), Some(0.5));
-        assert_eq!(read("5."), Some(5.0));
-        assert_eq!(read("1e3"), Some(1000.0));
-        assert_eq!(read("+2"), Some(2.0));
-        assert_eq!(read("94.225406040000001"), Some(94.225_406_04));
-        assert_eq!(read("inf"), Some(f64::INFINITY));
+    fn common_notations_are_numbers() {
+        for (text, number) in [
+            ("0", 0.0),
+            ("-0.7", -0.7),
+            (".5", 0.5),
+            ("5.", 5.0),
+            ("1e3", 1000.0),
+            ("+2", 2.0),
+            ("94.225406040000001", 94.225_406_04),
+            ("inf", f64::INFINITY),
+        ] {
+            assert_eq!(parse_number(text.as_bytes(), b'.'), Some(number), "{text}");
+        }
         for bad in ["", "-", ".", "-.", "1.2.3", "1,5", "12a", "0x10", "1 2"] {
-            assert_eq!(read(bad), None, "{bad}");
+            assert_eq!(parse_number(bad.as_bytes(), b'.'), None, "{bad}");
         }
     }
 
     #[test]
-    fn decimal_comma_takes_no_point() {
+    fn a_point_is_invalid_with_a_decimal_comma() {
         assert_eq!(parse_number(b"1,5", b','), Some(1.5));
         assert_eq!(parse_number(b"-1,5e2", b','), Some(-150.0));
         assert_eq!(parse_number(b"1.5", b','), None);

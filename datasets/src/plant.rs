@@ -1,5 +1,5 @@
-//! A factory: production lines of machines, each with temperature, vibration, pressure and power that follow its load.
-//! It only says which devices there are; [`simulation`](crate::simulation) runs them.
+//! A factory: production lines of machines. The temperature, vibration, pressure and power of a machine follow its load.
+//! It only defines the devices; [`simulation`](crate::simulation) runs them.
 
 use crate::simulation::signal::{Sensor, Shape, Signal};
 use crate::simulation::{Device, Setup, Simulation, dice};
@@ -7,9 +7,9 @@ use crate::simulation::{Device, Setup, Simulation, dice};
 /// The size of a plant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plant {
-    /// Production lines, `line-1` and on: tag and registry attribute `production_line`.
+    /// The number of production lines, which are named from `line-1` on (tag and registry attribute `production_line`).
     pub lines: u32,
-    /// Machines on each line, numbered through the plant from `machine-001`.
+    /// The number of machines on each line. Machines are named from `machine-001` on, across all lines.
     pub machines_per_line: u32,
 }
 
@@ -24,7 +24,7 @@ impl Plant {
     /// The metrics of each machine.
     pub const METRICS: [&'static str; 4] = ["temperature", "vibration", "pressure", "power"];
 
-    /// Starts the plant.
+    /// Starts the simulation of the plant.
     pub fn simulate(self, setup: &Setup) -> Simulation {
         let devices = (0..self.lines * self.machines_per_line).map(|machine| Device {
             id: format!("machine-{:03}", machine + 1),
@@ -35,21 +35,19 @@ impl Plant {
     }
 }
 
-/// The signals of one machine, in the order of `SENSORS`. All follow one load; each machine is a little different.
+/// The signals of one machine, in the order of `SENSORS`. All follow the same load; each machine differs a little.
 fn signals(seed: u64, machine: u64) -> Vec<Signal> {
-    let own = |question: u64| dice::share(&[seed, 20, machine, question]);
-    let load = Shape::Load { turn: own(0) };
-    let signal = |sensor: u64, base: f64, swing: f64, noise: f64| {
-        let size = 0.9 + 0.2 * own(sensor);
-        let key = (dice::share(&[seed, 21, machine, sensor]) * (1_u64 << 53) as f64) as u64;
-        Signal { base: base * size, swing: swing * size, shape: load, noise, key }
-    };
-    vec![
-        signal(1, 55.0, 30.0, 0.75),
-        signal(2, 1.5, 3.0, 0.25),
-        signal(3, 6.0, 1.5, 0.125),
-        signal(4, 20.0, 60.0, 2.0),
-    ]
+    let load = Shape::Load { turn: dice::share(&[seed, 20, machine, 0]) };
+    // Base, swing and noise.
+    let curves = [(55.0, 30.0, 0.75), (1.5, 3.0, 0.25), (6.0, 1.5, 0.125), (20.0, 60.0, 2.0)];
+    (1..)
+        .zip(curves)
+        .map(|(sensor, (base, swing, noise))| {
+            let size = 0.9 + 0.2 * dice::share(&[seed, 20, machine, sensor]);
+            let key = dice::key(&[seed, 21, machine, sensor]);
+            Signal { base: base * size, swing: swing * size, shape: load, noise, key }
+        })
+        .collect()
 }
 
 #[cfg(test)]

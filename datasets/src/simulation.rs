@@ -1,21 +1,21 @@
-//! Devices that measure and a path that is not perfect, with the truth known. It must not know a clock, nor what the
-//! devices are: those are said in [`plant`](crate::plant) and [`city`](crate::city).
+//! Devices that measure and a faulty path, with the correct results. It must not know a clock, nor the kinds of devices:
+//! those are defined in [`plant`](crate::plant) and [`city`](crate::city).
 //!
-//! Everything is a function of the seed and of time: what a sensor measures in its n-th interval since 1970, when that
-//! arrives, and whether it arrives twice. So two simulations of one seed agree on every reading, however they are
-//! stepped and whenever they are started, and a simulation that starts again after a stop goes on as if it had never
-//! stopped. (On one machine: the last bit of a sine differs between processors.)
+//! Everything is a function of the seed and of time: the value of a sensor in its n-th interval since 1970, its arrival,
+//! and whether it arrives twice. So two simulations with one seed have the same readings, whatever their steps and starts,
+//! and a simulation that is started again continues as if it had never stopped. (On one machine: the last bit of a sine
+//! differs between processors.)
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{Int64Array, RecordBatch, StringArray};
 use chrono::{DateTime, TimeDelta, Utc};
-use wye_domain::time::Micros;
-use wye_domain::{reading, tags};
+use wye_domain::tags;
+use wye_domain::time::{Micros, Span};
 
-use crate::columns::dictionary;
+use crate::columns::{Columns, dictionary};
 use crate::truth::{Truth, TruthRow};
 use path::Path;
 use signal::{Sensor, Signal};
@@ -30,16 +30,16 @@ pub(crate) mod signal;
 #[cfg(test)]
 mod tests;
 
-/// What every simulation needs besides its devices.
+/// The settings of a simulation, besides its devices.
 #[derive(Clone, Debug)]
 pub struct Setup {
-    /// Same seed, same readings.
+    /// The same seed gives the same readings.
     pub seed: u64,
-    /// Nothing is measured before this.
+    /// Nothing is measured before this time.
     pub start: DateTime<Utc>,
-    /// How often each sensor measures; at least a millisecond.
+    /// The interval in which each sensor measures once; at least a millisecond.
     pub interval: TimeDelta,
-    /// What the path does to readings.
+    /// The faults of the path from the devices to the platform.
     pub faults: PathFaults,
 }
 
@@ -47,49 +47,51 @@ pub struct Setup {
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
     pub(crate) id: String,
-    /// Sorted by key; tags of each reading and attributes in the registry.
+    /// Sorted by key; the tags of each reading, and the attributes in the registry.
     pub(crate) attributes: Vec<(&'static str, String)>,
     /// In the order of the simulation's sensors.
     pub(crate) signals: Vec<Signal>,
 }
 
-/// What has been handed out so far.
+/// The numbers of readings that have been delivered so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Distinct readings.
     pub readings: u64,
-    /// Second copies of readings, not counted in `readings`.
+    /// Duplicates of readings, not counted in `readings`.
     pub duplicates: u64,
-    /// Those of `readings` that came with the backlog of a device that had been offline.
+    /// Those of `readings` that arrived in the backlog of a device that had been offline.
     pub backlog: u64,
 }
 
-/// A running simulation. It hands out what arrives, in the order of arrival.
+/// A running simulation. It delivers readings in the order of their arrival.
 pub struct Simulation {
     sensors: Vec<Sensor>,
     devices: Vec<Device>,
     seed: u64,
-    interval: i64,
+    interval: Span,
     path: Path,
+    /// By device: the number of the interval in which it measures next.
     next_slots: Vec<i64>,
-    underway: BinaryHeap<Reverse<Parcel>>,
+    in_transit: BinaryHeap<Reverse<Transit>>,
     truth: Truth,
     counts: Counts,
     words: Words,
 }
 
-/// A reading on its way. The order of the fields is the order of arrival; nothing else may decide it.
+/// A reading that has not arrived yet. The order of the fields is the order of arrival, and nothing else may decide it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Parcel {
-    arrival: i64,
+struct Transit {
+    arrival: Micros,
     device: u32,
+    /// The number of its interval since 1970.
     slot: i64,
     sensor: u32,
-    copy: bool,
+    duplicate: bool,
     backlog: bool,
 }
 
-/// The dictionaries that all batches share.
+/// The dictionaries that all batches share, with the codes of each sensor and device.
 struct Words {
     devices: Arc<StringArray>,
     metrics: Arc<StringArray>,
@@ -101,8 +103,8 @@ struct Words {
 
 impl Simulation {
     pub(crate) fn new(sensors: Vec<Sensor>, devices: Vec<Device>, setup: &Setup) -> Self {
-        let interval = setup.interval.num_microseconds().unwrap_or(i64::MAX).max(1000);
-        let start = setup.start.timestamp_micros();
+        let interval = Span(setup.interval.num_microseconds().unwrap_or(i64::MAX)).max(Span::from_millis(1));
+        let start = Micros(setup.start.timestamp_micros());
         let texts: Vec<String> = devices
             .iter()
             .map(|device| {
@@ -120,17 +122,14 @@ impl Simulation {
             tags: Arc::new(StringArray::from(tags)),
             tags_of_device,
         };
-        let first_slot = |device: usize| {
-            let phase = phase(setup.seed, device, interval);
-            (start - phase).div_euclid(interval) + i64::from((start - phase).rem_euclid(interval) > 0)
-        };
+        let phases = (0..devices.len()).map(|device| phase(setup.seed, device, interval));
         Self {
-            next_slots: (0..devices.len()).map(first_slot).collect(),
+            next_slots: phases.map(|phase| slot_at(start - phase, interval)).collect(),
             truth: Truth::new(devices.len() * sensors.len()),
             path: Path::new(setup),
             seed: setup.seed,
             interval,
-            underway: BinaryHeap::new(),
+            in_transit: BinaryHeap::new(),
             counts: Counts::default(),
             words,
             sensors,
@@ -138,21 +137,21 @@ impl Simulation {
         }
     }
 
-    /// Everything that arrives before `until` and has not been handed out yet, in the reading schema and in order of
-    /// arrival; no rows where nothing does. The cost and the size grow with the time since the last call: to catch up
-    /// on hours, step through them.
+    /// Delivers all readings that arrive before `until` and were not delivered yet, in the reading schema and in order of
+    /// arrival; the batch may have no rows. Its cost and size grow with the time since the last call, so call it in steps
+    /// to simulate hours.
     pub fn next_batch(&mut self, until: DateTime<Utc>) -> RecordBatch {
-        let until = until.timestamp_micros();
+        let until = Micros(until.timestamp_micros());
         self.measure(until);
         self.deliver(until)
     }
 
-    /// Everything that is still on its way, such as the backlog of a device that is offline now.
+    /// Delivers all readings that have not arrived yet, such as the backlog of a device that is offline now.
     pub fn finish(&mut self) -> RecordBatch {
-        self.deliver(i64::MAX)
+        self.deliver(Micros::MAX)
     }
 
-    /// The truth about what has been handed out so far, sorted by window, device and metric.
+    /// The correct results for the readings that have been delivered so far, sorted by window, device and metric.
     pub fn truth(&self) -> impl Iterator<Item = TruthRow<'_>> {
         let sensors = self.sensors.len();
         self.truth.rows().map(move |(window_start, series, summary)| TruthRow {
@@ -163,13 +162,13 @@ impl Simulation {
         })
     }
 
-    /// Gives up the truth about windows that start before `time`, to bound the memory of a long run. A reading of
-    /// such a window that arrives later starts it anew.
+    /// Removes the correct results of windows that start before `time`, to limit the memory of a long run. A reading of
+    /// such a window that arrives later starts the window again.
     pub fn forget_truth_before(&mut self, time: DateTime<Utc>) {
         self.truth.forget_before(Micros(time.timestamp_micros()));
     }
 
-    /// What has been handed out so far.
+    /// The numbers of readings that have been delivered so far.
     pub fn counts(&self) -> Counts {
         self.counts
     }
@@ -179,89 +178,104 @@ impl Simulation {
         registry::toml(&self.sensors, &self.devices, self.interval)
     }
 
-    fn measure(&mut self, until: i64) {
+    fn measure(&mut self, until: Micros) {
         for device in 0..self.devices.len() {
-            let phase = phase(self.seed, device, self.interval);
-            while self.next_slots[device] * self.interval + phase < until {
+            while self.event_time(device, self.next_slots[device]) < until {
                 let slot = self.next_slots[device];
                 self.next_slots[device] += 1;
-                self.send(device as u32, slot, slot * self.interval + phase);
+                self.send(device, slot);
             }
         }
     }
 
-    fn send(&mut self, device: u32, slot: i64, event_time: i64) {
+    /// The time at which a device measures in an interval.
+    fn event_time(&self, device: usize, slot: i64) -> Micros {
+        Micros(slot * self.interval.0) + phase(self.seed, device, self.interval)
+    }
+
+    /// Sends the readings of a device in an interval.
+    fn send(&mut self, device: usize, slot: i64) {
+        let event_time = self.event_time(device, slot);
+        let device = device as u32;
         for sensor in 0..self.sensors.len() as u32 {
-            let fate = self.path.fate(device, sensor, event_time);
-            let parcel =
-                Parcel { arrival: fate.arrival, device, slot, sensor, copy: false, backlog: fate.backlog };
-            self.underway.push(Reverse(parcel));
-            if let Some(arrival) = fate.copy_arrival {
-                self.underway.push(Reverse(Parcel { arrival, copy: true, ..parcel }));
+            let delivery = self.path.delivery(device, sensor, event_time);
+            let (arrival, backlog) = (delivery.arrival, delivery.backlog);
+            let first = Transit { arrival, device, slot, sensor, duplicate: false, backlog };
+            self.in_transit.push(Reverse(first));
+            if let Some(arrival) = delivery.duplicate_arrival {
+                self.in_transit.push(Reverse(Transit { arrival, duplicate: true, ..first }));
             }
         }
     }
 
-    fn deliver(&mut self, until: i64) -> RecordBatch {
-        let mut parcels = Vec::new();
-        while let Some(Reverse(parcel)) = self.underway.peek().copied().filter(|next| next.0.arrival < until)
+    fn deliver(&mut self, until: Micros) -> RecordBatch {
+        let mut arrived = Vec::new();
+        while let Some(Reverse(next)) = self.in_transit.peek().copied().filter(|next| next.0.arrival < until)
         {
-            self.underway.pop();
-            parcels.push(parcel);
+            self.in_transit.pop();
+            arrived.push(next);
         }
-        let mut values = Vec::with_capacity(parcels.len());
-        let mut times = Vec::with_capacity(parcels.len());
-        for parcel in &parcels {
-            let (device, sensor) = (parcel.device as usize, parcel.sensor as usize);
-            let event_time = parcel.slot * self.interval + phase(self.seed, device, self.interval);
+        let mut values = Vec::with_capacity(arrived.len());
+        let mut times = Vec::with_capacity(arrived.len());
+        for reading in &arrived {
+            let (device, sensor) = (reading.device as usize, reading.sensor as usize);
+            let event_time = self.event_time(device, reading.slot);
             let value =
-                self.devices[device].signals[sensor].value(&self.sensors[sensor], event_time, parcel.slot);
+                self.devices[device].signals[sensor].value(&self.sensors[sensor], event_time, reading.slot);
             values.push(value);
-            times.push(event_time);
-            if parcel.copy {
+            times.push(event_time.0);
+            if reading.duplicate {
                 self.counts.duplicates += 1;
             } else {
-                // The first copy never arrives after the second, so what is handed out is always in the truth.
-                self.truth.add(device * self.sensors.len() + sensor, Micros(event_time), value);
+                // A duplicate never arrives before its reading, so every delivered reading counts here.
+                self.truth.add(device * self.sensors.len() + sensor, event_time, value);
                 self.counts.readings += 1;
-                self.counts.backlog += u64::from(parcel.backlog);
+                self.counts.backlog += u64::from(reading.backlog);
             }
         }
-        self.batch(&parcels, values, times)
+        self.batch(&arrived, values, times)
     }
 
-    fn batch(&self, parcels: &[Parcel], values: Vec<f64>, times: Vec<i64>) -> RecordBatch {
-        let Words { devices, metrics, units, unit_of_sensor, tags, tags_of_device } = &self.words;
-        let keys = |key: &dyn Fn(&Parcel) -> i32| parcels.iter().map(key).collect::<Vec<_>>();
-        let columns: Vec<ArrayRef> = vec![
-            dictionary(keys(&|parcel| parcel.device as i32), Arc::clone(devices)),
-            dictionary(keys(&|parcel| parcel.sensor as i32), Arc::clone(metrics)),
-            Arc::new(Float64Array::from(values)),
-            Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC")),
-            Arc::new(Int64Array::from_iter_values(parcels.iter().map(|parcel| parcel.slot))),
-            dictionary(keys(&|parcel| unit_of_sensor[parcel.sensor as usize]), Arc::clone(units)),
-            dictionary(keys(&|parcel| tags_of_device[parcel.device as usize]), Arc::clone(tags)),
-        ];
-        RecordBatch::try_new(reading::schema(), columns).expect("the columns are built by this schema")
+    fn batch(&self, arrived: &[Transit], values: Vec<f64>, times: Vec<i64>) -> RecordBatch {
+        let words = &self.words;
+        let devices = arrived.iter().map(|reading| reading.device as i32);
+        let metrics = arrived.iter().map(|reading| reading.sensor as i32);
+        let units = arrived.iter().map(|reading| words.unit_of_sensor[reading.sensor as usize]);
+        let tags = arrived.iter().map(|reading| words.tags_of_device[reading.device as usize]);
+        let columns = Columns {
+            device_id: dictionary(devices.collect(), Arc::clone(&words.devices)),
+            metric: dictionary(metrics.collect(), Arc::clone(&words.metrics)),
+            value: values,
+            event_time: times,
+            sequence: Int64Array::from_iter_values(arrived.iter().map(|reading| reading.slot)),
+            unit: dictionary(units.collect(), Arc::clone(&words.units)),
+            tags: dictionary(tags.collect(), Arc::clone(&words.tags)),
+        };
+        columns.into_batch()
     }
 }
 
-/// The distinct words and the index of each given word among them: a word stands in its dictionary once.
+/// The distinct words, and the index of each given word among them.
 fn distinct<'a>(given: impl Iterator<Item = &'a str>) -> (Vec<&'a str>, Vec<i32>) {
     let mut words = Vec::new();
     let mut indices = HashMap::new();
-    let keys = given.map(|word| {
+    let codes = given.map(|word| {
         *indices.entry(word).or_insert_with(|| {
             words.push(word);
             words.len() as i32 - 1
         })
     });
-    let keys = keys.collect();
-    (words, keys)
+    let codes = codes.collect();
+    (words, codes)
 }
 
-/// Microseconds into its interval at which a device measures, so that devices do not all speak at once.
-fn phase(seed: u64, device: usize, interval: i64) -> i64 {
-    let millis = interval / 1000;
-    (dice::share(&[seed, 1, device as u64]) * millis as f64) as i64 * 1000
+/// The time within each interval at which a device measures. It differs between devices, so that they do not all send at
+/// once.
+fn phase(seed: u64, device: usize, interval: Span) -> Span {
+    Span::from_millis((dice::share(&[seed, 1, device as u64]) * interval.millis() as f64) as i64)
+}
+
+/// The number of the first interval that starts at `time` or later.
+fn slot_at(time: Micros, interval: Span) -> i64 {
+    time.0.div_euclid(interval.0) + i64::from(time.0.rem_euclid(interval.0) > 0)
 }

@@ -1,16 +1,16 @@
-//! What a simulation knows to be right: count, sum, min and max of the distinct readings that it has handed out, by
-//! device, metric and 1-minute window. It must not know how they got out of order on their way.
+//! The correct result of a simulation: count, sum, min and max of the distinct readings that it has delivered, by device,
+//! metric and 1-minute window. It must not know the path of the readings.
 
 use std::collections::BTreeMap;
 
-use wye_domain::time::{Micros, Span, WindowSize};
+use wye_domain::time::{Micros, WindowSize};
 
-/// One series in one minute.
+/// The readings of one series in one minute.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TruthRow<'a> {
-    /// Who measured.
+    /// The device.
     pub device_id: &'a str,
-    /// What was measured.
+    /// The metric.
     pub metric: &'a str,
     /// Start of the minute.
     pub window_start: Micros,
@@ -21,7 +21,7 @@ pub struct TruthRow<'a> {
 /// The readings of one window, each counted once.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TruthSummary {
-    /// How many.
+    /// Their number.
     pub count: u64,
     /// Their sum. It is exact where every value is a multiple of one power of two, as a simulation's values are.
     pub sum: f64,
@@ -31,7 +31,7 @@ pub struct TruthSummary {
     pub max: f64,
 }
 
-/// Summaries by window and series; series are numbers here.
+/// Summaries by window and series; a series is an index here.
 #[derive(Debug)]
 pub(crate) struct Truth {
     series: usize,
@@ -44,8 +44,8 @@ impl Truth {
     }
 
     pub(crate) fn add(&mut self, series: usize, event_time: Micros, value: f64) {
-        let window =
-            self.windows.entry(minute().start_of(event_time)).or_insert_with(|| vec![None; self.series]);
+        let start = WindowSize::MINUTE.start_of(event_time);
+        let window = self.windows.entry(start).or_insert_with(|| vec![None; self.series]);
         match &mut window[series] {
             Some(summary) => {
                 summary.count += 1;
@@ -57,19 +57,15 @@ impl Truth {
         }
     }
 
-    /// Window start, series and summary, in this order of sorting.
+    /// Window start, series and summary, sorted by the first two.
     pub(crate) fn rows(&self) -> impl Iterator<Item = (Micros, usize, TruthSummary)> {
         self.windows.iter().flat_map(|(&start, window)| {
-            let known = window.iter().enumerate();
-            known.filter_map(move |(series, summary)| summary.map(|summary| (start, series, summary)))
+            let summaries = window.iter().enumerate();
+            summaries.filter_map(move |(series, summary)| summary.map(|summary| (start, series, summary)))
         })
     }
 
     pub(crate) fn forget_before(&mut self, window_start: Micros) {
         self.windows = self.windows.split_off(&window_start);
     }
-}
-
-fn minute() -> WindowSize {
-    WindowSize::new(Span::from_mins(1)).expect("a minute is longer than nothing")
 }

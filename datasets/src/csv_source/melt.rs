@@ -1,27 +1,28 @@
-//! Rows in, one batch of readings out: wide becomes long. It must not know files or chunk sizes.
+//! Converts wide rows to one batch of readings, one row per reading. It must not know files or chunk sizes.
 //!
-//! A row costs no allocation: numbers are parsed from the record's bytes into one column of doubles per metric, and
-//! device and tags are looked up among those that the chunk has seen.
+//! A row needs no allocation: numbers are parsed from the bytes of the record into one column of doubles per metric, and
+//! device and tags are looked up among those of the chunk.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray};
+use arrow::array::{Int64Array, RecordBatch, StringArray};
 use csv::ByteRecord;
-use wye_domain::{reading, tags};
+use wye_domain::tags;
+use wye_domain::time::Micros;
 
 use super::plan::{DevicePlan, Plan, TagValue, TimePlan};
 use super::{RejectReason, Rejected};
-use crate::columns::dictionary;
+use crate::columns::{Columns, dictionary, nullable_dictionary};
 use crate::mapping::Missing;
 use crate::mapping::time::TimeProblem;
 use crate::number::parse_number;
 
-/// Characters of a refused text that are kept.
+/// Characters of an invalid text that are kept.
 const KEPT_TEXT: usize = 200;
 
-/// Takes rows until [`finish`](Self::finish), which leaves it empty for the next chunk.
+/// Collects rows until [`finish`](Self::finish), which leaves it empty for the next chunk.
 pub(super) struct ChunkBuilder {
     plan: Plan,
     rows: Rows,
@@ -29,59 +30,63 @@ pub(super) struct ChunkBuilder {
     scratch: Vec<u8>,
 }
 
-/// What a chunk of rows gave.
+/// The readings of a chunk, and its other cells.
 pub(super) struct Melted {
     pub(super) batch: RecordBatch,
     pub(super) missing: u64,
     pub(super) rejected: Vec<Rejected>,
 }
 
-/// What good rows say besides their values.
+/// The columns of valid rows, except the values.
 #[derive(Default)]
 struct Rows {
-    times: Vec<i64>,
+    times: Vec<Micros>,
+    /// Codes in `device_words`.
     devices: Vec<i32>,
-    tags: Vec<i32>,
+    /// Codes in `tag_words`; `None` for a row without tags.
+    tags: Vec<Option<i32>>,
     device_words: Words,
     tag_words: Words,
 }
 
-/// The values, one column per metric, beside what is not a value. NaN marks a cell without a reading: no reading's
-/// value is NaN.
+/// The values, one column per metric, and the cells without a value. NaN marks a cell without a reading, to keep the
+/// columns small: the value of a reading is never NaN.
 struct Cells {
     columns: Vec<Vec<f64>>,
     missing: u64,
     rejected: Vec<Rejected>,
 }
 
-/// The distinct words of a chunk in order of appearance, found by the bytes that stand for them in the file.
+/// The distinct words of a chunk in order of appearance, found by their bytes in the file.
 #[derive(Default)]
 struct Words {
     words: Vec<String>,
     by_word: HashMap<String, i32>,
-    by_bytes: HashMap<Box<[u8]>, i32>,
-    last: Option<(Box<[u8]>, i32)>,
+    /// `None` for bytes without a word.
+    by_bytes: HashMap<Box<[u8]>, Option<i32>>,
+    last: Option<(Box<[u8]>, Option<i32>)>,
 }
 
-/// What is wrong with a row as a whole.
-struct RowFault {
+/// Why a row or a cell is invalid.
+struct Fault {
+    /// `None` where the whole row is invalid.
     column: Option<usize>,
     reason: RejectReason,
 }
 
 impl ChunkBuilder {
     pub(super) fn new(plan: Plan) -> Self {
-        let cells = Cells { columns: vec![Vec::new(); plan.metrics.len()], missing: 0, rejected: Vec::new() };
+        let cells = Cells::new(plan.metrics.len());
         Self { plan, rows: Rows::default(), cells, scratch: Vec::new() }
     }
 
-    /// Takes one row.
+    /// Adds one row.
     pub(super) fn push(&mut self, record: &ByteRecord) {
         match self.row_head(record) {
             Ok((time, device)) => {
                 self.rows.times.push(time);
                 self.rows.devices.push(device);
-                let tags = tag_key(&self.plan, record, &mut self.scratch, &mut self.rows.tag_words);
+                let tags = tags_code(&self.plan, record, &mut self.scratch, &mut self.rows.tag_words);
                 self.rows.tags.push(tags);
                 self.cells.push(&self.plan, record);
             }
@@ -97,38 +102,35 @@ impl ChunkBuilder {
     }
 
     /// Time and device of a row.
-    fn row_head(&mut self, record: &ByteRecord) -> Result<(i64, i32), RowFault> {
+    fn row_head(&mut self, record: &ByteRecord) -> Result<(Micros, i32), Fault> {
         let (found, expected) = (record.len(), self.plan.columns);
         if found != expected {
-            return Err(RowFault { column: None, reason: RejectReason::ColumnCount { found, expected } });
+            return Err(Fault { column: None, reason: RejectReason::ColumnCount { found, expected } });
         }
         let time = time(&self.plan.time, record, &mut self.scratch)?;
-        let device = match &self.plan.device {
-            DevicePlan::Constant(device) => self.rows.device_words.find(b"", || Some(device.clone())),
+        let words = &mut self.rows.device_words;
+        let (column, device) = match &self.plan.device {
+            DevicePlan::Constant(device) => (None, words.find(b"", || Some(device.clone()))),
             DevicePlan::Column { column, prefix } => {
                 let text = record[*column].trim_ascii();
                 let missing = &self.plan.missing;
-                self.rows.device_words.find(text, || {
+                let device = words.find(text, || {
                     let name = std::str::from_utf8(text).ok()?;
                     let named = !text.is_empty() && !missing.is_word(text);
                     named.then(|| format!("{prefix}{name}"))
-                })
+                });
+                (Some(*column), device)
             }
         };
-        match self.plan.device {
-            DevicePlan::Column { column, .. } if device < 0 => {
-                Err(RowFault { column: Some(column), reason: RejectReason::NoDevice })
-            }
-            _ => Ok((time, device)),
-        }
+        let device = device.ok_or(Fault { column, reason: RejectReason::NoDevice })?;
+        Ok((time, device))
     }
 
-    /// The rows since the last time as one batch; the builder is empty afterwards.
+    /// The rows since the last call as one batch; the builder is empty after it.
     pub(super) fn finish(&mut self) -> Melted {
         let metrics = self.plan.metrics.len();
         let rows = std::mem::take(&mut self.rows);
-        let empty = Cells { columns: vec![Vec::new(); metrics], missing: 0, rejected: Vec::new() };
-        let cells = std::mem::replace(&mut self.cells, empty);
+        let cells = std::mem::replace(&mut self.cells, Cells::new(metrics));
         let mut long = Long::with_capacity(rows.times.len() * metrics);
         for rows_of_device in by_device(&rows) {
             for (metric, column) in cells.columns.iter().enumerate() {
@@ -138,7 +140,7 @@ impl ChunkBuilder {
                     let value = column[row];
                     if !value.is_nan() {
                         long.values.push(value);
-                        long.times.push(rows.times[row]);
+                        long.times.push(rows.times[row].0);
                         long.devices.push(rows.devices[row]);
                         long.metrics.push(metric as i32);
                         long.units.push(unit);
@@ -153,6 +155,10 @@ impl ChunkBuilder {
 }
 
 impl Cells {
+    fn new(metrics: usize) -> Self {
+        Self { columns: vec![Vec::new(); metrics], missing: 0, rejected: Vec::new() }
+    }
+
     fn push(&mut self, plan: &Plan, record: &ByteRecord) {
         for (metric, column) in plan.metrics.iter().zip(&mut self.columns) {
             let text = record[metric.column].trim_ascii();
@@ -173,7 +179,7 @@ impl Cells {
                             Some(_) => RejectReason::NotFinite,
                             None => RejectReason::NotANumber,
                         };
-                        let fault = RowFault { column: Some(metric.column), reason };
+                        let fault = Fault { column: Some(metric.column), reason };
                         self.rejected.push(rejected(plan, record, &fault, text, 1));
                         f64::NAN
                     }
@@ -184,46 +190,46 @@ impl Cells {
     }
 }
 
-/// A number is kept bit by bit, the sign of zero included, where the mapping changes nothing.
+/// Keeps every bit of the number, including the sign of zero, where the mapping has no scale and offset.
 fn scaled(number: f64, scale: f64, offset: f64) -> f64 {
     if offset == 0.0 { number * scale } else { number * scale + offset }
 }
 
 impl Words {
-    /// The index of the word for `bytes`, made by `word` where the bytes are new; -1 where it makes none. Other bytes
-    /// may stand for the same word.
-    fn find(&mut self, bytes: &[u8], word: impl FnOnce() -> Option<String>) -> i32 {
-        if let Some((last, index)) = &self.last
+    /// The code of the word for `bytes`. New bytes get the word that `word` returns, if any. Different bytes can have the
+    /// same word.
+    fn find(&mut self, bytes: &[u8], word: impl FnOnce() -> Option<String>) -> Option<i32> {
+        if let Some((last, code)) = &self.last
             && **last == *bytes
         {
-            return *index;
+            return *code;
         }
-        let index = match self.by_bytes.get(bytes) {
-            Some(&index) => index,
+        let code = match self.by_bytes.get(bytes) {
+            Some(&code) => code,
             None => {
-                let index = word().map_or(-1, |word| self.index_of(word));
-                self.by_bytes.insert(bytes.into(), index);
-                index
+                let code = word().map(|word| self.code_of(word));
+                self.by_bytes.insert(bytes.into(), code);
+                code
             }
         };
         match &mut self.last {
-            // Names mostly have one length, so the old one's memory serves again.
-            Some((last, place)) if last.len() == bytes.len() => {
+            // Names mostly have the same length, so the memory of the last one can be used again.
+            Some((last, last_code)) if last.len() == bytes.len() => {
                 last.copy_from_slice(bytes);
-                *place = index;
+                *last_code = code;
             }
-            last => *last = Some((bytes.into(), index)),
+            last => *last = Some((bytes.into(), code)),
         }
-        index
+        code
     }
 
-    fn index_of(&mut self, word: String) -> i32 {
+    fn code_of(&mut self, word: String) -> i32 {
         let next = self.words.len() as i32;
-        let index = *self.by_word.entry(word.clone()).or_insert(next);
-        if index == next {
+        let code = *self.by_word.entry(word.clone()).or_insert(next);
+        if code == next {
             self.words.push(word);
         }
-        index
+        code
     }
 
     fn array(&self) -> Arc<StringArray> {
@@ -231,11 +237,11 @@ impl Words {
     }
 }
 
-fn time(plan: &TimePlan, record: &ByteRecord, scratch: &mut Vec<u8>) -> Result<i64, RowFault> {
+fn time(plan: &TimePlan, record: &ByteRecord, scratch: &mut Vec<u8>) -> Result<Micros, Fault> {
     let (column, time) = match plan {
         TimePlan::Text { columns, format } => {
             let time = if let [column] = columns[..] {
-                format.micros(record[column].trim_ascii())
+                format.parse(record[column].trim_ascii())
             } else {
                 scratch.clear();
                 for (index, &column) in columns.iter().enumerate() {
@@ -244,19 +250,20 @@ fn time(plan: &TimePlan, record: &ByteRecord, scratch: &mut Vec<u8>) -> Result<i
                     }
                     scratch.extend_from_slice(record[column].trim_ascii());
                 }
-                format.micros(scratch)
+                format.parse(scratch)
             };
             (columns[0], time)
         }
-        TimePlan::Parts { columns, zone } => {
+        TimePlan::Parts { date, time, zone } => {
+            let columns = date.iter().copied().map(Some).chain(time.iter().copied());
             let mut parts = [0_i32; 6];
             for (part, column) in parts.iter_mut().zip(columns) {
-                if let Some(column) = *column {
+                if let Some(column) = column {
                     *part = integer(record[column].trim_ascii())
-                        .ok_or(RowFault { column: Some(column), reason: RejectReason::UnreadableTime })?;
+                        .ok_or(Fault { column: Some(column), reason: RejectReason::UnreadableTime })?;
                 }
             }
-            (columns[0].expect("a plan always has a year"), zone.micros_of_parts(parts))
+            (date[0], zone.time_of_parts(parts))
         }
     };
     time.map_err(|problem| {
@@ -264,11 +271,11 @@ fn time(plan: &TimePlan, record: &ByteRecord, scratch: &mut Vec<u8>) -> Result<i
             TimeProblem::Unreadable => RejectReason::UnreadableTime,
             TimeProblem::InGap => RejectReason::TimeInGap,
         };
-        RowFault { column: Some(column), reason }
+        Fault { column: Some(column), reason }
     })
 }
 
-/// An integer as people write it in a column of years or hours, `2013` or `07`.
+/// An integer in a column of years or hours, such as `2013` or `07`.
 fn integer(text: &[u8]) -> Option<i32> {
     if text.is_empty() || text.len() > 9 {
         return None;
@@ -276,11 +283,11 @@ fn integer(text: &[u8]) -> Option<i32> {
     text.iter().try_fold(0, |value, byte| byte.is_ascii_digit().then(|| value * 10 + i32::from(byte - b'0')))
 }
 
-/// The index of a row's tags among the chunk's, -1 where it has none.
-fn tag_key(plan: &Plan, record: &ByteRecord, scratch: &mut Vec<u8>, words: &mut Words) -> i32 {
+/// The code of a row's tags; `None` where it has none.
+fn tags_code(plan: &Plan, record: &ByteRecord, scratch: &mut Vec<u8>, words: &mut Words) -> Option<i32> {
     let tags = &plan.tags;
     if tags.is_empty() {
-        return -1;
+        return None;
     }
     scratch.clear();
     for (_, value) in tags {
@@ -293,7 +300,7 @@ fn tag_key(plan: &Plan, record: &ByteRecord, scratch: &mut Vec<u8>, words: &mut 
     words.find(scratch, || tag_text(tags, record, &plan.missing, plan.decimal_mark))
 }
 
-/// The canonical JSON text of a row's tags; a tag whose cell is missing is left out.
+/// The canonical JSON text of a row's tags, without those whose cell is missing.
 fn tag_text(
     tags: &[(String, TagValue)],
     record: &ByteRecord,
@@ -317,7 +324,7 @@ fn tag_text(
     tags::canonical(pairs.iter().map(|(key, value)| (*key, value.as_ref())))
 }
 
-fn rejected(plan: &Plan, record: &ByteRecord, fault: &RowFault, text: &[u8], readings: u64) -> Rejected {
+fn rejected(plan: &Plan, record: &ByteRecord, fault: &Fault, text: &[u8], readings: u64) -> Rejected {
     Rejected {
         row: record.position().map_or(0, csv::Position::line),
         column: fault.column.map_or_else(String::new, |column| plan.names[column].clone()),
@@ -336,14 +343,15 @@ fn by_device(rows: &Rows) -> Vec<Vec<u32>> {
     lists
 }
 
-/// The columns of the batch while they grow.
+/// The columns of the batch, while they are built.
 struct Long {
     devices: Vec<i32>,
     metrics: Vec<i32>,
     values: Vec<f64>,
+    /// UTC microseconds.
     times: Vec<i64>,
-    units: Vec<i32>,
-    tags: Vec<i32>,
+    units: Vec<Option<i32>>,
+    tags: Vec<Option<i32>>,
 }
 
 impl Long {
@@ -359,16 +367,15 @@ impl Long {
     }
 
     fn batch(self, plan: &Plan, rows: &Rows) -> RecordBatch {
-        let length = self.values.len();
-        let columns: Vec<ArrayRef> = vec![
-            dictionary(self.devices, rows.device_words.array()),
-            dictionary(self.metrics, Arc::clone(&plan.metric_names)),
-            Arc::new(Float64Array::from(self.values)),
-            Arc::new(TimestampMicrosecondArray::from(self.times).with_timezone("UTC")),
-            Arc::new(Int64Array::new_null(length)),
-            dictionary(self.units, Arc::clone(&plan.units)),
-            dictionary(self.tags, rows.tag_words.array()),
-        ];
-        RecordBatch::try_new(reading::schema(), columns).expect("the columns are built by this schema")
+        let columns = Columns {
+            sequence: Int64Array::new_null(self.values.len()),
+            device_id: dictionary(self.devices, rows.device_words.array()),
+            metric: dictionary(self.metrics, Arc::clone(&plan.metric_names)),
+            value: self.values,
+            event_time: self.times,
+            unit: nullable_dictionary(self.units, Arc::clone(&plan.units)),
+            tags: nullable_dictionary(self.tags, rows.tag_words.array()),
+        };
+        columns.into_batch()
     }
 }

@@ -1,4 +1,4 @@
-//! A mapping laid on one file's header: column names become column numbers. It must not know any row.
+//! A mapping applied to the header of one file: column names become column indices. It must not know any row.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,9 +11,11 @@ use crate::error::DatasetError;
 use crate::mapping::time::{Parts, TextFormat, TimeRule, Zone};
 use crate::mapping::{DeviceRule, Mapping, Missing, Origin};
 
-/// What to take from each row.
+/// The columns to read from each row.
 pub(super) struct Plan {
+    /// The number of columns of the file.
     pub(super) columns: usize,
+    /// The names of all columns.
     pub(super) names: Vec<String>,
     pub(super) decimal_mark: u8,
     pub(super) missing: Missing,
@@ -30,9 +32,11 @@ pub(super) enum TimePlan {
         columns: Vec<usize>,
         format: TextFormat,
     },
-    /// Year, month, day, hour, minute, second; one that is not there is 0.
     Parts {
-        columns: [Option<usize>; 6],
+        /// Year, month, day.
+        date: [usize; 3],
+        /// Hour, minute, second; each is 0 without a column.
+        time: [Option<usize>; 3],
         zone: Zone,
     },
 }
@@ -51,8 +55,8 @@ pub(super) struct MetricPlan {
     pub(super) column: usize,
     pub(super) scale: f64,
     pub(super) offset: f64,
-    /// Index of the unit among `units`, or -1.
-    pub(super) unit: i32,
+    /// The index of its unit in [`Plan::units`].
+    pub(super) unit: Option<i32>,
 }
 
 impl Plan {
@@ -61,9 +65,9 @@ impl Plan {
         let mut units = Vec::<&str>::new();
         let mut metrics = Vec::new();
         for (index, metric) in mapping.metrics.iter().enumerate() {
-            let unit = metric.unit.as_deref().map_or(-1, |unit| {
-                let known = units.iter().position(|other| *other == unit);
-                known.unwrap_or_else(|| {
+            let unit = metric.unit.as_deref().map(|unit| {
+                let index = units.iter().position(|other| *other == unit);
+                index.unwrap_or_else(|| {
                     units.push(unit);
                     units.len() - 1
                 }) as i32
@@ -95,28 +99,33 @@ struct Header<'a> {
 }
 
 impl Header<'_> {
+    /// The index of the column that the mapping names under `key`.
     fn find(&self, key: &str, column: &str) -> Result<usize, DatasetError> {
-        let mut places =
+        let mut indices =
             self.names.iter().enumerate().filter(|(_, name)| name.trim_ascii() == column.as_bytes());
-        let fail = |problem| DatasetError::Mapping {
-            path: self.mapping.source.clone(),
-            key: key.to_owned(),
-            problem,
-        };
-        match (places.next(), places.next()) {
-            (Some((place, _)), None) => Ok(place),
+        let problem = match (indices.next(), indices.next()) {
+            (Some((index, _)), None) => return Ok(index),
             (Some(_), Some(_)) => {
                 let file = self.path.display();
-                Err(fail(format!(
-                    "`{column}` stands twice in the header of {file}; rename one of the two there"
-                )))
+                format!("`{column}` is twice in the header of {file}; rename one of the two there")
             }
             (None, _) => {
-                let there: Vec<_> = self.names.iter().map(String::from_utf8_lossy).collect();
-                let (file, there) = (self.path.display(), there.join(", "));
-                Err(fail(format!("`{column}` is no column of {file}; write one of: {there}")))
+                let names: Vec<_> = self.names.iter().map(String::from_utf8_lossy).collect();
+                let (file, names) = (self.path.display(), names.join(", "));
+                format!("{file} has no column `{column}`; write one of: {names}")
             }
-        }
+        };
+        Err(DatasetError::Mapping { path: self.mapping.source.clone(), key: key.to_owned(), problem })
+    }
+
+    /// The index of the column of a part of the time.
+    fn find_part(&self, part: &str, column: &str) -> Result<usize, DatasetError> {
+        self.find(&format!("time.parts.{part}"), column)
+    }
+
+    /// As [`Self::find_part`], for a part that the mapping may leave out.
+    fn find_optional_part(&self, part: &str, column: Option<&String>) -> Result<Option<usize>, DatasetError> {
+        column.map(|column| self.find_part(part, column)).transpose()
     }
 
     fn time(&self) -> Result<TimePlan, DatasetError> {
@@ -127,19 +136,17 @@ impl Header<'_> {
                 Ok(TimePlan::Text { columns: columns?, format: format.clone() })
             }
             TimeRule::Parts { parts: Parts { year, month, day, hour, minute, second }, zone } => {
-                let find = |part: &str, column: &str| self.find(&format!("time.parts.{part}"), column);
-                let find_some = |part, column: &Option<String>| {
-                    column.as_ref().map(|column| find(part, column)).transpose()
-                };
-                let columns = [
-                    Some(find("year", year)?),
-                    Some(find("month", month)?),
-                    Some(find("day", day)?),
-                    find_some("hour", hour)?,
-                    find_some("minute", minute)?,
-                    find_some("second", second)?,
+                let date = [
+                    self.find_part("year", year)?,
+                    self.find_part("month", month)?,
+                    self.find_part("day", day)?,
                 ];
-                Ok(TimePlan::Parts { columns, zone: *zone })
+                let time = [
+                    self.find_optional_part("hour", hour.as_ref())?,
+                    self.find_optional_part("minute", minute.as_ref())?,
+                    self.find_optional_part("second", second.as_ref())?,
+                ];
+                Ok(TimePlan::Parts { date, time, zone: *zone })
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Reading CSV files: melt against a naive reader, repeatability, and dirt.
+//! Reading CSV files: comparison with a simple reader, repeatability, and invalid content.
 
 use std::fs;
 use std::io::Write;
@@ -64,9 +64,9 @@ fn rows(chunk: &Chunk) -> Vec<Row> {
         .map(|row| {
             let reading = columns.reading(row);
             assert_eq!(reading.sequence, None);
-            let own = |text: Option<&str>| text.map(str::to_owned);
             let (device, metric) = (reading.device_id.to_owned(), reading.metric.to_owned());
-            (device, metric, reading.value, reading.event_time.0, own(reading.unit), own(reading.tags))
+            let (unit, tags) = (reading.unit.map(str::to_owned), reading.tags.map(str::to_owned));
+            (device, metric, reading.value, reading.event_time.0, unit, tags)
         })
         .collect()
 }
@@ -79,13 +79,15 @@ fn read(text: &str) -> Chunk {
     chunks.remove(0)
 }
 
+/// A reading of [`MAPPING`].
+fn row(device: &str, metric: &str, value: f64, seconds: i64, tags: &str) -> Row {
+    let unit = (metric == "a").then(|| "Cel".to_owned());
+    (device.into(), metric.into(), value, seconds * 1_000_000, unit, Some(tags.into()))
+}
+
 #[test]
-fn melts_by_device_then_metric_then_file_order() {
+fn readings_are_ordered_by_device_then_metric_then_file_order() {
     let chunk = read("station,t,road,a,b\nx,2,r,1,2\ny,1,,3,NA\nx,1,r,-200.0,4\n");
-    let row = |device: &str, metric: &str, value: f64, seconds: i64, tags: &str| -> Row {
-        let unit = (metric == "a").then(|| "Cel".to_owned());
-        (device.into(), metric.into(), value, seconds * 1_000_000, unit, Some(tags.into()))
-    };
     let road = r#"{"road":"r","site":"s"}"#;
     assert_eq!(
         rows(&chunk),
@@ -100,7 +102,7 @@ fn melts_by_device_then_metric_then_file_order() {
 }
 
 #[test]
-fn bad_rows_are_refused_and_the_rest_goes_on() {
+fn invalid_rows_and_cells_are_rejected_and_the_others_are_read() {
     let chunk = read(concat!(
         "station,t,road,a,b\n",
         "x,1,r,1\n",
@@ -135,7 +137,7 @@ fn bad_rows_are_refused_and_the_rest_goes_on() {
 }
 
 #[test]
-fn gzip_mark_semicolon_and_comma() {
+fn gzip_byte_order_mark_semicolons_and_decimal_commas() {
     let folder = TempDir::new().unwrap();
     let text = "\u{feff}t;\"v\"\r\n01/02/2020 03.04.05;-1,5\r\n;;\r\n";
     let mapping = mapping(
@@ -147,7 +149,7 @@ fn gzip_mark_semicolon_and_comma() {
         metric = [{ column = "v" }]
         "#,
     );
-    // Whether it is gzip shows in the bytes, not in the name.
+    // Gzip is detected by the bytes, not by the name.
     for (name, bytes) in [("dev.csv.gz", text.as_bytes().to_vec()), ("dev.csv", gzip(text.as_bytes()))] {
         let path = file(&folder, name, &bytes);
         let source = CsvSource::open(&path, &mapping).unwrap();
@@ -161,7 +163,7 @@ fn gzip_mark_semicolon_and_comma() {
 }
 
 #[test]
-fn damaged_gzip_says_so() {
+fn damaged_gzip_is_an_error() {
     let folder = TempDir::new().unwrap();
     let mut text = String::from("station,t,road,a,b\n");
     for row in 0..200_000 {
@@ -189,42 +191,44 @@ fn damaged_gzip_says_so() {
 }
 
 #[test]
-fn files_that_do_not_fit_are_refused() {
+fn files_that_do_not_fit_the_mapping_are_refused() {
     let folder = TempDir::new().unwrap();
-    let refused = |bytes: &[u8]| {
-        let path = file(&folder, "f.csv", bytes);
-        CsvSource::open(&path, &mapping(MAPPING)).err().map(|error| error.to_string()).unwrap()
-    };
-    assert!(refused(b"").contains("the file is empty"));
-    assert!(refused(b"\xff\xfes\0t\0").contains("UTF-16"));
-    let error = refused(b"station,time,road,a,b\n");
-    assert!(error.starts_with("m.toml: time.columns: `t` is no column of"), "{error}");
+    assert!(refused(&folder, b"").contains("the file is empty"));
+    assert!(refused(&folder, b"\xff\xfes\0t\0").contains("UTF-16"));
+    let error = refused(&folder, b"station,time,road,a,b\n");
+    assert!(error.starts_with("m.toml: time.columns: ") && error.contains("has no column `t`"), "{error}");
     assert!(error.ends_with("write one of: station, time, road, a, b"), "{error}");
-    assert!(refused(b"station,t,road,a,a,b\n").contains("metric[0].column: `a` stands twice"));
+    assert!(refused(&folder, b"station,t,road,a,a,b\n").contains("metric[0].column: `a` is twice"));
     let absent = CsvSource::open(&folder.path().join("none.csv"), &mapping(MAPPING)).err().unwrap();
     assert_eq!(absent.kind(), wye_domain::ErrorKind::NotFound);
     let path = file(&folder, "f.csv", b"station,t,road,a,b\n");
     assert!(chunks(&path, &mapping(MAPPING)).is_empty());
 }
 
+/// The error of opening a file with this content.
+fn refused(folder: &TempDir, bytes: &[u8]) -> String {
+    let path = file(folder, "f.csv", bytes);
+    CsvSource::open(&path, &mapping(MAPPING)).err().map(|error| error.to_string()).unwrap()
+}
+
 #[test]
-fn a_file_is_named_by_bytes_and_meaning() {
+fn a_file_is_identified_by_its_bytes_and_the_meaning_of_the_mapping() {
     let folder = TempDir::new().unwrap();
     let one = file(&folder, "one.csv", b"station,t,road,a,b\nx,1,r,1,2\n");
     let two = file(&folder, "two.csv", b"station,t,road,a,b\nx,1,r,1,2\n");
     let other = file(&folder, "other.csv", b"station,t,road,a,b\nx,1,r,1,3\n");
     let plain = mapping(MAPPING);
-    let name = |path: &Path, mapping: &Mapping| file_id(path, mapping).unwrap();
-    assert_eq!(name(&one, &plain).len(), 64);
-    assert_eq!(name(&one, &plain), name(&two, &mapping(&format!("# comment\n{MAPPING}"))));
-    assert_ne!(name(&one, &plain), name(&other, &plain));
-    assert_ne!(name(&one, &plain), name(&one, &mapping(&MAPPING.replace("2.0", "3.0"))));
+    let id = file_id(&one, &plain).unwrap();
+    assert_eq!(id.len(), 64);
+    assert_eq!(id, file_id(&two, &mapping(&format!("# comment\n{MAPPING}"))).unwrap());
+    assert_ne!(id, file_id(&other, &plain).unwrap());
+    assert_ne!(id, file_id(&one, &mapping(&MAPPING.replace("2.0", "3.0"))).unwrap());
     let by_file = mapping(&MAPPING.replace("column = \"station\"", "file_name = true"));
-    assert_ne!(name(&one, &by_file), name(&two, &by_file));
+    assert_ne!(file_id(&one, &by_file).unwrap(), file_id(&two, &by_file).unwrap());
     assert_eq!(device_from_file_name(Path::new("/a/b.c.csv.gz")), "b.c");
 }
 
-/// One generated line and what it should give.
+/// One generated line.
 #[derive(Clone, Debug)]
 struct Line {
     station: &'static str,
@@ -234,7 +238,6 @@ struct Line {
 
 fn line() -> impl Strategy<Value = Line> {
     let station = prop::sample::select(vec!["x", "y", "z", ""]);
-    let cell = || prop::sample::select(vec!["1", "-2.5", "NA", "", "-200", "-200.00", "bad", "1e3", "0.1"]);
     (station, any::<i32>(), [cell(), cell()]).prop_map(|(station, seconds, cells)| Line {
         station,
         seconds,
@@ -242,7 +245,16 @@ fn line() -> impl Strategy<Value = Line> {
     })
 }
 
-/// The readings of one chunk, the slow and obvious way.
+fn cell() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(vec!["1", "-2.5", "NA", "", "-200", "-200.00", "bad", "1e3", "0.1"])
+}
+
+/// The chunks of a file with two metrics.
+fn small_chunks(path: &Path, mapping: &Mapping, rows_per_chunk: usize) -> Vec<Chunk> {
+    CsvSource::open_with(path, mapping, rows_per_chunk * 2).unwrap().map(Result::unwrap).collect()
+}
+
+/// The readings of one chunk in a slow and simple way, with the numbers of missing and lost ones.
 fn naive(lines: &[Line]) -> (Vec<Row>, u64, u64) {
     let (mut readings, mut missing, mut lost) = (Vec::new(), 0, 0);
     let mut devices = Vec::new();
@@ -277,7 +289,7 @@ fn naive(lines: &[Line]) -> (Vec<Row>, u64, u64) {
 
 proptest! {
     #[test]
-    fn melts_like_the_naive_reader(
+    fn readings_are_those_of_a_simple_reader(
         lines in prop::collection::vec(line(), 1..60), rows_per_chunk in 1_usize..20, packed in any::<bool>(),
     ) {
         let mut text = String::from("station,t,road,a,b\n");
@@ -288,8 +300,8 @@ proptest! {
         let bytes = if packed { gzip(text.as_bytes()) } else { text.into_bytes() };
         let path = file(&folder, "f.csv", &bytes);
         let mapping = mapping(MAPPING);
-        let open = || CsvSource::open_with(&path, &mapping, rows_per_chunk * 2).unwrap();
-        let (first, second): (Vec<_>, Vec<_>) = (open().map(Result::unwrap).collect(), open().map(Result::unwrap).collect());
+        let first = small_chunks(&path, &mapping, rows_per_chunk);
+        let second = small_chunks(&path, &mapping, rows_per_chunk);
         prop_assert_eq!(first.len(), lines.len().div_ceil(rows_per_chunk));
         for (index, (chunk, lines)) in first.iter().zip(lines.chunks(rows_per_chunk)).enumerate() {
             let (readings, missing, lost) = naive(lines);

@@ -1,17 +1,17 @@
-//! What the cells of one column look like. It must not know what the column is used for.
+//! The cells of one column: numbers or texts. It must not know how the column is used.
 
 use std::collections::BTreeSet;
 
 use crate::number::parse_number;
 
-/// Numbers that are written where there is no measurement.
-const STAND_INS: [f64; 8] = [-9999.0, -999.0, -999.9, -200.0, -99.9, -99.0, 9999.0, 99999.0];
-/// A column of numbers holds at most so many distinct words.
+/// Numbers that often mean that there is no measurement.
+const MISSING_NUMBERS: [f64; 8] = [-9999.0, -999.0, -999.9, -200.0, -99.9, -99.0, 9999.0, 99999.0];
+/// The most distinct words in a column of numbers.
 const MOST_WORDS: usize = 3;
-/// A column with at most so many distinct texts labels its rows.
+/// The most distinct texts in a column of labels.
 const MOST_LABELS: usize = 100;
 
-/// What most cells are.
+/// The kind of most cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Numbers,
@@ -19,13 +19,13 @@ pub(super) enum Kind {
     Empty,
 }
 
-/// One column of a file's head.
+/// One column of the first rows of a file.
 pub(super) struct Column {
     pub(super) name: String,
     /// Trimmed.
     pub(super) cells: Vec<String>,
     pub(super) kind: Kind,
-    /// Of a column of numbers: the few cells that are none.
+    /// Some of the cells that are not numbers; in a column of numbers, all of them.
     pub(super) words: BTreeSet<String>,
     numbers: Vec<f64>,
 }
@@ -50,17 +50,17 @@ impl Column {
         Self { name, cells, kind, words, numbers }
     }
 
-    /// The name without case and punctuation.
+    /// The name in lower case, without punctuation.
     pub(super) fn plain_name(&self) -> String {
         self.name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
     }
 
-    /// The cells that hold something.
+    /// The cells that are not empty.
     pub(super) fn filled(&self) -> impl Iterator<Item = &str> {
         self.cells.iter().map(String::as_str).filter(|cell| !cell.is_empty())
     }
 
-    /// Whether the cells are 1, 2, 3 and so on: the number of the row, and no measurement.
+    /// Whether the cells are row numbers (1, 2, 3 and so on), not measurements.
     pub(super) fn counts_rows(&self) -> bool {
         self.kind == Kind::Numbers
             && self.numbers.len() == self.cells.len()
@@ -68,30 +68,37 @@ impl Column {
             && self.numbers.windows(2).all(|pair| pair[1] - pair[0] == 1.0)
     }
 
-    /// Whether few texts come again and again.
+    /// Whether the cells are a few texts that are often repeated.
     pub(super) fn is_label(&self) -> bool {
         let texts: BTreeSet<&str> = self.filled().collect();
         texts.len() <= MOST_LABELS && texts.len() * 2 <= self.cells.len().max(2)
     }
 
-    /// The number that stands for missing, if there is one: far away from all others.
-    pub(super) fn stand_in(&self) -> Option<f64> {
-        STAND_INS.into_iter().find(|stand_in| {
-            let others = || self.numbers.iter().copied().filter(|number| number != stand_in);
-            let (low, high) = (others().fold(f64::MAX, f64::min), others().fold(f64::MIN, f64::max));
-            let away = if *stand_in < low { low - stand_in } else { stand_in - high };
-            self.numbers.contains(stand_in) && low <= high && away > (high - low).max(50.0) / 2.0
+    /// The number that may mean missing, if there is one: it is far from all others.
+    pub(super) fn missing_number(&self) -> Option<f64> {
+        MISSING_NUMBERS.into_iter().filter(|candidate| self.numbers.contains(candidate)).find(|candidate| {
+            let others = self.numbers.iter().copied().filter(|number| number != candidate);
+            range(others).is_some_and(|(low, high)| {
+                let distance = if *candidate < low { low - candidate } else { candidate - high };
+                distance > (high - low).max(50.0) / 2.0
+            })
         })
     }
 
-    /// Least and greatest number.
+    /// The least and greatest number.
     pub(super) fn range(&self) -> Option<(f64, f64)> {
-        let low = self.numbers.iter().copied().reduce(f64::min)?;
-        Some((low, self.numbers.iter().copied().fold(low, f64::max)))
+        range(self.numbers.iter().copied())
     }
 }
 
-/// The mark of decimals that more cells of a file can be read with.
+fn range(numbers: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    numbers.fold(None, |range, number| match range {
+        None => Some((number, number)),
+        Some((low, high)) => Some((number.min(low), number.max(high))),
+    })
+}
+
+/// The decimal mark with which more cells of a file can be read.
 pub(super) fn decimal_mark<'a>(cells: impl Iterator<Item = &'a String>) -> u8 {
     let (mut points, mut commas) = (0, 0);
     for cell in cells {

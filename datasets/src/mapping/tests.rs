@@ -1,8 +1,8 @@
-//! What mappings accept, what they refuse and how they say so, and how times are read.
+//! Valid and invalid mappings, the messages of the errors, and the times of formats.
 
 use std::path::Path;
 
-use wye_domain::time::Micros;
+use wye_domain::time::format_rfc3339;
 
 use super::Mapping;
 use super::time::{TextFormat, TimeProblem, TimeRule};
@@ -35,31 +35,31 @@ fn defaults_are_filled_in() {
 }
 
 #[test]
-fn canonical_form_is_the_meaning() {
-    let canonical = |text: &str| Mapping::parse(text, Path::new("m.toml")).unwrap().canonical().to_owned();
+fn the_canonical_form_is_the_meaning() {
     let same = format!("# a comment\ndelimiter = \",\"\n{GOOD}name = \"x\"\nscale = 1\n");
     assert_eq!(canonical(GOOD), canonical(&same));
     assert_ne!(canonical(GOOD), canonical(&format!("{GOOD}scale = 2")));
     assert_ne!(canonical(GOOD), canonical(&format!("missing = [\"NA\"]\n{GOOD}")));
 }
 
+fn canonical(text: &str) -> String {
+    Mapping::parse(text, Path::new("m.toml")).unwrap().canonical().to_owned()
+}
+
 #[test]
-fn refusals_name_file_and_key() {
+fn errors_name_file_and_key() {
     let cases = [
         (format!("delimter = \";\"\n{GOOD}"), "delimter"),
         (format!("delimiter = \";;\"\n{GOOD}"), "m.toml: delimiter: it must be one ASCII character"),
         (format!("decimal_comma = true\n{GOOD}"), "m.toml: decimal_comma: numbers with a comma need another"),
-        (GOOD.replace("zone = \"UTC\"", ""), "m.toml: time.zone: it is not given; write an IANA name"),
-        (GOOD.replace("\"UTC\"", "\"Europe/Roma\""), "m.toml: time.zone: `Europe/Roma` is no zone"),
-        (GOOD.replace("\"UTC\"", "\"+01:00x\""), "m.toml: time.zone: `+01:00x` is no zone"),
-        (
-            GOOD.replace("%Y-%m-%d %H:%M:%S", "%H:%M"),
-            "m.toml: time.format: `%H:%M` does not give a whole date",
-        ),
-        (GOOD.replace("%H:%M:%S", "%I:%M:%S"), "does not give a whole time"),
+        (GOOD.replace("zone = \"UTC\"", ""), "m.toml: time.zone: it is missing; write an IANA name"),
+        (GOOD.replace("\"UTC\"", "\"Europe/Roma\""), "m.toml: time.zone: `Europe/Roma` is not a zone"),
+        (GOOD.replace("\"UTC\"", "\"+01:00x\""), "m.toml: time.zone: `+01:00x` is not a zone"),
+        (GOOD.replace("%Y-%m-%d %H:%M:%S", "%H:%M"), "m.toml: time.format: `%H:%M` is not a complete date"),
+        (GOOD.replace("%H:%M:%S", "%I:%M:%S"), "is not a complete time"),
         (GOOD.replace("%S", "%Q"), "is not a strftime format"),
-        (GOOD.replace("%S", "%S%z"), "m.toml: time.zone: the format says the zone itself"),
-        (GOOD.replace("%Y-%m-%d %H:%M:%S", "rfc3339"), "m.toml: time.zone: the format says the zone itself"),
+        (GOOD.replace("%S", "%S%z"), "m.toml: time.zone: the format has a zone already"),
+        (GOOD.replace("%Y-%m-%d %H:%M:%S", "rfc3339"), "m.toml: time.zone: the format has a zone already"),
         (
             GOOD.replace("columns", "parts = { year = \"y\", month = \"m\", day = \"d\" }\ncolumns"),
             "m.toml: time: write",
@@ -68,7 +68,10 @@ fn refusals_name_file_and_key() {
         (GOOD.replace("column = \"station\"", "constant = \"a\"\nprefix = \"b\""), "m.toml: device.prefix"),
         (format!("{GOOD}scale = 0"), "m.toml: metric[0].scale"),
         (format!("{GOOD}offset = nan"), "m.toml: metric[0].offset"),
-        (format!("{GOOD}[[metric]]\ncolumn = \"y\"\nname = \"x\""), "m.toml: metric[1].name: `x` is another"),
+        (
+            format!("{GOOD}[[metric]]\ncolumn = \"y\"\nname = \"x\""),
+            "m.toml: metric[1].name: `x` is the name of another metric",
+        ),
         (format!("{GOOD}unti = \"Cel\""), "unti"),
     ];
     for (text, expected) in cases {
@@ -80,12 +83,12 @@ fn refusals_name_file_and_key() {
 fn local(format: &str, zone: Option<&str>) -> TextFormat {
     match TimeRule::text(vec!["t".into()], format, zone).unwrap() {
         TimeRule::Text { format, .. } => format,
-        TimeRule::Parts { .. } => panic!("a text was asked for"),
+        TimeRule::Parts { .. } => panic!("this is a format of text"),
     }
 }
 
 fn utc(format: &TextFormat, text: &str) -> Result<String, TimeProblem> {
-    format.micros(text.as_bytes()).map(|time| wye_domain::time::format_rfc3339(Micros(time)))
+    format.parse(text.as_bytes()).map(format_rfc3339)
 }
 
 #[test]
@@ -95,7 +98,7 @@ fn clock_changes() {
     assert_eq!(utc(&rome, "2004-03-28 02:00:00"), Err(TimeProblem::InGap));
     assert_eq!(utc(&rome, "2004-03-28 02:59:59"), Err(TimeProblem::InGap));
     assert_eq!(utc(&rome, "2004-03-28 03:00:00").unwrap(), "2004-03-28T01:00:00Z");
-    // 02:30 is there twice, at 00:30 and at 01:30 UTC: the earlier counts.
+    // 02:30 exists twice, at 00:30 and at 01:30 UTC; the earlier one counts.
     assert_eq!(utc(&rome, "2004-10-31 02:30:00").unwrap(), "2004-10-31T00:30:00Z");
     assert_eq!(utc(&rome, "2004-10-31 03:00:00").unwrap(), "2004-10-31T02:00:00Z");
 }

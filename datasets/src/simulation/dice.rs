@@ -1,9 +1,17 @@
-//! Chance as a function: the same question always has the same answer. It must not keep any state.
+//! Random numbers as a function: the same key always gives the same number. It must not keep any state.
+
+/// 2 to the power of the bits of a double's mantissa.
+const MANTISSA: f64 = (1_u64 << 53) as f64;
 
 /// A number in `[0, 1)` that looks random and depends on all of `key`.
 pub(crate) fn share(key: &[u64]) -> f64 {
     let bits = key.iter().fold(0x9e37_79b9_7f4a_7c15, |hash, part| mix(hash ^ mix(*part)));
-    (bits >> 11) as f64 / (1_u64 << 53) as f64
+    (bits >> 11) as f64 / MANTISSA
+}
+
+/// A key for further numbers that depends on all of `key`.
+pub(crate) fn key(key: &[u64]) -> u64 {
+    (share(key) * MANTISSA) as u64
 }
 
 /// The finalizer of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014), after one

@@ -1,4 +1,4 @@
-//! What a simulation hands out, and that its truth is true.
+//! The readings of a simulation, and its correct results.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -25,11 +25,11 @@ fn plant() -> Simulation {
     Plant { lines: 2, machines_per_line: 3 }.simulate(&setup(PathFaults::default()))
 }
 
-/// Everything that arrives in `minutes`, taken in ticks of this length, then the rest.
-fn run(simulation: &mut Simulation, minutes: i64, tick: TimeDelta) -> RecordBatch {
+/// All readings of `minutes`, delivered in steps of this length, and then the rest.
+fn run(simulation: &mut Simulation, minutes: i64, step: TimeDelta) -> RecordBatch {
     let (mut batches, mut now, end) = (Vec::new(), start(), start() + TimeDelta::minutes(minutes));
     while now < end {
-        now = (now + tick).min(end);
+        now = (now + step).min(end);
         batches.push(simulation.next_batch(now));
     }
     batches.push(simulation.finish());
@@ -37,14 +37,14 @@ fn run(simulation: &mut Simulation, minutes: i64, tick: TimeDelta) -> RecordBatc
 }
 
 #[test]
-fn the_tick_changes_nothing() {
-    let text = |tick| format!("{:?}", rows(&run(&mut plant(), 30, tick)));
-    let short = text(TimeDelta::milliseconds(137));
-    assert!(short == text(TimeDelta::seconds(60)), "two ticks, two histories");
+fn readings_do_not_depend_on_the_steps() {
+    let short = rows(&run(&mut plant(), 30, TimeDelta::milliseconds(137)));
+    let long = rows(&run(&mut plant(), 30, TimeDelta::seconds(60)));
+    assert!(short == long, "the readings depend on the steps");
 }
 
 #[test]
-fn a_restart_goes_on_with_the_same_readings() {
+fn a_restart_continues_with_the_same_readings() {
     let whole: HashSet<String> = rows(&run(&mut plant(), 20, TimeDelta::seconds(1))).into_iter().collect();
     let late = Setup { start: start() + TimeDelta::minutes(10), ..setup(PathFaults::default()) };
     let mut again = Plant { lines: 2, machines_per_line: 3 }.simulate(&late);
@@ -56,7 +56,7 @@ fn a_restart_goes_on_with_the_same_readings() {
 }
 
 #[test]
-fn truth_is_what_a_careful_reader_finds() {
+fn the_correct_results_match_the_readings() {
     for mut simulation in [plant(), City { stations: 4 }.simulate(&setup(PathFaults::default()))] {
         let batch = run(&mut simulation, 30, TimeDelta::seconds(1));
         let columns = ReadingColumns::of(&batch).unwrap();
@@ -75,7 +75,7 @@ fn truth_is_what_a_careful_reader_finds() {
             truth += 1;
             let mut values = windows[&(row.window_start, row.device_id, row.metric)].clone();
             values.sort_by(f64::total_cmp);
-            // Any order of summing gives the same bits.
+            // The sum has the same bits in any order.
             assert_eq!(row.summary.sum.to_bits(), values.iter().sum::<f64>().to_bits());
             assert_eq!(row.summary.count, values.len() as u64);
             assert_eq!((row.summary.min, row.summary.max), (values[0], values[values.len() - 1]));
@@ -88,15 +88,15 @@ fn truth_is_what_a_careful_reader_finds() {
 }
 
 #[test]
-fn the_path_has_the_faults_that_were_asked_for() {
+fn the_path_has_the_faults_of_its_settings() {
     let mut simulation = plant();
     let batch = run(&mut simulation, 60, TimeDelta::seconds(1));
     let counts = simulation.counts();
     // 6 machines, 4 sensors, one a second, for an hour.
     assert!((86_300..=86_400).contains(&counts.readings), "{counts:?}");
-    let share = |part: u64| part as f64 / counts.readings as f64;
-    assert!((0.005..0.015).contains(&share(counts.duplicates)), "{counts:?}");
-    assert!((0.001..0.1).contains(&share(counts.backlog)), "{counts:?}");
+    let readings = counts.readings as f64;
+    assert!((0.005..0.015).contains(&(counts.duplicates as f64 / readings)), "{counts:?}");
+    assert!((0.001..0.1).contains(&(counts.backlog as f64 / readings)), "{counts:?}");
     let columns = ReadingColumns::of(&batch).unwrap();
     let backwards = columns.event_time.windows(2).filter(|pair| pair[0] > pair[1]).count();
     assert!(backwards > 1000, "{backwards}");
@@ -116,7 +116,7 @@ fn the_path_has_the_faults_that_were_asked_for() {
 }
 
 #[test]
-fn truth_can_be_forgotten() {
+fn correct_results_can_be_removed() {
     let mut simulation = plant();
     run(&mut simulation, 10, TimeDelta::seconds(10));
     let border = start() + TimeDelta::minutes(5);
@@ -126,7 +126,7 @@ fn truth_can_be_forgotten() {
 }
 
 #[test]
-fn the_registry_is_accepted_and_its_limits_hold() {
+fn the_registry_is_valid_and_all_values_are_in_its_limits() {
     for mut simulation in [plant(), City { stations: 3 }.simulate(&setup(PathFaults::none()))] {
         let config: RegistryConfig = toml::from_str(&simulation.registry_toml()).unwrap();
         let limits: HashMap<_, _> = config
@@ -148,7 +148,7 @@ fn the_registry_is_accepted_and_its_limits_hold() {
     }
 }
 
-/// Each reading as text, for comparing.
+/// Each reading as text, for comparison.
 fn rows(batch: &RecordBatch) -> Vec<String> {
     let columns = ReadingColumns::of(batch).unwrap();
     (0..batch.num_rows()).map(|row| format!("{:?}", columns.reading(row))).collect()

@@ -1,4 +1,4 @@
-//! Writes the seeds that nobody can type: messages, records and requests in their binary forms.
+//! Writes the binary seeds: messages, records and requests.
 //!
 //! `cargo run -p wye-fuzz --example seeds`, at the root of the project.
 
@@ -99,7 +99,7 @@ fn sketches() -> io::Result<()> {
 
 /// Record batches in each codec.
 fn batches() -> io::Result<()> {
-    // Two records without keys: length, attributes, time, offset, key (-1), value, headers; numbers in zigzag.
+    // Two records without keys: length, attributes, timestamp, offset, key (-1), value, headers; numbers are zigzag varints.
     let records: &[u8] = b"\x10\0\0\0\x01\x04{}\0\x12\0\x02\x02\x01\x06[1]\0";
     let mut gzip = GzEncoder::new(Vec::new(), Compression::default());
     gzip.write_all(records)?;
@@ -128,10 +128,16 @@ fn batches() -> io::Result<()> {
     Ok(())
 }
 
-/// One request of a kind, each with the first byte that makes it a frame.
+fn text(text: &'static str) -> StrBytes {
+    StrBytes::from_static_str(text)
+}
+
+fn topic() -> TopicName {
+    TopicName(text("t"))
+}
+
+/// Requests of several kinds, each with the first byte that makes it a frame.
 fn requests() -> io::Result<()> {
-    let topic = || TopicName(StrBytes::from_static_str("t"));
-    let text = StrBytes::from_static_str;
     let requests = [
         (ApiKey::ApiVersions, 3, RequestKind::ApiVersions(ApiVersionsRequest::default())),
         (ApiKey::Metadata, 9, RequestKind::Metadata(MetadataRequest::default())),

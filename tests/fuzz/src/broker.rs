@@ -1,35 +1,38 @@
-//! The embedded broker, through its port: what a client may send, and what a producer may put into a request.
+//! The embedded broker, through its port: any bytes of a client, and any record batch in a produce request.
 
-use std::io::{Read, Write};
+use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use wye_broker::{Broker, BrokerConfig};
 
+use crate::Outcome;
 use crate::files::directory;
 
-/// A broker answers so many clients before another one, with an empty directory, takes its place.
+/// The number of clients after which the broker is replaced by a new one with an empty directory.
 const CLIENTS: u32 = 2_000;
-/// Longer than any answer may take.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than any response takes.
+const TIMEOUT: Duration = Duration::from_secs(20);
+/// The name of the topic, with its length.
 const TOPIC: &[u8] = b"\0\x01t";
 /// Bytes before the records of a record batch.
 const BATCH_HEADER: usize = 61;
 
-/// What a client sends, as it is or, where the first byte is odd, as one frame; then it sends nothing more.
-pub(crate) fn request(bytes: &[u8]) {
-    let Some((form, bytes)) = bytes.split_first() else { return };
+/// A client that sends bytes and then nothing more. The first byte is not sent; if it is odd, the others are one frame.
+pub(crate) fn request(bytes: &[u8]) -> Outcome {
+    let Some((form, bytes)) = bytes.split_first() else { return Ok(()) };
     let sent = if form % 2 == 1 { frame(bytes) } else { bytes.to_vec() };
-    let _ = exchange(&sent);
+    exchange(&sent)?;
+    Ok(())
 }
 
-/// A record batch, with length, format and checksum put right so that a look at its content follows.
-pub(crate) fn batch(bytes: &[u8]) {
+/// A record batch, with length, format and checksum corrected so that its other fields are checked.
+pub(crate) fn batch(bytes: &[u8]) -> Outcome {
     if bytes.len() < BATCH_HEADER {
-        return;
+        return Ok(());
     }
     let mut batch = bytes.to_vec();
     batch[0..8].fill(0);
@@ -37,11 +40,12 @@ pub(crate) fn batch(bytes: &[u8]) {
     batch[16] = 2;
     let checksum = crc32c::crc32c(&batch[21..]);
     batch[17..21].copy_from_slice(&checksum.to_be_bytes());
-    let answer = exchange(&frame(&produce(&batch)));
-    assert!(answer.len() > 16, "a produce request was not answered");
+    let response = exchange(&frame(&produce(&batch)))?;
+    assert!(response.len() > 16, "a produce request has no response");
+    Ok(())
 }
 
-/// A request to store a record batch, of version 7.
+/// A produce request of version 7.
 fn produce(batch: &[u8]) -> Vec<u8> {
     let mut request = header(0, 7);
     request.extend([0xFF, 0xFF, 0xFF, 0xFF, 0, 0, 0x27, 0x10]); // no transaction, all replicas, 10 s
@@ -75,44 +79,53 @@ fn frame(bytes: &[u8]) -> Vec<u8> {
     [&(bytes.len() as i32).to_be_bytes()[..], bytes].concat()
 }
 
+/// A broker in its own runtime.
 struct Running {
     broker: Broker,
+    runtime: Runtime,
     _directory: TempDir,
     clients: u32,
 }
 
-/// Sends bytes on a connection of their own, and returns all that is answered.
-fn exchange(sent: &[u8]) -> Vec<u8> {
-    static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
-        let mut builder = tokio::runtime::Builder::new_multi_thread();
-        builder.worker_threads(1).enable_all().build().expect("threads can be had")
-    });
+impl Running {
+    fn start() -> Result<Self> {
+        let directory = directory()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let start = Broker::start(BrokerConfig::new(directory.path()));
+        let broker = runtime.block_on(start).map_err(Error::other)?;
+        send(&broker, &frame(&create_topic()))?;
+        Ok(Self { broker, runtime, _directory: directory, clients: 0 })
+    }
+}
+
+/// Sends bytes on a new connection, and returns all bytes of the responses.
+fn exchange(sent: &[u8]) -> Result<Vec<u8>> {
     static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
 
     let mut running = RUNNING.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(old) = running.take_if(|running| running.clients == CLIENTS) {
-        RUNTIME.block_on(old.broker.stop());
+        old.runtime.block_on(old.broker.stop());
     }
-    let running = running.get_or_insert_with(|| {
-        let directory = directory().expect("there is room for a broker");
-        let config = BrokerConfig::new(directory.path());
-        let broker = RUNTIME.block_on(Broker::start(config)).expect("a broker starts in an empty directory");
-        talk(&broker, &frame(&create_topic()));
-        Running { broker, _directory: directory, clients: 0 }
-    });
+    let running = match &mut *running {
+        Some(running) => running,
+        none => none.insert(Running::start()?),
+    };
     running.clients += 1;
-    talk(&running.broker, sent)
+    send(&running.broker, sent)
 }
 
-fn talk(broker: &Broker, sent: &[u8]) -> Vec<u8> {
-    let mut stream = TcpStream::connect(broker.bootstrap_servers()).expect("a broker takes connections");
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-    // The broker may hang up before it has taken everything.
+fn send(broker: &Broker, sent: &[u8]) -> Result<Vec<u8>> {
+    let mut stream = TcpStream::connect(broker.bootstrap_servers())?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
+    // The broker may close the connection before it has read everything.
     let _ = stream.write_all(sent);
     let _ = stream.shutdown(Shutdown::Write);
-    let mut answer = Vec::new();
-    if let Err(error) = stream.read_to_end(&mut answer) {
-        assert_ne!(error.kind(), std::io::ErrorKind::WouldBlock, "no answer, and the connection stays open");
+    let mut received = Vec::new();
+    match stream.read_to_end(&mut received) {
+        Err(error) if error.kind() == ErrorKind::WouldBlock => {
+            Err(Error::other("there is no response, and the connection stays open"))
+        }
+        // The broker may also reset the connection.
+        _ => Ok(received),
     }
-    answer
 }

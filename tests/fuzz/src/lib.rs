@@ -1,10 +1,13 @@
-//! Every decoder of bytes that come from outside, as a function that any bytes may be given to. None may panic, run
-//! without end or make much room; what one accepts must survive being stored and read again.
+//! Every decoder of bytes from outside, as a function that accepts any bytes. No decoder may panic, run without end or
+//! allocate much memory, and what it accepts must be the same after it is encoded and decoded again.
 //!
-//! - `scripts/fuzz.sh` lets libFuzzer look for bytes that break this rule.
-//! - `tests/seeds.rs` gives each decoder the bytes below `seeds/`, in every run of the tests.
+//! - `scripts/fuzz.sh` runs libFuzzer to find bytes that break these rules.
+//! - `tests/seeds.rs` runs each decoder on the bytes in `seeds/`, in every run of the tests.
 //!
-//! Bytes that were found to break a decoder are kept below `seeds/` once it is repaired.
+//! Bytes that have broken a decoder are added to `seeds/` once it is repaired.
+
+use std::error::Error;
+use std::fmt::Debug;
 
 mod broker;
 mod files;
@@ -12,16 +15,19 @@ mod messages;
 mod records;
 mod settings;
 
-/// A decoder that may be given any bytes.
+/// An error if a decoder has broken a rule, or cannot be run.
+pub type Outcome = Result<(), Box<dyn Error>>;
+
+/// A decoder that accepts any bytes.
 #[derive(Debug)]
 pub struct Decoder {
-    /// Also the name of the folder with its seeds.
+    /// Its name, and that of the folder with its seeds.
     pub name: &'static str,
-    /// Decodes, and panics where that goes wrong otherwise than by an error.
-    pub run: fn(&[u8]),
+    /// Decodes. A panic means a broken rule as well as an error.
+    pub run: fn(&[u8]) -> Outcome,
 }
 
-/// All of them.
+/// All decoders.
 pub const DECODERS: [Decoder; 18] = [
     Decoder { name: "readings_json", run: messages::json },
     Decoder { name: "readings_arrow", run: messages::arrow },
@@ -42,3 +48,9 @@ pub const DECODERS: [Decoder; 18] = [
     Decoder { name: "broker_request", run: broker::request },
     Decoder { name: "broker_batch", run: broker::batch },
 ];
+
+/// Checks that a value is the same after it was encoded and decoded again.
+fn same<T: PartialEq + Debug, E: Error + 'static>(value: &T, decoded: Result<T, E>) -> Outcome {
+    assert_eq!(decoded?, *value, "a value differs after it was encoded and decoded again");
+    Ok(())
+}

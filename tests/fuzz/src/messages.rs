@@ -5,43 +5,49 @@ use wye_domain::reading::ReadingColumns;
 use wye_domain::time::Micros;
 use wye_domain::wire::{self, ARROW_PREFIX, Acceptance, Collected, Decoded};
 
+use crate::Outcome;
+
 const NOW: Micros = Micros::from_secs(1_800_000_000);
 
-pub(crate) fn json(bytes: &[u8]) {
-    decode(bytes);
+pub(crate) fn json(bytes: &[u8]) -> Outcome {
+    decode(bytes)
 }
 
-pub(crate) fn arrow(bytes: &[u8]) {
-    decode(&[ARROW_PREFIX.as_slice(), bytes].concat());
+pub(crate) fn arrow(bytes: &[u8]) -> Outcome {
+    decode(&[ARROW_PREFIX.as_slice(), bytes].concat())
 }
 
-fn decode(message: &[u8]) {
+fn decode(message: &[u8]) -> Outcome {
     let mut collected = Collected::default();
     let batches = match wire::decode(message, NOW, &Acceptance::default(), &mut collected) {
         Decoded::Collected(_) => vec![collected.readings.finish()],
         Decoded::Batches(batches) => batches.into_iter().map(|accepted| accepted.batch).collect(),
     };
-    let refused: u64 = collected.rejected.iter().map(|rejected| u64::from(rejected.readings)).sum();
-    assert_eq!(refused, collected.refused, "what is refused is counted");
+    let rejected: u64 = collected.rejected.iter().map(|rejected| u64::from(rejected.readings)).sum();
+    assert_eq!(rejected, collected.refused, "every rejected reading is counted");
     let rows: usize = batches.iter().map(RecordBatch::num_rows).sum();
     // An array and an Arrow stream may be empty.
     let may_be_empty = message.starts_with(ARROW_PREFIX) || message.trim_ascii_start().starts_with(b"[");
-    assert!(rows > 0 || refused > 0 || may_be_empty, "a message left nothing behind");
+    assert!(rows > 0 || rejected > 0 || may_be_empty, "a message has no readings, accepted or rejected");
     for batch in &batches {
-        look_at(batch);
+        check(batch)?;
     }
-    let made: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
+    let decoded: usize = batches.iter().map(RecordBatch::get_array_memory_size).sum();
     let kept: usize =
         collected.rejected.iter().map(|rejected| rejected.payload.len() + rejected.detail.len()).sum();
-    assert!(made + kept < 64 * message.len() + (1 << 20), "{} bytes became {made} and {kept}", message.len());
+    let length = message.len();
+    assert!(decoded + kept < 64 * length + (1 << 20), "{length} bytes became {decoded} and {kept} bytes");
+    Ok(())
 }
 
-/// Takes every reading in its hand: what was accepted keeps the rules of acceptance.
-fn look_at(batch: &RecordBatch) {
-    let columns = ReadingColumns::of(batch).expect("accepted readings have the columns of readings");
+/// Checks that every accepted reading follows the rules of acceptance.
+fn check(batch: &RecordBatch) -> Outcome {
+    let columns = ReadingColumns::of(batch)?;
     for row in 0..batch.num_rows() {
         let reading = columns.reading(row);
         assert!(reading.value.is_finite() && !reading.device_id.is_empty());
-        Acceptance::default().event_time(reading.event_time, NOW).expect("accepted times are plausible");
+        let accepted = Acceptance::default().event_time(reading.event_time, NOW);
+        assert!(accepted.is_ok(), "the event time {:?} was accepted", reading.event_time);
     }
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! Files that a person writes: configuration with metric definitions, device registry, mapping.
+//! Files written by people: configuration with metric definitions, device registry, mapping.
 
 use std::collections::BTreeMap;
 use std::iter;
@@ -11,9 +11,10 @@ use wye_metrics::definition::MetricConfig;
 use wye_runtime::config::value::{byte_size, time};
 use wye_runtime::config::{self, Setting, Settings, Unworkable};
 
+use crate::Outcome;
 use crate::files::scratch;
 
-/// Any value for any setting; the layers read them one by one.
+/// A configuration with any value for each setting, since the layers parse their values one by one.
 #[derive(Deserialize)]
 struct Written {
     #[serde(default)]
@@ -44,31 +45,34 @@ impl Settings for Written {
     }
 }
 
-pub(crate) fn config(bytes: &[u8]) {
-    let file = scratch("wye.toml", bytes);
+pub(crate) fn config(bytes: &[u8]) -> Outcome {
+    let file = scratch("wye.toml", bytes)?;
     match config::load::<Written>(DEFAULTS, Some(&file), iter::empty()) {
         Ok(written) => {
             let _ = config::definitions(&written.metric, Some(&file)).map_err(|error| error.to_string());
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
+    Ok(())
 }
 
-pub(crate) fn registry(bytes: &[u8]) {
-    let Ok(text) = std::str::from_utf8(bytes) else { return };
-    let Ok(written) = toml::from_str::<RegistryConfig>(text) else { return };
+pub(crate) fn registry(bytes: &[u8]) -> Outcome {
+    let Ok(text) = std::str::from_utf8(bytes) else { return Ok(()) };
+    let Ok(written) = toml::from_str::<RegistryConfig>(text) else { return Ok(()) };
     match Registry::check(written) {
         Ok(registry) => {
             let _ = (registry.devices().len(), registry.fingerprint());
         }
         Err(error) => assert!(!error.to_string().is_empty()),
     }
+    Ok(())
 }
 
-pub(crate) fn mapping(bytes: &[u8]) {
-    let Ok(text) = std::str::from_utf8(bytes) else { return };
+pub(crate) fn mapping(bytes: &[u8]) -> Outcome {
+    let Ok(text) = std::str::from_utf8(bytes) else { return Ok(()) };
     match Mapping::parse(text, Path::new("mapping.toml")) {
-        Ok(mapping) => assert!(!mapping.metrics().is_empty(), "a mapping without a metric gives no readings"),
+        Ok(mapping) => assert!(!mapping.metrics().is_empty(), "a mapping without a metric has no readings"),
         Err(error) => assert!(!error.to_string().is_empty()),
     }
+    Ok(())
 }

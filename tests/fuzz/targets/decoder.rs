@@ -1,4 +1,4 @@
-//! The fuzzing program: gives what libFuzzer makes up to the decoder that `WYE_FUZZ_DECODER` names.
+//! The fuzzing program: runs the decoder that `WYE_FUZZ_DECODER` names on the bytes of libFuzzer.
 #![no_main]
 
 use std::panic;
@@ -8,19 +8,18 @@ use wye_fuzz::{DECODERS, Decoder};
 
 static CHOSEN: LazyLock<&Decoder> = LazyLock::new(|| {
     let name = std::env::var("WYE_FUZZ_DECODER").unwrap_or_default();
-    let known = || DECODERS.iter().map(|decoder| decoder.name).collect::<Vec<_>>().join(", ");
-    DECODERS
-        .iter()
-        .find(|decoder| decoder.name == name)
-        .unwrap_or_else(|| panic!("WYE_FUZZ_DECODER is {name:?}; it must be one of {}", known()))
+    DECODERS.iter().find(|decoder| decoder.name == name).unwrap_or_else(|| {
+        let names = DECODERS.each_ref().map(|decoder| decoder.name).join(", ");
+        panic!("WYE_FUZZ_DECODER is {name:?}; it must be one of {names}")
+    })
 });
 
-/// Panics of the Arrow crates are caught by the decoder, so that they must not end the fuzzer: any other does.
+/// Every panic ends the fuzzer, except those of the Arrow crates, which the decoder catches.
 static CAUGHT: LazyLock<()> = LazyLock::new(|| {
     let abort = panic::take_hook();
     panic::set_hook(Box::new(move |panicked| {
-        let place = panicked.location().map_or("", |location| location.file());
-        if !place.contains("/arrow-") && !place.contains("/flatbuffers-") {
+        let file = panicked.location().map_or("", |location| location.file());
+        if !file.contains("/arrow-") && !file.contains("/flatbuffers-") {
             abort(panicked);
         }
     }));
@@ -28,5 +27,7 @@ static CAUGHT: LazyLock<()> = LazyLock::new(|| {
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     LazyLock::force(&CAUGHT);
-    (CHOSEN.run)(bytes);
+    if let Err(error) = (CHOSEN.run)(bytes) {
+        panic!("{error}");
+    }
 });
