@@ -1,7 +1,7 @@
-# Shared by the scripts beside it: where things are kept, and how a script speaks. Sourced, never run.
+# Shared by the scripts in this folder: directories and messages. Sourced, never run.
 #
-# Everything that a script fetches or builds goes below one cache directory, never into the source tree, so that a
-# second clone and a second run find it again and `rm -rf` of that one directory undoes all of it.
+# Everything that a script downloads or builds is stored below one cache directory, never in the source tree. Other clones
+# and later runs use it again, and removing that directory removes all of it.
 # shellcheck shell=bash
 
 wye_cache="${XDG_CACHE_HOME:-$HOME/.cache}/wye"
@@ -17,7 +17,7 @@ fail() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# once NAME COMMAND...: runs the command unless another process is running it for the same name; that one is waited for.
+# once NAME COMMAND...: runs the command; only one process at a time runs it for the same name, the others wait.
 once() {
     local name="$1"
     shift

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Lets libFuzzer look for bytes that break a decoder (tests/fuzz), starting from the seeds and from what it found earlier.
+# Runs libFuzzer on the decoders (tests/fuzz), starting from the seeds and from the inputs of earlier runs.
 #
-#   scripts/fuzz.sh [SECONDS [DECODER...]]    so many seconds of processor time each (600), all decoders unless named
+#   scripts/fuzz.sh [SECONDS [DECODER...]]    processor time for each decoder (default 600); default: all decoders
 #
-# Needs rustup's nightly toolchain. Bytes that break a decoder are left in the cache directory, with a message that says
-# where; repair the decoder and keep them below tests/fuzz/seeds, which every run of the tests reads.
+# Needs the nightly toolchain of rustup. Input that breaks a decoder is stored in the cache directory; a message says where.
+# Repair the decoder, and add the input to tests/fuzz/seeds, which the tests read.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -28,7 +28,7 @@ cargo=(cargo +nightly)
 PATH="$tool/bin:$PATH" "${cargo[@]}" fuzz build --fuzz-dir tests/fuzz --target-dir "$build" --features libfuzzer decoder
 program="$(find "$build" -path '*/release/decoder' -type f | head -n 1)"
 
-# processor_seconds PROCESS: what it has used so far.
+# processor_seconds PROCESS: the processor time that it has used.
 processor_seconds() {
     awk -v ticks="$(getconf CLK_TCK)" '{ sub(/.*\) /, ""); print int(($12 + $13) / ticks) }' "/proc/$1/stat" 2>/dev/null
 }
@@ -36,7 +36,7 @@ processor_seconds() {
 broken=()
 for decoder in "${decoders[@]}"; do
     seeds="tests/fuzz/seeds/$decoder"
-    [ -d "$seeds" ] || fail "there is no decoder $decoder; there are: $(ls tests/fuzz/seeds | xargs)"
+    [ -d "$seeds" ] || fail "there is no decoder $decoder; the decoders are: $(ls tests/fuzz/seeds | xargs)"
     found="$wye_cache/fuzz/found/$decoder"
     crashes="$wye_cache/fuzz/crashes/$decoder"
     log="$wye_cache/fuzz/$decoder.log"
@@ -45,7 +45,7 @@ for decoder in "${decoders[@]}"; do
         -rss_limit_mb=3000 -malloc_limit_mb=1000 -max_len=65536 -print_final_stats=1 </dev/null >"$log" 2>&1 &
     fuzzer=$!
     trap 'kill "$fuzzer" 2>/dev/null || true' EXIT
-    # Processor time, since the machine may be doing other things as well.
+    # Processor time, since other processes may be running.
     used=0
     while [ "$used" -lt "$seconds" ] && kill -0 "$fuzzer" 2>/dev/null; do
         sleep 1

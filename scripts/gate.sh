@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The gate: everything that must hold before a change goes in. `make test` and the CI run exactly this.
+# The gate: all checks that a change must pass. `make test` and CI run exactly this.
 #
-#   scripts/gate.sh          all of it
-#   scripts/gate.sh check    only what needs no running program: format, spelling, dependencies, lints
+#   scripts/gate.sh          all checks
+#   scripts/gate.sh check    only those that run no program: format, spelling, dependencies, lints
 #
 # Dependencies are built once, in the release profile, for lints, documentation, unit tests, the program and its tests. Every
-# cargo command selects the whole workspace, so that features unify alike in all of them. Our own crates are built twice:
-# by clippy with little optimisation, for lints and unit tests, and as the program is built for users, for the tests of it.
+# cargo command selects the whole workspace, so that features unify in the same way. Our own crates are built twice: by clippy
+# with little optimisation, for lints and unit tests, and as for users, for the tests of the program.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -17,7 +17,7 @@ kafka_dir=
 summary=()
 current=
 
-# step NAME COMMAND...: runs it, and says how long it took. The first failure ends the gate.
+# step NAME COMMAND...: runs the command, and measures its time. The first failure ends the gate.
 step() {
     local started=$SECONDS
     current="$1"
@@ -44,12 +44,12 @@ finish() {
     exit "$status"
 }
 trap finish EXIT
-# An interrupt ends the gate by way of `finish` as well.
+# After an interrupt, `finish` runs too.
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# by_clippy SUBCOMMAND ARGUMENTS...: cargo with clippy as the compiler of our own crates. `cargo clippy` itself would build
-# every dependency a second time.
+# by_clippy SUBCOMMAND ARGUMENTS...: runs cargo with clippy as the compiler of our own crates. `cargo clippy` would build all
+# dependencies a second time.
 by_clippy() {
     RUSTC_WORKSPACE_WRAPPER="$(rustup which clippy-driver)" CLIPPY_ARGS="-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__" \
         cargo --config "$wye_root/scripts/unit-tests.toml" "$@"
@@ -82,7 +82,7 @@ tests() {
     step "documentation and its tests" documentation
     step "start Apache Kafka" start_kafka
     WYE_TEST_KAFKA="$(cat "$kafka_dir/bootstrap")"
-    # Its listener with TLS and a password: what a client needs for it.
+    # The certificates and passwords for its listener with TLS.
     WYE_TEST_KAFKA_TLS="$kafka_dir/tls"
     export WYE_TEST_KAFKA WYE_TEST_KAFKA_TLS
     export WYE_TEST_PYTHON="$python"

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Installs what building, running and testing Wye needs beside Rust, where it is missing. Quick when nothing is.
+# Installs the missing packages that Wye needs besides Rust. Quick when none is missing.
 #
-#   scripts/install-deps.sh run      to build and run it: a C and C++ compiler, make, OpenSSL
+#   scripts/install-deps.sh run      to build and run Wye: a C and C++ compiler, make, OpenSSL
 #   scripts/install-deps.sh test     also to test it: Python with venv, Java and Maven for a real Apache Kafka, kcat
-#   scripts/install-deps.sh bench    also to run it beside others: a Java compiler
+#   scripts/install-deps.sh bench    also to compare it with other systems: a Java compiler
 #
-# Works as root, or through sudo. Where it may not install, or there is no apt, it says what to install and stops.
+# Works as root, or with sudo. Without these, or without apt, it prints what to install, and fails.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -33,11 +33,11 @@ need_for_test() {
     need default-jre-headless java -version
     need maven have mvn
     need openssl have openssl
-    # A Kafka client that is not ours.
+    # An independent Kafka client.
     need kcat have kcat
 }
 
-# Prints how to become root, as the words to put before a command; fails if there is no way without a question.
+# Prints the prefix that runs a command as root; fails if that needs a password.
 as_root() {
     [ "$(id -u)" -eq 0 ] && return
     have sudo || return 1
@@ -46,13 +46,13 @@ as_root() {
 
 install_missing() {
     local command="apt-get install -y --no-install-recommends ${missing[*]}" root
-    have apt-get || fail "please install, with this system's package manager, what Debian calls: ${missing[*]}"
-    root="$(as_root)" || fail "not root and no sudo without a password. Please run as root: $command"
+    have apt-get || fail "please install these packages (Debian names) with the package manager of this system: ${missing[*]}"
+    root="$(as_root)" || fail "root is needed. Please run as root: $command"
     say "installing: ${missing[*]}"
     # shellcheck disable=SC2086 # the words of $root and $command are meant to be split
     {
-        $root apt-get update -qq </dev/null >&2 || say "apt-get update failed: trying with the lists that are there"
-        $root env DEBIAN_FRONTEND=noninteractive $command -qq </dev/null >&2 || fail "cannot install. Please try by hand: $command"
+        $root apt-get update -qq </dev/null >&2 || say "apt-get update failed; trying with the existing package lists"
+        $root env DEBIAN_FRONTEND=noninteractive $command -qq </dev/null >&2 || fail "cannot install. Please run: $command"
     }
 }
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# A real Apache Kafka 4.1 on this machine: one KRaft node for tests, from Maven Central, without a container.
+# Runs a real Apache Kafka 4.1 on this machine: one KRaft node for tests, from Maven Central, without a container.
 #
-#   scripts/kafka.sh start DIR     start it with its data in DIR; returns once it answers; DIR/bootstrap holds its address,
+#   scripts/kafka.sh start DIR     start it with its data in DIR, and wait until it answers. DIR/bootstrap has its address,
 #                                  DIR/tls what a client needs for its listener with TLS and SCRAM: bootstrap, ca.pem, user,
-#                                  password, and other-ca.pem, a certificate authority that it has nothing to do with
+#                                  password, and other-ca.pem, an unrelated certificate authority
 #   scripts/kafka.sh stop DIR      stop it
-#   scripts/kafka.sh status DIR    say whether it runs; exit 0 if so, 1 if not
-#   scripts/kafka.sh fetch         only fetch the jars; their directory goes to standard output
+#   scripts/kafka.sh status DIR    print whether it runs; the exit code is 0 if so, else 1
+#   scripts/kafka.sh fetch         only download the jars, and print their directory
 #
 # Needs java, mvn and openssl (scripts/install-deps.sh test).
 set -euo pipefail
@@ -15,7 +15,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 version=4.1.0
 pom="$wye_root/scripts/kafka/pom.xml"
-# Its directory carries a digest of what it was asked for, so one that is there is complete.
+# The name of the directory has a digest of the list of jars, so another list has another directory.
 libs="$wye_cache/kafka-$version-$(sha256sum "$pom" | cut -c1-12)"
 ready_seconds=90
 stop_seconds=30
@@ -29,14 +29,14 @@ usage() {
 fetch() {
     [ -e "$libs/.complete" ] && return
     have mvn || fail "maven is missing: run scripts/install-deps.sh test"
-    say "fetching Apache Kafka $version from Maven Central ..."
+    say "downloading Apache Kafka $version from Maven Central ..."
     mkdir -p "$libs"
     mvn -q -B -f "$pom" dependency:copy-dependencies \
         -DoutputDirectory="$libs" -DincludeScope=runtime </dev/null >&2
     touch "$libs/.complete"
 }
 
-# Three different free ports: all stay bound until all are known.
+# Prints three free ports. They differ, since all are bound at the same time.
 free_ports() {
     python3 -c '
 import socket
@@ -46,7 +46,7 @@ for s in held:
 print(*(s.getsockname()[1] for s in held))'
 }
 
-# The process id if the broker of this directory is alive. A recycled process id does not count.
+# Prints the process ID of the broker of this directory if it runs. The same ID of another process does not count.
 alive() {
     local pid
     pid="$(cat "$dir/pid" 2>/dev/null)" || return 1
@@ -67,8 +67,7 @@ answers() {
     [ "${answer:8}" = "000000070000" ]
 }
 
-# A certificate authority of the tests' own, another one, and a certificate for 127.0.0.1 by the first; the user's name
-# and password.
+# Creates two certificate authorities, a certificate for 127.0.0.1 by the first, and the name and password of a user.
 make_credentials() {
     mkdir -p "$dir/tls"
     (
@@ -82,7 +81,7 @@ make_credentials() {
             && cat server.key server.pem ca.pem >keystore.pem \
             && printf wye >user \
             && openssl rand -hex 16 | tr -d '\n' >password
-    ) </dev/null >"$dir/kafka.log" 2>&1 || fail "cannot make certificates: see $dir/kafka.log"
+    ) </dev/null >"$dir/kafka.log" 2>&1 || fail "cannot create certificates: see $dir/kafka.log"
 }
 
 new_authority() {
@@ -114,7 +113,7 @@ transaction.state.log.min.isr=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 group.initial.rebalance.delay.ms=0
-# Topics are created on purpose, with their settings, or not at all.
+# Topics are created explicitly, with their settings.
 auto.create.topics.enable=false
 # Columnar batches are large messages.
 message.max.bytes=$((16 * mib))
@@ -126,7 +125,7 @@ EOF
 launch() {
     local ports pid deadline
     ports="$(free_ports)"
-    # shellcheck disable=SC2086 # three words on purpose
+    # shellcheck disable=SC2086 # three arguments
     write_properties $ports
     local port="${ports%% *}" secured_port="${ports##* }"
     if [ ! -e "$dir/data/meta.properties" ]; then
@@ -140,7 +139,7 @@ launch() {
             --add-scram "SCRAM-SHA-512=[name=$user,password=$password]" >"$dir/kafka.log" 2>&1 \
             || fail "cannot format $dir/data: see $dir/kafka.log"
     fi
-    # A session of its own, so that an interrupt at the terminal reaches the tests and not the broker below them.
+    # In another session, so that an interrupt at the terminal goes to the tests and not to the broker.
     setsid java -Xms256m -Xmx512m -XX:+UseG1GC \
         "-Dlog4j2.configurationFile=$wye_root/scripts/kafka/log4j2.properties" \
         -cp "$libs/*" kafka.Kafka "$dir/server.properties" </dev/null >>"$dir/kafka.log" 2>&1 &
@@ -170,7 +169,7 @@ start() {
     fi
     rm -f "$dir/bootstrap"
     once "kafka-$version" fetch
-    # Somebody else may take a port between the choice and the start.
+    # Another process may take a port before the broker starts.
     for _ in 1 2 3; do
         if launch; then
             say "Kafka $version at $(cat "$dir/bootstrap")"
@@ -185,7 +184,7 @@ start() {
 stop() {
     local pid deadline
     if ! pid="$(alive)"; then
-        say "no Kafka runs in $dir"
+        say "no Kafka is running in $dir"
         return
     fi
     kill -TERM "$pid"
@@ -203,7 +202,7 @@ stop() {
 
 status() {
     if alive >/dev/null; then
-        say "running at $(cat "$dir/bootstrap" 2>/dev/null || echo 'an address not known yet')"
+        say "running at $(cat "$dir/bootstrap" 2>/dev/null || echo 'an unknown address')"
     else
         say "not running"
         return 1

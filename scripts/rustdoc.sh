@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Takes the place of rustdoc in `cargo test --doc`: first checks the crate's documentation, every warning an error, then runs
-# its documentation tests. So the documentation needs no dependencies of its own built.
+# Replaces rustdoc in `cargo test --doc`: first checks the documentation of the crate, with warnings as errors, then runs its
+# documentation tests. So no dependencies are built for the documentation alone.
 set -euo pipefail
 
 rustdoc="$(rustup which rustdoc 2>/dev/null || command -v rustdoc)"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The cargo tools of the gate, each in a pinned version, below the cache directory. Nothing of the user's is touched.
+# Installs the cargo tools of the gate, in pinned versions, below the cache directory. The user's own tools stay unchanged.
 #
-#   scripts/tools.sh     install what is not there; the directory of the programs goes to standard output
+#   scripts/tools.sh     install missing tools, and print the directory of the programs
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -16,7 +16,7 @@ install_tools() {
     for tool in "${wanted[@]}"; do
         installed "$tool" && continue
         say "building $tool ..."
-        # They run for seconds, so the time to build them counts: no optimisation.
+        # Without optimisation: they run for seconds, so their build takes most of the time.
         env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 \
             nice -n 19 cargo install --quiet --locked --debug --root "$tools" --target-dir "$build" "$tool" </dev/null >&2
     done

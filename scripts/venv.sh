@@ -1,10 +1,9 @@
 #!/usr/bin/env bash
-# The Python of the tests: a virtual environment below the cache directory, with what scripts/venv/requirements.txt pins.
+# Creates the Python environment of the tests below the cache directory, with the packages of scripts/venv/requirements.txt.
 #
-#   scripts/venv.sh      make it if it is not there; the path of its python goes to standard output
+#   scripts/venv.sh      create it if it is missing, and print the path of its python
 #
-# Its directory carries a digest of the requirements and the Python version, so a change of either makes a new one, and
-# one that is there is complete.
+# The name of its directory has a digest of the requirements and the Python version, so a change of either creates a new one.
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -17,9 +16,9 @@ venv="$wye_cache/venv-$digest"
 
 make_venv() {
     [ -e "$venv/.complete" ] && return
-    say "making the Python environment of the tests ..."
+    say "creating the Python environment of the tests ..."
     rm -rf "$venv"
-    python3 -m venv "$venv" >&2 || fail "python3 cannot make a virtual environment: run scripts/install-deps.sh test"
+    python3 -m venv "$venv" >&2 || fail "python3 cannot create a virtual environment: run scripts/install-deps.sh test"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$requirements" >&2
     touch "$venv/.complete"
 }

@@ -1,8 +1,8 @@
-# Shared by the scripts beside it, each of which drives one real Kafka client against a broker. Sourced, never run.
+# Shared by the scripts in this folder, each of which tests one real Kafka client with a broker. Sourced, never run.
 #
-# A script is called as NAME.sh BOOTSTRAP TOPIC DIRECTORY: the topic is there, empty, with two partitions; the directory
-# is its own. It ends with 0 if the client works, with 77 and a word why if the client is not here, else it says what
-# went wrong.
+# A script is called as NAME.sh BOOTSTRAP TOPIC DIRECTORY: the topic exists, is empty and has two partitions; the script may
+# write to the directory. The exit code is 0 if the client works, 77 if it is not installed, which the script prints; else the
+# script prints the error.
 # shellcheck shell=bash
 set -euo pipefail
 
@@ -29,12 +29,12 @@ same() { [ "$2" = "$3" ] || fail "$1: expected '$2', found '$3'"; }
 # contains WHAT WORD TEXT
 contains() { grep -qF -- "$2" <<<"$3" || fail "$1: '$2' is not in: $3"; }
 
-# fails WHAT COMMAND...: the command ends by itself, within a time, and not well; what it says goes to standard output
+# fails WHAT COMMAND...: the command must fail, and must not hang. Prints its output.
 fails() {
-    local what="$1" said status=0
+    local what="$1" printed status=0
     shift
-    said="$(timeout 20 "$@" 2>&1)" || status=$?
-    [ "$status" -ne 0 ] || fail "$what: it should fail, but said: $said"
-    [ "$status" -ne 124 ] || fail "$what: it hung, and said: $said"
-    printf '%s\n' "$said"
+    printed="$(timeout 20 "$@" 2>&1)" || status=$?
+    [ "$status" -ne 0 ] || fail "$what: it should fail, but printed: $printed"
+    [ "$status" -ne 124 ] || fail "$what: it hung, and printed: $printed"
+    printf '%s\n' "$printed"
 }

@@ -1,4 +1,4 @@
-"""Drives confluent-kafka against a broker: every codec, two members of a group, admin calls, and what is refused."""
+"""Tests confluent-kafka with a broker: every codec, two members of a group, admin calls, and what is rejected."""
 
 import sys
 import time
@@ -81,7 +81,7 @@ try:
 except KafkaException as refused:
     assert "retention.ms" in str(refused), refused
 
-# Transactions are refused at once.
+# Transactions are rejected at once.
 transactional = Producer({**base, "transactional.id": "t"})
 since = time.monotonic()
 try:
@@ -90,7 +90,7 @@ try:
 except KafkaException as refused:
     assert time.monotonic() - since < 10, "the refusal took long"
 
-# The new consumer protocol (KIP-848) is refused at once too.
+# The new consumer protocol (KIP-848) is rejected at once too.
 errors = []
 modern = Consumer({**base, "group.id": "modern", "group.protocol": "consumer", "error_cb": errors.append})
 modern.subscribe([topic])

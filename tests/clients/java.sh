@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Apache Kafka 4.1's own clients and tools: console producer and consumer, kafka-topics, kafka-configs,
+# The clients and tools of Apache Kafka 4.1: console producer and consumer, kafka-topics, kafka-configs,
 # kafka-consumer-groups.
 source "$(dirname "$0")/common.sh"
 
@@ -27,7 +27,7 @@ tool() {
 topics=$!
 
 seq 1 500 | tool $tools.ConsoleProducer --topic "$topic" --compression-codec zstd
-# The consumer subscribes: it is a group of one.
+# The consumer subscribes, as the only member of a group.
 read="$(tool $tools.consumer.ConsoleConsumer --topic "$topic" --group "java-$topic" --from-beginning --max-messages 500 --timeout-ms 30000)"
 same "read as a group" "$(seq 1 500 | sort)" "$(sort <<<"$read")"
 

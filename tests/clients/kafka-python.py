@@ -1,4 +1,4 @@
-"""Drives kafka-python against a broker: writes, reads as a group, asks for offsets by time."""
+"""Tests kafka-python with a broker: writes, reads as a group, requests offsets by time."""
 
 import sys
 

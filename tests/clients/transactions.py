@@ -1,4 +1,4 @@
-"""Writes readings to Wye's topic in transactions, every other one aborted.
+"""Writes readings to Wye's topic in transactions, and aborts every second one.
 
 usage: transactions.py BOOTSTRAP_SERVERS COUNT
 """

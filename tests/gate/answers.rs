@@ -1,5 +1,5 @@
-//! The answers of the real program against the independent oracle: before any batch run, during one, and after it. They
-//! do not move.
+//! The answers of the real program compared with the independent oracle: before any batch run, during one, and after it.
+//! They do not change.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,20 +15,20 @@ use wye_tests::wait;
 const WITHIN: Duration = Duration::from_secs(120);
 
 #[test]
-fn air_quality_is_the_same_from_either_layer() -> Result<()> {
+fn air_quality_is_the_same_from_both_layers() -> Result<()> {
     let Some(stations) = datasets::beijing(3)? else { return Ok(()) };
     check("beijing", "beijing-multisite", stations)
 }
 
-/// The recording goes back in time once, so some instants come twice with other values: the first counts.
+/// The recording goes back in time once, so some times come twice with different values: the first counts.
 #[test]
-fn a_clock_that_goes_back_does_not_move_the_answers() -> Result<()> {
+fn a_clock_that_goes_back_does_not_change_the_answers() -> Result<()> {
     let Some(recording) = datasets::machine_temperature()? else { return Ok(()) };
     check("machine_temperature", "nab-machine-temperature", vec![recording])
 }
 
-/// The same with every layer on a real Apache Kafka. `make test` says by `WYE_TEST_KAFKA` that one is installed; this test
-/// starts its own, because Wye's topics must be empty.
+/// The same with all layers on a real Apache Kafka. `make test` sets `WYE_TEST_KAFKA` where one is installed; this test
+/// starts another one, since Wye's topics must be empty.
 #[test]
 fn apache_kafka_gives_the_same_answers() -> Result<()> {
     let Some(stations) = datasets::beijing(2)? else { return Ok(()) };
@@ -65,17 +65,18 @@ fn compare_throughout(site: &Site, name: &str, mapping: &str, files: Vec<PathBuf
         let seen = api.sql("SELECT coalesce(sum(\"count\"), 0) FROM unified_series")?.value::<u64>()?;
         Ok((seen == expected.readings).then_some(()))
     })?;
-    let agree = |api: &Api, when: &str| -> Result<()> {
-        let printed = oracle.compare(api.url()).with_context(|| when.to_owned())?;
-        say(&format!("{name}: {when}: {printed}"));
-        Ok(())
-    };
-    agree(&api, "before any batch run")?;
+    compare(&oracle, &api, &format!("{name}: before any batch run"))?;
     let mut batch = site.batch_run()?;
     while batch.ended()?.is_none() {
-        agree(&api, "during a batch run")?;
+        compare(&oracle, &api, &format!("{name}: during a batch run"))?;
     }
     batch.succeed(WITHIN)?;
-    agree(&api, "after it")?;
+    compare(&oracle, &api, &format!("{name}: after it"))?;
     server.stop()
+}
+
+fn compare(oracle: &Oracle, api: &Api, when: &str) -> Result<()> {
+    let printed = oracle.compare(api.url()).with_context(|| when.to_owned())?;
+    say(&format!("{when}: {printed}"));
+    Ok(())
 }

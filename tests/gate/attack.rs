@@ -1,7 +1,7 @@
-//! Attacks on the real program from outside, on every port: hostile bytes, hostile statements, hostile connections. It must
-//! stay up, keep its memory bounded, and answer an ordinary user beside them. What the user saw is printed.
+//! Attacks on the real program from outside, on all ports: hostile bytes, hostile statements, hostile connections. It must
+//! not stop, must keep its memory bounded, and must answer an ordinary user at the same time. The user's results are printed.
 //!
-//! Everything follows from a seed, which is printed; `WYE_TEST_SEED` repeats it.
+//! All input follows from a seed, which is printed; `WYE_TEST_SEED` repeats it.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -22,11 +22,11 @@ use wye_tests::setting;
 use wye_tests::site::{Server, Site};
 use wye_tests::wait;
 
-/// Damaged bodies for each way in.
+/// How many damaged bodies are sent to each port.
 const DAMAGED: usize = 400;
-/// What the process may hold in memory during an attack, in MiB; queries may have 1 GiB of it.
+/// The memory limit of the process during an attack, in MiB; queries may use 1 GiB of it.
 const MOST_MIB: u64 = 2_500;
-/// Idle connections that an attacker holds open; more than the usual number of files of a process.
+/// How many idle connections an attacker keeps open: more than the usual limit of open files of a process.
 const IDLE: usize = 1_100;
 const PATIENCE: Duration = Duration::from_secs(90);
 const CONFIG: &str = r#"
@@ -65,12 +65,13 @@ impl Attack {
         Ok(Self { server, api, address, beside })
     }
 
-    /// Ends the attack: the server still runs, a new reading still reaches the answers, its memory was bounded.
+    /// Ends the attack, and checks that the server still runs, that a new reading gets into the answers, and that its memory
+    /// was bounded.
     fn end(mut self, what: &str) -> Result<Server> {
         self.server.process.still_runs()?;
-        let seen = self.beside.stop().with_context(|| format!("asked beside {what}"))?;
+        let seen = self.beside.stop().with_context(|| format!("requests during {what}"))?;
         say(&format!(
-            "{what}: {} answers beside it, p99 {:?}, slowest {:?}, at most {} MiB",
+            "{what}: {} answers to a user, p99 {:?}, slowest {:?}, at most {} MiB",
             seen.answers, seen.p99, seen.slowest, seen.resident_mib
         ));
         ensure!(seen.resident_mib < MOST_MIB, "{what}: {} MiB", seen.resident_mib);
@@ -91,13 +92,16 @@ fn seed() -> Result<u64> {
     Ok(seed)
 }
 
-/// Valid JSON bodies to be damaged.
+/// Valid JSON bodies, which are then damaged.
 fn valid_json() -> Vec<Vec<u8>> {
-    let reading = |device: &str| json!({"device_id": device, "metric": "m", "value": 1.5, "event_time": 1_767_225_600_000_i64, "sequence": 7, "unit": "Cel", "tags": {"line": "north", "état": "ünï"}});
+    let [a, b, c] = ["a", "b", "c"].map(|device| {
+        json!({"device_id": device, "metric": "m", "value": 1.5, "event_time": 1_767_225_600_000_i64, "sequence": 7,
+               "unit": "Cel", "tags": {"line": "north", "état": "ünï"}})
+    });
     vec![
-        reading("a").to_string().into_bytes(),
-        json!([reading("a"), reading("b"), reading("c")]).to_string().into_bytes(),
-        format!("{}\n{}\n", reading("a"), reading("b")).into_bytes(),
+        a.to_string().into_bytes(),
+        json!([a, b, c]).to_string().into_bytes(),
+        format!("{a}\n{b}\n").into_bytes(),
     ]
 }
 
@@ -139,7 +143,7 @@ fn hostile_bodies_over_http() -> Result<()> {
     attack.end(&format!("{sent} hostile bodies"))?.stop()
 }
 
-/// The body gets an answer that is no failure of the server: 2xx, 4xx, or 503 where a limit is reached.
+/// Checks that the answer to a body is not a failure of the server: 2xx, 4xx, or 503 where a limit is reached.
 fn answered(attack: &Attack, content_type: &str, encoding: Option<&str>, body: &[u8]) -> Result<()> {
     let (status, text) = attack.api.post_bytes("/v1/readings", content_type, encoding, body)?;
     let shown = String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned();
@@ -157,13 +161,13 @@ fn hostile_messages_in_the_topic() -> Result<()> {
     let attack = Attack::start(&mut site)?;
     let mut bodies: Vec<Vec<u8>> = hostile::shaped_json().into_iter().map(|(_, body)| body).collect();
     bodies.extend((0..2 * DAMAGED).map(|_| hostile.next_body()));
-    // The form for bulk: four bytes, then what should be an Arrow stream.
+    // The bulk format: a prefix of four bytes, then bytes that should be an Arrow stream.
     bodies.extend((0..DAMAGED).map(|_| [b"WYE\x01".to_vec(), hostile.next_body()].concat()));
     bodies.retain(|body| body.len() <= MAX_PAYLOAD_BYTES);
     let servers = std::fs::read_to_string(site.data_dir().join("kafka.addr"))?.trim().to_owned();
     write_messages(&servers, &bodies)?;
     let server = attack.end(&format!("{} hostile messages", bodies.len()))?;
-    // A message that breaks a reader breaks it again at every start.
+    // A message that crashes a reader would crash it again at each start.
     server.stop()?;
     let mut server = site.up()?;
     let api = server.ready()?;
@@ -199,7 +203,7 @@ fn hostile_statements() -> Result<()> {
             Ok((200..300, _)) => computed += 1,
             Ok((400..500 | 503 | 504, _)) => refused += 1,
             Ok((status, text)) => anyhow::bail!("{what}: {status}: {}", text.get(..500).unwrap_or(&text)),
-            // An answer that has begun can only be cut off; nothing else may end it.
+            // A limit cuts off an answer that has begun. There must be no other reason, so the next query works.
             Err(error) => {
                 let one = attack.api.sql("SELECT 1 AS one").with_context(|| format!("{what}: {error:#}"))?;
                 ensure!(one.value::<u64>()? == 1, "{what}: {error:#}");
@@ -213,9 +217,9 @@ fn hostile_statements() -> Result<()> {
     attack.end(&format!("{} hostile statements", statements.len()))?.stop()
 }
 
-/// Eight clients that ask for much and leave at once, again and again; a small question beside them is still answered.
+/// Eight clients send a large query and disconnect at once, repeatedly. A small query is answered at the same time.
 #[test]
-fn clients_that_leave() -> Result<()> {
+fn clients_that_disconnect() -> Result<()> {
     let mut site = Site::new()?;
     let attack = Attack::start(&mut site)?;
     let heavy = json!({"sql": "SELECT sum(a.value * b.value) FROM generate_series(1, 1000000) a, generate_series(1, 1000000) b"})
@@ -235,18 +239,18 @@ fn clients_that_leave() -> Result<()> {
         slowest = slowest.max(since.elapsed());
     }
     ensure!(slowest < Duration::from_secs(5), "SELECT 1 took {slowest:?}");
-    say(&format!("SELECT 1 beside abandoned queries: {slowest:?} at most"));
-    // They end with their clients: the process comes to rest.
+    say(&format!("SELECT 1 during abandoned queries: at most {slowest:?}"));
+    // The queries end when their clients disconnect, so the process becomes idle.
     let process = attack.server.process.id();
-    wait::until("rest after the clients left", PATIENCE, || {
+    wait::until("idle process after the clients have disconnected", PATIENCE, || {
         let before = cpu_ticks(process)?;
         std::thread::sleep(Duration::from_secs(1));
         Ok((cpu_ticks(process)? - before < 60).then_some(()))
     })?;
-    attack.end("clients that leave")?.stop()
+    attack.end("clients that disconnect")?.stop()
 }
 
-/// What a process has used of the processors, in ticks of 10 ms.
+/// The processor time that a process has used, in ticks of 10 ms.
 fn cpu_ticks(process: u32) -> Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
     let fields: Vec<&str> = text.rsplit(')').next().context("a stat line")?.split_whitespace().collect();
@@ -259,11 +263,11 @@ fn hostile_connections() -> Result<()> {
     let mut site = Site::new()?;
     let attack = Attack::start(&mut site)?;
     let kafka = std::fs::read_to_string(site.data_dir().join("kafka.addr"))?.trim().to_owned();
-    let mut held = Vec::new();
+    let mut open = Vec::new();
     for address in [&attack.address, &kafka] {
         for number in 0..IDLE {
             let Ok(mut stream) = TcpStream::connect(address) else { break };
-            // Some say nothing, some begin and stop.
+            // Some send nothing, others only the beginning of a request.
             let _ = match number % 4 {
                 0 => Ok(()),
                 1 => stream.write_all(b"POST /v1/readings HTTP/1.1\r\nHost: wye\r\n"),
@@ -272,10 +276,10 @@ fn hostile_connections() -> Result<()> {
                 ),
                 _ => stream.write_all(&[0x03, 0xff, 0xff, 0xff, 0, 0]),
             };
-            held.push(stream);
+            open.push(stream);
         }
     }
-    say(&format!("{} idle connections held", held.len()));
+    say(&format!("{} idle connections are open", open.len()));
     for address in [&attack.address, &kafka] {
         for _ in 0..DAMAGED {
             let Ok(mut stream) = TcpStream::connect(address) else { continue };
@@ -284,6 +288,6 @@ fn hostile_connections() -> Result<()> {
             let _ = stream.read(&mut [0; 256]);
         }
     }
-    drop(held);
+    drop(open);
     attack.end("hostile connections")?.stop()
 }

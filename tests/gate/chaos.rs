@@ -1,8 +1,8 @@
-//! Two servers on one real Kafka, under load, while servers are killed and stopped, Kafka stands still and the disk of the
-//! tables is full. No answer says `complete` and lacks a reading that it says it covers, none counts a reading twice, and in
-//! the end every acknowledged reading is in the answers and in the master dataset exactly once.
+//! Two servers on one real Kafka, under load, while servers are killed and stopped, Kafka is stopped, and the disk of the
+//! tables is full. No answer that says `complete` lacks a reading that it covers, no answer counts a reading twice, and at the
+//! end every acknowledged reading is in the answers and in the master dataset exactly once.
 //!
-//! `WYE_TEST_CHAOS_SECONDS` asks for a longer run than the usual one; `WYE_TEST_SEED` repeats the schedule.
+//! `WYE_TEST_CHAOS_SECONDS` makes the run longer; `WYE_TEST_SEED` repeats the schedule.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::position::Position;
-use wye_tests::api::Api;
+use wye_tests::api::{Api, CoveredAnswer};
 use wye_tests::datasets::say;
 use wye_tests::kafka::Kafka;
 use wye_tests::process::Signal;
@@ -31,12 +31,12 @@ const SECONDS: u64 = 40;
 const WRITERS: usize = 4;
 const READINGS_EACH: u64 = 20;
 const SETTLE_WITHIN: Duration = Duration::from_secs(180);
-/// Room for the tables, where the test may mount a file system of their own.
+/// The size of the tables' file system, where the test may mount one.
 const DISK_MIB: u64 = 512;
-/// A writer sends so many requests, then rests.
+/// How many requests a writer sends before a pause.
 const BURST: u64 = 20;
 const BETWEEN_BURSTS: Duration = Duration::from_millis(800);
-const REST: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_millis(50);
 const COUNTS: &str = "SELECT device_id, CAST(sum(\"count\") AS BIGINT) FROM unified_series WHERE metric = 'chaos' GROUP BY device_id";
 
 const CONFIG: &str = r#"
@@ -49,7 +49,7 @@ interval = "3s"
 "#;
 
 #[test]
-fn complete_means_complete_whatever_happens() -> Result<()> {
+fn complete_answers_are_complete_whatever_happens() -> Result<()> {
     let seconds = setting::number("WYE_TEST_CHAOS_SECONDS")?.unwrap_or(SECONDS);
     let seed = setting::number("WYE_TEST_SEED")?.unwrap_or_else(rand::random);
     let mut site = Site::new()?;
@@ -68,7 +68,8 @@ fn complete_means_complete_whatever_happens() -> Result<()> {
     Ok(())
 }
 
-/// A file system for the tables that can be full. Without the right to mount one, it never is, and that is said.
+/// A file system for the tables, which can be filled. Without the permission to mount one it is never full, and a message
+/// says so.
 struct Disk {
     path: PathBuf,
     mounted: bool,
@@ -102,7 +103,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         if self.mounted {
-            // Lazily: a server that is being killed may still hold a file.
+            // Lazily, since a server that is being killed may still have a file open.
             let _ = Command::new("umount").arg("-l").arg(&self.path).status();
         }
     }
@@ -113,14 +114,14 @@ impl Drop for Disk {
 struct Sent {
     /// Readings in requests that were sent at least once.
     begun: u64,
-    /// Acknowledged requests: where they ended in the log.
+    /// The positions of the acknowledged requests.
     acknowledged: Vec<Position>,
 }
 
-/// What writers and askers share.
+/// What the writers and the reader share.
 #[derive(Clone, Default)]
 struct Board {
-    /// Where the servers are; `None` while one is being replaced.
+    /// The addresses of the servers; `None` while one is restarted.
     addresses: Arc<Mutex<Vec<Option<String>>>>,
     sent: Arc<Mutex<BTreeMap<String, Sent>>>,
     stop: Arc<AtomicBool>,
@@ -140,7 +141,7 @@ impl Board {
         self.sent.lock().expect("no holder panics").clone()
     }
 
-    fn note(&self, device: &str, change: impl FnOnce(&mut Sent)) {
+    fn update(&self, device: &str, change: impl FnOnce(&mut Sent)) {
         change(self.sent.lock().expect("no holder panics").entry(device.to_owned()).or_default());
     }
 
@@ -149,7 +150,7 @@ impl Board {
     }
 }
 
-/// Sends requests of one device, each until it is acknowledged.
+/// Sends the requests of one device, and retries each until it is acknowledged.
 fn write(board: &Board, writer: usize) -> Result<u64> {
     let device = format!("chaos-{writer}");
     let mut request = 0;
@@ -161,13 +162,13 @@ fn write(board: &Board, writer: usize) -> Result<u64> {
                        "event_time": 1_767_225_600_000_u64 + number * 100})
             })
             .collect();
-        board.note(&device, |sent| sent.begun += READINGS_EACH);
+        board.update(&device, |sent| sent.begun += READINGS_EACH);
         let key = format!("{device}/{request}");
         let position = send_until_acknowledged(board, writer, &key, &json!(body))?;
-        board.note(&device, |sent| sent.acknowledged.push(position));
+        board.update(&device, |sent| sent.acknowledged.push(position));
         request += 1;
-        // In bursts: only between them can an answer have everything.
-        std::thread::sleep(if request.is_multiple_of(BURST) { BETWEEN_BURSTS } else { REST });
+        // Answers can be complete only in the pauses between bursts.
+        std::thread::sleep(if request.is_multiple_of(BURST) { BETWEEN_BURSTS } else { PAUSE });
     }
     Ok(request)
 }
@@ -184,25 +185,26 @@ fn send_until_acknowledged(board: &Board, writer: usize, key: &str, body: &Value
             let position = answer["position"].as_str().with_context(|| format!("no position in {text}"))?;
             return Ok(position.parse()?);
         }
-        std::thread::sleep(REST);
+        std::thread::sleep(PAUSE);
     }
     Err(anyhow!("{key} was not acknowledged"))
 }
 
-/// What the answers said while everything happened.
+/// The number of answers, and of those that were complete.
 #[derive(Clone, Copy, Debug, Default)]
-struct Asked {
-    answers: usize,
+struct Answers {
+    all: usize,
     complete: usize,
 }
 
-fn ask(board: &Board) -> Result<Asked> {
-    let mut asked = Asked::default();
+/// Queries the servers in turn, and checks the complete answers, until the board is stopped.
+fn query(board: &Board) -> Result<Answers> {
+    let mut answers = Answers::default();
     for number in 0.. {
         if board.stopped() {
             break;
         }
-        std::thread::sleep(REST);
+        std::thread::sleep(PAUSE);
         let Some(address) = board.address(number) else { continue };
         let before = board.sent();
         let Ok(answer) = Api::with_patience(&address, Duration::from_secs(5))?.sql_with_coverage(COUNTS)
@@ -210,19 +212,17 @@ fn ask(board: &Board) -> Result<Asked> {
             continue;
         };
         let after = board.sent();
-        asked.answers += 1;
+        answers.all += 1;
         if !answer.complete {
             continue;
         }
-        asked.complete += 1;
+        answers.complete += 1;
         let counts: BTreeMap<&str, u64> =
             answer.rows.iter().map(|row| Ok((row[0].as_str(), row[1].parse()?))).collect::<Result<_>>()?;
         for (device, sent) in &before {
-            let reached = |kafka_partition: KafkaPartition| {
-                Offset(answer.covered.get(&kafka_partition.0).copied().unwrap_or(0))
-            };
-            let least = sent.acknowledged.iter().filter(|it| it.is_covered_by(reached)).count() as u64
-                * READINGS_EACH;
+            let acknowledged = sent.acknowledged.iter();
+            let covered = acknowledged.filter(|position| position.is_covered_by(|it| covered(&answer, it)));
+            let least = covered.count() as u64 * READINGS_EACH;
             let most = after[device].begun;
             let count = counts.get(device.as_str()).copied().unwrap_or(0);
             ensure!(
@@ -232,7 +232,12 @@ fn ask(board: &Board) -> Result<Asked> {
             );
         }
     }
-    Ok(asked)
+    Ok(answers)
+}
+
+/// The offset up to which an answer covers a Kafka partition.
+fn covered(answer: &CoveredAnswer, kafka_partition: KafkaPartition) -> Offset {
+    Offset(answer.covered.get(&kafka_partition.0).copied().unwrap_or(0))
 }
 
 fn run(site: &Site, kafka: &Kafka, disk: &Disk, seed: u64, duration: Duration) -> Result<()> {
@@ -250,17 +255,17 @@ fn run(site: &Site, kafka: &Kafka, disk: &Disk, seed: u64, duration: Duration) -
             std::thread::spawn(move || write(&board, writer))
         })
         .collect();
-    let asker = std::thread::spawn({
+    let reader = std::thread::spawn({
         let board = board.clone();
-        move || ask(&board)
+        move || query(&board)
     });
 
     let end = Instant::now() + duration;
     let mut happened: BTreeMap<&str, usize> = BTreeMap::new();
-    while Instant::now() < end && !asker.is_finished() {
+    while Instant::now() < end && !reader.is_finished() {
         let number = random.random_range(0..servers.len());
         let pause = random.random_range(Duration::from_millis(200)..Duration::from_secs(4));
-        let what = ["kill", "stop", "kafka stands still", "full disk", "quiet"][random.random_range(0..5)];
+        let what = ["kill", "stop", "stopped Kafka", "full disk", "quiet"][random.random_range(0..5)];
         *happened.entry(what).or_default() += 1;
         match what {
             "kill" => {
@@ -274,7 +279,7 @@ fn run(site: &Site, kafka: &Kafka, disk: &Disk, seed: u64, duration: Duration) -
                 std::thread::sleep(pause);
                 servers[number].process.signal(Signal::Resume)?;
             }
-            "kafka stands still" => {
+            "stopped Kafka" => {
                 kafka.signal(Signal::Stop)?;
                 std::thread::sleep(pause);
                 kafka.signal(Signal::Resume)?;
@@ -302,22 +307,21 @@ fn run(site: &Site, kafka: &Kafka, disk: &Disk, seed: u64, duration: Duration) -
     for writer in writers {
         requests += writer.join().map_err(|_| anyhow!("a writer panicked"))??;
     }
-    let asked = asker.join().map_err(|_| anyhow!("the asker panicked"))??;
+    let answers = reader.join().map_err(|_| anyhow!("the reader panicked"))??;
     let expected = requests * READINGS_EACH;
     say(&format!(
         "chaos: {expected} readings acknowledged, {} answers, {} of them complete",
-        asked.answers, asked.complete
+        answers.all, answers.complete
     ));
-    ensure!(asked.complete > 0, "no answer was ever complete");
+    ensure!(answers.complete > 0, "no answer was complete");
 
     let mut apis = Vec::new();
     for server in &mut servers {
         apis.push(server.ready()?);
     }
-    let all_served = |when: &str| all_counted(&apis, expected).with_context(|| when.to_owned());
-    all_served("before the last batch run")?;
+    all_counted(&apis, expected).context("before the last batch run")?;
     sites[0].batch_run()?.succeed(SETTLE_WITHIN)?;
-    all_served("after the last batch run")?;
+    all_counted(&apis, expected).context("after the last batch run")?;
     let mut archived = 0;
     wait::until("complete master dataset", SETTLE_WITHIN, || {
         archived = apis[0].sql("SELECT count(*) FROM readings WHERE metric = 'chaos'")?.value::<u64>()?;
@@ -326,7 +330,7 @@ fn run(site: &Site, kafka: &Kafka, disk: &Disk, seed: u64, duration: Duration) -
     let distinct =
         "SELECT count(*) FROM (SELECT DISTINCT device_id, sequence FROM readings WHERE metric = 'chaos')";
     ensure!(apis[0].sql(distinct)?.value::<u64>()? == expected, "readings are lost");
-    // A request that was cut off may be in the log twice; the second is a duplicate, never counted.
+    // A request without an answer may be in the log twice. The second is a duplicate, and never counted.
     say(&format!("chaos: {archived} rows in the master dataset for {expected} readings"));
     for server in servers {
         server.stop()?;
@@ -334,7 +338,7 @@ fn run(site: &Site, kafka: &Kafka, disk: &Disk, seed: u64, duration: Duration) -
     Ok(())
 }
 
-/// Every server counts exactly the acknowledged readings.
+/// Waits until every server counts exactly the acknowledged readings.
 fn all_counted(apis: &[Api], expected: u64) -> Result<()> {
     for api in apis {
         let mut seen = 0;

@@ -1,5 +1,5 @@
-//! Ordinary Kafka clients work with the embedded broker: each real client runs its script in `tests/clients` against a
-//! broker of its own. A client that is not installed is skipped in words, and in CI that is a failure.
+//! Ordinary Kafka clients work with the embedded broker: the script of each client in `tests/clients` runs against its own
+//! broker. A client that is not installed is skipped with a message; in CI that is a failure.
 
 use std::process::{Command, Output};
 use std::time::Instant;
@@ -10,7 +10,7 @@ use wye_log::client::{Log, LogConfig};
 use wye_log::topics::{self, TopicSpec};
 use wye_tests::datasets::{self, say};
 
-/// How a script says that its client is not here.
+/// The exit code of a script whose client is not installed.
 const ABSENT: i32 = 77;
 const TOPIC: &str = "ordinary";
 
@@ -29,13 +29,13 @@ fn drive(client: &str) -> Result<()> {
     let since = Instant::now();
     let ran = Command::new(&script).args([bootstrap.as_str(), TOPIC]).arg(directory.path()).output();
     let Output { status, stdout, stderr } = ran.with_context(|| format!("run {}", script.display()))?;
-    let said = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
+    let output = format!("{}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     match status.code() {
         Some(0) => say(&format!("{client}: works, in {:?}", since.elapsed())),
         Some(ABSENT) => {
-            datasets::absent(&format!("{client}: {said}"))?;
+            datasets::absent(&format!("{client}: {output}"))?;
         }
-        _ => bail!("{client} does not work ({status}): {said}"),
+        _ => bail!("{client} does not work ({status}): {output}"),
     }
     runtime.block_on(broker.stop());
     Ok(())

@@ -1,4 +1,4 @@
-//! The users' commands as they are used on a terminal: in pipes, and one after the other.
+//! The commands as they are used on a terminal: in pipes, and one after the other.
 
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -7,8 +7,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use wye_tests::site::Site;
 
-/// As `wye ARGUMENTS | head -c 10` does it.
-fn read_a_little_of(site: &Site, arguments: &[&str]) -> Result<()> {
+/// Runs `wye ARGUMENTS | head -c 10`.
+fn read_the_beginning_of(site: &Site, arguments: &[&str]) -> Result<()> {
     let data_dir = site.data_dir();
     let mut child = Command::new(site.program())
         .args(arguments)
@@ -21,20 +21,20 @@ fn read_a_little_of(site: &Site, arguments: &[&str]) -> Result<()> {
     output.read_exact(&mut [0; 10])?;
     drop(output);
     let ended = child.wait_with_output()?;
-    let said = String::from_utf8_lossy(&ended.stderr);
-    ensure!(ended.status.success() && said.is_empty(), "wye {arguments:?}: {}: {said}", ended.status);
+    let printed = String::from_utf8_lossy(&ended.stderr);
+    ensure!(ended.status.success() && printed.is_empty(), "wye {arguments:?}: {}: {printed}", ended.status);
     Ok(())
 }
 
 #[test]
-fn a_reader_that_leaves_ends_a_command_quietly() -> Result<()> {
+fn a_closed_pipe_ends_a_command_without_an_error() -> Result<()> {
     let site = Site::new()?;
     let mut server = site.up()?;
     server.ready()?;
-    // More than a pipe holds.
+    // More than a pipe buffers.
     let sql = "SELECT value, value * 2 AS twice FROM generate_series(1, 100000)";
     for format in ["table", "csv", "json"] {
-        read_a_little_of(&site, &["sql", "--format", format, sql]).context(format)?;
+        read_the_beginning_of(&site, &["sql", "--format", format, sql]).context(format)?;
     }
     server.stop()
 }
@@ -49,16 +49,12 @@ fn a_batch_run_ends_when_its_result_is_in_the_answers() -> Result<()> {
         let reading = json!({"device_id": "pump", "metric": "pressure", "value": round, "event_time": "2026-01-01T00:00:00Z", "sequence": round});
         let (status, answer) = api.post("/v1/readings", &reading)?;
         ensure!(status == 200, "{answer}");
-        let run = |arguments: &[&str]| -> Result<serde_json::Value> {
-            let output = Command::new(site.program())
-                .args(["batch", "run", "--json", "--data-dir"])
-                .arg(site.data_dir())
-                .args(arguments)
-                .output()?;
-            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            Ok(serde_json::from_slice(&output.stdout)?)
-        };
-        let report = run(&["--force"])?;
+        let output = Command::new(site.program())
+            .args(["batch", "run", "--json", "--force", "--data-dir"])
+            .arg(site.data_dir())
+            .output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout)?;
         ensure!(report["served"] == true, "{report}");
         let (_, coverage) = api.get("/v1/coverage")?;
         let coverage: serde_json::Value = serde_json::from_str(&coverage)?;

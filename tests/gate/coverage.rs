@@ -1,4 +1,4 @@
-//! What answers say of themselves, on the whole program: what is missing, until it is there, and what it is of.
+//! What answers of the whole program say about themselves: which readings they lack, and the unit of their values.
 
 use std::process::Command;
 use std::time::Duration;
@@ -19,7 +19,7 @@ fn get(api: &Api, path: &str) -> Result<(u16, Value)> {
     Ok((status, serde_json::from_str(&body).with_context(|| body.clone())?))
 }
 
-/// Writes so many readings of one device, and returns the position behind them.
+/// Writes `count` readings of one device, and returns the position after them.
 fn write(api: &Api, from: u32, count: u32) -> Result<String> {
     let readings: Vec<Value> = (from..from + count)
         .map(|number| {
@@ -34,13 +34,13 @@ fn write(api: &Api, from: u32, count: u32) -> Result<String> {
 }
 
 #[test]
-fn a_question_after_a_write_has_what_was_written() -> Result<()> {
+fn a_query_after_a_write_has_what_was_written() -> Result<()> {
     let site = Site::new()?;
     let mut server = site.up()?;
     let api = server.ready()?;
     for round in 1..=20 {
         let position = write(&api, round * 10, 10)?;
-        // Before they are there, no answer says that it is complete.
+        // An answer without them does not say that it is complete.
         let (status, early) = get(&api, "/v1/metrics/pressure/current")?;
         let seen = early["rows"][0]["data_points"].as_u64().unwrap_or(0);
         ensure!(status == 404 || early["complete"] == false || seen == u64::from(round) * 10, "{early}");
@@ -87,7 +87,7 @@ fn payloads_of_dead_letters_can_be_read() -> Result<()> {
 }
 
 #[test]
-fn what_transactions_leave_in_the_log_is_not_lacking() -> Result<()> {
+fn offsets_of_transactions_are_not_lacking() -> Result<()> {
     let mut site = Site::new()?;
     let Some(kafka) = Kafka::start(site.directory().join("kafka"))? else { return Ok(()) };
     let servers = kafka.bootstrap_servers()?;
@@ -103,7 +103,7 @@ fn what_transactions_leave_in_the_log_is_not_lacking() -> Result<()> {
         let is_all = status == 200 && answer["rows"][0]["data_points"] == 3;
         Ok((is_all && coverage["complete"] == true && coverage["lacking"] == 0).then_some(()))
     })?;
-    // The archiver comes to the end too, so that a run covers everything.
+    // The archiver reaches the end too, so that a run covers everything.
     wait::until("batch run over everything", WITHIN, || {
         let (status, report) = api.post("/v1/batch-runs", &json!({"force": true}))?;
         ensure!(status == 200, "{report}");

@@ -1,12 +1,12 @@
-//! **LOSS-1** on the real program: servers and loaders are killed (`kill -9`) and stopped (SIGSTOP) at random moments while
-//! loading and batching; in the end every window is what the independent oracle computes from the source files, before a
-//! batch run and after it, and the master dataset holds every reading.
+//! **LOSS-1** on the real program: servers and loads are killed (`kill -9`) and stopped (SIGSTOP) at random times during loads
+//! and batch runs. At the end every window is what the independent oracle computes from the source files, before a batch run
+//! and after it, and the master dataset has every reading.
 //!
-//! Four stories: one server on the embedded broker, one on a real Apache Kafka, two on one Kafka that are killed, two that
-//! are killed and stopped. The source files are generated, so that the stories are told wherever the project is.
+//! Four scenarios: one server on the embedded broker, one on a real Apache Kafka, two on one Kafka that are killed, two that
+//! are killed and stopped. The source files are generated, so that they need no data set.
 //!
-//! Every moment comes from one seed, which is printed. `WYE_TEST_SEED` repeats a history as far as the machine's own
-//! timing allows, `WYE_TEST_KILLS` asks for more than the usual number of kills.
+//! The times come from a seed, which is printed. `WYE_TEST_SEED` repeats them, as far as the timing of the machine allows;
+//! `WYE_TEST_KILLS` sets the number of kills.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -25,18 +25,18 @@ use wye_tests::site::{Server, Site};
 use wye_tests::wait;
 
 const KILLS: usize = 20;
-/// A life on a real Kafka takes longer: its topics are made, its producer numbers fetched, its fetches are not local.
+/// A start on a real Kafka takes longer: topics are created, and requests are not local.
 const KILLS_ON_KAFKA: usize = 8;
 const STATIONS: usize = 2;
 const HOURS: usize = 20_000;
 const ROWS_PER_PIECE: usize = 1000;
-/// The longest life between two kills.
-const LONGEST_LIFE: Duration = Duration::from_millis(1500);
-/// The longest time that a stopped server stands still.
+/// The longest time between two kills.
+const LONGEST_ROUND: Duration = Duration::from_millis(1500);
+/// The longest time that a server is stopped.
 const LONGEST_STOP: Duration = Duration::from_secs(3);
-/// How often the commands are looked at in between.
-const GLANCE: Duration = Duration::from_millis(20);
-/// How long a command may run on after its server was killed, before it is killed too.
+/// How often the commands are checked in between.
+const CHECK_INTERVAL: Duration = Duration::from_millis(20);
+/// How long a command may run after its server was killed, before it is killed too.
 const ORPHAN_WITHIN: Duration = Duration::from_secs(10);
 const LOAD_WITHIN: Duration = Duration::from_secs(120);
 const BATCH_WITHIN: Duration = Duration::from_secs(60);
@@ -45,39 +45,39 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(90);
 #[test]
 fn loss_1_kills_lose_nothing_and_count_nothing_twice() -> Result<()> {
     let site = Site::new()?;
-    tell(&site, vec![site.another("data")], Fate::Kill, KILLS)
+    check(&site, vec![site.another("data")], Fault::Kill, KILLS)
 }
 
 #[test]
 fn loss_1_on_apache_kafka() -> Result<()> {
     let mut site = Site::new()?;
     let Some(_kafka) = on_kafka(&mut site)? else { return Ok(()) };
-    tell(&site, vec![site.another("data")], Fate::Kill, KILLS_ON_KAFKA)
+    check(&site, vec![site.another("data")], Fault::Kill, KILLS_ON_KAFKA)
 }
 
 #[test]
 fn loss_1_two_servers_on_one_kafka() -> Result<()> {
     let mut site = Site::new()?;
     let Some(_kafka) = on_kafka(&mut site)? else { return Ok(()) };
-    tell(&site, vec![site.another("first"), site.another("second")], Fate::Kill, KILLS_ON_KAFKA)
+    check(&site, vec![site.another("first"), site.another("second")], Fault::Kill, KILLS_ON_KAFKA)
 }
 
 #[test]
-fn loss_1_two_servers_that_stand_still() -> Result<()> {
+fn loss_1_two_servers_that_are_stopped() -> Result<()> {
     let mut site = Site::new()?;
     let Some(_kafka) = on_kafka(&mut site)? else { return Ok(()) };
-    tell(&site, vec![site.another("first"), site.another("second")], Fate::KillOrStop, KILLS_ON_KAFKA)
+    check(&site, vec![site.another("first"), site.another("second")], Fault::KillOrStop, KILLS_ON_KAFKA)
 }
 
-/// How the lives of a server end.
+/// The faults of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fate {
+enum Fault {
     Kill,
     /// Killed, or stopped for a while.
     KillOrStop,
 }
 
-/// Configures the site for a Kafka of its own, with tables that all its servers share.
+/// Configures the site for a new Kafka, with tables that all servers share.
 fn on_kafka(site: &mut Site) -> Result<Option<Kafka>> {
     let Some(kafka) = Kafka::start(site.directory().join("kafka"))? else { return Ok(None) };
     let (servers, tables) = (kafka.bootstrap_servers()?, site.directory().join("tables"));
@@ -88,34 +88,34 @@ fn on_kafka(site: &mut Site) -> Result<Option<Kafka>> {
     Ok(Some(kafka))
 }
 
-fn tell(site: &Site, servers: Vec<Site>, fate: Fate, kills: usize) -> Result<()> {
+fn check(site: &Site, servers: Vec<Site>, fault: Fault, kills: usize) -> Result<()> {
     let kills = setting::number("WYE_TEST_KILLS")?.map_or(kills, |kills| kills as usize);
     let seed = setting::number("WYE_TEST_SEED")?.unwrap_or_else(rand::random);
-    let outcome = Story::prepare(site, servers, fate, seed).and_then(|story| story.tell(kills));
+    let outcome = Scenario::prepare(site, servers, fault, seed).and_then(|scenario| scenario.run(kills));
     if let Err(error) = outcome {
         panic!("with WYE_TEST_SEED={seed}, outputs in {}: {error:#}", site.keep().display());
     }
     Ok(())
 }
 
-struct Story {
+struct Scenario {
     sites: Vec<Site>,
     stations: Vec<PathBuf>,
-    /// The same readings in many small files, so that every life of a server has something new to load.
+    /// The same readings in many small files, so that there is something new to load in each round.
     pieces: Vec<PathBuf>,
     mapping: PathBuf,
     oracle: Oracle,
     expected: Expectation,
     random: StdRng,
-    fate: Fate,
+    fault: Fault,
     /// The running servers, by their site.
     servers: Vec<Option<Server>>,
-    /// A `wye load` that was not killed together with its server, and the server's site.
+    /// A `wye load` whose server was killed, and the server's site.
     orphan: Option<(usize, Process)>,
 }
 
-impl Story {
-    fn prepare(site: &Site, sites: Vec<Site>, fate: Fate, seed: u64) -> Result<Self> {
+impl Scenario {
+    fn prepare(site: &Site, sites: Vec<Site>, fault: Fault, seed: u64) -> Result<Self> {
         let stations = generated::stations(STATIONS, HOURS, site.directory())?;
         let mut pieces = Vec::new();
         for station in &stations {
@@ -128,13 +128,13 @@ impl Story {
         let mapping = datasets::mapping("beijing-multisite");
         let random = StdRng::seed_from_u64(seed);
         let servers = sites.iter().map(|_| None).collect();
-        Ok(Self { sites, stations, pieces, mapping, oracle, expected, random, fate, servers, orphan: None })
+        Ok(Self { sites, stations, pieces, mapping, oracle, expected, random, fault, servers, orphan: None })
     }
 
-    fn tell(mut self, kills: usize) -> Result<()> {
-        for life in 0..kills {
-            let files = self.pieces.len() * (life + 1) / kills;
-            self.live_and_die(files).with_context(|| format!("life {life} of {kills}"))?;
+    fn run(mut self, kills: usize) -> Result<()> {
+        for round in 0..kills {
+            let files = self.pieces.len() * (round + 1) / kills;
+            self.round(files).with_context(|| format!("round {round} of {kills}"))?;
         }
         let api = self.all_ready()?;
         if let Some((_, orphan)) = &mut self.orphan {
@@ -142,25 +142,25 @@ impl Story {
         }
         self.sites[0].load(&self.mapping, &self.pieces)?.succeed(LOAD_WITHIN).context("the last load")?;
         self.settle(&api)?;
-        self.agree(&api, "before the batch run")?;
+        self.compare(&api, "before the batch run")?;
         self.sites[0].batch_run()?.succeed(BATCH_WITHIN)?;
-        self.agree(&api, "after the batch run")?;
-        self.holds_every_reading(&api)?;
+        self.compare(&api, "after the batch run")?;
+        self.check_archive(&api)?;
 
         self.stop_all()?;
         let api = self.all_ready()?;
         self.settle(&api)?;
-        self.agree(&api, "after a clean restart")?;
+        self.compare(&api, "after a clean restart")?;
 
-        // The same readings once more, in other files: duplicates, every one.
+        // The same readings again, in other files: all of them are duplicates.
         self.sites[0].load(&self.mapping, &self.stations)?.succeed(LOAD_WITHIN)?;
         self.sites[0].batch_run()?.succeed(BATCH_WITHIN)?;
         self.settle(&api)?;
-        self.agree(&api, "after loading all of it again")?;
+        self.compare(&api, "after loading all of it again")?;
         self.stop_all()
     }
 
-    /// All servers up and ready; the API of the first.
+    /// Starts the servers that do not run, and waits until all are ready. Returns the API of the first.
     fn all_ready(&mut self) -> Result<Api> {
         for site in 0..self.sites.len() {
             self.up(site)?;
@@ -193,16 +193,16 @@ impl Story {
         Ok(())
     }
 
-    /// One life: every server runs, one of them is given work and is killed, or stopped for a while, at a random moment.
-    fn live_and_die(&mut self, files: usize) -> Result<()> {
+    /// Starts the servers and gives one of them work. Then kills or stops one of them at a random time.
+    fn round(&mut self, files: usize) -> Result<()> {
         for site in 0..self.sites.len() {
             self.up(site)?;
         }
         let victim = self.random.random_range(0..self.sites.len());
         if self.random.random_bool(0.15) {
             // Killed while it recovers from the last kill.
-            let life = self.random.random_range(Duration::ZERO..Duration::from_millis(400));
-            let ended = self.server(victim)?.process.ended_within(life)?;
+            let delay = self.random.random_range(Duration::ZERO..Duration::from_millis(400));
+            let ended = self.server(victim)?.process.ended_within(delay)?;
             ensure!(ended.is_none(), "the server ended by itself");
             return self.kill(victim);
         }
@@ -212,17 +212,17 @@ impl Story {
             Some((site, mut orphan)) => orphan.ended()?.is_none().then_some((site, orphan)),
             None => None,
         };
-        // A load whose server was killed may end as it likes, one that begins in this life may not.
+        // A load whose server was killed may fail; one that starts in this round may not.
         let must_succeed = orphan.is_none();
         let (loaded, mut load) = match orphan {
             Some(orphan) => orphan,
             None => (worker, self.sites[worker].load(&self.mapping, &self.pieces[..files])?),
         };
         let mut batch = self.sites[worker].batch_run()?;
-        let death = Instant::now() + self.random.random_range(Duration::from_millis(5)..LONGEST_LIFE);
-        while let Some(rest) = death.checked_duration_since(Instant::now()) {
+        let fault_time = Instant::now() + self.random.random_range(Duration::from_millis(5)..LONGEST_ROUND);
+        while let Some(rest) = fault_time.checked_duration_since(Instant::now()) {
             let server = self.server(victim)?;
-            server.process.ended_within(rest.min(GLANCE))?;
+            server.process.ended_within(rest.min(CHECK_INTERVAL))?;
             server.process.still_runs()?;
             if must_succeed {
                 load.done()?;
@@ -231,7 +231,7 @@ impl Story {
                 batch = self.sites[worker].batch_run()?;
             }
         }
-        if self.fate == Fate::KillOrStop && self.random.random_bool(0.5) {
+        if self.fault == Fault::KillOrStop && self.random.random_bool(0.5) {
             let stop = self.random.random_range(Duration::from_millis(100)..LONGEST_STOP);
             let server = self.server(victim)?;
             server.process.signal(Signal::Stop)?;
@@ -258,7 +258,7 @@ impl Story {
         }
     }
 
-    /// Waits until the answers hold as many readings as there are: what is acknowledged is not at once visible.
+    /// Waits until the answers have all readings: acknowledged readings are visible a little later.
     fn settle(&self, api: &Api) -> Result<()> {
         let expected = self.expected.readings;
         let mut seen = 0;
@@ -269,15 +269,15 @@ impl Story {
         .with_context(|| format!("{seen} of {expected} readings are counted"))
     }
 
-    fn agree(&self, api: &Api, when: &str) -> Result<()> {
+    fn compare(&self, api: &Api, when: &str) -> Result<()> {
         let printed = self.oracle.compare(api.url()).with_context(|| when.to_owned())?;
         say(&format!("LOSS-1: {when}: {printed}"));
         Ok(())
     }
 
-    /// Every reading of the files is in the master dataset, and nothing of the log is there twice. A load that resumes gives
-    /// no reading to the log again, at whichever server; only one that stood still may write what another has written.
-    fn holds_every_reading(&self, api: &Api) -> Result<()> {
+    /// Checks that the master dataset has every reading of the files, and each reading of the log once. A load that resumes
+    /// writes no reading to the log again, at any server; only a server that was stopped may write what another has written.
+    fn check_archive(&self, api: &Api) -> Result<()> {
         let (expected, distinct) = (self.expected.rows, self.expected.readings);
         let mut seen = 0;
         wait::until("complete master dataset", SETTLE_WITHIN, || {
@@ -285,19 +285,22 @@ impl Story {
             Ok((seen >= expected).then_some(()))
         })
         .with_context(|| format!("{seen} of {expected} readings are in the master dataset"))?;
-        let count = |columns: &str| {
-            let sql = format!("SELECT count(*) FROM (SELECT DISTINCT {columns} FROM readings)");
-            api.sql(&sql)?.value::<u64>()
-        };
-        let different = count("device_id, metric, event_time")?;
+        let different = count_distinct(api, "device_id, metric, event_time")?;
         ensure!(different == distinct, "{different} different readings are archived, not {distinct}");
-        let places = count("kafka_partition, kafka_offset, kafka_index")?;
-        ensure!(places == seen, "{seen} rows in the master dataset from {places} places of the log");
+        let places = count_distinct(api, "kafka_partition, kafka_offset, kafka_index")?;
+        ensure!(places == seen, "the master dataset has {seen} rows of {places} readings in the log");
         ensure!(
-            self.fate == Fate::KillOrStop || seen == expected,
+            self.fault == Fault::KillOrStop || seen == expected,
             "{seen} rows in the master dataset for {expected} readings"
         );
-        say(&format!("LOSS-1: {expected} readings archived in {seen} rows, none of the log's twice"));
+        say(&format!(
+            "LOSS-1: {expected} readings are archived in {seen} rows, each reading of the log once"
+        ));
         Ok(())
     }
+}
+
+/// The number of distinct values of some columns of the master dataset.
+fn count_distinct(api: &Api, columns: &str) -> Result<u64> {
+    api.sql(&format!("SELECT count(*) FROM (SELECT DISTINCT {columns} FROM readings)"))?.value()
 }

@@ -1,5 +1,5 @@
-//! What other producers and brokers leave in the log: a device in the wrong Kafka partition, and record batches that no
-//! client can decode. Nothing stops, nothing else is left out, and each is told.
+//! Faults of other producers and brokers in the log: a device in the wrong Kafka partition, and record batches that no client
+//! can decode. Nothing stops, no other reading is lost, and each fault is reported.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -21,46 +21,44 @@ use wye_tests::wait;
 const KAFKA_PARTITIONS: i32 = 2;
 const CONFIG: &str = "[log]\nkafka_partitions = 2\n[batch]\ninterval = \"0s\"\n";
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A record batch of a codec that nobody knows, for three offsets; its checksum is right.
+/// A record batch of an unknown codec, with three offsets and a correct checksum.
 const UNREADABLE: &str = "000000000000000000000039000000000254f2ad72000700000002000001977420dc00000001977420dc00\
                           ffffffffffffffffffffffffffff000000036e6f20636f646563";
 
 #[test]
-fn what_others_leave_in_the_log_stops_nothing() -> Result<()> {
+fn faults_of_others_in_the_log_stop_nothing() -> Result<()> {
     let mut site = Site::new()?;
     site.configure(CONFIG)?;
     let mut server = site.up()?;
     let api = server.ready()?;
     let device = "pump-1";
-    let (here, elsewhere) = {
-        let here = partition_of(device.as_bytes(), KAFKA_PARTITIONS);
-        (here, KafkaPartition(1 - here.0))
-    };
+    let right = partition_of(device.as_bytes(), KAFKA_PARTITIONS);
+    let wrong = KafkaPartition(1 - right.0);
     post(&api, device, 0)?;
 
-    // A producer that puts the device elsewhere is noticed; its reading counts.
-    write(&site, device, elsewhere, 1)?;
+    // A reading in the wrong Kafka partition is reported in the telemetry, and counts.
+    write(&site, device, wrong, 1)?;
     count(&api, 2)?;
-    let metrics = format!("wye_speed_misplaced_messages_total{{kafka_partition=\"{elsewhere}\"}} 1");
+    let metrics = format!("wye_speed_misplaced_messages_total{{kafka_partition=\"{wrong}\"}} 1");
     wait::until("misplaced message in the telemetry", PATIENCE, || {
         Ok(api.get("/metrics")?.1.contains(&metrics).then_some(()))
     })?;
     server.stop()?;
 
-    // Batches that do not decode, where the next owner, the archiver and the serving layer meet them.
-    let from = spoil(&site, READINGS, here)?;
-    spoil(&site, REALTIME_VIEWS, here)?;
-    spoil(&site, CONTROL, here)?;
+    // Batches that cannot be decoded, which the next owner, the archiver and the serving layer read.
+    let from = append_unreadable(&site, READINGS, right)?;
+    append_unreadable(&site, REALTIME_VIEWS, right)?;
+    append_unreadable(&site, CONTROL, right)?;
     let mut server = site.up()?;
     let api = server.ready()?;
     post(&api, device, 2)?;
     count(&api, 3)?;
     let letters = "SELECT kafka_partition, kafka_offset, detail FROM dead_letters \
                    WHERE reason = 'unreadable_record_batch'";
-    let letter = wait::until("letter about what cannot be decoded", PATIENCE, || {
+    let letter = wait::until("dead letter about the batch", PATIENCE, || {
         Ok(api.sql(letters)?.rows.into_iter().next())
     })?;
-    ensure!(letter[..2] == [here.to_string(), from.to_string()], "{letter:?}");
+    ensure!(letter[..2] == [right.to_string(), from.to_string()], "{letter:?}");
     ensure!(letter[2].contains(&format!("offsets {from} to {}", from + 2)), "{letter:?}");
 
     site.batch_run()?.succeed(PATIENCE)?;
@@ -99,7 +97,7 @@ fn write(site: &Site, device: &str, kafka_partition: KafkaPartition, number: i64
     Ok(())
 }
 
-/// Waits until so many readings are in the answers.
+/// Waits until this many readings are in the answers.
 fn count(api: &Api, readings: i64) -> Result<()> {
     wait::until("readings in the answers", PATIENCE, || {
         let counted = "SELECT CAST(coalesce(sum(count), 0) AS BIGINT) FROM unified_series";
@@ -107,8 +105,8 @@ fn count(api: &Api, readings: i64) -> Result<()> {
     })
 }
 
-/// Puts a batch that does not decode at the end of a Kafka partition of the stopped embedded broker; its first offset.
-fn spoil(site: &Site, topic: &str, kafka_partition: KafkaPartition) -> Result<i64> {
+/// Appends a batch that cannot be decoded to a Kafka partition of the stopped embedded broker. Returns its first offset.
+fn append_unreadable(site: &Site, topic: &str, kafka_partition: KafkaPartition) -> Result<i64> {
     let path = newest_segment(&site.data_dir().join("log").join(format!("{topic}-{kafka_partition}")))?;
     let written = fs::read(&path)?;
     let mut end: i64 =
@@ -129,7 +127,7 @@ fn spoil(site: &Site, topic: &str, kafka_partition: KafkaPartition) -> Result<i6
     Ok(end)
 }
 
-/// The number that big-endian bytes stand for.
+/// The number in big-endian bytes.
 fn number(bytes: &[u8]) -> i64 {
     bytes.iter().fold(0, |number, byte| (number << 8) | i64::from(*byte))
 }

@@ -1,5 +1,5 @@
-//! Clients of every kind at the real program: loads that are killed and started again, bytes that are meant to bring it
-//! down, and connections that are meant to block it. `current` is asked beside them.
+//! Clients of the real program: loads that are killed and started again, bytes that should crash it, and connections that
+//! should block it, while `current` is requested.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -18,7 +18,7 @@ use wye_tests::site::Site;
 use wye_tests::wait;
 
 const WITHIN: Duration = Duration::from_secs(120);
-/// The slowest answer of `current` that passes while others attack.
+/// The longest time that `current` may take during an attack.
 const CURRENT_WITHIN: Duration = Duration::from_secs(5);
 
 /// Some megabytes of readings of four devices, and the mapping for them.
@@ -48,20 +48,20 @@ fn counted(api: &Api, of: &str) -> Result<u64> {
 }
 
 #[test]
-fn a_load_that_is_killed_and_started_again_resumes_at_once() -> Result<()> {
+fn a_load_that_is_killed_and_started_again_resumes() -> Result<()> {
     const ROWS: usize = 400_000;
     let site = Site::new()?;
     let mut server = site.up()?;
     let api = server.ready()?;
     let (file, mapping) = generated(&site, ROWS)?;
-    for life in 0..6 {
+    for attempt in 0..6 {
         let mut load = site.load(&mapping, std::slice::from_ref(&file))?;
-        load.ended_within(Duration::from_millis(20 + 60 * life))?;
+        load.ended_within(Duration::from_millis(20 + 60 * attempt))?;
         load.kill()?;
     }
-    let begun = Instant::now();
+    let started = Instant::now();
     site.load(&mapping, std::slice::from_ref(&file))?.succeed(WITHIN)?;
-    say(&format!("the load after six kills took {:.1} s", begun.elapsed().as_secs_f64()));
+    say(&format!("the load after six kills took {:.1} s", started.elapsed().as_secs_f64()));
     let expected = ROWS as u64 * 3;
     wait::until("every reading once", WITHIN, || {
         let seen = counted(&api, "unified_series")?;
@@ -70,14 +70,14 @@ fn a_load_that_is_killed_and_started_again_resumes_at_once() -> Result<()> {
     })?;
     wait::until("every reading once in the master dataset", WITHIN, || {
         let seen = api.sql("SELECT count(*) FROM readings")?.value::<u64>()?;
-        ensure!(seen <= expected, "{seen} of {expected}: the log has some twice");
+        ensure!(seen <= expected, "{seen} of {expected}: the log has duplicates");
         Ok((seen == expected).then_some(()))
     })?;
     server.stop()
 }
 
 #[test]
-fn deep_and_damaged_bytes_bring_nothing_down_by_http_or_in_the_log() -> Result<()> {
+fn deeply_nested_and_damaged_bytes_stop_nothing_over_http_or_in_the_log() -> Result<()> {
     let site = Site::new()?;
     let mut server = site.up()?;
     let api = server.ready()?;
@@ -104,9 +104,17 @@ fn reading() -> Value {
     json!({"device_id": "pump", "metric": "pressure", "value": 1, "event_time": "2026-01-01T00:00:00Z"})
 }
 
+/// Arrays in arrays.
+fn deep(depth: usize) -> String {
+    format!("{}{}", "[".repeat(depth), "]".repeat(depth))
+}
+
+/// A reading with another field.
+fn with(field: &str) -> String {
+    format!("{},{field}}}", reading().to_string().trim_end_matches('}'))
+}
+
 fn hostile_bodies() -> Vec<Vec<u8>> {
-    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-    let with = |field: &str| format!("{},{field}}}", reading().to_string().trim_end_matches('}'));
     [
         "[".repeat(20_000),
         deep(100_000),
@@ -147,7 +155,7 @@ fn wait_for_letters(api: &Api, expected: u64) -> Result<()> {
     })
 }
 
-/// One request on a connection of its own; status and answer.
+/// Sends one request on a new connection. Returns the status and the answer.
 fn send(url: &str, line: &str, body: &[u8]) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(url.trim_start_matches("http://")).context("connect")?;
     stream.set_read_timeout(Some(WITHIN))?;
@@ -162,7 +170,7 @@ fn send(url: &str, line: &str, body: &[u8]) -> Result<(u16, String)> {
 }
 
 #[test]
-fn hostile_connections_do_not_keep_current_from_answering() -> Result<()> {
+fn current_is_answered_during_hostile_connections() -> Result<()> {
     let mut site = Site::new()?;
     site.configure("[http]\nmax_connections = 300\nidle_timeout = \"3s\"\nstall_timeout = \"3s\"\n")?;
     let mut server = site.up()?;
@@ -180,23 +188,23 @@ fn hostile_connections_do_not_keep_current_from_answering() -> Result<()> {
             4..7 => b"GET /v1/metrics HTTP/1.1\r\nx-slow: a",
             _ => b"POST /v1/readings HTTP/1.1\r\nhost: x\r\ncontent-length: 60000000\r\n\r\n[",
         };
-        // One that had to make room takes nothing more.
+        // This fails where the server has closed the connection to make room for others.
         let _ = stream.write_all(sent);
         hostile.push(stream);
         if number % 10 == 0 {
-            let begun = Instant::now();
+            let started = Instant::now();
             let (status, answer) = send(api.url(), current, b"")?;
-            ensure!(status == 200, "beside {number} others: {answer}");
-            times.push(begun.elapsed());
+            ensure!(status == 200, "with {number} other connections: {answer}");
+            times.push(started.elapsed());
         }
     }
     times.sort();
     let (p99, worst) = (times[times.len() * 99 / 100], times[times.len() - 1]);
-    say(&format!("`current` beside 1,030 hostile connections: p99 {p99:?}, worst {worst:?}"));
+    say(&format!("`current` with 1,030 hostile connections: p99 {p99:?}, worst {worst:?}"));
     ensure!(worst < CURRENT_WITHIN, "{worst:?}");
     for mut stream in hostile {
         stream.set_read_timeout(Some(WITHIN))?;
-        // Closed with or without an answer, but closed.
+        // The server closes each, with or without an answer.
         let ended = stream.read_to_end(&mut Vec::new());
         ensure!(
             ended.is_ok() || ended.is_err_and(|it| it.kind() != std::io::ErrorKind::WouldBlock),

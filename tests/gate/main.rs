@@ -1,4 +1,4 @@
-//! The tests that cross layers, in one binary.
+//! The tests that cross layers.
 
 #![expect(
     clippy::disallowed_methods,

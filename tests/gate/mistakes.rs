@@ -1,4 +1,4 @@
-//! What a user can get wrong, and what the program says then: one clear line that says what to do.
+//! Mistakes of users. The program answers each with one line that says what to do.
 
 use std::process::{Command, Output};
 
@@ -7,26 +7,26 @@ use serde_json::json;
 use wye_tests::site::Site;
 use wye_tests::wait;
 
-/// Runs `wye ARGUMENTS` to its end, which must be a failure, and checks what it says.
+/// Runs `wye ARGUMENTS`, which must fail, and checks the message.
 fn fails_with(site: &Site, arguments: &[&str], words: &[&str]) -> Result<()> {
     let Output { status, stdout, stderr } = Command::new(site.program()).args(arguments).output()?;
-    let said = String::from_utf8_lossy(&stderr);
+    let printed = String::from_utf8_lossy(&stderr);
     ensure!(!status.success(), "wye {arguments:?} succeeded: {}", String::from_utf8_lossy(&stdout));
     for word in words {
-        ensure!(said.contains(word), "wye {arguments:?} does not say {word:?} but: {said}");
+        ensure!(printed.contains(word), "wye {arguments:?} does not print {word:?} but: {printed}");
     }
-    let last = said.trim_end().lines().last().unwrap_or_default();
+    let last = printed.trim_end().lines().last().unwrap_or_default();
     ensure!(last.starts_with("wye: "), "wye {arguments:?} ends with {last:?}");
     Ok(())
 }
 
 #[test]
-fn mistakes_get_one_clear_line() -> Result<()> {
+fn a_mistake_is_answered_with_one_line() -> Result<()> {
     let mut site = Site::new()?;
-    let text = |path: std::path::PathBuf| path.display().to_string();
-    let (data_dir, other) = (text(site.data_dir()), text(site.directory().join("other")));
-    fails_with(&site, &["sql", "--data-dir", &data_dir, "SELECT 1"], &["start one with `wye up"])?;
-    fails_with(&site, &["sql", "--url", "http://127.0.0.1:9", "SELECT 1"], &["no Wye answers", "wye up"])?;
+    let data_dir = site.data_dir().display().to_string();
+    let other = site.directory().join("other").display().to_string();
+    fails_with(&site, &["sql", "--data-dir", &data_dir, "SELECT 1"], &["start it with `wye up"])?;
+    fails_with(&site, &["sql", "--url", "http://127.0.0.1:9", "SELECT 1"], &["cannot reach Wye", "wye up"])?;
     fails_with(
         &site,
         &["up", "--data-dir", "/proc/wye", "--http", "127.0.0.1:0"],
@@ -45,7 +45,7 @@ fn mistakes_get_one_clear_line() -> Result<()> {
     ] {
         let path = site.directory().join("wrong.toml");
         std::fs::write(&path, config)?;
-        fails_with(&site, &["up", "--data-dir", &other, "--config", &text(path)], words)?;
+        fails_with(&site, &["up", "--data-dir", &other, "--config", &path.display().to_string()], words)?;
     }
 
     site.configure("")?;
@@ -53,17 +53,25 @@ fn mistakes_get_one_clear_line() -> Result<()> {
     let api = server.ready()?;
     let address = api.url().trim_start_matches("http://").to_owned();
     fails_with(&site, &["up", "--data-dir", &other, "--http", &address], &["cannot listen", "--http"])?;
-    fails_with(&site, &["up", "--data-dir", &data_dir, "--http", "127.0.0.1:0"], &["another Wye runs"])?;
+    fails_with(
+        &site,
+        &["up", "--data-dir", &data_dir, "--http", "127.0.0.1:0"],
+        &["another Wye is running"],
+    )?;
     fails_with(&site, &["sql", "--data-dir", &data_dir, "SELECT nothing FROM nowhere"], &["nowhere"])?;
     server.stop()
 }
 
+/// A valid reading.
+fn good(value: f64) -> serde_json::Value {
+    json!({"device_id": "pump", "metric": "pressure", "value": value, "event_time": "2026-01-01T00:00:00Z", "sequence": value as i64})
+}
+
 #[test]
-fn bad_readings_stand_in_the_dead_letters_and_stop_nothing() -> Result<()> {
+fn invalid_readings_become_dead_letters_and_stop_nothing() -> Result<()> {
     let site = Site::new()?;
     let mut server = site.up()?;
     let api = server.ready()?;
-    let good = |value: f64| json!({"device_id": "pump", "metric": "pressure", "value": value, "event_time": "2026-01-01T00:00:00Z", "sequence": value as i64});
     let bad = [
         json!({"device_id": "pump", "metric": "pressure", "event_time": "2026-01-01T00:00:00Z"}),
         json!({"device_id": "pump", "metric": "pressure", "value": "high", "event_time": "2026-01-01T00:00:00Z"}),
@@ -95,7 +103,7 @@ fn bad_readings_stand_in_the_dead_letters_and_stop_nothing() -> Result<()> {
 }
 
 #[test]
-fn tables_that_are_not_those_of_the_log_are_refused() -> Result<()> {
+fn tables_of_another_log_are_rejected() -> Result<()> {
     let mut site = Site::new()?;
     site.configure("")?;
     let mut server = site.up()?;
@@ -105,7 +113,7 @@ fn tables_that_are_not_those_of_the_log_are_refused() -> Result<()> {
     let up = ["up", "--data-dir", &data_dir, "--http", "127.0.0.1:0"];
     let tables = site.data_dir().join("tables");
     std::fs::rename(&tables, site.data_dir().join("elsewhere"))?;
-    fails_with(&site, &up, &["are not those of this log", &tables.display().to_string(), "delete"])?;
+    fails_with(&site, &up, &["do not belong to this log", &tables.display().to_string(), "delete"])?;
     std::fs::remove_dir_all(&tables)?;
     std::fs::rename(site.data_dir().join("elsewhere"), &tables)?;
     let mut server = site.up()?;

@@ -1,5 +1,5 @@
-//! The rooms of the house: which crate may use which, where the heavy dependencies live, and what every file begins with.
-//! It reads `cargo metadata` and the source text, and runs nothing.
+//! The structure of the project: which crate may use which, which crates may use the heavy dependencies, and what every file
+//! begins with. Reads `cargo metadata` and the source files, and does not run the program.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -8,9 +8,9 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use wye_tests::datasets::project_root;
 
-/// Every crate of ours with those that it may use. The direction is
-/// `domain <- metrics, runtime, log, broker, tables <- speed | batch | serving <- deploy, tests`; the speed layer sees no
-/// tables. The broker is what tests of others talk to.
+/// Each crate of the project with those that it may use. The direction is
+/// `domain <- metrics, runtime, log, broker, tables <- speed | batch | serving <- deploy, tests`; the speed layer may not use
+/// tables. Tests of other crates connect to the broker.
 const PLACES: [(&str, &[&str]); 13] = [
     ("wye-domain", &[]),
     ("wye-metrics", &["wye-domain"]),
@@ -24,11 +24,11 @@ const PLACES: [(&str, &[&str]); 13] = [
     ("wye-serving", &["wye-domain", "wye-metrics", "wye-runtime", "wye-log", "wye-tables", "wye-broker"]),
     ("wye", &ALL),
     ("wye-tests", &ALL),
-    // Every decoder, and no layer: a fuzzer is built with all that it depends on.
+    // The decoders, and no layer: a fuzzer is built with all of its dependencies.
     ("wye-fuzz", &["wye-domain", "wye-metrics", "wye-runtime", "wye-broker", "wye-datasets"]),
 ];
 
-/// What the program and the tests across layers may use: all of it.
+/// The program and the tests across layers may use all crates.
 const ALL: [&str; 10] = [
     "wye-domain",
     "wye-metrics",
@@ -42,26 +42,26 @@ const ALL: [&str; 10] = [
     "wye-serving",
 ];
 
-/// Which crates of ours a crate may use.
+/// The crates of the project that a crate may use.
 fn allowed(name: &str) -> Option<&'static [&'static str]> {
     PLACES.iter().find(|(place, _)| *place == name).map(|(_, allowed)| *allowed)
 }
 
-/// A dependency whose name begins so lives only in these crates.
+/// A dependency whose name begins like this may be used by these crates only.
 const HOMES: [(&str, &[&str]); 4] = [
     ("rdkafka", &["wye-log"]),
-    // Also to write requests down for the fuzzer.
+    // The fuzz targets write requests as seeds.
     ("kafka-protocol", &["wye-broker", "wye-fuzz"]),
     ("deltalake", &["wye-tables"]),
-    // Ingest is served by the speed layer's crate, everything else by the serving layer; the program joins the two.
+    // The speed layer's crate serves ingest, the serving layer everything else, and the program joins the two.
     ("axum", &["wye-speed", "wye-serving", "wye"]),
 ];
 
-/// What the domain is free of: it knows no threads of control, no network and no storage.
+/// Dependencies that the domain may not have: it has no tasks, no network and no storage.
 const NOT_IN_DOMAIN: [&str; 9] =
     ["tokio", "rdkafka", "kafka-protocol", "deltalake", "axum", "hyper", "reqwest", "object_store", "tonic"];
 
-/// What stands at the top of the source tree.
+/// Files and folders that must be at the top of the source tree.
 const TOP: [&str; 14] = [
     "Cargo.toml",
     "Cargo.lock",
@@ -79,7 +79,7 @@ const TOP: [&str; 14] = [
     "datasets",
 ];
 
-/// Every crate of the workspace with the names of what it depends on, for tests and builds too.
+/// Each crate of the workspace with the names of its dependencies, those of tests and build scripts included.
 fn crates() -> Result<BTreeMap<String, BTreeSet<String>>> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let output = Command::new(cargo)
@@ -89,19 +89,22 @@ fn crates() -> Result<BTreeMap<String, BTreeSet<String>>> {
         .context("run cargo metadata")?;
     anyhow::ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
-    let text = |value: &serde_json::Value| value.as_str().map(str::to_owned).context("a name is text");
     let packages = metadata["packages"].as_array().context("no packages")?;
     packages
         .iter()
         .map(|package| {
             let dependencies = package["dependencies"].as_array().context("no dependencies")?;
-            let names = dependencies.iter().map(|it| text(&it["name"])).collect::<Result<_>>()?;
-            Ok((text(&package["name"])?, names))
+            let names = dependencies.iter().map(name_of).collect::<Result<_>>()?;
+            Ok((name_of(package)?, names))
         })
         .collect()
 }
 
-/// Every file of the source tree, built things and version control left out.
+fn name_of(package: &serde_json::Value) -> Result<String> {
+    package["name"].as_str().map(str::to_owned).context("a name is text")
+}
+
+/// Every file of the source tree, without build output and version control.
 fn files() -> Result<Vec<PathBuf>> {
     const NOT_SOURCE: [&str; 5] = [".git", "target", ".venv", "__pycache__", "node_modules"];
     let mut found = Vec::new();
@@ -121,10 +124,9 @@ fn files() -> Result<Vec<PathBuf>> {
 }
 
 fn rust_files() -> Result<Vec<(PathBuf, String)>> {
-    let is_rust = |path: &PathBuf| path.extension().is_some_and(|it| it == "rs");
     files()?
         .into_iter()
-        .filter(is_rust)
+        .filter(|path| path.extension().is_some_and(|it| it == "rs"))
         .map(|path| Ok((path.clone(), std::fs::read_to_string(path)?)))
         .collect()
 }
@@ -139,7 +141,7 @@ fn crates_use_only_what_their_place_allows() -> Result<()> {
     let mut faults = Vec::new();
     for (name, dependencies) in &crates {
         let Some(allowed) = allowed(name) else {
-            faults.push(format!("{name} has no place: give it one in `PLACES`"));
+            faults.push(format!("{name} is not in `PLACES`"));
             continue;
         };
         let ours = dependencies.iter().filter(|it| crates.contains_key(*it));
@@ -152,13 +154,13 @@ fn crates_use_only_what_their_place_allows() -> Result<()> {
 }
 
 #[test]
-fn heavy_dependencies_stay_at_home() -> Result<()> {
+fn heavy_dependencies_are_used_by_few_crates() -> Result<()> {
     let mut faults = Vec::new();
     for (name, dependencies) in &crates()? {
         for dependency in dependencies {
             for (heavy, homes) in HOMES {
                 if dependency.starts_with(heavy) && !homes.contains(&name.as_str()) {
-                    faults.push(format!("{name} uses {dependency}, which lives in {}", homes.join(", ")));
+                    faults.push(format!("{name} uses {dependency}, which only {} may use", homes.join(", ")));
                 }
             }
             if name == "wye-domain" && NOT_IN_DOMAIN.iter().any(|it| dependency.starts_with(it)) {
@@ -177,20 +179,20 @@ fn every_file_says_what_it_is_for() -> Result<()> {
         .filter(|(_, text)| !text.starts_with("//!"))
         .map(|(path, _)| shown(path))
         .collect();
-    assert!(silent.is_empty(), "these files do not open with `//!`:\n{}", silent.join("\n"));
+    assert!(silent.is_empty(), "these files do not begin with `//!`:\n{}", silent.join("\n"));
     Ok(())
 }
 
 #[test]
-fn modules_are_named_after_their_noun() -> Result<()> {
+fn no_file_is_named_mod_rs() -> Result<()> {
     let unnamed: Vec<_> =
         files()?.iter().filter(|path| path.ends_with("mod.rs")).map(|path| shown(path)).collect();
-    assert!(unnamed.is_empty(), "foo.rs and foo/ instead of:\n{}", unnamed.join("\n"));
+    assert!(unnamed.is_empty(), "use foo.rs and foo/ instead of:\n{}", unnamed.join("\n"));
     Ok(())
 }
 
 #[test]
-fn every_crate_takes_the_lints_of_the_workspace() -> Result<()> {
+fn every_crate_uses_the_lints_of_the_workspace() -> Result<()> {
     let mut faults = Vec::new();
     for path in files()?.iter().filter(|path| path.ends_with("Cargo.toml")) {
         let text = std::fs::read_to_string(path)?;
@@ -203,12 +205,12 @@ fn every_crate_takes_the_lints_of_the_workspace() -> Result<()> {
 }
 
 #[test]
-fn nothing_names_a_place_of_one_machine() -> Result<()> {
-    // Put together here, so that this file does not name them itself.
+fn nothing_names_a_path_of_one_machine() -> Result<()> {
+    // Concatenated, so that this file does not name them itself.
     let places = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
     let mut faults = Vec::new();
     for path in files()? {
-        // A file that is no text names nothing.
+        // A file that is not text has no names.
         let Ok(text) = std::fs::read_to_string(&path) else { continue };
         for (number, line) in text.lines().enumerate() {
             let names =
@@ -222,13 +224,13 @@ fn nothing_names_a_place_of_one_machine() -> Result<()> {
     Ok(())
 }
 
-/// Whether the slash at `at` begins a path, rather than going on with one.
+/// Whether the slash at `at` begins a path, and does not continue one.
 fn starts_path(line: &str, at: usize) -> bool {
     !line[..at].ends_with(|before: char| before.is_alphanumeric() || "._-/*}".contains(before))
 }
 
 #[test]
-fn the_top_level_is_as_given() {
+fn the_top_level_is_complete() {
     let missing: Vec<_> = TOP.into_iter().filter(|name| !project_root().join(name).exists()).collect();
     assert!(missing.is_empty(), "missing at the top: {}", missing.join(", "));
 }

@@ -1,4 +1,4 @@
-"""The oracle for the Beijing multi-site air quality set: one row an hour and station, eleven numeric columns.
+"""The oracle for the Beijing multi-site air quality data set: a row for each hour and station, eleven numeric columns.
 
 Times are local, eight hours ahead of UTC all year, in four columns; `NA` is a missing value; the device is the station
 and a metric has the name of its column.

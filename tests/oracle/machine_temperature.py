@@ -1,7 +1,7 @@
 """The oracle for the machine temperature recording of the Numenta benchmark: one sensor, a value every five minutes.
 
-It goes back in time once, so that some instants come twice with other values: the first in the file counts. Times are
-taken as UTC. The recording names neither device nor metric; the names are those of its mapping in `datasets/`.
+The recording goes back in time once, so some times come twice with different values: the first in the file counts. Times
+are read as UTC. The recording names no device and no metric; the names are those of its mapping in `datasets/`.
 """
 
 import windows

@@ -1,14 +1,14 @@
-"""The independent oracle: what every 1-minute window must hold, computed by DuckDB straight from the source files, and
-the comparison with what a running Wye answers.
+"""The independent oracle: computes every 1-minute window with DuckDB from the source files, and compares it with the answers
+of a running Wye.
 
-It shares no code with Wye, on purpose. Each data set has a program of its own beside this one, which says in SQL how a
-source file becomes readings; the rules that hold for all of them stand here:
+It shares no code with Wye. Each data set has a program in this folder, which reads its source files with SQL. The rules for
+all data sets are here:
 
 - a reading's identity is device, metric and event time; the first in file order counts;
 - a window is [start, start + 60 s), aligned to the epoch;
 - count, min, max, first and last must be equal to the bit; sum within a bound, relative to the sum of magnitudes.
 
-Exit status: 0 the answers are equal, 1 they differ, 2 the question could not be put.
+Exit status: 0 the answers are equal, 1 they differ, 2 they could not be compared.
 """
 
 import argparse
@@ -26,7 +26,7 @@ SHOWN = 20
 
 
 def arguments(description):
-    """The arguments that every data set takes."""
+    """The arguments of every data set."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", required=True, nargs="+", metavar="GLOB", help="source files, .csv or .csv.gz")
     parser.add_argument("--url", help="a running Wye, http://HOST:PORT; without it, only the expectation is printed")
@@ -39,7 +39,7 @@ def run(readings_sql, options):
     """Compares and exits. `readings_sql` selects device, metric, event_time (microseconds since the epoch), value
     (never null) and file_order from the files named by the parameter $files."""
     database = duckdb.connect()
-    # One thread reads the lines in their order, which decides between two readings with one identity.
+    # One thread reads the lines in order, since the first reading with an identity counts.
     database.execute("SET threads = 1")
     database.execute("SET memory_limit = '3GB'")
     rows, readings, windows = expect(database, readings_sql, options)
@@ -47,9 +47,9 @@ def run(readings_sql, options):
         print(json.dumps({"rows": rows, "readings": readings, "windows": windows}))
         sys.exit(0)
     try:
-        ask(database, options.url)
+        query(database, options.url)
     except (urllib.error.URLError, ConnectionError, TimeoutError, pa.ArrowException, duckdb.Error) as error:
-        print(f"cannot ask {options.url}: {error}", file=sys.stderr)
+        print(f"cannot query {options.url}: {error}", file=sys.stderr)
         sys.exit(2)
     differences = compare(database, options.sum_tolerance)
     print(f"{windows} windows of {readings} readings compared, {differences} differences")
@@ -57,7 +57,7 @@ def run(readings_sql, options):
 
 
 def expect(database, readings_sql, options):
-    """Fills the table `expected`; the numbers of readings in the files, of distinct ones, and of windows."""
+    """Fills the table `expected`. Returns the numbers of readings in the files, of distinct readings, and of windows."""
     database.execute(f"CREATE TABLE source AS {readings_sql}", {"files": options.data})
     if options.devices is not None:
         database.execute("DELETE FROM source WHERE NOT list_contains($1, device)", [options.devices])
@@ -82,16 +82,16 @@ def expect(database, readings_sql, options):
     return rows, readings, windows
 
 
-def ask(database, url):
+def query(database, url):
     """Fills the table `served` from `unified_series`, as a stream of Arrow batches."""
     devices = [row[0] for row in database.execute("SELECT DISTINCT device FROM expected").fetchall()]
     names = ", ".join("'" + device.replace("'", "''") + "'" for device in devices)
-    question = f"""
+    sql = f"""
         SELECT device_id, metric, window_start, window_end, "count", "sum", "min", "max", "first", "last"
         FROM unified_series WHERE device_id IN ({names})"""
     request = urllib.request.Request(
         url.rstrip("/") + "/v1/sql",
-        data=json.dumps({"sql": question}).encode(),
+        data=json.dumps({"sql": sql}).encode(),
         headers={"Content-Type": "application/json", "Accept": ARROW_STREAM},
     )
     try:
@@ -101,7 +101,7 @@ def ask(database, url):
         sys.exit(2)
     with response:
         stream = pa.ipc.open_stream(response)
-        # Rollups have longer windows; they are not what is asked for here.
+        # Rollups, which have longer windows, are left out.
         database.register("stream", stream)
         database.execute(f"""
             CREATE TABLE served AS
@@ -112,7 +112,7 @@ def ask(database, url):
 
 
 def compare(database, sum_tolerance):
-    """The number of windows that differ; the first of them are printed. A window that is served twice differs."""
+    """Returns the number of windows that differ, and prints the first of them. A window that is served twice differs."""
     database.execute(f"""
         CREATE VIEW differing AS
         SELECT * FROM (

@@ -364,22 +364,22 @@ mod tests {
     #[test]
     fn a_request_is_answered_by_an_owner_that_is_not_fenced() {
         let mut view = ControlView::default();
-        let answer = |generation, request| ControlRecord::Epoch {
+        let [fenced, current] = [0, 1].map(|generation| ControlRecord::Epoch {
             generation: Some(claimed_at(generation)),
             start: Offset(50),
             announced_at: None,
-            answers: Some(Offset(request)),
-        };
+            answers: Some(Offset(2)),
+        });
         view.apply(Offset(0), &claim());
         view.apply(Offset(1), &claim());
         view.apply(Offset(2), &ControlRecord::CutRequest { asked_by: "batch".into(), through: Offset(40) });
         assert_eq!(view.unanswered(), Some(CutRequested { request: Offset(2), through: Offset(40) }));
-        view.apply(Offset(3), &answer(0, 2));
+        view.apply(Offset(3), &fenced);
         assert_eq!(
             (view.unanswered().map(|asked| asked.request), view.first_start_from(Offset(40))),
             (Some(Offset(2)), None)
         );
-        view.apply(Offset(4), &answer(1, 2));
+        view.apply(Offset(4), &current);
         assert_eq!((view.unanswered(), view.first_start_from(Offset(40))), (None, Some(Offset(50))));
     }
 }

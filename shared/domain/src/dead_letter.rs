@@ -120,15 +120,14 @@ mod tests {
 
     #[test]
     fn bytes_stay_as_they_are_up_to_the_longest_that_fits() {
-        let rejected = |bytes| Rejected {
-            item_index: 4,
-            readings: 1,
-            reason: Reason::NotJson,
-            detail: "no".to_owned(),
-            payload: vec![7; bytes],
-        };
         for (bytes, kept, detail) in [(100, 100, "no"), (101, 100, "first 100 of 101 bytes: no")] {
-            let rejected = rejected(bytes);
+            let rejected = Rejected {
+                item_index: 4,
+                readings: 1,
+                reason: Reason::NotJson,
+                detail: "no".to_owned(),
+                payload: vec![7; bytes],
+            };
             let origin = Origin::Kafka { kafka_partition: KafkaPartition(2), kafka_offset: Offset(9) };
             let Letter { context, payload } = Letter::new(&rejected, origin, Micros(1), 100);
             assert_eq!(payload.len(), kept);

@@ -1,4 +1,4 @@
-//! How far a number can be trusted: completeness, validity and precision, and the score that they make.
+//! How far a number can be trusted: completeness, validity and precision, and the score from these.
 //!
 //! `confidence = completeness · validity · precision`, at most 0.9 where the number of expected readings is unknown.
 
@@ -84,7 +84,7 @@ pub struct Confidence {
 pub struct Evidence<'a> {
     /// The summary.
     pub summary: &'a Summary,
-    /// What its series should get; `None` where unknown.
+    /// The readings that its series should receive; `None` where unknown.
     pub expectation: Option<&'a Expectation>,
     /// The window.
     pub window: Window,
@@ -99,8 +99,8 @@ pub struct Judged {
     pub state: State,
 }
 
-/// Judges a summary that holds everything up to `at`, where readings come as late as `lateness` says. Of a window that
-/// is still open, only the part that has passed can be expected.
+/// Judges a summary that has all readings received up to `at`, with the distribution of lateness. Of a window that is still
+/// open, only the readings of the part that has passed are expected.
 ///
 /// The state is that of a number of the batch layer: preliminary or settled.
 #[inline]
@@ -183,8 +183,8 @@ impl LatenessHistogram {
             .min(Self::BACKLOG)
     }
 
-    /// The share of readings that have landed when a window closed `age` ago. Before any reading was seen: 1 for what is
-    /// older than a backlog, else 0.
+    /// The share of readings that have arrived when a window closed `age` ago. Before the first reading: 1 for an age of a
+    /// backlog or more, else 0.
     #[inline]
     pub fn settledness(&self, age: Span) -> f64 {
         if age >= Self::BACKLOG {
@@ -194,8 +194,8 @@ impl LatenessHistogram {
         if total == 0 || age < Span::ZERO {
             return 0.0;
         }
-        let landed: u64 = self.buckets.iter().take(bucket(age)).sum();
-        landed as f64 / total as f64
+        let arrived: u64 = self.buckets.iter().take(bucket(age)).sum();
+        arrived as f64 / total as f64
     }
 }
 
@@ -219,11 +219,10 @@ mod tests {
     fn scores_multiply_and_are_capped() {
         let device = ExpectedDevice { device: DeviceNumber(0), interval: Span::from_secs(1), metrics: 1 };
         let expectation = Expectation::new(vec![device]);
-        let of_a_minute = |summary| score(&summary, expectation.as_ref(), Span::from_mins(1), 0.0);
-        assert_eq!(of_a_minute(received(60, 0)).score, 1.0);
-        assert_eq!(of_a_minute(received(30, 15)).score, 0.25);
-        assert_eq!(of_a_minute(received(90, 0)).completeness, 1.0);
-        assert_eq!(of_a_minute(received(0, 0)).score, 0.0);
+        for (count, invalid, expected) in [(60, 0, 1.0), (30, 15, 0.25), (90, 0, 1.0), (0, 0, 0.0)] {
+            let summary = received(count, invalid);
+            assert_eq!(score(&summary, expectation.as_ref(), Span::from_mins(1), 0.0).score, expected);
+        }
         assert_eq!(score(&received(1, 0), None, Span::from_mins(1), 1.0).score, UNKNOWN_EXPECTATION_CAP);
     }
 

@@ -1,4 +1,4 @@
-//! What readings add to summaries: which value to which series and window, and how a summary takes it.
+//! What readings add to summaries: which value to which series and window, and how it is added to the summary.
 
 use std::sync::Arc;
 
@@ -36,7 +36,7 @@ pub struct Contribution {
 pub struct Contributions {
     /// The sketches and counts that the definition's summaries have.
     pub needs: Needs,
-    /// The readings that the definition wants but its expressions fail on, in row order.
+    /// The readings that the definition selects but its expressions fail on, in row order.
     pub failed: Vec<FailedRow>,
     pub(crate) value: Float64Array,
     pub(crate) event_time: TimestampMicrosecondArray,

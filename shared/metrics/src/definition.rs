@@ -253,7 +253,7 @@ fn fail(
     DefinitionError { metric: config.name.clone(), key, problem, remedy: remedy.into() }
 }
 
-/// Whether SQL takes a name without quotes.
+/// Whether SQL accepts a name without quotes.
 fn is_plain(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
@@ -273,7 +273,7 @@ fn check_name(config: &MetricConfig) -> Result<(), DefinitionError> {
     } else {
         return Ok(());
     };
-    let problem = format!("{name:?} is {taken} of Wye's own");
+    let problem = format!("{name:?} is the name of {taken} of Wye");
     Err(fail(config, "name", problem, format!("write for example \"{name}_of_line\"")))
 }
 
@@ -311,8 +311,8 @@ fn rollups(config: &MetricConfig, window: WindowSize) -> Result<Vec<WindowSize>,
     for text in &config.rollups {
         let rollup = size(config, "rollups", text)?;
         if rollup <= window || !rollup.is_multiple_of(window) {
-            let problem = format!("{rollup} is not made of whole windows of {window}");
-            return Err(fail(config, "rollups", problem, "use a longer multiple of the window"));
+            let problem = format!("{rollup} is not a multiple of the window, {window}");
+            return Err(fail(config, "rollups", problem, "write a longer multiple of it"));
         }
         rollups.push(rollup);
     }
@@ -348,8 +348,8 @@ fn dimension(entry: &str) -> Dimension {
     }
 }
 
-/// A fingerprint of everything in the definitions that decides which readings make which summaries. Stored with
-/// realtime rows and batch views, so that numbers of other definitions are never mixed in.
+/// A fingerprint of everything in the definitions that decides how readings become summaries. It is stored with realtime rows
+/// and batch views, so that numbers of different definitions are never merged.
 ///
 /// Stability contract: the text must stay, since fingerprints are stored.
 pub fn fingerprint(definitions: &[Definition]) -> u64 {
@@ -385,7 +385,7 @@ mod tests {
         for (config, key, remedy) in [
             (config("my metric"), "name", "use letters, digits and _"),
             (MetricConfig { window: Some("soon".into()), ..config("m") }, "window", "write for example"),
-            (MetricConfig { rollups: vec!["90s".into()], ..config("m") }, "rollups", "multiple"),
+            (MetricConfig { rollups: vec!["90s".into()], ..config("m") }, "rollups", "longer multiple"),
             (
                 MetricConfig { aggregates: Some(vec!["median".into()]), ..config("m") },
                 "aggregates",
@@ -405,10 +405,7 @@ mod tests {
     fn a_metric_cannot_have_the_name_of_a_table_or_column() {
         for name in sql_tables::reserved_names().chain(["count", "window_start"]) {
             let message = Definition::check(&config(name)).unwrap_err().to_string();
-            assert!(
-                message.contains("of Wye's own") && message.contains(&format!("{name}_of_line")),
-                "{message}"
-            );
+            assert!(message.contains("of Wye;") && message.contains(&format!("{name}_of_line")), "{message}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! How many readings a series should get, and how many of those that it got meet that. Pure; the caller passes the
+//! How many readings a series should receive, and how many of the received ones are among those. Pure; the caller passes the
 //! registry's intervals.
 //!
 //! A group that spans devices is counted device by device: extra readings of one device do not make up for missing ones
@@ -87,16 +87,14 @@ mod tests {
     }
 
     fn every(seconds: i64, devices: std::ops::Range<u32>) -> Expectation {
-        let device = |number| ExpectedDevice {
-            device: DeviceNumber(number),
-            interval: Span::from_secs(seconds),
-            metrics: 1,
-        };
-        Expectation::new(devices.map(device).collect()).unwrap()
+        let (interval, metrics) = (Span::from_secs(seconds), 1);
+        let devices =
+            devices.map(|number| ExpectedDevice { device: DeviceNumber(number), interval, metrics });
+        Expectation::new(devices.collect()).unwrap()
     }
 
     #[test]
-    fn a_chatty_device_does_not_make_up_for_a_silent_one() {
+    fn extra_readings_of_one_device_do_not_replace_those_of_another() {
         let expectation = every(10, 0..2);
         assert_eq!(expectation.readings(MINUTE), 12.0);
         assert_eq!(expectation.received(&summary(&[(0, 12)]), MINUTE), 6);

@@ -1,4 +1,4 @@
-//! Readings that a definition wants but cannot compute: how many, and one of each definition as an example. Must not know
+//! Readings that a definition selects but cannot compute: how many, and one of each definition as an example. Must not know
 //! why an expression fails.
 //!
 //! Such a reading adds nothing to the metric; all others are computed. Stability contract: [`Failures`] is stored as JSON in

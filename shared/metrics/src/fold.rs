@@ -16,7 +16,7 @@ use crate::failures::Failures;
 use crate::plan::MetricPlans;
 use crate::window_table::WindowTable;
 
-/// Summaries in the making.
+/// Summaries that readings are added to.
 #[derive(Debug)]
 pub struct Fold {
     plans: Arc<MetricPlans>,
@@ -29,7 +29,7 @@ pub struct Fold {
 }
 
 impl Fold {
-    /// With no readings yet.
+    /// A fold without readings.
     #[must_use]
     pub fn new(plans: Arc<MetricPlans>) -> Self {
         Self {

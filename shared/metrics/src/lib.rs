@@ -1,8 +1,8 @@
 //! What is computed, defined once: metric definitions, how readings become summaries of windows, how summaries of both
 //! layers merge, how they are scored, and what they answer.
 //!
-//! The speed layer, the batch layer and the serving layer all compute by this crate; they only decide when and where.
-//! It knows DataFusion's expressions and Arrow. It does not know Kafka, tables, HTTP or a clock.
+//! The speed, batch and serving layers all compute with this crate; they only decide when and where. It uses DataFusion's
+//! expressions and Arrow. It must not know Kafka, tables, HTTP or a clock.
 //!
 //! | question | module |
 //! |---|---|

@@ -9,12 +9,12 @@ use crate::expectation::Expectation;
 use wye_domain::summary::Summary;
 use wye_domain::time::{Micros, Window, WindowSize};
 
-/// What the merge needs of a series.
+/// What the merge needs to know about a series.
 #[derive(Clone, Copy, Debug)]
 pub struct SeriesFacts<'a> {
     /// The length of its windows.
     pub window: WindowSize,
-    /// What it should get; `None` where unknown.
+    /// The readings that it should receive; `None` where unknown.
     pub expectation: Option<&'a Expectation>,
 }
 
@@ -86,7 +86,7 @@ impl Answer {
 /// What confidence is judged by.
 #[derive(Clone, Copy, Debug)]
 pub struct Judge<'a> {
-    /// How late readings come, measured by the last batch run.
+    /// How late readings are, measured by the last batch run.
     pub lateness: &'a LatenessHistogram,
     /// Now.
     pub now: Micros,

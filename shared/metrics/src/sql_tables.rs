@@ -1,6 +1,6 @@
-//! The one list of SQL's tables; each metric has views of its own as well. Must not know what the tables hold.
+//! The list of SQL tables; each metric has its own views besides these. Must not know what the tables contain.
 
-/// Names that are kept for tables to come: a metric of such a name would lose its view later.
+/// Names that are reserved for planned tables: a metric with such a name would lose its view later.
 const PLANNED: [&str; 3] = ["late_readings", "devices", "alerts"];
 
 /// A table that SQL always has.
@@ -20,14 +20,14 @@ pub enum SqlTable {
     UnifiedMetricsClassic,
     /// What was not accepted.
     DeadLetters,
-    /// What batch runs say of themselves.
+    /// The records of batch runs.
     BatchRuns,
-    /// Up to where answers cover the log.
+    /// How far answers cover the log.
     Coverage,
 }
 
 impl SqlTable {
-    /// All of them, in the order in which they are listed to people.
+    /// All of them, in the order in which they are listed.
     pub const ALL: [Self; 9] = [
         Self::Readings,
         Self::RealtimeMetrics,
@@ -63,7 +63,7 @@ impl SqlTable {
     }
 }
 
-/// The names that a metric may not have: those of tables that there are, and of tables to come.
+/// The names that a metric may not have: those of existing and of planned tables.
 pub fn reserved_names() -> impl Iterator<Item = &'static str> {
     SqlTable::ALL.into_iter().map(SqlTable::name).chain(PLANNED)
 }

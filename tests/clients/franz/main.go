@@ -1,4 +1,4 @@
-// Drives franz-go against a broker: writes in every codec, reads as a group, commits.
+// Tests franz-go with a broker: writes in every codec, reads as a group, commits.
 package main
 
 import (

@@ -58,9 +58,12 @@ fn after_string(text: &[u8], mut at: usize) -> usize {
 mod tests {
     use super::*;
 
+    fn nested(depth: usize) -> String {
+        format!("{}{}", "[".repeat(depth), "]".repeat(depth))
+    }
+
     #[test]
     fn only_nesting_counts() {
-        let nested = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
         assert!(is_shallow(nested(MAX_DEPTH).as_bytes()));
         assert!(!is_shallow(nested(MAX_DEPTH + 1).as_bytes()));
         assert!(!is_shallow("[".repeat(MAX_DEPTH + 1).as_bytes()));

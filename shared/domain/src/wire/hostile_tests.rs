@@ -37,10 +37,18 @@ fn check(payload: &[u8]) -> (usize, Vec<Rejected>) {
     (readings, collected.rejected)
 }
 
+/// Arrays in arrays.
+fn deep(depth: usize) -> String {
+    format!("{}{}", "[".repeat(depth), "]".repeat(depth))
+}
+
+/// Objects in objects.
+fn objects(depth: usize) -> String {
+    format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth))
+}
+
 #[test]
 fn deep_nesting_is_rejected_everywhere() {
-    let deep = |depth: usize| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
-    let objects = |depth: usize| format!("{}1{}", r#"{"a":"#.repeat(depth), "}".repeat(depth));
     for depth in [65, 20_000, 1_000_000] {
         for payload in [
             "[".repeat(depth),
@@ -116,9 +124,13 @@ fn a_thousand_mutations_of_json_do_no_harm() {
     assert!(kinds > 1_000);
 }
 
+/// An array of numbers.
+fn bare(items: usize) -> String {
+    format!("[{}1]", "1,".repeat(items - 1))
+}
+
 #[test]
 fn small_items_do_not_become_large() {
-    let bare = |items: usize| format!("[{}1]", "1,".repeat(items - 1));
     let (readings, rejected) = check(bare(100_000).as_bytes());
     assert_eq!((readings, rejected.len()), (0, 1_001));
     assert_eq!((rejected[1_000].readings, rejected[1_000].item_index), (99_000, 1_000));

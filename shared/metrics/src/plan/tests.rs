@@ -1,4 +1,4 @@
-//! Definitions are planned, refused with a remedy, and evaluated.
+//! Definitions are planned, rejected with a remedy, and evaluated.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use wye_domain::time::{Micros, Span};
 
 use super::expectations::with_ingest_time;
 use super::isolate::isolate;
-use super::{DefinitionError, Expectations, MetricPlans};
+use super::{Expectations, MetricPlans};
 use crate::failures::{FailedRow, Failures};
 
 fn definition(filter: &str, value: &str, by: &[&str]) -> Definition {
@@ -33,17 +33,13 @@ fn definition(filter: &str, value: &str, by: &[&str]) -> Definition {
 }
 
 fn registry() -> Arc<Registry> {
-    let device = |id: &str, line: &str| DeviceConfig {
+    let device = [("a", "north"), ("b", "north"), ("c", "south")].map(|(id, line)| DeviceConfig {
         device_id: id.into(),
         reporting_interval: Some("10s".into()),
         metrics: vec!["temperature".into(), "pressure".into()],
         attributes: [("line".to_owned(), line.to_owned())].into(),
-    };
-    let config = RegistryConfig {
-        device: vec![device("a", "north"), device("b", "north"), device("c", "south")],
-        metric_limits: vec![],
-    };
-    Arc::new(Registry::check(config).unwrap())
+    });
+    Arc::new(Registry::check(RegistryConfig { device: device.into(), metric_limits: vec![] }).unwrap())
 }
 
 fn batch(readings: &[(&str, &str, f64, i64, Option<&str>)]) -> RecordBatch {
@@ -108,8 +104,8 @@ fn tags_and_attributes_are_columns() {
             ("unknown", "temperature", 3.0, 0, None),
         ]),
     );
-    let key = |line: &str| format!("line_temperature{{line=\"{line}\"}}");
-    assert_eq!(found, [(key("north"), 0, 2.0), (key("east"), 0, 4.0)]);
+    let [north, east] = ["north", "east"].map(|line| format!("line_temperature{{line=\"{line}\"}}"));
+    assert_eq!(found, [(north, 0, 2.0), (east, 0, 4.0)]);
 }
 
 #[test]
@@ -185,9 +181,10 @@ fn only_groups_that_span_devices_count_them() {
 
 #[test]
 fn the_fingerprint_follows_the_registry() {
-    let fingerprint = |registry| MetricPlans::new(vec![], registry).unwrap().fingerprint();
-    assert_eq!(fingerprint(registry()), fingerprint(registry()));
-    assert_ne!(fingerprint(registry()), fingerprint(Arc::default()));
+    let [one, same, other] = [registry(), registry(), Arc::default()]
+        .map(|registry| MetricPlans::new(vec![], registry).unwrap().fingerprint());
+    assert_eq!(one, same);
+    assert_ne!(one, other);
 }
 
 /// The values that a definition gives, and which rows it fails on, with the message.
@@ -350,35 +347,33 @@ fn the_cost_of_bad_readings_is_bounded() {
     assert!(all * 10 <= ROWS * 12, "all are bad: {all}");
 }
 
+/// The failures of some rows, of which row 2 is a duplicate.
+fn failures_of(batch: &RecordBatch, rows: &[usize]) -> Failures {
+    let failed: Vec<FailedRow> =
+        rows.iter().map(|row| FailedRow { row: *row, message: "bad".into() }).collect();
+    let mut failures = Failures::default();
+    failures.add("m", &failed, batch, |row| row != 2).unwrap();
+    failures
+}
+
 #[test]
 fn failures_of_parts_add_up_whatever_their_order() {
-    let failed = |rows: &[usize]| -> Vec<FailedRow> {
-        rows.iter().map(|row| FailedRow { row: *row, message: "bad".into() }).collect()
-    };
     let batch = batch(&[("b", "t", 1.0, 7, None), ("a", "t", 2.0, 5, None), ("c", "t", 3.0, 5, None)]);
-    let of = |rows: &[usize]| {
-        let mut failures = Failures::default();
-        failures.add("m", &failed(rows), &batch, |row| row != 2).unwrap();
-        failures
-    };
-    let whole = of(&[0, 1, 2]);
+    let whole = failures_of(&batch, &[0, 1, 2]);
     let failure = whole.of("m").unwrap();
     assert_eq!((failure.readings, failure.example.device_id.as_str()), (2, "a"));
     for (first, second) in [([0], [1]), ([1], [0])] {
-        let mut merged = of(&first);
-        merged.merge(&of(&second));
+        let mut merged = failures_of(&batch, &first);
+        merged.merge(&failures_of(&batch, &second));
         assert_eq!(merged, whole);
     }
-    assert!(of(&[2]).is_empty() && of(&[]).is_empty());
+    assert!(failures_of(&batch, &[2]).is_empty() && failures_of(&batch, &[]).is_empty());
     let stored = serde_json::to_string(&whole).unwrap();
     assert_eq!(serde_json::from_str::<Failures>(&stored).unwrap(), whole);
 }
 
 #[test]
-fn what_cannot_be_planned_is_refused_with_a_remedy() {
-    let refuse = |definition: Definition| -> DefinitionError {
-        MetricPlans::new(vec![definition], registry()).unwrap_err()
-    };
+fn definitions_that_cannot_be_planned_are_rejected_with_a_remedy() {
     for (definition, key, word) in [
         (definition("value >", "value", &["line"]), "where", "not an SQL expression"),
         (definition("value", "value", &["line"]), "where", "a condition"),
@@ -386,7 +381,7 @@ fn what_cannot_be_planned_is_refused_with_a_remedy() {
         (definition("event_time < now()", "value", &["line"]), "where", "changes"),
         (definition("nonsense(value) > 1", "value", &["line"]), "where", "nonsense"),
     ] {
-        let error = refuse(definition);
+        let error = MetricPlans::new(vec![definition], registry()).unwrap_err();
         assert_eq!(error.key, key);
         assert!(error.to_string().contains(word), "{error}");
     }

@@ -1,5 +1,4 @@
-//! Builds batches of view rows, from summaries that are judged already. Must not know how they are judged, nor where they
-//! come from.
+//! Builds batches of view rows from judged summaries. Must not know how they are judged, nor where they come from.
 
 use std::sync::Arc;
 
@@ -86,7 +85,7 @@ pub struct ViewRowsBuilder<'a> {
 }
 
 impl<'a> ViewRowsBuilder<'a> {
-    /// With room for some rows.
+    /// A builder with room for some rows.
     #[must_use]
     pub fn with_capacity(schema: &'a ViewSchema, rows: usize) -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Makes view rows of the summaries of a batch run, each judged as of the run.
+//! Makes view rows from the summaries of a batch run, each judged as of the run.
 
 use std::sync::Arc;
 
@@ -14,29 +14,29 @@ use crate::expectation::Expectation;
 use crate::plan::{Expectations, MetricPlans};
 use crate::window_table::Entry;
 
-/// As of when summaries are judged.
+/// The time as of which summaries are judged.
 #[derive(Clone, Debug)]
 pub struct AsOf {
-    /// Everything that was ingested before this time is in the summaries.
+    /// All readings that were ingested before this time are in the summaries.
     pub time: Micros,
-    /// How late readings come.
+    /// How late readings are.
     pub lateness: Arc<LatenessHistogram>,
 }
 
-/// Makes rows of summaries. The threads that write share it.
+/// Makes rows from summaries. All threads that write share it.
 #[derive(Debug)]
 pub struct RowMaker {
     schema: ViewSchema,
-    /// By series id, with what the series should get.
+    /// By series ID, with the readings that the series should receive.
     series: Vec<(ViewSeries, Option<Arc<Expectation>>)>,
     as_of: AsOf,
 }
 
 impl RowMaker {
-    /// For the series of one table of windows.
+    /// A maker for the series of one table of windows.
     ///
     /// # Panics
-    /// When a series has a definition that is none of `plans`.
+    /// When the definition of a series is not in `plans`.
     pub fn new(plans: &MetricPlans, expectations: &Expectations, series: &SeriesTable, as_of: &AsOf) -> Self {
         let schema = ViewSchema::of(plans);
         let series = series.keys().iter().map(|key| {

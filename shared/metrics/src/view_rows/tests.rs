@@ -1,4 +1,4 @@
-//! Rows say what was expected, what came, and how far that can be trusted.
+//! Rows have the expected and the received readings, and how far the number can be trusted.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ fn registry() -> Registry {
     Registry::check(RegistryConfig { device: vec![device], metric_limits: vec![] }).unwrap()
 }
 
-/// One window from 0 to 60 s for each device, with so many readings, judged as of `as_of`.
+/// One window from 0 to 60 s for each device, with this many readings, judged as of `as_of`.
 fn rows(devices: &[(&str, u64)], as_of: Micros) -> RecordBatch {
     let plans = MetricPlans::new(vec![], Arc::new(registry())).unwrap();
     let expectations = Expectations::new(&plans).unwrap();
@@ -68,9 +68,12 @@ fn text<'a>(rows: &'a RecordBatch, column: &'static str, row: usize) -> Option<&
 #[test]
 fn a_closed_window_is_scored_against_what_was_expected() {
     let rows = rows(&[("known", 3), ("unknown", 3)], Micros::from_secs(3_600));
-    let factors = |row| ["expected", "completeness", "confidence_score"].map(|name| number(&rows, name, row));
-    assert_eq!(factors(0), [Some(6.0), Some(0.5), Some(0.5)]);
-    assert_eq!(factors(1), [None, Some(1.0), Some(0.9)]);
+    for (row, factors) in
+        [[Some(6.0), Some(0.5), Some(0.5)], [None, Some(1.0), Some(0.9)]].into_iter().enumerate()
+    {
+        let names = ["expected", "completeness", "confidence_score"];
+        assert_eq!(names.map(|name| number(&rows, name, row)), factors);
+    }
     assert_eq!(
         (text(&rows, "expected_source", 0), text(&rows, "expected_source", 1)),
         (Some("registry"), Some("unknown"))
@@ -117,7 +120,7 @@ fn the_columns_stay() {
 }
 
 #[test]
-fn what_the_builder_writes_the_reader_reads() {
+fn the_reader_reads_what_the_builder_writes() {
     let line =
         MetricConfig { name: "by_line".into(), by: Some(vec!["line".into()]), ..MetricConfig::default() };
     let definitions = vec![Definition::family(), Definition::check(&line).unwrap()];
@@ -138,12 +141,14 @@ fn what_the_builder_writes_the_reader_reads() {
     let settled = Judged { confidence, state: State::Settled };
     let unknown = Confidence { expected: None, expected_source: ExpectedSource::Unknown, ..confidence };
     let preliminary = Judged { confidence: unknown, state: State::Preliminary };
-    let key = |definition: &str, group: Option<&str>| SeriesKey {
-        definition: definition.into(),
-        metric: "m".into(),
-        group: Box::new([group.map(Arc::from)]),
-    };
-    let keys = [key("*", Some("d")), key("by_line", None), key("by_line", Some("north"))];
+    let keys =
+        [("*", Some("d")), ("by_line", None), ("by_line", Some("north"))].map(|(definition, group)| {
+            SeriesKey {
+                definition: definition.into(),
+                metric: "m".into(),
+                group: Box::new([group.map(Arc::from)]),
+            }
+        });
     let series = keys
         .each_ref()
         .map(|key| ViewSeries::new(&schema, plans.find(&key.definition).unwrap().definition(), key));
@@ -175,7 +180,7 @@ fn what_the_builder_writes_the_reader_reads() {
     assert_eq!(ViewRows::of(&whole).unwrap().row(0).unwrap(), read.row(0).unwrap());
 }
 
-/// Definitions are refused before they get here.
+/// Such definitions are rejected before they get here.
 #[test]
 fn no_dimension_can_have_the_name_of_another_column() {
     let plans = MetricPlans::new(vec![], Arc::default()).unwrap();

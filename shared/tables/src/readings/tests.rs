@@ -61,8 +61,8 @@ async fn one_of_two_concurrent_appends_wins() {
     let (_directory, root) = new_root();
     let (one, two) = (Readings::open(&root).await.unwrap(), Readings::open(&root).await.unwrap());
     for round in 0..20 {
-        let batch = || vec![archive(0, round, round + 1, &[row("a", round, 0, round)])];
-        let (first, second) = tokio::join!(one.append(batch()), two.append(batch()));
+        let batch = vec![archive(0, round, round + 1, &[row("a", round, 0, round)])];
+        let (first, second) = tokio::join!(one.append(batch.clone()), two.append(batch));
         assert_eq!(
             i32::from(first.is_ok()) + i32::from(second.is_ok()),
             1,
