@@ -39,18 +39,8 @@ impl Columns {
     }
 }
 
-/// A dictionary column without nulls. Each code is an index into `words`.
-pub(crate) fn dictionary(codes: Vec<i32>, words: Arc<StringArray>) -> ArrayRef {
-    encoded(Int32Array::from(codes), words)
-}
-
-/// A dictionary column. Each code is an index into `words`, or `None` for null.
-pub(crate) fn nullable_dictionary(codes: Vec<Option<i32>>, words: Arc<StringArray>) -> ArrayRef {
-    let present: Option<Vec<i32>> = codes.iter().copied().collect();
-    encoded(present.map_or_else(|| Int32Array::from(codes), Int32Array::from), words)
-}
-
-fn encoded(codes: Int32Array, words: Arc<StringArray>) -> ArrayRef {
+/// A dictionary column. Each code is an index into `words`, or null.
+pub(crate) fn dictionary(codes: Int32Array, words: Arc<StringArray>) -> ArrayRef {
     // Some readers look up the word of a null before they check for null, so there must be one.
     let words = if words.is_empty() { Arc::new(StringArray::from(vec![""])) } else { words };
     Arc::new(

@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::sync::Arc;
 
-use arrow::array::{Int64Array, RecordBatch, StringArray};
+use arrow::array::{Int32Array, Int64Array, RecordBatch, StringArray};
 use chrono::{DateTime, TimeDelta, Utc};
 use wye_domain::tags;
 use wye_domain::time::{Micros, Span};
@@ -243,13 +243,13 @@ impl Simulation {
         let units = arrived.iter().map(|reading| words.unit_of_sensor[reading.sensor as usize]);
         let tags = arrived.iter().map(|reading| words.tags_of_device[reading.device as usize]);
         let columns = Columns {
-            device_id: dictionary(devices.collect(), Arc::clone(&words.devices)),
-            metric: dictionary(metrics.collect(), Arc::clone(&words.metrics)),
+            device_id: dictionary(Int32Array::from_iter_values(devices), Arc::clone(&words.devices)),
+            metric: dictionary(Int32Array::from_iter_values(metrics), Arc::clone(&words.metrics)),
             value: values,
             event_time: times,
             sequence: Int64Array::from_iter_values(arrived.iter().map(|reading| reading.slot)),
-            unit: dictionary(units.collect(), Arc::clone(&words.units)),
-            tags: dictionary(tags.collect(), Arc::clone(&words.tags)),
+            unit: dictionary(Int32Array::from_iter_values(units), Arc::clone(&words.units)),
+            tags: dictionary(Int32Array::from_iter_values(tags), Arc::clone(&words.tags)),
         };
         columns.into_batch()
     }

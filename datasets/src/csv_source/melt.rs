@@ -5,16 +5,17 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::iter;
 use std::sync::Arc;
 
-use arrow::array::{Int64Array, RecordBatch, StringArray};
+use arrow::array::{Int32Array, Int32Builder, Int64Array, RecordBatch, StringArray};
 use csv::ByteRecord;
 use wye_domain::tags;
 use wye_domain::time::Micros;
 
 use super::plan::{DevicePlan, Plan, TagValue, TimePlan};
 use super::{RejectReason, Rejected};
-use crate::columns::{Columns, dictionary, nullable_dictionary};
+use crate::columns::{Columns, dictionary};
 use crate::mapping::Missing;
 use crate::mapping::time::TimeProblem;
 use crate::number::parse_number;
@@ -131,22 +132,23 @@ impl ChunkBuilder {
         let metrics = self.plan.metrics.len();
         let rows = std::mem::take(&mut self.rows);
         let cells = std::mem::replace(&mut self.cells, Cells::new(metrics));
-        let mut long = Long::with_capacity(rows.times.len() * metrics);
-        for rows_of_device in by_device(&rows) {
+        let mut long = Long::new(&rows, metrics);
+        for (device, rows_of_device) in (0..).zip(by_device(&rows)) {
             for (metric, column) in cells.columns.iter().enumerate() {
-                let unit = self.plan.metrics[metric].unit;
+                let before = long.values.len();
                 for &row in &rows_of_device {
                     let row = row as usize;
                     let value = column[row];
                     if !value.is_nan() {
                         long.values.push(value);
                         long.times.push(rows.times[row].0);
-                        long.devices.push(rows.devices[row]);
-                        long.metrics.push(metric as i32);
-                        long.units.push(unit);
-                        long.tags.push(rows.tags[row]);
+                        if let Some(tags) = &mut long.tags {
+                            tags.append_option(rows.tags[row]);
+                        }
                     }
                 }
+                let readings = long.values.len() - before;
+                long.add_series(device, metric as i32, self.plan.metrics[metric].unit, readings);
             }
         }
         let batch = long.batch(&self.plan, &rows);
@@ -350,31 +352,49 @@ struct Long {
     values: Vec<f64>,
     /// UTC microseconds.
     times: Vec<i64>,
-    units: Vec<Option<i32>>,
-    tags: Vec<Option<i32>>,
+    units: Int32Builder,
+    /// `None` where no row has tags.
+    tags: Option<Int32Builder>,
 }
 
 impl Long {
-    fn with_capacity(rows: usize) -> Self {
+    fn new(rows: &Rows, metrics: usize) -> Self {
+        let most = rows.times.len() * metrics;
+        let has_tags = rows.tags.iter().any(Option::is_some);
         Self {
-            devices: Vec::with_capacity(rows),
-            metrics: Vec::with_capacity(rows),
-            values: Vec::with_capacity(rows),
-            times: Vec::with_capacity(rows),
-            units: Vec::with_capacity(rows),
-            tags: Vec::with_capacity(rows),
+            devices: Vec::with_capacity(most),
+            metrics: Vec::with_capacity(most),
+            values: Vec::with_capacity(most),
+            times: Vec::with_capacity(most),
+            units: Int32Builder::with_capacity(most),
+            tags: has_tags.then(|| Int32Builder::with_capacity(most)),
         }
     }
 
-    fn batch(self, plan: &Plan, rows: &Rows) -> RecordBatch {
+    /// Adds the columns that are the same for all readings of a device and metric.
+    fn add_series(&mut self, device: i32, metric: i32, unit: Option<i32>, readings: usize) {
+        self.devices.extend(iter::repeat_n(device, readings));
+        self.metrics.extend(iter::repeat_n(metric, readings));
+        match unit {
+            Some(unit) => self.units.append_value_n(unit, readings),
+            None => self.units.append_nulls(readings),
+        }
+    }
+
+    fn batch(mut self, plan: &Plan, rows: &Rows) -> RecordBatch {
+        let readings = self.values.len();
+        let tags = match &mut self.tags {
+            Some(tags) => tags.finish(),
+            None => Int32Array::new_null(readings),
+        };
         let columns = Columns {
-            sequence: Int64Array::new_null(self.values.len()),
-            device_id: dictionary(self.devices, rows.device_words.array()),
-            metric: dictionary(self.metrics, Arc::clone(&plan.metric_names)),
+            sequence: Int64Array::new_null(readings),
+            device_id: dictionary(Int32Array::from(self.devices), rows.device_words.array()),
+            metric: dictionary(Int32Array::from(self.metrics), Arc::clone(&plan.metric_names)),
             value: self.values,
             event_time: self.times,
-            unit: nullable_dictionary(self.units, Arc::clone(&plan.units)),
-            tags: nullable_dictionary(self.tags, rows.tag_words.array()),
+            unit: dictionary(self.units.finish(), Arc::clone(&plan.units)),
+            tags: dictionary(tags, rows.tag_words.array()),
         };
         columns.into_batch()
     }
