@@ -9,7 +9,15 @@
 //! that it covers: numbers, sketches, validity, confidence and state.
 //!
 //! `WYE_TEST_HISTORIES` says how many histories (2,000 without it), `WYE_TEST_SEED` the first seed. A failure names its
-//! seed, and the steps of a short history that fails.
+//! seed, and the steps of a short history that fails. A long run shows its progress:
+//!
+//! ```text
+//! WYE_TEST_HISTORIES=1000000 WYE_TEST_SEED=1000000 cargo test --locked --release --workspace --test gate -- \
+//!     equivalence --nocapture
+//! ```
+//!
+//! Everything that must happen in some history is counted (`simulation/events.rs`); the test fails if something never does.
+//! `tests/mutations/run.sh` breaks the protocol in many ways, and expects this test to fail each time.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

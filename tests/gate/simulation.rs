@@ -5,7 +5,8 @@
 //! Reading order: a seed makes a history ([`steps`]); the world carries it out ([`world`]) on a log ([`log`]) with the
 //! messages of [`readings`], by processes of the layers ([`speed`], [`batch`], [`serving`]) that are configured in
 //! [`versions`]; answers are compared ([`comparison`]) with the oracle ([`oracle`], [`confidence`], [`exact`]). Only
-//! [`layers`] knows the types of the layers. A history that fails is made short by [`shrink`].
+//! [`layers`] knows the types of the layers. What happens is counted ([`events`]) and noted ([`notes`]). A history that fails
+//! is made short by [`shrink`].
 
 pub(crate) mod steps;
 
