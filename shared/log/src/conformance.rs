@@ -68,6 +68,11 @@ fn plain<'a>(topic: &'a str, payload: &'a [u8]) -> Outgoing<'a> {
     Outgoing { topic, kafka_partition: FIRST, key: None, payload, headers: &[] }
 }
 
+/// An offset of a Kafka partition.
+fn place(kafka_partition: i32, offset: i64) -> (KafkaPartition, Offset) {
+    (KafkaPartition(kafka_partition), Offset(offset))
+}
+
 /// The offsets that a log has.
 fn range(low: i64, high: i64) -> OffsetRange {
     OffsetRange { low: Offset(low), high: Offset(high) }
@@ -151,7 +156,6 @@ async fn records_come_back_as_they_were_written() {
         }
         on_blocking_thread(move || {
             let mut reader = Reader::new(&log, topic).unwrap();
-            let place = |kafka_partition, offset| (KafkaPartition(kafka_partition), Offset(offset));
             reader.assign(&[place(0, 0), place(1, 0), place(2, 1)]).unwrap();
             let (mut seen, since) = (Vec::new(), Instant::now());
             while seen.len() < 5 {

@@ -251,18 +251,8 @@ async fn acknowledged_messages_survive_a_kill() {
     const MESSAGES: i64 = 2000;
     let directory = tempfile::tempdir().unwrap();
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let serve = || {
-        Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "conformance::embedded_only::serves_until_it_is_killed"])
-            .env("WYE_TEST_SERVE", directory.path())
-            .env("WYE_TEST_PORT", port.to_string())
-            .stdout(Stdio::null())
-            .spawn()
-            .map(Served)
-            .unwrap()
-    };
     let log = Log::new(LogConfig::new(format!("127.0.0.1:{port}"), 1)).unwrap();
-    let mut child = serve();
+    let mut child = Served::start(directory.path(), port);
     log.wait_ready(&CancellationToken::new()).await.unwrap();
     let topic = new_topic(&log, 1).await;
     let producer = Producer::new(&log, Duration::ZERO).unwrap();
@@ -275,7 +265,7 @@ async fn acknowledged_messages_survive_a_kill() {
             if number % MESSAGES == 100 {
                 // Many messages are in flight, some of them stored but not acknowledged.
                 drop(child);
-                child = serve();
+                child = Served::start(directory.path(), port);
             }
             let offset = tokio::time::timeout(DEADLINE, delivery).await.unwrap().unwrap();
             assert_eq!(offset, Offset(number), "each message once, in order");
@@ -289,6 +279,19 @@ async fn acknowledged_messages_survive_a_kill() {
 
 /// A broker in another process, which is killed when this value is dropped.
 struct Served(Child);
+
+impl Served {
+    fn start(directory: &Path, port: u16) -> Self {
+        Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "conformance::embedded_only::serves_until_it_is_killed"])
+            .env("WYE_TEST_SERVE", directory)
+            .env("WYE_TEST_PORT", port.to_string())
+            .stdout(Stdio::null())
+            .spawn()
+            .map(Self)
+            .unwrap()
+    }
+}
 
 impl Drop for Served {
     fn drop(&mut self) {
