@@ -110,7 +110,11 @@ impl DeltaLog {
         match created.map_err(|source| TablesError::commit(self.table(), source)) {
             // A conflict means that another process has just created it.
             Ok(_) | Err(TablesError::Conflict { .. }) => Ok(()),
-            Err(error) => Err(error),
+            // delta-rs may fail after it has created the table, for example when it reads the table back.
+            Err(error) => match self.newest().await {
+                Ok(Some(_)) => Ok(()),
+                _ => Err(error),
+            },
         }
     }
 
@@ -233,6 +237,21 @@ impl DeltaLog {
 mod tests {
     use super::*;
     use crate::columns::{INGEST_DATE, readings_table_schema};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_creation_that_fails_succeeds_if_the_table_exists() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = TableRoot::directory(directory.path()).unwrap();
+        let log = DeltaLog::new(&root, TableName::Readings).unwrap();
+        let valid: &[(&str, &str)] = &[];
+        // delta-rs rejects this before it looks for the table.
+        let invalid: &[(&str, &str)] = &[("delta.columnMapping.mode", "nonsense")];
+        for (properties, succeeds) in [(invalid, false), (valid, true), (invalid, true)] {
+            let (schema, partition_columns) = (readings_table_schema(), &[INGEST_DATE]);
+            let created = log.create(TableSpec { schema, partition_columns, properties }).await;
+            assert_eq!(created.is_ok(), succeeds, "{created:?}");
+        }
+    }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn concurrent_creations_of_a_table_all_succeed() {

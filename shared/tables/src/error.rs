@@ -2,6 +2,7 @@
 
 use deltalake::DeltaTableError;
 use deltalake::kernel::transaction::TransactionError;
+use parquet::errors::ParquetError;
 use wye_domain::ErrorKind;
 
 use crate::store::TableName;
@@ -103,7 +104,7 @@ impl TablesError {
             Self::Encode { source, .. } => write_kind(source.as_ref()),
             Self::Scan { source, .. } => match source.find_root() {
                 datafusion::error::DataFusionError::ObjectStore(source) => store_kind(source),
-                datafusion::error::DataFusionError::ParquetError(_) => ErrorKind::Corrupt,
+                datafusion::error::DataFusionError::ParquetError(source) => read_kind(source),
                 _ => ErrorKind::Internal,
             },
         }
@@ -152,6 +153,26 @@ fn write_kind(error: &(dyn std::error::Error + 'static)) -> ErrorKind {
     ErrorKind::Internal
 }
 
+/// The kind of an error while a file is read.
+fn read_kind(error: &ParquetError) -> ErrorKind {
+    match error {
+        // DataFusion makes a text of each error while it reads a footer, also of an error of the store.
+        ParquetError::General(_) => ErrorKind::Internal,
+        ParquetError::External(source) => {
+            let mut next: Option<&(dyn std::error::Error + 'static)> = Some(source.as_ref());
+            while let Some(error) = next {
+                if let Some(error) = error.downcast_ref() {
+                    return store_kind(error);
+                }
+                next = error.source();
+            }
+            // An I/O error without an error of the store: compressed bytes cannot be decompressed.
+            ErrorKind::Corrupt
+        }
+        _ => ErrorKind::Corrupt,
+    }
+}
+
 fn store_kind(error: &object_store::Error) -> ErrorKind {
     match error {
         object_store::Error::NotFound { .. } => ErrorKind::NotFound,
@@ -162,5 +183,31 @@ fn store_kind(error: &object_store::Error) -> ErrorKind {
             ErrorKind::Invalid
         }
         _ => ErrorKind::Unavailable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::error::DataFusionError;
+
+    use super::*;
+
+    fn kind(error: ParquetError) -> ErrorKind {
+        let source = DataFusionError::ParquetError(Box::new(error)).context("reading");
+        TablesError::Scan { table: TableName::Readings, source }.kind()
+    }
+
+    #[test]
+    fn only_bytes_that_do_not_decode_are_damaged() {
+        let store = object_store::Error::Generic { store: "test", source: "no answer".into() };
+        assert_eq!(kind(ParquetError::External(Box::new(store))), ErrorKind::Unavailable);
+        let missing = object_store::Error::NotFound { path: "part".to_owned(), source: "no file".into() };
+        let wrapped = DataFusionError::from(missing).context("fetching");
+        assert_eq!(kind(ParquetError::External(Box::new(wrapped))), ErrorKind::NotFound);
+        let footer = ParquetError::General("Failed to fetch metadata for file part: no answer".to_owned());
+        assert_eq!(kind(footer), ErrorKind::Internal);
+        let codec = std::io::Error::other("unknown frame descriptor");
+        assert_eq!(kind(ParquetError::External(Box::new(codec))), ErrorKind::Corrupt);
+        assert_eq!(kind(ParquetError::EOF("too short".to_owned())), ErrorKind::Corrupt);
     }
 }

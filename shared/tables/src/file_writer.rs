@@ -11,6 +11,8 @@ use parquet::arrow::AsyncArrowWriter;
 use parquet::arrow::arrow_writer::ArrowWriterOptions;
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use crate::delta::{DeltaLog, FILE, stats};
 use crate::error::TablesError;
@@ -29,7 +31,8 @@ pub(crate) struct FileFormat {
 /// A file that is being written. No version of the table has it until it is committed.
 ///
 /// A writer that is dropped before [`Self::finish`] leaves no file. On stores with multipart uploads, uploaded parts remain
-/// until the bucket's rule for incomplete uploads removes them.
+/// until the bucket's rule for incomplete uploads removes them. In a local directory, a process that is killed leaves a
+/// partial file, which cleaning removes.
 pub(crate) struct FileWriter {
     log: DeltaLog,
     format: FileFormat,
@@ -105,16 +108,53 @@ impl FileWriter {
     }
 }
 
-/// Runs a future with much CPU work on a blocking thread, so that it does not block the async threads.
+/// Runs a future with much CPU work on a blocking thread, so that it does not block the async threads. When the caller is
+/// dropped, the future is dropped too, at the next time that it waits.
 pub(crate) async fn on_blocking_thread<T: Send + 'static>(
     log: &DeltaLog,
     future: impl Future<Output = Result<T, TablesError>> + Send + 'static,
 ) -> Result<T, TablesError> {
-    let runtime = tokio::runtime::Handle::current();
-    let finished = tokio::task::spawn_blocking(move || runtime.block_on(future)).await;
-    finished.map_err(|error| TablesError::Encode { table: log.table(), source: error.into() })?
+    let (runtime, table) = (Handle::current(), log.table());
+    let (_caller, caller_dropped) = oneshot::channel::<()>();
+    let work = async move {
+        tokio::select! {
+            biased;
+            _ = caller_dropped => Err(TablesError::Encode { table, source: "the work was cancelled".into() }),
+            result = future => result,
+        }
+    };
+    let finished = tokio::task::spawn_blocking(move || runtime.block_on(work)).await;
+    finished.map_err(|error| TablesError::Encode { table, source: error.into() })?
 }
 
 fn encode_error(log: &DeltaLog, source: ParquetError) -> TablesError {
     TablesError::Encode { table: log.table(), source: source.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::{TableName, TableRoot};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn work_ends_when_its_caller_is_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = TableRoot::directory(directory.path()).unwrap();
+        let log = DeltaLog::new(&root, TableName::Readings).unwrap();
+        let (begin, begun) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let work = async move {
+            begin.send(()).unwrap();
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            end.send(()).unwrap();
+            Ok(())
+        };
+        tokio::select! {
+            result = on_blocking_thread(&log, work) => panic!("{result:?}"),
+            begun = begun => begun.unwrap(),
+        }
+        assert!(ended.await.is_err(), "the work has gone on");
+    }
 }

@@ -176,8 +176,7 @@ impl TableRoot {
     /// Syncs files of a table to the disk; `files` are relative to its directory. An object store answers a put when it is
     /// durable, but a local file system answers before that, and Kafka records are deleted once they are archived.
     pub(crate) async fn sync(&self, table: TableName, files: Vec<String>) -> Result<(), TablesError> {
-        let Some(directory) = self.local_directory(table) else { return Ok(()) };
-        let synced = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+        let synced = self.in_directory(table, move |directory| {
             for file in &files {
                 let path = directory.join(file);
                 std::fs::File::open(&path)?.sync_all()?;
@@ -187,7 +186,19 @@ impl TableRoot {
             }
             Ok(())
         });
-        synced.await.map_err(std::io::Error::other).flatten().map_err(|source| TablesError::Store {
+        synced.await.map(Option::unwrap_or_default)
+    }
+
+    /// Does file work in the directory of a table, on a blocking thread; `None` where the tables are not local.
+    pub(crate) async fn in_directory<T: Send + 'static>(
+        &self,
+        table: TableName,
+        work: impl FnOnce(&Path) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<Option<T>, TablesError> {
+        let Some(directory) = self.local_directory(table) else { return Ok(None) };
+        let done = tokio::task::spawn_blocking(move || work(&directory)).await;
+        let done = done.map_err(std::io::Error::other).flatten();
+        done.map(Some).map_err(|source| TablesError::Store {
             table,
             source: object_store::Error::Generic { store: "local directory", source: Box::new(source) },
         })

@@ -6,11 +6,13 @@ use arrow::array::{Array, BooleanArray, Int32Array, Int64Array, RecordBatch};
 use arrow::compute::filter_record_batch;
 use datafusion::execution::context::SessionContext;
 use datafusion::logical_expr::{col, lit};
+use datafusion::prelude::SessionConfig;
 
 use super::{TABLE, scan_error};
 use crate::columns::{ITEM_INDEX, KAFKA_OFFSET, KAFKA_PARTITION};
 use crate::delta::{DeltaLog, LogSnapshot};
 use crate::error::TablesError;
+use crate::file_writer::on_blocking_thread;
 
 /// A rejected item that came in by Kafka: Kafka partition, offset, and its index in the message where it has one.
 type Identity = (i32, i64, Option<i32>);
@@ -25,7 +27,10 @@ pub(super) async fn without_known(
     let identities = letters.iter().map(identities).collect::<Result<Vec<_>, _>>()?;
     let offsets = identities.iter().flatten().flatten().map(|(_, offset, _)| *offset);
     let mut known = match offsets.clone().min().zip(offsets.max()) {
-        Some((lowest, highest)) => archived_between(log, archived, lowest, highest).await?,
+        Some((lowest, highest)) => {
+            let archived = archived_between(log.clone(), archived.clone(), lowest, highest);
+            on_blocking_thread(log, archived).await?
+        }
         None => HashSet::new(),
     };
     let mut new = Vec::with_capacity(letters.len());
@@ -41,14 +46,15 @@ pub(super) async fn without_known(
 
 /// The items at these offsets (both included) that archived letters are about.
 async fn archived_between(
-    log: &DeltaLog,
-    archived: &LogSnapshot,
+    log: DeltaLog,
+    archived: LogSnapshot,
     lowest: i64,
     highest: i64,
 ) -> Result<HashSet<Identity>, TablesError> {
-    let session = SessionContext::new();
+    // With one plan partition, all of the plan runs on this thread.
+    let session = SessionContext::new_with_config(SessionConfig::new().with_target_partitions(1));
     log.root().register(&session.runtime_env())?;
-    let letters = archived.delta_table(log).table_provider().await.map_err(scan_error)?;
+    let letters = archived.delta_table(&log).table_provider().await.map_err(scan_error)?;
     let at_offsets = session
         .read_table(letters)
         .and_then(|letters| letters.filter(col(KAFKA_OFFSET).between(lit(lowest), lit(highest))))

@@ -17,6 +17,8 @@ use crate::delta::hold::store_time;
 use crate::delta::{DeltaLog, LogSnapshot};
 use crate::error::TablesError;
 
+mod partial;
+
 /// The tables' `delta.deletedFileRetentionDuration`: after this time the log no longer has removed files.
 pub(crate) const LONGEST_KEEP: Duration = Duration::from_secs(24 * 3600);
 
@@ -35,6 +37,13 @@ pub struct Cleaned {
     pub bytes: u64,
 }
 
+impl std::ops::AddAssign for Cleaned {
+    fn add_assign(&mut self, other: Self) {
+        self.files += other.files;
+        self.bytes += other.bytes;
+    }
+}
+
 /// How long files are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Keep {
@@ -50,7 +59,7 @@ impl Keep {
 }
 
 impl DeltaLog {
-    /// Removes files that left the table more than `keep` ago, and files of commits that were never made.
+    /// Removes files that left the table more than `keep` ago, and files of commits that were never made, complete or not.
     ///
     /// A version that was the newest at most `keep` ago keeps all of its files, and so does a version that a reader holds
     /// (see [`DeltaLog::hold`]).
@@ -81,7 +90,11 @@ impl DeltaLog {
             removable.extend(self.removable(&snapshot, VacuumMode::Full, age, now).await?);
         }
         removable.retain(|file| listed.contains_key(file));
-        self.remove(removable, &listed).await
+        let mut cleaned = self.remove(removable, &listed).await?;
+        if let Some(age) = ages.unnamed {
+            cleaned += self.remove_partial(now, age).await?;
+        }
+        Ok(cleaned)
     }
 
     /// The files that delta-rs would remove.

@@ -1,6 +1,6 @@
 //! Commits to a table, and keeps its log short. Must not know what the rows mean.
 
-use deltalake::kernel::transaction::{CommitBuilder, CommitProperties};
+use deltalake::kernel::transaction::{CommitBuilder, CommitProperties, PreparedCommit};
 use deltalake::kernel::{Action, Add, Transaction};
 use deltalake::logstore::commit_uri_from_version;
 use deltalake::protocol::DeltaOperation;
@@ -47,26 +47,19 @@ impl AfterOthers {
 }
 
 impl DeltaLog {
-    /// Commits, and returns the new version.
+    /// Commits, and returns the new version. Where the commit cannot even be prepared, its files are removed.
     ///
     /// # Errors
     /// [`TablesError::Conflict`] when another commit came first; nothing of this one is visible then.
     pub(crate) async fn commit(&self, commit: Commit<'_>) -> Result<u64, TablesError> {
-        let added = commit.actions.iter().filter_map(|action| match action {
-            Action::Add(add) => Some(add.path.clone()),
-            _ => None,
-        });
-        self.root().sync(self.table(), added.collect()).await?;
-        let properties = CommitProperties::default()
-            .with_metadata(commit.info)
-            .with_application_transactions(commit.transactions)
-            .with_max_retries(commit.after_others.retries());
-        let prepared = CommitBuilder::from(properties)
-            .with_actions(commit.actions)
-            .build(Some(commit.base.state()), self.log_store().clone(), commit.operation)
-            .into_prepared_commit_future()
-            .await
-            .map_err(|source| TablesError::commit(self.table(), source))?;
+        let added: Vec<Add> = commit.actions.iter().filter_map(added).cloned().collect();
+        let prepared = match self.prepare(commit, &added).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                self.discard(&added).await;
+                return Err(error);
+            }
+        };
         // The later steps of delta-rs are left out: a commit has succeeded even if the checkpoint after it fails.
         let version = prepared.await.map_err(|source| TablesError::commit(self.table(), source))?.version;
         let entry = commit_uri_from_version(Some(version)).to_string();
@@ -77,6 +70,26 @@ impl DeltaLog {
             warn!(table = %self.table(), %error, "cannot write a checkpoint");
         }
         Ok(version)
+    }
+
+    /// What comes before the new version is written: nothing of the commit is visible.
+    async fn prepare<'a>(
+        &self,
+        commit: Commit<'a>,
+        added: &[Add],
+    ) -> Result<PreparedCommit<'a>, TablesError> {
+        let files = added.iter().map(|add| add.path.clone()).collect();
+        self.root().sync(self.table(), files).await?;
+        let properties = CommitProperties::default()
+            .with_metadata(commit.info)
+            .with_application_transactions(commit.transactions)
+            .with_max_retries(commit.after_others.retries());
+        CommitBuilder::from(properties)
+            .with_actions(commit.actions)
+            .build(Some(commit.base.state()), self.log_store().clone(), commit.operation)
+            .into_prepared_commit_future()
+            .await
+            .map_err(|source| TablesError::commit(self.table(), source))
     }
 
     /// Writes a checkpoint and drops log entries past the table's retention. The table is complete without it.
@@ -104,5 +117,12 @@ impl DeltaLog {
                 warn!(table = %self.table(), file = %add.path, %error, "cannot remove a file of a failed commit");
             }
         }
+    }
+}
+
+fn added(action: &Action) -> Option<&Add> {
+    match action {
+        Action::Add(add) => Some(add),
+        _ => None,
     }
 }

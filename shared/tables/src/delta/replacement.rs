@@ -112,3 +112,25 @@ enum Replaced {
     /// This file is no longer in the table.
     Gone(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::readings::Readings;
+    use crate::store::TableRoot;
+    use crate::testing::{archive, row};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_replacement_that_cannot_be_prepared_leaves_no_new_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let readings = Readings::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();
+        readings.append(vec![archive(0, 0, 1, &[row("a", 0, 0, 0)])]).await.unwrap();
+        let files = readings.snapshot().await.unwrap().snapshot.files;
+        let table = directory.path().join("readings");
+        let (copied, missing) = ("ingest_date=1970-01-01/part-a.parquet", "part-missing.parquet");
+        std::fs::copy(table.join(&files[0].add.path), table.join(copied)).unwrap();
+        let adds = [copied, missing].map(|path| Add { path: path.to_owned(), ..files[0].add.clone() });
+        readings.log().replace("wye-compact/readings", &files, adds.to_vec()).await.unwrap_err();
+        assert!(table.join(&files[0].add.path).exists() && !table.join(copied).exists());
+    }
+}

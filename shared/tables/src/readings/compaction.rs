@@ -87,18 +87,37 @@ impl Readings {
         files: Vec<DataFile>,
     ) -> Result<Compacted, TablesError> {
         let paths = files.iter().map(|file| file.add.path.clone()).collect();
-        let merged = rewrite(snapshot.clone(), day.to_owned(), paths);
+        let merged = rewrite(snapshot.clone(), day.to_owned(), paths, ROWS_PER_FILE);
         let adds = on_blocking_thread(self.log(), merged).await?;
         self.log().replace(COMPACTED, &files, adds).await
     }
 }
 
-/// Reads files in order and writes their rows to as few files as the largest size of a file allows.
+/// Reads files in order and writes their rows to as few files as the largest size of a file allows. After an error there are
+/// no new files.
 async fn rewrite(
     snapshot: ReadingsSnapshot,
     day: String,
     paths: HashSet<String>,
+    rows_per_file: usize,
 ) -> Result<Vec<Add>, TablesError> {
+    let mut adds = Vec::new();
+    let written = write_merged(&snapshot, day, &paths, rows_per_file, &mut adds).await;
+    if let Err(error) = written {
+        snapshot.log.discard(&adds).await;
+        return Err(error);
+    }
+    Ok(adds)
+}
+
+/// Adds each file to `adds` when it is complete.
+async fn write_merged(
+    snapshot: &ReadingsSnapshot,
+    day: String,
+    paths: &HashSet<String>,
+    rows_per_file: usize,
+    adds: &mut Vec<Add>,
+) -> Result<(), TablesError> {
     let schema = stored_schema();
     let columns = names(&schema);
     let scan =
@@ -111,7 +130,6 @@ async fn rewrite(
     let mut rows = execute_stream(plan, session.task_ctx()).map_err(scan_error)?;
 
     let format = format(day);
-    let mut adds = Vec::new();
     let mut open: Option<(FileWriter, FileTags)> = None;
     while let Some(batch) = rows.try_next().await.map_err(scan_error)? {
         let (file, mut tags) = match open.take() {
@@ -120,7 +138,7 @@ async fn rewrite(
         };
         let file = file.write(&batch).await?;
         tags.add(&batch);
-        if file.rows() < ROWS_PER_FILE {
+        if file.rows() < rows_per_file {
             open = Some((file, tags));
         } else {
             adds.push(finish(file, &tags).await?);
@@ -129,9 +147,41 @@ async fn rewrite(
     if let Some((file, tags)) = open {
         adds.push(finish(file, &tags).await?);
     }
-    Ok(adds)
+    Ok(())
 }
 
 fn scan_error(source: datafusion::error::DataFusionError) -> TablesError {
     TablesError::Scan { table: TABLE, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::TableRoot;
+    use crate::testing::{archive, row};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_compaction_that_fails_leaves_no_new_files() {
+        let directory = tempfile::tempdir().unwrap();
+        let readings = Readings::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();
+        for (offset, device) in (0..).zip(["a", "b", "damaged"]) {
+            let rows = [row(device, 0, 0, offset)];
+            readings.append(vec![archive(0, offset, offset + 1, &rows)]).await.unwrap();
+        }
+        let snapshot = readings.snapshot().await.unwrap();
+        let files = Arc::clone(&snapshot.snapshot.files);
+        // Files are read in the order of their devices.
+        let damaged = files.iter().find(|file| file.add.stats.as_ref().unwrap().contains("damaged")).unwrap();
+        let table = directory.path().join("readings");
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open(table.join(&damaged.add.path))
+            .unwrap()
+            .set_len(0)
+            .unwrap();
+        let paths = files.iter().map(|file| file.add.path.clone()).collect();
+        rewrite(snapshot, "1970-01-01".to_owned(), paths, 1).await.unwrap_err();
+        let stored = std::fs::read_dir(table.join("ingest_date=1970-01-01")).unwrap();
+        assert_eq!(stored.count(), 3);
+    }
 }

@@ -1,8 +1,11 @@
 //! Replacing views atomically, in a real directory.
 
-use arrow::array::{AsArray, DictionaryArray, Float64Array, Int64Array, RecordBatch};
+use arrow::array::{AsArray, BinaryArray, DictionaryArray, Float64Array, Int64Array, RecordBatch};
 use arrow::datatypes::{DataType, Field, Int32Type, Int64Type};
 use datafusion::prelude::{col, lit};
+use futures::FutureExt;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use wye_domain::ErrorKind;
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::text_type;
@@ -93,6 +96,24 @@ async fn a_commit_replaces_views_and_horizon_at_once() {
     assert_eq!((history[1].run.windows, history[1].horizon.offset(KafkaPartition(0))), (2, Offset(10)));
     assert!(history[0].committed >= history[1].committed && history[1].committed > Micros::EPOCH);
     assert_eq!(views.history(1).await.unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_whose_write_was_cancelled_has_no_files() {
+    let (_directory, views) = new_views();
+    let schema = Arc::new(Schema::new(vec![Field::new("sketch", DataType::Binary, false)]));
+    // More than a file holds, so that the writer waits for the store.
+    let mut bytes = vec![0; 65 << 20];
+    StdRng::seed_from_u64(1).fill(&mut bytes[..]);
+    let large = BinaryArray::from(vec![bytes.as_slice()]);
+    let large = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(large)]).unwrap();
+    let small = BinaryArray::from(vec![&b"small"[..]]);
+    let small = RecordBatch::try_new(Arc::clone(&schema), vec![Arc::new(small)]).unwrap();
+    let mut writer = views.writer(&schema).unwrap();
+    writer.write(&small).await.unwrap();
+    assert!(writer.write(&large).now_or_never().is_none());
+    assert!(writer.write(&small).await.is_err());
+    assert!(writer.finish().await.is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]

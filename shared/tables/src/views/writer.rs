@@ -35,6 +35,8 @@ pub struct ViewWriter {
     format: FileFormat,
     open: Option<FileWriter>,
     finished: Vec<ViewFile>,
+    /// Whether rows are being written. It stays so when [`ViewWriter::write`] fails or is dropped before it ends.
+    writing: bool,
     hold: Arc<Hold>,
 }
 
@@ -42,14 +44,17 @@ impl ViewWriter {
     pub(super) fn new(log: DeltaLog, schema: SchemaRef) -> Self {
         let (hold, properties) = (log.hold(), view_properties(&schema));
         let format = FileFormat { schema, properties, table_partition: None };
-        Self { log, format, open: None, finished: Vec::new(), hold }
+        Self { log, format, open: None, finished: Vec::new(), writing: false, hold }
     }
 
     /// Encodes rows, and stores completed parts. This is mostly CPU work, so call it on a thread for computations.
     ///
     /// # Errors
-    /// [`TablesError::Encode`] when the rows do not have the writer's columns, or a file cannot be stored.
+    /// [`TablesError::Encode`] when the rows do not have the writer's columns, or a file cannot be stored. After an error,
+    /// or when the returned future is dropped before it ends, rows are missing: all later calls fail.
     pub async fn write(&mut self, rows: &RecordBatch) -> Result<(), TablesError> {
+        self.check_complete()?;
+        self.writing = true;
         let file = match self.open.take() {
             Some(file) => file,
             None => FileWriter::new(self.log.clone(), self.format.clone())?,
@@ -57,20 +62,32 @@ impl ViewWriter {
         let file = file.write(rows).await?;
         if file.size() < BYTES_PER_FILE {
             self.open = Some(file);
-            return Ok(());
+        } else {
+            self.complete(file).await?;
         }
-        self.complete(file).await
+        self.writing = false;
+        Ok(())
     }
 
     /// Completes the last file, and returns all files for the commit.
     ///
     /// # Errors
-    /// [`TablesError::Encode`] when the file cannot be stored.
+    /// [`TablesError::Encode`] when the file cannot be stored, or rows are missing.
     pub async fn finish(mut self) -> Result<Vec<ViewFile>, TablesError> {
+        self.check_complete()?;
         if let Some(file) = self.open.take().filter(|file| file.rows() > 0) {
             self.complete(file).await?;
         }
         Ok(self.finished)
+    }
+
+    /// Whether the files have all rows so far.
+    fn check_complete(&self) -> Result<(), TablesError> {
+        if self.writing {
+            let source = "rows are missing, since an earlier write has failed or was cancelled".into();
+            return Err(TablesError::Encode { table: self.log.table(), source });
+        }
+        Ok(())
     }
 
     async fn complete(&mut self, file: FileWriter) -> Result<(), TablesError> {
