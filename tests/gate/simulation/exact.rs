@@ -47,6 +47,14 @@ impl ExactSum {
     }
 }
 
+/// Whether a quantile sketch promises its precision for all of these values: they may be 17 orders of magnitude apart.
+pub(crate) fn is_within_sketch(values: &[f64]) -> bool {
+    let sizes = values.iter().map(|value| value.abs()).filter(|size| *size > 0.0);
+    let (least, most) =
+        sizes.fold((f64::INFINITY, 0.0), |(least, most), size| (size.min(least), size.max(most)));
+    most / 1e17 <= least
+}
+
 /// The value at the rank `ceil(q * n)` in ascending order.
 pub(crate) fn quantile(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
