@@ -1,5 +1,5 @@
 //! A deterministic simulation of all layers, for `equivalence.rs`: the layers' own decisions and computations run, and only
-//! the log, the tables and the clock are in memory. Nothing runs at the same time; which process goes on next, how far it
+//! the log, the tables and the clock are in memory. Nothing runs at the same time; which process takes the next step, how far it
 //! gets, and whether it crashes then, is a step of a history.
 //!
 //! Reading order: a seed makes a history ([`steps`]); the world carries it out ([`world`]) on a log ([`log`]) with the

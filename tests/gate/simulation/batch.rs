@@ -93,7 +93,7 @@ impl BatchProcess {
         self.run.is_none()
     }
 
-    /// Starts a run, or goes on with it, as far as the budget goes.
+    /// Starts a run, or continues it, until the budget is used.
     pub(crate) fn work(&mut self, around: &mut Surroundings<'_>, budget: &mut Budget) -> Result<()> {
         if self.run.is_none() {
             if !budget.take() {
@@ -133,7 +133,7 @@ impl BatchProcess {
 }
 
 impl Underway {
-    /// Whether the run goes on.
+    /// Whether the run continues.
     fn carry_out(
         &mut self,
         effect: RunEffect,

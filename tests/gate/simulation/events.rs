@@ -54,7 +54,7 @@ pub(crate) enum Event {
     ViewWaited,
     /// Realtime views were deleted before it has read them.
     ServingOvertakenByTrim,
-    /// While the history goes on.
+    /// Before the end of the history.
     CompleteAnswer,
     CompleteAnswerInTheEnd,
     /// An incomplete answer, compared with what it covers.

@@ -84,7 +84,7 @@ pub(crate) struct KafkaPartition {
     pub(crate) readings: Topic<Entry>,
     pub(crate) views: Topic<ViewRecord>,
     pub(crate) control: Topic<Vec<u8>>,
-    /// Whether the next record of `realtime-views` is written so that nobody can decode it.
+    /// Whether the next record of `realtime-views` is written so that no reader can decode it.
     pub(crate) is_damaging: bool,
     /// Whether some record of `realtime-views` does not decode.
     pub(crate) is_damaged: bool,

@@ -273,7 +273,7 @@ impl Process {
         }
     }
 
-    /// One step of the owner; whether all its effects were carried out and it goes on.
+    /// One step of the owner; whether all its effects were carried out and it continues.
     fn step(
         &mut self,
         log: &mut KafkaPartition,

@@ -45,9 +45,9 @@ pub(crate) enum Action {
     Hole,
     /// So many seconds pass.
     Wait(i64),
-    /// A process takes the Kafka partition over, or goes on with it.
+    /// A process takes the Kafka partition over, or continues with it.
     TakeOver(Slot, Extent),
-    /// A process claims the Kafka partition, another one that owns it works on, and the first goes on.
+    /// A process claims the Kafka partition, another one that owns it works on, and the first continues.
     Overlap(Slot, Task, Extent),
     /// The owners and a serving process bring everything into answers, and these are compared.
     CatchUp(Slot),
@@ -59,7 +59,7 @@ pub(crate) enum Action {
     Deploy(usize),
     /// The archiver archives.
     Archive,
-    /// A batch run starts, or goes on.
+    /// A batch run starts, or continues.
     Batch(Slot, Extent),
     /// A batch run crashes.
     CrashBatch(Slot),
@@ -106,7 +106,7 @@ pub(crate) enum Task {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Extent {
     All,
-    /// It stops after so many effects and goes on later.
+    /// It stops after so many effects and continues later.
     Paused(usize),
     /// It crashes after so many effects.
     Crashed(usize),

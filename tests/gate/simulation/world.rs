@@ -194,7 +194,7 @@ impl World {
         let newest = self.newest(p);
         let slot = if who == Who::Owner { newest } else { 1 - newest };
         if !self.speed[p][slot].is_owning() {
-            // A process that goes on with taking over, or somebody who finds that nobody owns the Kafka partition.
+            // A process that continues a takeover, or one that finds that the Kafka partition has no owner.
             let is_wanted = who == Who::Owner && random.random_bool(0.5);
             return if is_wanted { self.take_over(random, p, slot, extent) } else { Ok(()) };
         }
@@ -231,7 +231,7 @@ impl World {
         Ok(())
     }
 
-    /// Whatever is under way goes on until answers hold everything.
+    /// Everything in progress continues until the answers contain all readings.
     fn catch_up(&mut self, random: &mut StdRng, slot: Slot) -> Result<()> {
         for p in 0..self.log.len() {
             // An owner may find that it is replaced or overtaken.
