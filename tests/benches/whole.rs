@@ -61,7 +61,7 @@ impl Figures {
 
 /// The memory of `wye up` with nothing to do.
 fn idle(figures: &mut Figures) -> Result<()> {
-    let site = Site::new()?;
+    let site = Site::alone()?;
     let mut server = site.up()?;
     server.ready()?;
     let mut largest: f64 = 0.0;
@@ -78,7 +78,7 @@ fn load_and_batch(figures: &mut Figures) -> Result<()> {
         println!("../shared/datasets/beijing-multisite is absent: all other figures are skipped");
         return Ok(());
     };
-    let mut site = Site::new()?;
+    let mut site = Site::alone()?;
     site.configure("[batch]\ninterval = \"0s\"\n")?;
     let mut server = site.up()?;
     let api = server.ready()?;

@@ -108,7 +108,7 @@ fn valid_json() -> Vec<Vec<u8>> {
 #[test]
 fn hostile_bodies_over_http() -> Result<()> {
     let mut hostile = Hostile::new(seed()?, valid_json());
-    let mut site = Site::new()?;
+    let mut site = Site::alone()?;
     let attack = Attack::start(&mut site)?;
     let mut sent = 0;
     for (what, body) in hostile::shaped_json() {
@@ -157,7 +157,7 @@ fn answered(attack: &Attack, content_type: &str, encoding: Option<&str>, body: &
 #[test]
 fn hostile_messages_in_the_topic() -> Result<()> {
     let mut hostile = Hostile::new(seed()?, valid_json());
-    let mut site = Site::new()?;
+    let mut site = Site::alone()?;
     let attack = Attack::start(&mut site)?;
     let mut bodies: Vec<Vec<u8>> = hostile::shaped_json().into_iter().map(|(_, body)| body).collect();
     bodies.extend((0..2 * DAMAGED).map(|_| hostile.next_body()));
@@ -193,7 +193,7 @@ fn write_messages(servers: &str, bodies: &[Vec<u8>]) -> Result<()> {
 
 #[test]
 fn hostile_statements() -> Result<()> {
-    let mut site = Site::new()?;
+    let mut site = Site::alone()?;
     let attack = Attack::start(&mut site)?;
     let statements = hostile::shaped_sql();
     let (mut computed, mut refused, mut cut_off) = (0, 0, 0);
@@ -220,7 +220,7 @@ fn hostile_statements() -> Result<()> {
 /// Eight clients send a large query and disconnect at once, repeatedly. A small query is answered at the same time.
 #[test]
 fn clients_that_disconnect() -> Result<()> {
-    let mut site = Site::new()?;
+    let mut site = Site::alone()?;
     let attack = Attack::start(&mut site)?;
     let heavy = json!({"sql": "SELECT sum(a.value * b.value) FROM generate_series(1, 1000000) a, generate_series(1, 1000000) b"})
         .to_string();
@@ -260,7 +260,7 @@ fn cpu_ticks(process: u32) -> Result<u64> {
 #[test]
 fn hostile_connections() -> Result<()> {
     let mut random = Hostile::new(seed()?, vec![b"POST /v1/readings HTTP/1.1\r\nHost: wye\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}".to_vec()]);
-    let mut site = Site::new()?;
+    let mut site = Site::alone()?;
     let attack = Attack::start(&mut site)?;
     let kafka = std::fs::read_to_string(site.data_dir().join("kafka.addr"))?.trim().to_owned();
     let mut open = Vec::new();

@@ -8,7 +8,7 @@
 //! that lag behind. An answer that says that it is complete is compared at any time, and every other one with what it says
 //! that it covers: numbers, sketches, validity, confidence and state.
 //!
-//! `WYE_TEST_HISTORIES` says how many histories (2,000 without it), `WYE_TEST_SEED` the first seed. A failure names its
+//! `WYE_TEST_HISTORIES` says how many histories (10,000 without it), `WYE_TEST_SEED` the first seed. A failure names its
 //! seed, and the steps of a short history that fails. A long run shows its progress:
 //!
 //! ```text
@@ -32,7 +32,7 @@ use crate::simulation::layers::Plans;
 use crate::simulation::shrink;
 use crate::simulation::versions::VERSIONS;
 
-const HISTORIES: u64 = 2_000;
+const HISTORIES: u64 = 10_000;
 /// How often the progress of a long run is shown.
 const PROGRESS: Duration = Duration::from_secs(30);
 

@@ -171,7 +171,7 @@ fn send(url: &str, line: &str, body: &[u8]) -> Result<(u16, String)> {
 
 #[test]
 fn current_is_answered_during_hostile_connections() -> Result<()> {
-    let mut site = Site::new()?;
+    let mut site = Site::alone()?;
     site.configure("[http]\nmax_connections = 300\nidle_timeout = \"3s\"\nstall_timeout = \"3s\"\n")?;
     let mut server = site.up()?;
     let api = server.ready()?;

@@ -15,4 +15,5 @@ pub mod oracle;
 pub mod process;
 pub mod setting;
 pub mod site;
+pub mod turn;
 pub mod wait;

@@ -5,7 +5,6 @@ use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,15 +12,13 @@ use tempfile::TempDir;
 
 use crate::api::Api;
 use crate::process::{Process, Signal};
+use crate::turn::Turn;
 use crate::wait;
 
 /// How long `wye up` may take to be ready, also after a crash.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How long `wye up` may take to end.
 const STOP_WITHIN: Duration = Duration::from_secs(60);
-
-/// Tests of the whole program run one after the other: each needs the whole machine.
-static TURN: Mutex<()> = Mutex::new(());
 
 /// A data directory and the program that uses it. It is removed at the end, unless [`Site::keep`] is called.
 #[derive(Debug)]
@@ -34,7 +31,7 @@ pub struct Site {
     /// The data directory's name below `root`.
     name: &'static str,
     started: Rc<Cell<usize>>,
-    _turn: Rc<MutexGuard<'static, ()>>,
+    _turn: Rc<Turn>,
 }
 
 /// A running `wye up`. Dropping it kills the process (`kill -9`).
@@ -46,12 +43,23 @@ pub struct Server {
 }
 
 impl Site {
-    /// A new site. Waits until no other test of this binary has one.
+    /// A new site. Waits while two other tests of this binary have one.
     ///
     /// # Errors
     /// When the program is not built, or the directory cannot be created.
     pub fn new() -> Result<Self> {
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::in_turn(Turn::shared())
+    }
+
+    /// A new site for a test that measures how long something takes. Waits until no other test of this binary has one.
+    ///
+    /// # Errors
+    /// As [`Site::new`].
+    pub fn alone() -> Result<Self> {
+        Self::in_turn(Turn::alone())
+    }
+
+    fn in_turn(turn: Turn) -> Result<Self> {
         let directory =
             tempfile::Builder::new().prefix("wye-test.").tempdir().context("create a directory")?;
         Ok(Self {

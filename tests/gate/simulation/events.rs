@@ -40,6 +40,8 @@ pub(crate) enum Event {
     CutAnswered,
     /// The owner has not read so far.
     CutAnsweredAhead,
+    /// The rows of an incomplete flush, which the owner has taken over, reach further than it has read.
+    CutAnsweredInsideIncompleteFlush,
     Pinned,
     BatchCommitted,
     BatchViewKept,
@@ -120,6 +122,7 @@ impl Event {
         Self::CutRequested,
         Self::CutAnswered,
         Self::CutAnsweredAhead,
+        Self::CutAnsweredInsideIncompleteFlush,
         Self::Pinned,
         Self::BatchCommitted,
         Self::BatchViewKept,

@@ -98,6 +98,8 @@ pub(crate) struct KafkaPartition {
     newest_claim: Option<i64>,
     /// The newest claim in `realtime-views`.
     newest_marker: Option<i64>,
+    /// The offset of the newest record in `control` by which a batch run has pinned an epoch start.
+    newest_pin: Option<i64>,
     /// The horizons in `control`, each with its offset there.
     horizons: Vec<(i64, i64)>,
     notes: Notes,
@@ -160,6 +162,7 @@ impl KafkaPartition {
             owned_by: None,
             newest_claim: None,
             newest_marker: None,
+            newest_pin: None,
             horizons: Vec::new(),
             notes: notes.clone(),
         }
@@ -204,6 +207,7 @@ impl KafkaPartition {
             ControlAbout::Epoch { generation, start, answers } => {
                 if generation.is_none() {
                     self.count(Event::Pinned);
+                    self.newest_pin = Some(offset);
                 }
                 if generation.is_none() || generation >= self.newest_claim {
                     self.starts.insert(start);
@@ -229,6 +233,12 @@ impl KafkaPartition {
             TopicName::Control if self.control.trim(before) => self.count(Event::ControlTrimmed),
             TopicName::Readings | TopicName::RealtimeViews | TopicName::Control => {}
         }
+    }
+
+    /// Whether the owner of a generation may find a start inside of what its rows hold: a batch run has pinned one, or a
+    /// newer owner has announced one.
+    pub(crate) fn may_overtake(&self, generation: i64) -> bool {
+        self.newest_pin.max(self.newest_claim) > Some(generation)
     }
 
     /// The newest horizon that `control` says below an offset of it.

@@ -79,6 +79,8 @@ pub(crate) struct Sender {
     pub(crate) earliest: i64,
     /// Whether some producer sends devices to any Kafka partition.
     pub(crate) is_spread: bool,
+    /// How probable it is that a reading was sent before.
+    pub(crate) resent: f64,
 }
 
 impl Sender {
@@ -99,7 +101,7 @@ impl Sender {
         let count = random.random_range(1..7);
         let mut readings = Vec::with_capacity(count);
         for nth in 0..count {
-            let again = if random.random_bool(0.2) { recent_reading(random, sent) } else { None };
+            let again = if random.random_bool(self.resent) { recent_reading(random, sent) } else { None };
             let mut reading = again.unwrap_or_else(|| self.fresh(random, sent.end() * 10 + nth as i64));
             reading.is_refused = self.refuses(&reading);
             readings.push(reading);

@@ -22,6 +22,8 @@ pub(crate) struct Process {
     crash_now: Option<Event>,
     /// The next record of `control` that it reads as an owner.
     next_control: i64,
+    /// What the rows that it has taken over reach to, where that is past its position.
+    rows_through: i64,
     /// In how many records it writes the rows of a flush.
     pub(crate) records: usize,
     /// Whether the log deletes what it is asked to.
@@ -77,6 +79,7 @@ impl Process {
             effects: VecDeque::new(),
             crash_now: None,
             next_control: 0,
+            rows_through: 0,
             records: 1,
             does_trim: true,
         }
@@ -167,6 +170,10 @@ impl Process {
                 records.for_each(|(offset, record)| takeover.view(offset, &record.payload));
                 let (mut owner, recovered) =
                     takeover.owner(rules, (log.number, generation), log.readings.low());
+                self.rows_through = match recovered {
+                    Recovered::ResumedInsideIncompleteFlush { through } => through,
+                    Recovered::Resumed | Recovered::Rebuilt => 0,
+                };
                 self.count_recovery(recovered, log);
                 let horizon = log.horizon_before(generation);
                 log.note(|| format!("the owner of generation {generation} resumes at {}", owner.next()));
@@ -205,7 +212,7 @@ impl Process {
     fn count_recovery(&self, recovered: Recovered, log: &mut KafkaPartition) {
         log.count(match recovered {
             Recovered::Resumed => Event::Resumed,
-            Recovered::ResumedInsideIncompleteFlush => Event::ResumedInsideIncompleteFlush,
+            Recovered::ResumedInsideIncompleteFlush { .. } => Event::ResumedInsideIncompleteFlush,
             Recovered::Rebuilt => Event::Rebuilt,
         });
         let version = self.version;
@@ -280,7 +287,7 @@ impl Process {
         input: &OwnerInput<'_>,
         budget: &mut Budget,
     ) -> Result<bool> {
-        let Stage::Owning { owner, .. } = &mut self.stage else { return Ok(false) };
+        let Stage::Owning { generation, owner } = &mut self.stage else { return Ok(false) };
         match owner.step(*input, self.records) {
             Ok(effects) => self.effects.extend(effects),
             Err(Ended::Fenced) => {
@@ -291,6 +298,10 @@ impl Process {
             }
             Err(Ended::Overtaken) => {
                 log.note(|| "the owner is overtaken".to_owned());
+                ensure!(
+                    log.may_overtake(*generation),
+                    "HOR-1: an owner is overtaken, and nobody else has pinned or claimed since its claim"
+                );
                 log.count(Event::Overtaken);
                 self.stop();
                 return Ok(false);
@@ -331,10 +342,13 @@ impl Process {
 
     fn append_control(&mut self, log: &mut KafkaPartition, payload: Vec<u8>, about: ControlAbout) {
         log.append_control(payload, about);
-        if let (ControlAbout::Epoch { start, answers: true, .. }, Some(next)) = (about, self.next())
-            && start > next
-        {
-            log.count(Event::CutAnsweredAhead);
+        if let (ControlAbout::Epoch { start, answers: true, .. }, Some(next)) = (about, self.next()) {
+            if start > next {
+                log.count(Event::CutAnsweredAhead);
+            }
+            if self.rows_through > next {
+                log.count(Event::CutAnsweredInsideIncompleteFlush);
+            }
         }
     }
 

@@ -3,6 +3,8 @@
 
 use std::fmt;
 
+use rand::distr::Distribution;
+use rand::distr::weighted::WeightedIndex;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -20,6 +22,8 @@ pub(crate) struct Setup {
     pub(crate) is_spread: bool,
     /// Whether records are damaged on their way into the log.
     pub(crate) is_damaged: bool,
+    /// How probable it is that a reading was sent before.
+    pub(crate) resent: f64,
     /// The version that the processes start with.
     pub(crate) version: usize,
     /// How probable it is that a step ends with a pause or a crash.
@@ -116,7 +120,7 @@ pub(crate) enum Extent {
 pub(crate) fn history(seed: u64) -> (Setup, Vec<Step>) {
     let mut random = StdRng::seed_from_u64(seed);
     let setup = Setup {
-        kafka_partitions: random.random_range(1..=3),
+        kafka_partitions: [1, 1, 2, 3][random.random_range(0..4)],
         duplicate_window: if random.random_bool(0.6) {
             30 * DAY
         } else {
@@ -125,64 +129,145 @@ pub(crate) fn history(seed: u64) -> (Setup, Vec<Step>) {
         accepts_early: random.random_bool(0.5),
         is_spread: random.random_bool(0.12),
         is_damaged: random.random_bool(0.25),
+        resent: [0.05, 0.2, 0.5][random.random_range(0..3)],
         version: random.random_range(0..VERSIONS.len()),
         // Some histories have no crashes and no pauses, so that long undisturbed ones are among them too.
         disturbance: [0.0, 0.2, 0.5][random.random_range(0..3)],
     };
-    let deploys = random.random_bool(0.5);
+    let mix = Mix::new(&mut random, &setup);
     let count = random.random_range(10..80);
     let mut steps = Vec::with_capacity(count);
-    while steps.len() < count {
+    for _ in 0..count {
         let kafka_partition = random.random_range(0..setup.kafka_partitions);
-        let Some(action) = action(&mut random, setup.disturbance) else { continue };
-        let is_possible = match action {
-            Action::Deploy(_) => deploys,
-            Action::Damage | Action::LaterControlRecord => setup.is_damaged,
-            _ => true,
-        };
-        if is_possible {
-            steps.push(Step { kafka_partition, action, seed: random.random() });
-        }
+        let action = mix.action(&mut random, setup.disturbance);
+        steps.push(Step { kafka_partition, action, seed: random.random() });
     }
     (setup, steps)
 }
 
-fn action(random: &mut StdRng, disturbance: f64) -> Option<Action> {
-    let slot = random.random_range(0..2);
-    let extent = extent(random, disturbance);
-    let who = if random.random_bool(0.75) { Who::Owner } else { Who::Replaced };
-    Some(match random.random_range(0..1_000) {
-        0..180 => Action::Send(random.random_range(1..4)),
-        180..190 => Action::Hole,
-        190..210 => Action::Wait(random.random_range(1..60)),
-        210..215 => Action::Wait(random.random_range(60..4_000)),
-        215..510 => Action::Work(who, task(random), extent),
-        510..540 => Action::TakeOver(slot, extent),
-        540..550 => Action::Overlap(slot, task(random), extent),
-        550..558 if disturbance > 0.0 => Action::Crash(slot),
-        558..568 => Action::Deploy(random.random_range(0..VERSIONS.len())),
-        568..630 => Action::Archive,
-        630..720 => Action::Batch(slot, extent),
-        720..726 if disturbance > 0.0 => Action::CrashBatch(slot),
-        726..820 => Action::Tail(slot, extent),
-        820..860 => Action::AskEnds(slot),
-        860..900 => Action::LookForView(slot),
-        900..906 => Action::RestartServing(slot),
-        906..950 => Action::Compare(slot),
-        950..980 => Action::CatchUp(slot),
-        980..985 => Action::Damage,
-        985..987 => Action::LaterControlRecord,
-        _ => return None,
-    })
+/// The kinds of actions.
+#[derive(Clone, Copy)]
+enum Kind {
+    Send,
+    Hole,
+    Wait,
+    LongWait,
+    Work,
+    TakeOver,
+    Overlap,
+    Crash,
+    Deploy,
+    Archive,
+    Batch,
+    CrashBatch,
+    Tail,
+    AskEnds,
+    LookForView,
+    RestartServing,
+    Compare,
+    CatchUp,
+    Damage,
+    LaterControlRecord,
 }
 
-fn task(random: &mut StdRng) -> Task {
-    match random.random_range(0..100) {
-        0..40 => Task::Read(random.random_range(1..8)),
-        40..64 => Task::Flush,
-        64..76 => Task::Epoch,
-        _ => Task::Listen,
+/// How often each kind happens in an ordinary history, beside the others.
+const KINDS: [(Kind, f64); 20] = [
+    (Kind::Send, 180.0),
+    (Kind::Hole, 10.0),
+    (Kind::Wait, 20.0),
+    (Kind::LongWait, 5.0),
+    (Kind::Work, 295.0),
+    (Kind::TakeOver, 30.0),
+    (Kind::Overlap, 10.0),
+    (Kind::Crash, 8.0),
+    (Kind::Deploy, 10.0),
+    (Kind::Archive, 62.0),
+    (Kind::Batch, 90.0),
+    (Kind::CrashBatch, 6.0),
+    (Kind::Tail, 94.0),
+    (Kind::AskEnds, 40.0),
+    (Kind::LookForView, 40.0),
+    (Kind::RestartServing, 6.0),
+    (Kind::Compare, 44.0),
+    (Kind::CatchUp, 30.0),
+    (Kind::Damage, 5.0),
+    (Kind::LaterControlRecord, 2.0),
+];
+
+/// How often each task happens in an ordinary history, beside the others.
+const TASKS: [(Task, f64); 4] =
+    [(Task::Read(0), 40.0), (Task::Flush, 24.0), (Task::Epoch, 12.0), (Task::Listen, 24.0)];
+
+/// How often each kind and each task happens in one history. Most histories differ much from the ordinary one: what is rare
+/// with all kinds together is frequent without some of them. Source: Groce et al., "Swarm Testing", ISSTA 2012.
+struct Mix {
+    kinds: WeightedIndex<f64>,
+    tasks: WeightedIndex<f64>,
+}
+
+impl Mix {
+    fn new(random: &mut StdRng, setup: &Setup) -> Self {
+        let is_ordinary = random.random_bool(0.3);
+        let deploys = random.random_bool(0.5);
+        let mut factor = || if is_ordinary { 1.0 } else { [0.0, 0.3, 1.0, 3.0][random.random_range(0..4)] };
+        let kinds = KINDS.map(|(kind, weight)| {
+            let is_possible = match kind {
+                Kind::Deploy => deploys,
+                Kind::Damage | Kind::LaterControlRecord => setup.is_damaged,
+                Kind::Crash | Kind::CrashBatch => setup.disturbance > 0.0,
+                _ => true,
+            };
+            match kind {
+                // Without these nothing happens.
+                Kind::Send | Kind::Work => weight * f64::max(factor(), 0.3),
+                _ if is_possible => weight * factor(),
+                _ => 0.0,
+            }
+        });
+        let tasks = TASKS.map(|(_, weight)| weight * f64::max(factor(), 0.3));
+        Self { kinds: weighted(&kinds), tasks: weighted(&tasks) }
     }
+
+    fn action(&self, random: &mut StdRng, disturbance: f64) -> Action {
+        let slot = random.random_range(0..2);
+        let extent = extent(random, disturbance);
+        match KINDS[self.kinds.sample(random)].0 {
+            Kind::Send => Action::Send(random.random_range(1..4)),
+            Kind::Hole => Action::Hole,
+            Kind::Wait => Action::Wait(random.random_range(1..60)),
+            Kind::LongWait => Action::Wait(random.random_range(60..4_000)),
+            Kind::Work => {
+                let who = if random.random_bool(0.75) { Who::Owner } else { Who::Replaced };
+                Action::Work(who, self.task(random), extent)
+            }
+            Kind::TakeOver => Action::TakeOver(slot, extent),
+            Kind::Overlap => Action::Overlap(slot, self.task(random), extent),
+            Kind::Crash => Action::Crash(slot),
+            Kind::Deploy => Action::Deploy(random.random_range(0..VERSIONS.len())),
+            Kind::Archive => Action::Archive,
+            Kind::Batch => Action::Batch(slot, extent),
+            Kind::CrashBatch => Action::CrashBatch(slot),
+            Kind::Tail => Action::Tail(slot, extent),
+            Kind::AskEnds => Action::AskEnds(slot),
+            Kind::LookForView => Action::LookForView(slot),
+            Kind::RestartServing => Action::RestartServing(slot),
+            Kind::Compare => Action::Compare(slot),
+            Kind::CatchUp => Action::CatchUp(slot),
+            Kind::Damage => Action::Damage,
+            Kind::LaterControlRecord => Action::LaterControlRecord,
+        }
+    }
+
+    fn task(&self, random: &mut StdRng) -> Task {
+        match TASKS[self.tasks.sample(random)].0 {
+            Task::Read(_) => Task::Read(random.random_range(1..8)),
+            other => other,
+        }
+    }
+}
+
+fn weighted(weights: &[f64]) -> WeightedIndex<f64> {
+    WeightedIndex::new(weights).expect("sending and working are always possible")
 }
 
 fn extent(random: &mut StdRng, disturbance: f64) -> Extent {

@@ -144,6 +144,7 @@ impl World {
             now: self.now,
             earliest: layers::earliest(self.setup.accepts_early),
             is_spread: self.setup.is_spread,
+            resent: self.setup.resent,
         };
         for _ in 0..count {
             // Readings are mostly sent again where they were sent before.

@@ -77,7 +77,10 @@ pub(crate) fn claim_marker(generation: i64) -> (Vec<u8>, ViewAbout) {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Recovered {
     Resumed,
-    ResumedInsideIncompleteFlush,
+    /// Rows of an incomplete flush reach to a readings offset past the position.
+    ResumedInsideIncompleteFlush {
+        through: i64,
+    },
     Rebuilt,
 }
 
@@ -110,10 +113,12 @@ impl Takeover {
         let taken = decide(claimed, rules.0.plans.fingerprint());
         let recovered = match taken.recovery {
             Recovery::Rebuild { .. } => Recovered::Rebuilt,
-            Recovery::Resume { position, .. } if taken.rows_through > Some(position) => {
-                Recovered::ResumedInsideIncompleteFlush
-            }
-            Recovery::Resume { .. } => Recovered::Resumed,
+            Recovery::Resume { position, .. } => match taken.rows_through {
+                Some(Offset(through)) if through > position.0 => {
+                    Recovered::ResumedInsideIncompleteFlush { through }
+                }
+                _ => Recovered::Resumed,
+            },
         };
         (Owner(owner::Owner::new(&rules.0, KafkaPartition(kafka_partition), taken)), recovered)
     }
