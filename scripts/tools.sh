@@ -11,16 +11,23 @@ wanted=(cargo-deny@0.20.2 cargo-machete@0.9.2)
 
 installed() { "$tools/bin/${1%@*}" --version 2>/dev/null | grep -qwF "${1#*@}"; }
 
+# Without optimisation: they run for seconds, so their build takes most of the time.
+install_tool() { # install_tool NAME@VERSION
+    say "building $1 ..."
+    env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 nice -n 19 cargo install --quiet --locked --debug --no-track --force \
+        --root "$tools" --target-dir "$tools/build/${1%@*}" "$1" </dev/null >&2
+}
+
+# All at the same time.
 install_tools() {
-    local tool build="$tools/build"
+    local tool pid pids=()
     for tool in "${wanted[@]}"; do
         installed "$tool" && continue
-        say "building $tool ..."
-        # Without optimisation: they run for seconds, so their build takes most of the time.
-        env -u CARGO_TARGET_DIR CARGO_PROFILE_DEV_DEBUG=0 \
-            nice -n 19 cargo install --quiet --locked --debug --root "$tools" --target-dir "$build" "$tool" </dev/null >&2
+        install_tool "$tool" &
+        pids+=($!)
     done
-    rm -rf "$build"
+    for pid in "${pids[@]}"; do wait "$pid"; done
+    rm -rf "$tools/build"
 }
 
 once tools install_tools
