@@ -1,6 +1,9 @@
-//! How long a batch run takes: `batch_run [READINGS [DIR]]` over generated hourly readings of 10 devices with 11 metrics,
-//! so that every reading has a window of its own. DIR has the tables, such as those of a stopped `wye up`; readings
-//! that are there are used as they are, and the views are replaced. It needs no Kafka, since it uses tables only.
+//! How long a batch run takes, and how much memory: `batch_run [READINGS [LAYOUT [DIR]]]`. DIR has the tables, such as those
+//! of a stopped `wye up`; readings that are there are used as they are, and the views are replaced. It needs no Kafka, since
+//! it uses tables only. Layouts of generated readings:
+//!
+//! - `stations`: 10 devices with 11 metrics, hourly, as a file of each device is loaded; every reading has a window of its own.
+//! - `fleet`: 4,000 devices, every 10 s, in the order of their times, as a live fleet reports; each append has all devices.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 
@@ -38,19 +41,25 @@ const APPEND: i64 = 1_000_000;
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let scratch = tempfile::tempdir()?;
-    let root = TableRoot::directory(arguments.get(1).map_or(scratch.path(), Path::new))?;
+    let root = TableRoot::directory(arguments.get(2).map_or(scratch.path(), Path::new))?;
     let readings = Readings::open(&root).await?;
     if readings.snapshot().await?.readings() == 0 {
         let wanted = arguments.first().map_or(Ok(3_800_000), |text| text.parse())?;
         let begin = Instant::now();
-        fill(&readings, wanted).await?;
+        match arguments.get(1).map(String::as_str) {
+            None | Some("stations") => fill_with_stations(&readings, wanted).await?,
+            Some("fleet") => fill_with_fleet(&readings, wanted).await?,
+            Some(other) => anyhow::bail!("{other:?} is not a layout; write stations or fleet"),
+        }
         println!("generated {wanted} readings in {:.2} s", begin.elapsed().as_secs_f64());
     }
     let plans = Arc::new(MetricPlans::new(Vec::new(), Arc::new(Registry::default()))?);
     let expectations = Arc::new(Expectations::new(&plans)?);
     let compute = Compute::new()?;
     let views = BatchViews::open(&root)?;
-    for _ in 0..5 {
+    let mut windows_per_reading = 1.0;
+    let runs = if readings.snapshot().await?.readings() > 10_000_000 { 2 } else { 5 };
+    for _ in 0..runs {
         let begin = Instant::now();
         let snapshot = readings.snapshot().await?;
         let previous = views.latest().await?;
@@ -64,11 +73,14 @@ async fn main() -> Result<()> {
             expectations: Arc::clone(&expectations),
             as_of: None,
             threads: compute.threads(),
+            range_windows: 2_000_000,
+            windows_per_reading,
             progress: None,
         };
         let done = compute.run(recompute(task)).await??;
         let computed = begin.elapsed().as_secs_f64();
         let (rows, windows) = (done.tally.readings, done.windows);
+        windows_per_reading = windows as f64 / rows as f64;
         let expected_version = previous.as_ref().map(|view| view.version());
         let run = RunRecord::default();
         let (schema, files) = (done.schema, done.files);
@@ -82,11 +94,70 @@ async fn main() -> Result<()> {
             view.bytes() as f64 / windows as f64,
         );
     }
+    println!("peak memory {} MiB", peak_memory_mib()?);
+    Ok(())
+}
+
+/// The largest resident memory of this process so far.
+fn peak_memory_mib() -> Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024)
+}
+
+/// Readings in the order of their times.
+async fn fill_with_fleet(readings: &Readings, wanted: i64) -> Result<()> {
+    const DEVICES: i64 = 4_000;
+    const INTERVAL: Span = Span::from_secs(10);
+    /// Readings of each device in one append.
+    const SLICE: i64 = 12;
+    let mut next = [Offset::START; KAFKA_PARTITIONS as usize];
+    for slice in 0..wanted / (DEVICES * SLICE) {
+        let mut batches = Vec::new();
+        for kafka_partition in 0..KAFKA_PARTITIONS {
+            let mut builder = ReadingBatchBuilder::default();
+            let (mut times, mut offsets) = (Vec::new(), Vec::new());
+            let from = next[kafka_partition as usize];
+            let mut offset = from;
+            for tick in slice * SLICE..(slice + 1) * SLICE {
+                let event_time = START + INTERVAL * tick;
+                for device in (kafka_partition..DEVICES).step_by(KAFKA_PARTITIONS as usize) {
+                    let device_id = format!("machine-{device:04}");
+                    let noise = (tick * 7_919 + device * 104_729) % 1_000;
+                    builder.append(&Reading {
+                        device_id: &device_id,
+                        metric: "temperature",
+                        value: noise as f64 / 10.0,
+                        event_time,
+                        sequence: None,
+                        unit: None,
+                        tags: None,
+                    });
+                    times.push((event_time + Span::from_millis(device % 5_000)).0);
+                    offsets.push(offset.0);
+                    offset = offset.next();
+                }
+            }
+            next[kafka_partition as usize] = offset;
+            let mut columns: Vec<ArrayRef> = builder.finish().columns().to_vec();
+            let index = Int32Array::from(vec![0; offsets.len()]);
+            columns.push(Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC")));
+            columns.push(Arc::new(Int64Array::from(offsets)));
+            columns.push(Arc::new(index));
+            batches.push(ArchiveBatch {
+                kafka_partition: KafkaPartition(kafka_partition as i32),
+                offsets: from..offset,
+                readings: vec![RecordBatch::try_new(archive_schema(), columns)?],
+            });
+        }
+        readings.append(batches).await?;
+    }
     Ok(())
 }
 
 /// Readings in the order in which files are loaded: device after device, hour after hour.
-async fn fill(readings: &Readings, wanted: i64) -> Result<()> {
+async fn fill_with_stations(readings: &Readings, wanted: i64) -> Result<()> {
     let hours = wanted / (DEVICES * METRICS.len() as i64);
     let mut next = [Offset::START; KAFKA_PARTITIONS as usize];
     let mut gathered: Vec<Gathered> = (0..KAFKA_PARTITIONS).map(|_| Gathered::default()).collect();

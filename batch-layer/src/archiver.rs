@@ -24,6 +24,7 @@ use wye_runtime::telemetry::KafkaPartitionLabel;
 
 use crate::archiver::destination::Destination;
 use crate::archiver::intake::{Filled, Intake, Start};
+pub(crate) use crate::archiver::letters::LETTERS_PARTITION;
 use crate::archiver::letters::LettersTable;
 use crate::archiver::readings::ReadingsTable;
 use crate::compute::joined;

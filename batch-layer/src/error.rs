@@ -1,5 +1,7 @@
 //! What can go wrong in the batch layer, by operation, and what the caller can do about it.
 
+use std::time::Duration;
+
 use datafusion::error::DataFusionError;
 use wye_domain::ErrorKind;
 use wye_log::LogError;
@@ -35,6 +37,12 @@ pub enum BatchError {
     /// Another batch run committed while this one was computing.
     #[error("another batch run committed first; its views are served, and nothing is lost")]
     AnotherRunFirst(#[source] Box<TablesError>),
+    /// The archiver makes no progress.
+    #[error("nothing was archived for {} s; the warnings say why", waited.as_secs())]
+    NotArchived {
+        /// For so long.
+        waited: Duration,
+    },
     /// The layer is stopping.
     #[error("the batch layer is stopping")]
     Stopping,
@@ -48,7 +56,7 @@ impl BatchError {
             Self::Tables { source, .. } => source.kind(),
             Self::AnotherRunFirst(_) => ErrorKind::Conflict,
             Self::Compute(_) => ErrorKind::Invalid,
-            Self::Threads(_) | Self::Stopping => ErrorKind::Unavailable,
+            Self::Threads(_) | Self::NotArchived { .. } | Self::Stopping => ErrorKind::Unavailable,
         }
     }
 

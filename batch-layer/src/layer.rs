@@ -63,7 +63,7 @@ pub async fn start(
     shutdown: CancellationToken,
 ) -> Result<BatchLayer, BatchError> {
     let archiver = Archiver::open(parts.clone(), settings.archive).await?;
-    let runner = Arc::new(BatchRunner::open(parts, settings.batch.patience).await?);
+    let runner = Arc::new(BatchRunner::open(parts, &settings.batch).await?);
     let (schedule, handle) = Schedule::new(runner, settings.batch);
     let mut tasks = JoinSet::new();
     tasks.spawn(archiver.run(shutdown.clone()));
@@ -90,14 +90,11 @@ impl BatchLayer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::BatchError;
     use crate::report::Outcome;
     use crate::runner::RunOptions;
-    use crate::settings::BatchSettings;
-    use crate::testing::{ARCHIVE, PATIENCE, Site, horizon, soon};
+    use crate::testing::{ARCHIVE, PATIENCE, Site, batch_settings, horizon, soon};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn the_layer_archives_and_runs_on_request_until_the_shutdown() {
@@ -105,11 +102,7 @@ mod tests {
         for second in 0..3 {
             site.reading(1, "a", second, 1.0).await;
         }
-        let batch = BatchSettings {
-            interval: Duration::ZERO,
-            keep_versions: Duration::from_secs(60),
-            patience: PATIENCE * 100,
-        };
+        let batch = batch_settings(PATIENCE * 100);
         let settings = Settings { archive: ARCHIVE, batch };
         let shutdown = CancellationToken::new();
         let layer = start(settings, site.parts(), shutdown.clone()).await.unwrap();

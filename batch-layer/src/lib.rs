@@ -1,6 +1,6 @@
 //! The batch layer: stores every reading permanently, and recomputes every metric from that record.
 //!
-//! Reading order: the [`layer`] starts everything, by its [`settings`]. The [`archiver`] stores the log in the master
+//! Reading order: the [`layer`] starts everything, by its [`settings`]; [`once`] does one piece of work for a command. The [`archiver`] stores the log in the master
 //! dataset. The [`schedule`] says when a batch run starts; a [`run`] decides what it does, as a state machine, and the
 //! [`runner`] carries that out. [`recompute`] reads the readings below the horizon once: [`dedup`] marks repeated
 //! readings, [`fold`] makes summaries, and [`wye_metrics::view_rows`] scores them.
@@ -8,6 +8,7 @@
 //! This layer must not know the speed and serving layers: they share only topics and tables.
 
 pub mod layer;
+pub mod once;
 pub mod settings;
 
 pub mod archiver;

@@ -1,8 +1,9 @@
 //! Computes all views from the readings below a horizon and writes them to files that no reader sees before a commit. Must
 //! not know Kafka's client, nor commit anything.
 //!
-//! `sorted scan → DedupExec` in as many plan partitions as there are threads, each folded on its own; then the rows
-//! are cut into pieces of about the same size, each written on its own.
+//! `sorted scan → DedupExec`, in ranges of devices with about as many readings each. As many ranges as there are threads are
+//! folded at the same time; when one has ended, its rows are written and forgotten. So memory holds the windows of a few
+//! ranges, and those of groups that span devices, which are written at the end.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,13 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::datatypes::SchemaRef;
 use datafusion::common::runtime::SpawnedTask;
-use datafusion::execution::SendableRecordBatchStream;
-use datafusion::physical_plan::{ExecutionPlan, execute_stream_partitioned};
+use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::{SessionConfig, SessionContext};
-use futures::TryStreamExt;
-use futures::future::try_join_all;
+use futures::{StreamExt, TryStreamExt};
 use wye_domain::horizon::Horizon;
 use wye_domain::time::Micros;
+use wye_metrics::confidence::LatenessHistogram;
 use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_metrics::view_rows::ViewSchema;
 use wye_metrics::view_rows::maker::{AsOf, RowMaker};
@@ -29,16 +29,14 @@ use wye_tables::views::{BatchViews, ViewFile};
 use crate::compute::joined;
 use crate::dedup::DedupExec;
 use crate::error::BatchError;
-use crate::fold::{Fold, Folded, Tally, combine};
+use crate::fold::{Fold, Folded, Share, Shared, Tally};
 
 /// Rows of one batch that is read.
 const ROWS_READ: usize = 32 * 1024;
 /// Rows of one batch that is encoded.
 const ROWS_WRITTEN: usize = 32 * 1024;
-/// More than one, since plan partitions are not of one size.
-const FILES_PER_THREAD: usize = 2;
-/// Below this many rows a part is not worth a file of its own.
-const LEAST_ROWS: usize = 128 * 1024;
+/// Rows that are worth a file of their own.
+const ROWS_PER_FILE: usize = 1 << 20;
 
 /// The progress of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +70,10 @@ pub struct Recomputation {
     pub as_of: Option<Micros>,
     /// How many threads compute.
     pub threads: usize,
+    /// About how many windows a range of devices has.
+    pub range_windows: u64,
+    /// About how many windows there are for each reading, as the last run has found; 1 where that is not known.
+    pub windows_per_reading: f64,
     /// Called with the progress.
     pub progress: Option<OnProgress>,
 }
@@ -92,6 +94,8 @@ pub struct Recomputed {
     /// Everything that was ingested before this time is in the views; `None` where that is not known, and there are no
     /// readings.
     pub as_of: Option<Micros>,
+    /// How late the readings were.
+    pub lateness: Arc<LatenessHistogram>,
     /// The time at which the next window is settled; `None` when all are.
     pub settles_at: Option<Micros>,
 }
@@ -101,21 +105,45 @@ pub struct Recomputed {
 /// # Errors
 /// When the readings cannot be read, a definition fails on them, or the files cannot be written.
 pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
-    let folds = fold_all(&task, plan(&task)?).await?;
-    let (folded, tally) = combine(folds);
-    let time = tally.as_of.max(task.as_of);
+    let arrival = task.readings.arrival(&task.horizon).await;
+    let arrival = arrival.map_err(BatchError::tables("read when the readings have arrived"))?;
+    let time = arrival.newest.max(task.as_of);
+    let lateness = Arc::new(arrival.lateness);
     // Without a time there are no windows.
-    let as_of = AsOf { time: time.unwrap_or_default(), lateness: Arc::new(tally.lateness.clone()) };
-    let mut parts = Vec::with_capacity(folded.len());
-    for folded in folded {
-        parts.push(Part::new(&task, folded, &as_of));
+    let as_of = AsOf { time: time.unwrap_or_default(), lateness: Arc::clone(&lateness) };
+    let plan = plan(&task)?;
+    let ranges = plan.output_partitioning().partition_count();
+    let session = SessionContext::new_with_config(SessionConfig::new().with_batch_size(ROWS_READ));
+    task.root.register(&session.runtime_env()).map_err(BatchError::tables("open the store"))?;
+    let read =
+        Read { done: AtomicU64::new(0), total: task.readings.readings(), progress: task.progress.clone() };
+    let threads = task.threads.max(1);
+    let work = Arc::new(Work { task, as_of, read, plan, session });
+    let mut done = Recomputed {
+        schema: Arc::clone(ViewSchema::of(&work.task.plans).arrow()),
+        files: Vec::new(),
+        tally: Tally::default(),
+        windows: 0,
+        series: 0,
+        as_of: time,
+        lateness,
+        settles_at: None,
+    };
+    // A range is opened only when its turn comes. They end in their order, so that results do not depend on the timing.
+    let mut folding = futures::stream::iter(0..ranges)
+        .map(|range| {
+            let folding = SpawnedTask::spawn(Work::fold(Arc::clone(&work), range));
+            async { joined(folding).await? }
+        })
+        .buffered(threads);
+    let mut shared = Shared::default();
+    while let Some((written, share, tally)) = folding.try_next().await? {
+        done.add(written);
+        done.tally.merge(&tally);
+        shared.merge(&share);
     }
-    let windows = parts.iter().map(|part| part.order.len() as u64).sum();
-    let series = parts.iter().map(Part::series).sum();
-    let settles_at = parts.iter().filter_map(|part| part.settles_at(&as_of)).min();
-    let schema = Arc::clone(ViewSchema::of(&task.plans).arrow());
-    let files = write_all(&task, parts, &schema).await?;
-    Ok(Recomputed { schema, files, tally, windows, series, as_of: time, settles_at })
+    done.add(work.write(shared.finish(), threads).await?);
+    Ok(done)
 }
 
 /// The plan whose streams are folded: readings below the horizon, sorted, marked.
@@ -129,7 +157,7 @@ pub fn plan(task: &Recomputation) -> Result<Arc<dyn ExecutionPlan>, BatchError> 
     let scan = SortedScan {
         horizon: Some(&task.horizon),
         columns: &columns,
-        plan_partitions: task.threads,
+        plan_partitions: ranges(task),
         batch_size: Some(ROWS_READ),
     };
     let scan = task
@@ -139,23 +167,14 @@ pub fn plan(task: &Recomputation) -> Result<Arc<dyn ExecutionPlan>, BatchError> 
     Ok(Arc::new(DedupExec::new(scan).map_err(BatchError::Compute)?))
 }
 
-async fn fold_all(task: &Recomputation, plan: Arc<dyn ExecutionPlan>) -> Result<Vec<Fold>, BatchError> {
-    let session = SessionContext::new_with_config(SessionConfig::new().with_batch_size(ROWS_READ));
-    task.root.register(&session.runtime_env()).map_err(BatchError::tables("open the store"))?;
-    let streams = execute_stream_partitioned(plan, session.task_ctx()).map_err(BatchError::Compute)?;
-    let read = Arc::new(Read {
-        done: AtomicU64::new(0),
-        total: task.readings.readings(),
-        progress: task.progress.clone(),
-    });
-    let folding = streams.into_iter().map(|stream| {
-        let fold = SpawnedTask::spawn(fold(stream, Arc::clone(&task.plans), Arc::clone(&read)));
-        async { joined(fold).await?.map_err(BatchError::Compute) }
-    });
-    try_join_all(folding).await
+/// In how many ranges the devices are read.
+fn ranges(task: &Recomputation) -> usize {
+    let windows = task.readings.readings() as f64 * task.windows_per_reading.clamp(0.0, 1.0);
+    let wanted = (windows / task.range_windows.max(1) as f64).ceil();
+    (wanted as usize).max(task.threads)
 }
 
-/// What all plan partitions together have read.
+/// What all ranges together have read.
 struct Read {
     done: AtomicU64,
     total: u64,
@@ -171,20 +190,71 @@ impl Read {
     }
 }
 
-async fn fold(
-    mut stream: SendableRecordBatchStream,
-    plans: Arc<MetricPlans>,
-    read: Arc<Read>,
-) -> datafusion::error::Result<Fold> {
-    let mut fold = Fold::new(plans);
-    while let Some(batch) = stream.try_next().await? {
-        fold.push(&batch)?;
-        read.add(batch.num_rows());
-    }
-    Ok(fold)
+/// What the threads work with.
+struct Work {
+    task: Recomputation,
+    as_of: AsOf,
+    read: Read,
+    plan: Arc<dyn ExecutionPlan>,
+    session: SessionContext,
 }
 
-/// The summaries of one plan partition, ready to be written.
+/// Rows that were written.
+struct Written {
+    files: Vec<ViewFile>,
+    windows: u64,
+    series: u64,
+    settles_at: Option<Micros>,
+}
+
+impl Recomputed {
+    fn add(&mut self, written: Written) {
+        self.files.extend(written.files);
+        self.windows += written.windows;
+        self.series += written.series;
+        self.settles_at = self.settles_at.into_iter().chain(written.settles_at).min();
+    }
+}
+
+impl Work {
+    /// Folds a range of devices and writes its own series.
+    async fn fold(self: Arc<Self>, range: usize) -> Result<(Written, Share, Tally), BatchError> {
+        let mut fold = Fold::new(Arc::clone(&self.task.plans));
+        let stream = self.plan.execute(range, self.session.task_ctx());
+        let mut stream = stream.map_err(BatchError::Compute)?;
+        while let Some(batch) = stream.try_next().await.map_err(BatchError::Compute)? {
+            fold.push(&batch).map_err(BatchError::Compute)?;
+            self.read.add(batch.num_rows());
+        }
+        drop(stream);
+        let (own, share, tally) = fold.finish();
+        Ok((self.write(own, 1).await?, share, tally))
+    }
+
+    /// Writes summaries that are complete, with several threads where there are many.
+    async fn write(&self, folded: Folded, threads: usize) -> Result<Written, BatchError> {
+        let part = Arc::new(Part::new(&self.task, folded, &self.as_of));
+        let mut written = Written {
+            files: Vec::new(),
+            windows: part.order.len() as u64,
+            series: part.series(),
+            settles_at: part.settles_at(&self.as_of),
+        };
+        let cuts = part.cuts().into_iter();
+        let mut writing = futures::stream::iter(cuts)
+            .map(|cut| {
+                let writing = SpawnedTask::spawn(write(self.task.views.clone(), Arc::clone(&part), cut));
+                async { joined(writing).await? }
+            })
+            .buffered(threads);
+        while let Some(files) = writing.try_next().await? {
+            written.files.extend(files);
+        }
+        Ok(written)
+    }
+}
+
+/// Summaries that are complete, ready to be written.
 struct Part {
     folded: Folded,
     order: Vec<u32>,
@@ -218,44 +288,19 @@ impl Part {
         times.filter(|time| *time > as_of.time).min()
     }
 
-    /// Where to cut the rows so that `threads` threads have about the same to do.
-    fn cuts(&self, rows_in_all: usize, threads: usize) -> Vec<Range<usize>> {
-        let share = rows_in_all.div_ceil(FILES_PER_THREAD * threads.max(1)).max(LEAST_ROWS);
-        let pieces = (self.order.len() + share / 2) / share;
-        let length = self.order.len().div_ceil(pieces.max(1)).max(1);
+    /// The rows of each file.
+    fn cuts(&self) -> Vec<Range<usize>> {
+        let pieces = self.order.len().div_ceil(ROWS_PER_FILE).max(1);
+        let length = self.order.len().div_ceil(pieces).max(1);
         let starts = (0..self.order.len()).step_by(length);
         starts.map(|start| start..(start + length).min(self.order.len())).collect()
     }
 }
 
-/// Writes all rows. The files come in the order of the parts.
-async fn write_all(
-    task: &Recomputation,
-    parts: Vec<Part>,
-    schema: &SchemaRef,
-) -> Result<Vec<ViewFile>, BatchError> {
-    let rows = parts.iter().map(|part| part.order.len()).sum();
-    let mut writing = Vec::new();
-    for part in parts {
-        let part = Arc::new(part);
-        for cut in part.cuts(rows, task.threads) {
-            let write = write(task.views.clone(), Arc::clone(schema), Arc::clone(&part), cut);
-            let write = SpawnedTask::spawn(write);
-            writing.push(async { joined(write).await? });
-        }
-    }
-    Ok(try_join_all(writing).await?.into_iter().flatten().collect())
-}
-
-async fn write(
-    views: BatchViews,
-    schema: SchemaRef,
-    part: Arc<Part>,
-    cut: Range<usize>,
-) -> Result<Vec<ViewFile>, BatchError> {
+async fn write(views: BatchViews, part: Arc<Part>, rows: Range<usize>) -> Result<Vec<ViewFile>, BatchError> {
     let failed = BatchError::tables("write batch views");
-    let mut writer = views.writer(&schema).map_err(&failed)?;
-    for slots in part.order[cut].chunks(ROWS_WRITTEN) {
+    let mut writer = views.writer(part.maker.schema()).map_err(&failed)?;
+    for slots in part.order[rows].chunks(ROWS_WRITTEN) {
         let entries = slots.iter().map(|slot| &part.folded.entries[*slot as usize]);
         writer.write(&part.maker.rows(entries)).await.map_err(&failed)?;
         // A run that was cancelled ends here, and uploads in the background get their turn.

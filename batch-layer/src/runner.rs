@@ -27,6 +27,7 @@ use crate::report::{Outcome, RunReport};
 use crate::run::{
     Effect, Facts, Input, LeftOut, Patience, Previous, Rules, Run, Task, missing_announcements,
 };
+use crate::settings::BatchSettings;
 use wye_runtime::clock::Clock;
 
 #[cfg(test)]
@@ -60,22 +61,24 @@ pub struct BatchRunner {
     control: ControlLog,
     expectations: Arc<Expectations>,
     patience: Duration,
+    range_windows: u64,
     turn: Mutex<()>,
 }
 
 impl BatchRunner {
-    /// Opens the tables, and makes the master dataset if it does not exist. A run waits for `patience` until the owners
-    /// have answered, and then as long until the archiver has reached their cuts.
+    /// Opens the tables, and makes the master dataset if it does not exist.
     ///
     /// # Errors
     /// When a table cannot be opened, or an expectation cannot be computed.
-    pub async fn open(parts: Parts, patience: Duration) -> Result<Self, BatchError> {
+    pub async fn open(parts: Parts, settings: &BatchSettings) -> Result<Self, BatchError> {
         let readings =
             Readings::open(&parts.root).await.map_err(BatchError::tables("open the master dataset"))?;
         let views = BatchViews::open(&parts.root).map_err(BatchError::tables("open the batch views"))?;
         let expectations = Arc::new(Expectations::new(&parts.plans).map_err(BatchError::Compute)?);
         let control = ControlLog::new(parts.log.clone())?;
-        Ok(Self { parts, readings, views, control, expectations, patience, turn: Mutex::new(()) })
+        let BatchSettings { patience, range_windows, .. } = *settings;
+        let turn = Mutex::new(());
+        Ok(Self { parts, readings, views, control, expectations, patience, range_windows, turn })
     }
 
     /// Carries out one run. Dropping the returned future cancels it, at any time: the view is then the old one or the new one.
@@ -115,6 +118,7 @@ impl BatchRunner {
             answers: None,
             archive: None,
             readings: None,
+            windows_per_reading: windows_per_reading(view.as_ref()),
             report: report_of(view.as_ref()),
         };
         let (mut run, effects) = Run::start(rules, facts);
@@ -207,6 +211,8 @@ struct Execution<'a> {
     archive: Option<Waiting>,
     /// What was last read of the master dataset.
     readings: Option<ReadingsSnapshot>,
+    /// What the last run has found.
+    windows_per_reading: f64,
     /// What the run has done so far.
     report: RunReport,
 }
@@ -265,6 +271,8 @@ impl Execution<'_> {
             horizon: task.horizon.clone(),
             as_of: task.as_of,
             threads: runner.parts.compute.threads(),
+            range_windows: runner.range_windows,
+            windows_per_reading: self.windows_per_reading,
             progress: self.progress.clone(),
         };
         let computed = runner.parts.compute.run(recompute(recomputation)).await??;
@@ -303,7 +311,7 @@ impl Execution<'_> {
             series: computed.series,
             definitions: self.runner.definitions(),
             as_of: computed.as_of.unwrap_or_default(),
-            lateness: tally.lateness.clone(),
+            lateness: (*computed.lateness).clone(),
             failures: tally.failures.clone(),
             settles_at: computed.settles_at,
         }
@@ -375,4 +383,10 @@ fn report_of(view: Option<&ViewSnapshot>) -> RunReport {
     let run = view.and_then(|view| view.run.clone()).unwrap_or_default();
     let horizon = view.map(|view| view.horizon.clone()).unwrap_or_default();
     RunReport { version: view.map(ViewSnapshot::version), ..RunReport::of(&run, horizon) }
+}
+
+/// How many windows a view has for each reading; 1 where that is not known.
+fn windows_per_reading(view: Option<&ViewSnapshot>) -> f64 {
+    let run = view.and_then(|view| view.run.as_ref()).filter(|run| run.readings > 0);
+    run.map_or(1.0, |run| run.windows as f64 / run.readings as f64)
 }

@@ -1,14 +1,18 @@
-//! When batch runs start: at a fixed interval, at once on request, and at once at the start if the definitions have
+//! When batch runs start: at a fixed interval or by a cron expression, at once on request, and at once at the start if the definitions have
 //! changed. Must not know what a run does.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::DateTime;
+use croner::Cron;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
+use wye_domain::time::{Micros, Span};
 use wye_domain::{ErrorKind, error_chain};
+use wye_runtime::clock::Clock;
 
 use crate::error::BatchError;
 use crate::report::RunReport;
@@ -17,6 +21,8 @@ use crate::settings::BatchSettings;
 
 /// Old views are removed at most this often.
 const CLEANING_INTERVAL: Duration = Duration::from_secs(120);
+/// How often the clock is read while a run is waited for.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(1);
 /// How many requests may wait; more than people ever send at once.
 const REQUESTS: usize = 64;
 
@@ -78,10 +84,10 @@ impl Schedule {
             Ok(false) => {}
             Err(error) => warn!(error = error_chain(&error), "cannot read the batch view"),
         }
-        let mut ticks = self.settings.period().map(ticks);
+        let mut ticks = Ticks::new(&self.settings);
         loop {
             tokio::select! {
-                () = next_tick(&mut ticks) => self.run_scheduled().await,
+                () = ticks.next(self.runner.clock()) => self.run_scheduled().await,
                 Some(Request { options, answer }) = self.requests.recv() => {
                     let ended = self.runner.run(options).await;
                     // The caller may have gone away.
@@ -114,20 +120,102 @@ impl Schedule {
     }
 }
 
-/// The first tick comes after one period. A tick that comes while a run is under way is skipped.
-fn ticks(period: Duration) -> Interval {
-    let mut ticks = tokio::time::interval(period);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    ticks.reset();
-    ticks
+/// The starts of scheduled runs. One that comes while a run is under way is skipped.
+enum Ticks {
+    OnRequestOnly,
+    Every(Interval),
+    By(Box<Cron>),
 }
 
-/// The next tick; never, where there are none.
-async fn next_tick(ticks: &mut Option<Interval>) {
-    match ticks {
-        Some(ticks) => {
-            ticks.tick().await;
+impl Ticks {
+    /// The first of an interval comes after one period.
+    fn new(settings: &BatchSettings) -> Self {
+        match (&settings.schedule, settings.period()) {
+            (Some(cron), _) => Self::By(Box::new(cron.clone())),
+            (None, Some(period)) => {
+                let mut ticks = tokio::time::interval(period);
+                ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+                ticks.reset();
+                Self::Every(ticks)
+            }
+            (None, None) => Self::OnRequestOnly,
         }
-        None => std::future::pending().await,
+    }
+
+    /// Waits for the next one.
+    async fn next(&mut self, clock: &dyn Clock) {
+        match self {
+            Self::OnRequestOnly => std::future::pending().await,
+            Self::Every(ticks) => {
+                ticks.tick().await;
+            }
+            Self::By(cron) => match next_time(cron, clock.now()) {
+                Some(time) => until(time, clock).await,
+                None => std::future::pending().await,
+            },
+        }
+    }
+}
+
+/// The first time after `now` that an expression names; `None` where there is none.
+fn next_time(cron: &Cron, now: Micros) -> Option<Micros> {
+    let now = DateTime::from_timestamp_micros(now.0)?;
+    let next = cron.find_next_occurrence(&now, false).ok()?;
+    Some(Micros(next.timestamp_micros()))
+}
+
+/// Waits for a time of the day. The clock may be set meanwhile, so it is read again and again.
+async fn until(time: Micros, clock: &dyn Clock) {
+    loop {
+        let left = time - clock.now();
+        if left <= Span::ZERO {
+            return;
+        }
+        tokio::time::sleep(Duration::from_micros(left.0.unsigned_abs()).min(CLOCK_INTERVAL)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::common::runtime::SpawnedTask;
+    use wye_domain::time::parse_rfc3339;
+
+    use super::*;
+    use crate::compute::joined;
+    use crate::testing::{PATIENCE, Site, batch_settings, soon};
+
+    #[test]
+    fn a_cron_expression_names_times_in_utc() {
+        let cron: Cron = "*/5 * * * *".parse().unwrap();
+        let time = |text: &str| parse_rfc3339(text).unwrap();
+        let next = |text| next_time(&cron, time(text)).unwrap();
+        assert_eq!(next("2026-01-31T23:57:30Z"), time("2026-02-01T00:00:00Z"));
+        assert_eq!(next("2026-02-01T00:00:00Z"), time("2026-02-01T00:05:00Z"));
+        let never: Cron = "0 0 30 2 *".parse().unwrap();
+        assert_eq!(next_time(&never, time("2026-01-01T00:00:00Z")), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn runs_start_when_the_clock_says_so() {
+        let site = Site::start(1).await;
+        site.reading(0, "a", 0, 1.0).await;
+        let schedule = Some("0 0 1 1 *".parse().unwrap());
+        let settings = BatchSettings { schedule, ..batch_settings(PATIENCE) };
+        site.archive([(0, 1)]).await;
+        let runner = Arc::new(site.runner().await);
+        let (schedule, _handle) = Schedule::new(runner, settings);
+        let shutdown = CancellationToken::new();
+        let running = SpawnedTask::spawn(schedule.run(shutdown.clone()));
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(site.view().await.is_empty());
+        site.clock.advance_to(site.clock.now() + Span::from_days(366));
+        soon(async {
+            while site.view().await.is_empty() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
+        .await;
+        shutdown.cancel();
+        soon(joined(running)).await.unwrap();
     }
 }

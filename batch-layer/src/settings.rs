@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use serde::Deserialize;
+use croner::Cron;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 use wye_runtime::config::{Setting, Unworkable};
 
 /// The sections of this layer with the default of every setting, for the reference of all settings.
@@ -33,18 +35,36 @@ pub struct ArchiveSettings {
 }
 
 /// When batch runs start, and how long they and their views take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BatchSettings {
     /// The time between the starts of two runs; at least 1 s, or zero, see [`Self::period`].
     #[serde(with = "humantime_serde")]
     pub interval: Duration,
+    /// When runs start, in UTC; instead of `interval`.
+    #[serde(deserialize_with = "cron")]
+    pub schedule: Option<Cron>,
+    /// About how many windows of one range of devices a run holds in each thread; at least 1.
+    pub range_windows: u64,
     /// How long the files of a replaced view are kept; 1 s to 1 day.
     #[serde(with = "humantime_serde")]
     pub keep_versions: Duration,
     /// How long a run waits for the owners to answer, and after that for the archiver to reach their cuts; at least 1 s.
     #[serde(with = "humantime_serde")]
     pub patience: Duration,
+}
+
+/// A cron expression; none in an empty text.
+fn cron<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cron>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    text.parse().map(Some).map_err(|error| {
+        D::Error::custom(format!(
+            "{text:?} is not a cron expression: {error}; write for example \"*/5 * * * *\", or \"\" for none"
+        ))
+    })
 }
 
 impl BatchSettings {
@@ -65,6 +85,7 @@ impl Settings {
         let rules = [
             archive("interval", "\"2s\"").at_least(self.archive.interval, Duration::from_millis(10)),
             archive("max_rows", "1000000").at_least_one(self.archive.max_rows),
+            batch("range_windows", "2000000").at_least_one(self.batch.range_windows as usize),
             batch("keep_versions", "\"15m\"").at_least(self.batch.keep_versions, second),
             batch("keep_versions", "\"15m\"").at_most(self.batch.keep_versions, day),
             batch("patience", "\"5s\"").at_least(self.batch.patience, second),
@@ -106,6 +127,8 @@ mod tests {
             },
             batch: BatchSettings {
                 interval: Duration::from_millis(1),
+                schedule: None,
+                range_windows: 0,
                 keep_versions: Duration::from_secs(86_401),
                 patience: Duration::ZERO,
             },
@@ -115,6 +138,7 @@ mod tests {
         let expected = [
             ("archive", "interval"),
             ("archive", "max_rows"),
+            ("batch", "range_windows"),
             ("batch", "keep_versions"),
             ("batch", "patience"),
             ("batch", "interval"),
@@ -131,6 +155,21 @@ mod tests {
         let mut settings = defaults();
         settings.batch.interval = Duration::ZERO;
         assert_eq!((settings.check(), settings.batch.period()), (vec![], None));
+    }
+
+    #[test]
+    fn a_schedule_is_a_cron_expression_or_empty() {
+        let with = |schedule| {
+            toml::from_str::<Settings>(
+                &DEFAULTS.replace("schedule = \"\"", &format!("schedule = {schedule:?}")),
+            )
+        };
+        assert_eq!(with("").unwrap().batch.schedule, None);
+        assert!(with("*/5 * * * *").unwrap().batch.schedule.is_some());
+        for wrong in ["every minute", "61 * * * *", "* * *"] {
+            let message = with(wrong).unwrap_err().to_string();
+            assert!(message.contains(wrong) && message.contains("*/5 * * * *"), "{message}");
+        }
     }
 
     #[test]

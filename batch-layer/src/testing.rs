@@ -37,7 +37,7 @@ use crate::archiver::Archiver;
 use crate::compute::Compute;
 use crate::layer::Parts;
 use crate::runner::BatchRunner;
-use crate::settings::ArchiveSettings;
+use crate::settings::{ArchiveSettings, BatchSettings};
 use crate::telemetry::BatchTelemetry;
 use wye_runtime::clock::{Clock, SystemClock};
 
@@ -51,6 +51,17 @@ pub(crate) const ARCHIVE: ArchiveSettings = ArchiveSettings {
     max_rows: 1_000,
     keep_dead_letters: Duration::from_secs(3600),
 };
+
+/// Batch runs on request only, which wait for others so long.
+pub(crate) fn batch_settings(patience: Duration) -> BatchSettings {
+    BatchSettings {
+        interval: Duration::ZERO,
+        schedule: None,
+        range_windows: 1_000,
+        keep_versions: Duration::from_secs(60),
+        patience,
+    }
+}
 
 /// A row of the views: series and window start, and the summary.
 pub(crate) type ViewRows = BTreeMap<(String, Micros), Summary>;
@@ -137,11 +148,11 @@ impl Site {
     }
 
     pub(crate) async fn runner(&self) -> BatchRunner {
-        BatchRunner::open(self.parts(), PATIENCE).await.unwrap()
+        BatchRunner::open(self.parts(), &batch_settings(PATIENCE)).await.unwrap()
     }
 
     pub(crate) async fn runner_with(&self, plans: MetricPlans) -> BatchRunner {
-        BatchRunner::open(self.parts_with(plans), PATIENCE).await.unwrap()
+        BatchRunner::open(self.parts_with(plans), &batch_settings(PATIENCE)).await.unwrap()
     }
 
     pub(crate) async fn send(&self, topic: &str, kafka_partition: i32, payload: &[u8]) -> Offset {

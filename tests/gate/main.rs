@@ -5,6 +5,7 @@
     reason = "these tests wait for processes in real time, and print their random seeds"
 )]
 
+mod alone;
 mod answers;
 mod attack;
 mod bounded;
@@ -14,6 +15,7 @@ mod commands;
 mod coverage;
 mod crash;
 mod damage;
+mod deploy;
 mod equivalence;
 mod foreign;
 mod intake;

@@ -41,7 +41,9 @@ impl Api {
     /// When the client cannot be created.
     pub fn with_patience(address: &str, patience: Duration) -> Result<Self> {
         let runtime = Builder::new_current_thread().enable_all().build().context("create a runtime")?;
-        let client = reqwest::Client::builder().timeout(patience).build().context("create an HTTP client")?;
+        // A server that was stopped for a while closes idle connections when it runs again.
+        let client = reqwest::Client::builder().timeout(patience).pool_max_idle_per_host(0).build();
+        let client = client.context("create an HTTP client")?;
         Ok(Self { url: format!("http://{address}"), client, runtime })
     }
 

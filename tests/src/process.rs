@@ -17,6 +17,8 @@ const SHOWN: usize = 4000;
 pub enum Signal {
     /// End, as by Ctrl-C.
     Interrupt,
+    /// End, as a scheduler asks.
+    Terminate,
     /// Stop until [`Signal::Resume`]: the process does not run, and its connections stay open.
     Stop,
     /// Run again.
@@ -30,6 +32,7 @@ pub enum Signal {
 pub fn send(signal: Signal, process: u32) -> Result<()> {
     let name = match signal {
         Signal::Interrupt => "-INT",
+        Signal::Terminate => "-TERM",
         Signal::Stop => "-STOP",
         Signal::Resume => "-CONT",
     };

@@ -211,7 +211,7 @@ impl Server {
 }
 
 /// The program: `WYE_BIN`, or the one in the target directory of the tests.
-fn program() -> Result<PathBuf> {
+pub fn program() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("WYE_BIN") {
         return Ok(path.into());
     }

@@ -29,7 +29,7 @@ use crate::telemetry::BatchTelemetry;
 use wye_runtime::clock::Clock;
 
 /// The only Kafka partition of the dead-letter topic.
-pub(super) const LETTERS_PARTITION: KafkaPartition = KafkaPartition(0);
+pub(crate) const LETTERS_PARTITION: KafkaPartition = KafkaPartition(0);
 /// The head of the dead-letter topic is deleted at most this often.
 const TRIM_INTERVAL: Duration = Duration::from_secs(60);
 

@@ -8,11 +8,11 @@ use wye_domain::place::Offset;
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::Registry;
 use wye_domain::summary::Summary;
-use wye_domain::time::{Micros, Span};
+use wye_domain::time::Micros;
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::MetricPlans;
 
-use super::{Fold, combine};
+use super::{Fold, Shared};
 use crate::dedup::{CONFLICT, DUPLICATE, FIRST, marked_schema};
 use crate::testing::stored;
 
@@ -57,7 +57,14 @@ fn fold(rows: &[(&str, f64, i64, u8)]) -> Fold {
 
 fn found(folds: Vec<Fold>) -> BTreeMap<(String, Micros), Summary> {
     let mut all = BTreeMap::new();
-    for folded in combine(folds).0 {
+    let (mut parts, mut shared) = (Vec::new(), Shared::default());
+    for fold in folds {
+        let (own, share, _) = fold.finish();
+        shared.merge(&share);
+        parts.push(own);
+    }
+    parts.push(shared.finish());
+    for folded in parts {
         let stored: Vec<String> = folded.series.keys().iter().map(|key| key.encode()).collect();
         let order = folded.order(&stored);
         let keys: Vec<(String, Micros)> = order
@@ -97,13 +104,9 @@ fn groups_that_span_parts_are_merged() {
 
 #[test]
 fn duplicates_and_conflicts_are_counted_apart() {
-    let (_, tally) = combine(vec![
-        fold(&[("a", 1.0, 0, FIRST), ("a", 2.0, 0, CONFLICT)]),
-        fold(&[("b", 1.0, 5, DUPLICATE)]),
-    ]);
+    let (.., mut tally) = fold(&[("a", 1.0, 0, FIRST), ("a", 2.0, 0, CONFLICT)]).finish();
+    tally.merge(&fold(&[("b", 1.0, 5, DUPLICATE)]).finish().2);
     assert_eq!((tally.readings, tally.duplicates, tally.conflicts), (3, 1, 1));
-    assert_eq!(tally.as_of, Some(Micros::from_secs(7)));
-    assert_eq!(tally.lateness.settledness(Span::from_millis(4_096)), 1.0);
 }
 
 #[test]

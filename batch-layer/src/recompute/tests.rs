@@ -63,6 +63,7 @@ struct History {
     /// What share of its log, in percent, the horizon of each Kafka partition covers.
     horizon: [i64; 2],
     threads: usize,
+    range_windows: u64,
     compacts: bool,
 }
 
@@ -87,11 +88,12 @@ fn histories() -> impl Strategy<Value = History> {
         prop::collection::btree_set(0usize..150, 0..6),
         [0i64..101, 0i64..101],
         1usize..5,
+        prop_oneof![Just(1_000u64), 10u64..60],
         any::<bool>(),
     )
-        .prop_map(|(sent, cuts, horizon, threads, compacts)| {
+        .prop_map(|(sent, cuts, horizon, threads, range_windows, compacts)| {
             let sent = (0..).zip(sent).map(|(at, sent)| Sent { at, ..sent }).collect();
-            History { sent, cuts, horizon, threads, compacts }
+            History { sent, cuts, horizon, threads, range_windows, compacts }
         })
 }
 
@@ -263,6 +265,8 @@ async fn computed(history: &History) -> (ViewRows, [u64; 3], Horizon) {
         horizon: horizon.clone(),
         as_of: None,
         threads: history.threads,
+        range_windows: history.range_windows,
+        windows_per_reading: 1.0,
         progress: None,
     };
     let done = recompute(task).await.unwrap();
@@ -336,7 +340,13 @@ proptest! {
 
 #[test]
 fn without_readings_the_view_is_empty() {
-    let history =
-        History { sent: vec![], cuts: BTreeSet::new(), horizon: [100, 100], threads: 2, compacts: false };
+    let history = History {
+        sent: vec![],
+        cuts: BTreeSet::new(),
+        horizon: [100, 100],
+        threads: 2,
+        range_windows: 1_000,
+        compacts: false,
+    };
     check(&history).unwrap();
 }

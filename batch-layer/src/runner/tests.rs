@@ -26,7 +26,7 @@ use super::{BatchRunner, RunOptions};
 use crate::report::Outcome;
 use crate::schedule::Schedule;
 use crate::settings::BatchSettings;
-use crate::testing::{PATIENCE, Site, horizon, soon, until};
+use crate::testing::{PATIENCE, Site, batch_settings, horizon, soon, until};
 use wye_runtime::clock::Clock;
 
 /// A run that computes until it is released.
@@ -193,7 +193,7 @@ async fn a_run_covers_what_was_in_the_log_when_it_started() {
     for second in 3..5 {
         site.reading(0, "a", second, 1.0).await;
     }
-    let runner = BatchRunner::open(site.parts(), Duration::from_secs(60)).await.unwrap();
+    let runner = BatchRunner::open(site.parts(), &batch_settings(Duration::from_secs(60))).await.unwrap();
     let report = soon(async {
         tokio::select! {
             () = site.answer_requests(0, |through| through) => unreachable!("it never ends"),
@@ -314,7 +314,7 @@ async fn a_run_that_is_cancelled_before_its_commit_leaves_the_old_view() {
 
 /// Settings of a schedule; zero: runs start only on request.
 fn every(interval: Duration) -> BatchSettings {
-    BatchSettings { interval, keep_versions: Duration::from_secs(60), patience: PATIENCE }
+    BatchSettings { interval, ..batch_settings(PATIENCE) }
 }
 
 #[tokio::test(flavor = "multi_thread")]

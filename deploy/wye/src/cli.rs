@@ -24,6 +24,8 @@ pub(crate) enum Command {
     Load(Load),
     /// Control the batch layer
     Batch(Batch),
+    /// Store what the log contains in the master dataset, and end; not needed where `wye up` runs, which always does it
+    Archive(Archive),
     /// Run an SQL query on a running Wye
     Sql(Sql),
     /// Check the log of a stopped `wye up` for damage on the disk; with --accept-loss, remove the damaged records
@@ -113,24 +115,70 @@ pub(crate) struct Batch {
 #[derive(Clone, Debug, Subcommand)]
 pub(crate) enum BatchCommand {
     /// Do one batch run now, and print its report
+    ///
+    /// A running `wye up` on the data directory, or at --url, does the run. Where none is running, the command archives what
+    /// the log contains and does the run itself, as a job of cron or Kubernetes does; Kafka and the tables are those of the
+    /// settings (--config, or variables such as WYE_LOG__BOOTSTRAP_SERVERS), or of the data directory.
+    ///
+    /// Exit codes: 0 done, or nothing to do; 2 wrong arguments or settings; 75 try again later; 1 failed.
     Run(BatchRun),
+}
+
+/// What a command works on that needs no running `wye up`.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LocalArguments {
+    /// Data directory of a `wye up`; used for what the settings do not place elsewhere
+    #[arg(long, value_name = "DIR", env = "WYE_DATA_DIR", default_value = "wye-data")]
+    pub data_dir: PathBuf,
+    /// File with settings and metric definitions; `wye up --print-defaults` lists all settings
+    #[arg(long, value_name = "FILE", env = "WYE_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// What a command does while another process does the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WhenBusy {
+    /// Wait for the other, then start
+    Wait,
+    /// End with exit code 75
+    Leave,
 }
 
 /// `wye batch run`
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BatchRun {
     /// Run even if nothing is new, and compute everything again
-    #[arg(long)]
-    pub force: bool,
-    /// Do not wait until the result is in the answers
+    #[arg(long, alias = "force")]
+    pub full: bool,
+    /// Do not wait until the result is in the answers of a running Wye
     #[arg(long)]
     pub no_wait: bool,
     /// Print the report as JSON
     #[arg(long)]
     pub json: bool,
-    /// The Wye that does it.
+    /// What to do while another batch run is under way
+    #[arg(long, value_enum, default_value = "wait")]
+    pub when_busy: WhenBusy,
+    /// URL of a running Wye that does the run, such as http://127.0.0.1:8080; used instead of --data-dir
+    #[arg(long, value_name = "URL", env = "WYE_URL")]
+    pub url: Option<String>,
+    /// Where it does the run itself.
     #[command(flatten)]
-    pub target: Target,
+    pub local: LocalArguments,
+}
+
+/// `wye archive`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Archive {
+    /// Archive until Ctrl-C or SIGTERM, instead of ending when everything is archived
+    #[arg(long)]
+    pub follow: bool,
+    /// Print the report as JSON
+    #[arg(long, conflicts_with = "follow")]
+    pub json: bool,
+    /// What it works on.
+    #[command(flatten)]
+    pub local: LocalArguments,
 }
 
 /// `wye repair-log`

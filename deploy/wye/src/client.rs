@@ -17,6 +17,11 @@ pub(crate) const ADDRESS_FILE: &str = "http.addr";
 #[error("{0}")]
 pub(crate) struct TryAgain(pub String);
 
+/// Arguments that cannot work. It is one of the causes of an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Misused(pub String);
+
 /// A running Wye.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
@@ -30,22 +35,38 @@ impl Client {
     /// # Errors
     /// When there is none; the message says how to start one, or how to name one.
     pub(crate) fn find(target: &Target) -> Result<Self> {
-        let base = match &target.url {
-            Some(url) => url.trim_end_matches('/').to_owned(),
-            None => address_in(&target.data_dir)?,
-        };
-        if !base.starts_with("http://") {
-            bail!("{base:?} is not the URL of a Wye; write for example --url http://127.0.0.1:8080");
+        match &target.url {
+            Some(url) => Self::at_url(url),
+            None => Self::in_data_dir(&target.data_dir),
         }
-        Ok(Self {
-            base,
-            http: reqwest::Client::builder().no_proxy().build().context("cannot set up the HTTP client")?,
-        })
+    }
+
+    /// The Wye that is running on a data directory.
+    ///
+    /// # Errors
+    /// As [`Client::find`].
+    pub(crate) fn in_data_dir(data_dir: &Path) -> Result<Self> {
+        Self::at_url(&address_in(data_dir)?)
+    }
+
+    /// The Wye at a URL.
+    ///
+    /// # Errors
+    /// [`Misused`] when it is not a URL of HTTP.
+    pub(crate) fn at_url(url: &str) -> Result<Self> {
+        let base = url.trim_end_matches('/').to_owned();
+        if !base.starts_with("http://") {
+            bail!(Misused(format!(
+                "{base:?} is not the URL of a Wye; write for example --url http://127.0.0.1:8080"
+            )));
+        }
+        let http = reqwest::Client::builder().no_proxy().build().context("cannot set up the HTTP client")?;
+        Ok(Self { base, http })
     }
 
     /// A client of the Wye at an address.
     pub(crate) fn at(address: std::net::SocketAddr) -> Result<Self> {
-        Self::find(&Target { data_dir: Default::default(), url: Some(format!("http://{address}")) })
+        Self::at_url(&format!("http://{address}"))
     }
 
     /// Sends a request with a body, and returns the answer, whatever its status is.

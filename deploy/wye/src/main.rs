@@ -5,6 +5,8 @@
 #![expect(clippy::print_stderr, reason = "a command-line program prints its errors")]
 
 mod allocator;
+mod alone;
+mod archive;
 mod batch;
 mod cli;
 mod client;
@@ -14,6 +16,7 @@ mod load;
 mod open_files;
 mod repair_log;
 mod settings;
+mod site;
 mod sql;
 mod terminal;
 mod up;
@@ -23,13 +26,16 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::{BatchCommand, Cli, Command};
+use wye_runtime::config::ConfigError;
 
 /// The exit code of a failure that a retry may not have (`EX_TEMPFAIL` of sysexits.h).
 const TRY_AGAIN: u8 = 75;
+/// The exit code of wrong arguments, as clap has it, and of wrong settings.
+const MISUSED: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let serves = matches!(cli.command, Command::Up(_));
+    let serves = matches!(&cli.command, Command::Up(_) | Command::Archive(cli::Archive { follow: true, .. }));
     wye_runtime::telemetry::start_logging(if serves {
         "warn,wye=info,buoyant_kernel=off"
     } else {
@@ -50,6 +56,7 @@ fn main() -> ExitCode {
             Command::Batch(arguments) => match arguments.command {
                 BatchCommand::Run(arguments) => batch::run(&arguments).await,
             },
+            Command::Archive(arguments) => archive::run(&arguments).await,
             Command::Sql(arguments) => sql::run(&arguments).await,
             Command::RepairLog(arguments) => repair_log::run(&arguments),
         }
@@ -60,8 +67,10 @@ fn main() -> ExitCode {
         Err(error) if error.is::<terminal::ReaderClosed>() => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("wye: {error:#}");
-            if error.downcast_ref::<client::TryAgain>().is_some() {
+            if error.is::<client::TryAgain>() {
                 ExitCode::from(TRY_AGAIN)
+            } else if error.is::<client::Misused>() || error.is::<ConfigError>() {
+                ExitCode::from(MISUSED)
             } else {
                 ExitCode::FAILURE
             }

@@ -74,7 +74,7 @@ impl Settings {
 
     /// The settings of the batch layer.
     pub(crate) fn batch_layer(&self) -> wye_batch::settings::Settings {
-        wye_batch::settings::Settings { archive: self.archive, batch: self.batch }
+        wye_batch::settings::Settings { archive: self.archive, batch: self.batch.clone() }
     }
 
     /// The settings of the serving layer.

@@ -1,11 +1,17 @@
 //! Output on the terminal: lines, numbers, progress bars.
 
 use std::fmt::Display;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
+use wye_batch::recompute::OnProgress;
+use wye_runtime::clock::{Clock, SystemClock};
+
+/// Where there is no terminal, progress is shown so often.
+const LINES_EVERY: Duration = Duration::from_secs(5);
 
 /// The program as it was called, for commands that users copy.
 pub(crate) fn program() -> String {
@@ -85,6 +91,62 @@ pub(crate) fn spinner(message: &'static str) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_style(style).with_message(message);
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
+}
+
+/// Writes a line about what the command does to standard error.
+pub(crate) fn note(line: impl Display) {
+    eprintln!("wye: {line}");
+}
+
+/// The progress of long work on standard error: a bar on a terminal, elsewhere a line from time to time. It ends when this
+/// is dropped.
+pub(crate) struct Progress {
+    bar: ProgressBar,
+    callback: OnProgress,
+}
+
+impl Progress {
+    /// Of work on things such as "readings". Nothing is shown before the first call.
+    pub(crate) fn new(what: &'static str, things: &'static str) -> Self {
+        let bar = ProgressBar::no_length();
+        let style = "{msg}  {bar:30} {percent:>3}%  {human_pos} of {human_len}  {eta} left";
+        let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+        bar.set_style(style.progress_chars("█▉▊▋▌▍▎▏ "));
+        bar.set_message(what);
+        let callback: OnProgress = if std::io::stderr().is_terminal() {
+            let bar = bar.clone();
+            Arc::new(move |progress| {
+                bar.set_length(progress.total);
+                bar.set_position(progress.done);
+            })
+        } else {
+            let clock = SystemClock::default();
+            let shown = Mutex::new(clock.monotonic());
+            Arc::new(move |progress| {
+                let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+                if clock.monotonic().saturating_sub(*shown) >= LINES_EVERY {
+                    *shown = clock.monotonic();
+                    note(format!(
+                        "{what}: {} of {} {things}",
+                        grouped(progress.done),
+                        grouped(progress.total)
+                    ));
+                }
+            })
+        };
+        Self { bar, callback }
+    }
+
+    /// What is called with the progress.
+    pub(crate) fn callback(&self) -> OnProgress {
+        Arc::clone(&self.callback)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
 }
 
 #[cfg(test)]

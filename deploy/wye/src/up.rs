@@ -3,8 +3,6 @@
 //! Everything that can be wrong with the settings is reported before anything is written. Each part is started after the
 //! parts that it needs, and stopped before them, so that what was accepted is flushed.
 
-mod check;
-mod data_dir;
 mod parts;
 
 use std::fs::File;
@@ -33,8 +31,9 @@ use crate::client::ADDRESS_FILE;
 use crate::host::Machine;
 use crate::open_files;
 use crate::settings;
+use crate::site::check::{Given, check};
+use crate::site::{self, Site, data_dir};
 use crate::terminal::{program, say, tell};
-use parts::Site;
 
 /// How long the log may take to acknowledge readings after the last request.
 const INGEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,8 +93,9 @@ fn print_examples(running: &Running) {
 /// # Errors
 /// When Wye cannot start; the message says what to do.
 pub(crate) async fn start(arguments: &Up, shutdown: &CancellationToken) -> Result<Running> {
-    let checked = check::check(arguments)?;
     let data_dir = &arguments.data_dir;
+    let checked =
+        check(Given { data_dir, config: arguments.config.as_deref(), http: arguments.http.as_deref() })?;
     std::fs::create_dir_all(data_dir).with_context(|| {
         format!("cannot create the data directory {}; choose another with --data-dir", data_dir.display())
     })?;
@@ -108,10 +108,12 @@ pub(crate) async fn start(arguments: &Up, shutdown: &CancellationToken) -> Resul
     })?;
     let address = listener.local_addr().context("cannot read the address in use")?;
 
-    let (broker, log) = parts::open_log(&checked, data_dir, shutdown).await?;
+    let port = site::embedded_port(&checked.settings.log);
+    let (broker, log) = site::open_log(&checked, data_dir, port, shutdown).await?;
+    data_dir::write_address(data_dir, "kafka.addr", &log.config().bootstrap_servers)?;
     let site = Site {
         log,
-        root: parts::table_root(&checked, data_dir)?,
+        root: site::table_root(&checked, data_dir)?,
         telemetry: Telemetry::default(),
         clock: Arc::new(SystemClock::default()),
         name: data_dir::server_name(data_dir)?,
@@ -122,8 +124,8 @@ pub(crate) async fn start(arguments: &Up, shutdown: &CancellationToken) -> Resul
     let (ingest_guard, layers_guard) =
         (ingest_shutdown.clone().drop_guard(), layers_shutdown.clone().drop_guard());
     let serving_shutdown = CancellationToken::new();
-    let ingest = parts::start_ingest(&checked, &site, &ingest_shutdown).await?;
-    parts::claim_tables(&ingest, &site.root).await?;
+    let ingest = site::start_ingest(&checked, &site, &ingest_shutdown).await?;
+    site::claim_tables(&ingest, &site.root).await?;
     let batch = parts::start_batch(&checked, &site, &layers_shutdown).await?;
     let speed = parts::start_speed(&checked, &site, &layers_shutdown).await?;
     let mut probes: Vec<Probe> = broker.iter().map(parts::log_probe).collect();
@@ -181,11 +183,8 @@ impl Running {
     /// Stops everything in order: acknowledged readings are stored, and what was read is flushed.
     pub(crate) async fn stop(self) {
         info!("stopping");
-        let removed = std::fs::remove_file(self.data_dir.join(ADDRESS_FILE));
-        if let Err(error) = removed
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            warn!(%error, "cannot remove {ADDRESS_FILE}");
+        if let Err(error) = data_dir::remove_address(&self.data_dir, ADDRESS_FILE) {
+            warn!("{error:#}");
         }
         // First answers the requests in progress, which may wait for all other parts.
         self.serving_shutdown.cancel();

@@ -199,6 +199,30 @@ impl LatenessHistogram {
     }
 }
 
+/// When readings have arrived.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Arrival {
+    /// The newest ingest time; `None` without readings.
+    pub newest: Option<Micros>,
+    /// How late they were.
+    pub lateness: LatenessHistogram,
+}
+
+impl Arrival {
+    /// Adds a reading.
+    #[inline]
+    pub fn add(&mut self, event_time: Micros, ingest_time: Micros) {
+        self.newest = self.newest.max(Some(ingest_time));
+        self.lateness.add(ingest_time - event_time);
+    }
+
+    /// Adds other readings.
+    pub fn merge(&mut self, other: &Self) {
+        self.newest = self.newest.max(other.newest);
+        self.lateness.merge(&other.lateness);
+    }
+}
+
 /// The bucket of a lateness: the number of bits of its milliseconds.
 #[inline]
 fn bucket(lateness: Span) -> usize {

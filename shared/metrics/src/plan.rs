@@ -56,9 +56,14 @@ impl MetricPlan {
     /// Whether completeness must be counted device by device: a group may span devices, and the registry says how many
     /// readings to expect of each.
     fn counts_devices(&self, registry: &Registry) -> bool {
-        !self.dimensions.iter().any(is_device)
+        !self.is_by_device()
             && self.attributes_of_series().is_some()
             && registry.devices().iter().any(|(_, device)| has_expectation(device))
+    }
+
+    /// Whether each of its series has the readings of one device only.
+    pub fn is_by_device(&self) -> bool {
+        self.dimensions.iter().any(is_device)
     }
 
     /// What was planned.

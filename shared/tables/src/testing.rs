@@ -10,6 +10,7 @@ use wye_domain::horizon::Horizon;
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder, ReadingColumns};
 use wye_domain::time::Micros;
+use wye_metrics::confidence::Arrival;
 
 use crate::columns::archive_schema;
 use crate::readings::ArchiveBatch;
@@ -134,4 +135,11 @@ pub(crate) async fn number(
     sql: &str,
 ) -> i64 {
     query(table, provider, sql).await[0].column(0).as_primitive::<Int64Type>().value(0)
+}
+
+/// When rows have arrived.
+pub(crate) fn arrival_of<'a>(rows: impl Iterator<Item = &'a Row>) -> Arrival {
+    let mut arrival = Arrival::default();
+    rows.for_each(|row| arrival.add(Micros(row.event_time), Micros(row.ingest_time)));
+    arrival
 }

@@ -32,8 +32,6 @@ pub(crate) struct Judged<'a> {
     place: Place,
     role: Role,
     is_below_horizon: bool,
-    /// Whether it is the first of its identity among the readings below the horizon.
-    counts_in_batch: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,13 +77,7 @@ pub(crate) fn judge<'a>(scope: &Scope<'a>) -> Vec<Judged<'a>> {
         for (place, reading) in log.accepted_below(scope.covered[p]) {
             by_identity.entry(reading.identity()).or_default().push(all.len());
             let is_below_horizon = place.offset < scope.horizon[p];
-            all.push(Judged {
-                reading,
-                place,
-                role: Role::First,
-                is_below_horizon,
-                counts_in_batch: is_below_horizon,
-            });
+            all.push(Judged { reading, place, role: Role::First, is_below_horizon });
         }
     }
     for mut copies in by_identity.into_values().filter(|copies| copies.len() > 1) {
@@ -94,10 +86,6 @@ pub(crate) fn judge<'a>(scope: &Scope<'a>) -> Vec<Judged<'a>> {
         let is_spread = copies.iter().any(|at| all[*at].place.kafka_partition != first.kafka_partition);
         let is_mixed = is_spread && copies.iter().any(|at| !all[*at].is_below_horizon);
         let is_remembered = scope.remembers(first);
-        let first_in_batch = copies.iter().copied().find(|at| all[*at].is_below_horizon);
-        for at in &copies {
-            all[*at].counts_in_batch = Some(*at) == first_in_batch;
-        }
         if !is_mixed && all[copies[0]].is_below_horizon {
             let above = copies.iter().filter(|at| !all[**at].is_below_horizon).count();
             (0..above).for_each(|_| scope.count_duplicate(is_remembered));
@@ -205,7 +193,7 @@ fn is_invalid(reading: &Sent, ingest_time: i64, version: &Version) -> bool {
 /// What a batch run knows of how late readings come, and of when everything before is in its view.
 #[derive(Default)]
 pub(crate) struct RunFacts {
-    /// How late each reading below the horizon that counts has come, as a [`power`], without backlogs; ascending.
+    /// How late each reading below the horizon has come, as a [`power`], without backlogs; ascending.
     lateness: Vec<u32>,
     /// In µs.
     pub(crate) as_of: i64,
@@ -217,7 +205,6 @@ impl RunFacts {
         let below = judged.iter().filter(|judged| judged.is_below_horizon);
         let newest = below.clone().map(|judged| judged.place.time).max();
         let mut lateness: Vec<u32> = below
-            .filter(|judged| judged.counts_in_batch)
             .map(|judged| judged.place.time - judged.reading.event_time)
             .filter(|lateness| *lateness < DAY)
             .map(power)

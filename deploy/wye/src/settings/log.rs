@@ -56,6 +56,11 @@ impl fmt::Debug for Secret {
 }
 
 impl LogSection {
+    /// Whether the log is the embedded broker's.
+    pub(crate) fn is_embedded(&self) -> bool {
+        self.bootstrap_servers.is_empty()
+    }
+
     /// The properties of the Kafka client, with the password, wherever it was written. A password file is relative to the
     /// folder of the configuration file.
     ///

@@ -2,21 +2,25 @@
 //! know how scans use it.
 //!
 //! Stability contract: the tags `wye.offsets`, `wye.devices`, `wye.order` and `wye.file` are in the logs of all existing
-//! tables. A file without them (of another engine), or with those of another file, is filtered and sorted by each scan.
+//! tables, and `wye.arrival` of newer ones. A file without them (of another engine), or with those of another file, is
+//! filtered, sorted and read for them by each scan.
 
 use std::collections::{BTreeMap, HashMap};
 
 use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::{Int32Type, Int64Type};
+use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use serde::{Deserialize, Serialize};
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::TextColumn;
+use wye_domain::time::Micros;
+use wye_metrics::confidence::Arrival;
 
-use crate::columns::{DEVICE_ID, KAFKA_OFFSET, KAFKA_PARTITION, READING_ORDER};
+use crate::columns::{DEVICE_ID, EVENT_TIME, INGEST_TIME, KAFKA_OFFSET, KAFKA_PARTITION, READING_ORDER};
 use crate::delta::{DataFile, order_tag};
 
 const OFFSETS: &str = "wye.offsets";
 const DEVICES: &str = "wye.devices";
+const ARRIVAL: &str = "wye.arrival";
 
 /// About how many devices are sampled per file.
 const SAMPLES: usize = 8;
@@ -26,12 +30,14 @@ const SAMPLES: usize = 8;
 pub(crate) struct OffsetSpan(pub(crate) Offset, pub(crate) Offset);
 
 /// The tags of a file of readings.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct FileTags {
     /// Which offsets of which Kafka partition are in the file.
     pub(crate) offsets: BTreeMap<KafkaPartition, OffsetSpan>,
     /// The devices of evenly spaced rows of the file, in order: each represents the same share of the rows.
     pub(crate) devices: Vec<String>,
+    /// When the rows have arrived; `None` where that was not stored.
+    pub(crate) arrival: Option<Arrival>,
 }
 
 impl FileTags {
@@ -48,6 +54,7 @@ impl FileTags {
             let span = self.offsets.entry(kafka_partition).or_insert(OffsetSpan(offset, offset));
             *span = OffsetSpan(span.0.min(offset), span.1.max(offset));
         }
+        add_arrival(self.arrival.get_or_insert_default(), readings);
         let Ok(devices) = TextColumn::of(readings, DEVICE_ID) else { return };
         let step = readings.num_rows().div_ceil(SAMPLES).max(1);
         let sampled = (0..readings.num_rows()).step_by(step).filter_map(|row| devices.text(row));
@@ -59,6 +66,7 @@ impl FileTags {
         Some(Self {
             offsets: serde_json::from_str(file.tag(OFFSETS)?).ok()?,
             devices: serde_json::from_str(file.tag(DEVICES)?).ok()?,
+            arrival: file.tag(ARRIVAL).and_then(|arrival| serde_json::from_str(arrival).ok()),
         })
     }
 
@@ -66,10 +74,25 @@ impl FileTags {
     pub(crate) fn to_delta(&self) -> serde_json::Result<HashMap<String, Option<String>>> {
         let step = self.devices.len().div_ceil(SAMPLES).max(1);
         let devices: Vec<&String> = self.devices.iter().step_by(step).collect();
-        Ok(HashMap::from([
+        let mut tags = HashMap::from([
             order_tag(&READING_ORDER),
             (OFFSETS.to_owned(), Some(serde_json::to_string(&self.offsets)?)),
             (DEVICES.to_owned(), Some(serde_json::to_string(&devices)?)),
-        ]))
+        ]);
+        if let Some(arrival) = &self.arrival {
+            tags.insert(ARRIVAL.to_owned(), Some(serde_json::to_string(arrival)?));
+        }
+        Ok(tags)
+    }
+}
+
+/// Adds rows that have an event time and an ingest time.
+pub(crate) fn add_arrival(arrival: &mut Arrival, readings: &RecordBatch) {
+    let times = |name| {
+        readings.column_by_name(name).and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>())
+    };
+    let (Some(event_time), Some(ingest_time)) = (times(EVENT_TIME), times(INGEST_TIME)) else { return };
+    for (event_time, ingest_time) in event_time.values().iter().zip(ingest_time.values()) {
+        arrival.add(Micros(*event_time), Micros(*ingest_time));
     }
 }

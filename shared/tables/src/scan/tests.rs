@@ -12,7 +12,7 @@ use super::*;
 use crate::CompactionPolicy;
 use crate::readings::Readings;
 use crate::store::TableRoot;
-use crate::testing::{self, Row, archive, rows_of, run};
+use crate::testing::{self, Row, archive, arrival_of, rows_of, run};
 
 fn random_rows(random: &mut StdRng, kafka_partition: i32, offsets: std::ops::Range<i64>) -> Vec<Row> {
     let mut rows = Vec::new();
@@ -75,6 +75,10 @@ async fn scans_equal_a_naive_filter_and_are_sorted() {
         let schema = stored_schema();
         let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
         let snapshot = readings.snapshot().await.unwrap();
+        for horizon in [&horizon, &snapshot.archived()] {
+            let expected = arrival_of(all.iter().filter(|row| is_below(row, Some(horizon))));
+            assert_eq!(snapshot.arrival(horizon).await.unwrap(), expected, "seed {seed}, {horizon:?}");
+        }
         for plan_partitions in [1, 2, 5] {
             for horizon in [None, Some(&horizon)] {
                 let expected: Vec<Row> = all.iter().filter(|row| is_below(row, horizon)).cloned().collect();

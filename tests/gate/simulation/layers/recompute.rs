@@ -7,11 +7,12 @@ use arrow::array::{ArrayRef, Int32Array, RecordBatch, UInt8Array, UInt32Array};
 use arrow::compute::{SortColumn, SortOptions, concat_batches, lexsort_to_indices, take_record_batch};
 use arrow::datatypes::{DataType, Field, Schema};
 use wye_batch::dedup::{Deduplicator, NOVELTY};
-use wye_batch::fold::{Fold, Tally, combine};
-use wye_domain::assemble::Assembler;
+use wye_batch::fold::{Fold, Folded, Shared, Tally};
+use wye_domain::assemble::{Assembler, PlacedColumns};
 use wye_domain::place::Offset;
 use wye_domain::reading::TextColumn;
 use wye_domain::time::Micros;
+use wye_metrics::confidence::{Arrival, LatenessHistogram};
 use wye_metrics::view_rows::maker::{AsOf, RowMaker};
 use wye_tables::columns::READING_ORDER;
 
@@ -69,6 +70,7 @@ pub(crate) struct BatchView {
     pub(super) definitions: u64,
     pub(super) as_of: i64,
     pub(super) tally: Tally,
+    pub(super) lateness: LatenessHistogram,
     pub(super) rows: Vec<RecordBatch>,
     /// The next time (µs) at which a window is settled.
     pub(super) settles_at: Option<i64>,
@@ -85,14 +87,20 @@ pub(crate) fn recompute(
 ) -> Result<BatchView> {
     let below: Vec<&RecordBatch> =
         archives.iter().zip(horizon).flat_map(|(archive, end)| archive.below(*end)).collect();
+    let mut arrival = Arrival::default();
+    for batch in &below {
+        let columns = PlacedColumns::of(batch)?;
+        let times = columns.readings.event_time.iter().zip(columns.ingest_time);
+        times.for_each(|(event_time, ingest_time)| arrival.add(Micros(*event_time), Micros(*ingest_time)));
+    }
     let folds = match below.first() {
         None => Vec::new(),
         Some(first) => fold(plans, &concat_batches(&first.schema(), below)?, repeat)?,
     };
-    let (folded, tally) = combine(folds);
-    let time = tally.as_of.max(as_of.map(Micros)).unwrap_or_default();
-    let judged = AsOf { time, lateness: Arc::new(tally.lateness.clone()) };
-    let age = tally.lateness.settling_age();
+    let (folded, tally) = finish(folds);
+    let time = arrival.newest.max(as_of.map(Micros)).unwrap_or_default();
+    let judged = AsOf { time, lateness: Arc::new(arrival.lateness) };
+    let age = judged.lateness.settling_age();
     let (mut rows, mut settles_at) = (Vec::new(), None::<i64>);
     for folded in folded {
         let maker = RowMaker::new(&plans.plans, &plans.expectations, &folded.series, &judged);
@@ -103,7 +111,28 @@ pub(crate) fn recompute(
         settles_at = settling.filter(|at| *at > time).map(|at| at.0).chain(settles_at).min();
     }
     let definitions = plans.plans.fingerprint();
-    Ok(BatchView { horizon: horizon.to_vec(), definitions, as_of: time.0, tally, rows, settles_at })
+    Ok(BatchView {
+        horizon: horizon.to_vec(),
+        definitions,
+        as_of: time.0,
+        tally,
+        lateness: (*judged.lateness).clone(),
+        rows,
+        settles_at,
+    })
+}
+
+/// The summaries of all ranges of devices, those of series that span them last.
+fn finish(folds: Vec<Fold>) -> (Vec<Folded>, Tally) {
+    let (mut folded, mut shared, mut tally) = (Vec::new(), Shared::default(), Tally::default());
+    for fold in folds {
+        let (own, share, read) = fold.finish();
+        folded.push(own);
+        shared.merge(&share);
+        tally.merge(&read);
+    }
+    folded.push(shared.finish());
+    (folded, tally)
 }
 
 fn fold(plans: &Plans, readings: &RecordBatch, repeat: usize) -> Result<Vec<Fold>> {

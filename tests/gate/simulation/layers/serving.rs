@@ -95,7 +95,7 @@ impl Serving {
         let facts = RunFacts {
             definitions: Some(view.definitions),
             as_of: Some(Micros(view.as_of)),
-            lateness: Arc::new(view.tally.lateness.clone()),
+            lateness: Arc::new(view.lateness.clone()),
             failures: Arc::new(view.tally.failures.clone()),
         };
         let view = MemoryView {

@@ -12,7 +12,21 @@ use wye_runtime::unique;
 ///
 /// # Errors
 /// When another process has it, or it cannot be written.
-pub(super) fn lock(data_dir: &Path) -> Result<File> {
+pub(crate) fn lock(data_dir: &Path) -> Result<File> {
+    let Some(file) = try_lock(data_dir)? else {
+        bail!(
+            "another Wye is running on the data directory {}; stop it, or choose another with --data-dir",
+            data_dir.display()
+        )
+    };
+    Ok(file)
+}
+
+/// The same; `None` when another process has it.
+///
+/// # Errors
+/// When it cannot be written.
+pub(crate) fn try_lock(data_dir: &Path) -> Result<Option<File>> {
     let path = data_dir.join("lock");
     let file = File::create(&path).with_context(|| {
         format!(
@@ -21,13 +35,8 @@ pub(super) fn lock(data_dir: &Path) -> Result<File> {
         )
     })?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            bail!(
-                "another Wye is running on the data directory {}; stop it, or choose another with --data-dir",
-                data_dir.display()
-            )
-        }
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("cannot lock {}", path.display()))
         }
@@ -38,7 +47,7 @@ pub(super) fn lock(data_dir: &Path) -> Result<File> {
 ///
 /// # Errors
 /// When it cannot be read or written.
-pub(super) fn server_name(data_dir: &Path) -> Result<String> {
+pub(crate) fn server_name(data_dir: &Path) -> Result<String> {
     let path = data_dir.join("server-name");
     match std::fs::read_to_string(&path) {
         Ok(name) if !name.trim().is_empty() => return Ok(name.trim().to_owned()),
@@ -55,9 +64,23 @@ pub(super) fn server_name(data_dir: &Path) -> Result<String> {
 ///
 /// # Errors
 /// When it cannot be written.
-pub(super) fn write_address(data_dir: &Path, name: &str, address: &str) -> Result<()> {
+pub(crate) fn write_address(data_dir: &Path, name: &str, address: &str) -> Result<()> {
     let (path, draft) = (data_dir.join(name), data_dir.join(format!("{name}.new")));
     std::fs::write(&draft, format!("{address}\n"))
         .and_then(|()| std::fs::rename(&draft, &path))
         .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Removes a file with an address, where there is one.
+///
+/// # Errors
+/// When it cannot be removed.
+pub(crate) fn remove_address(data_dir: &Path, name: &str) -> Result<()> {
+    let path = data_dir.join(name);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }

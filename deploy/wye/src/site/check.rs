@@ -13,32 +13,43 @@ use wye_metrics::definition::Definition;
 use wye_metrics::plan::MetricPlans;
 use wye_runtime::config::{self, ConfigError, definition_error};
 
-use crate::cli::Up;
+use crate::client::Misused;
 use crate::settings::Settings;
 
 /// Settings that can work, and what was made of them.
-pub(super) struct Checked {
-    pub(super) settings: Settings,
-    pub(super) plans: Arc<MetricPlans>,
-    pub(super) listen: SocketAddr,
-    pub(super) acceptance: Acceptance,
+pub(crate) struct Checked {
+    pub(crate) settings: Settings,
+    pub(crate) plans: Arc<MetricPlans>,
+    pub(crate) listen: SocketAddr,
+    pub(crate) acceptance: Acceptance,
     /// The properties of the Kafka client.
-    pub(super) properties: BTreeMap<String, String>,
+    pub(crate) properties: BTreeMap<String, String>,
+}
+
+/// What the command line says of settings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Given<'a> {
+    /// `--data-dir`
+    pub(crate) data_dir: &'a Path,
+    /// `--config`
+    pub(crate) config: Option<&'a Path>,
+    /// `--http`
+    pub(crate) http: Option<&'a str>,
 }
 
 /// Reads and checks everything that the user has written.
 ///
 /// # Errors
 /// All problems at once, each with its place.
-pub(super) fn check(arguments: &Up) -> Result<Checked> {
-    if arguments.data_dir.as_os_str().is_empty() {
-        bail!("--data-dir is empty; write for example --data-dir wye-data");
+pub(crate) fn check(given: Given<'_>) -> Result<Checked> {
+    if given.data_dir.as_os_str().is_empty() {
+        bail!(Misused("--data-dir is empty; write for example --data-dir wye-data".to_owned()));
     }
-    let file = arguments.config.as_deref();
+    let file = given.config;
     let mut settings = Settings::load(file, std::env::vars())?;
-    let listen_place = if arguments.http.is_some() { "--http" } else { "`listen` in [http]" };
-    if let Some(address) = &arguments.http {
-        settings.http.listen.clone_from(address);
+    let listen_place = if given.http.is_some() { "--http" } else { "`listen` in [http]" };
+    if let Some(address) = given.http {
+        address.clone_into(&mut settings.http.listen);
     }
     let mut problems = Vec::new();
     let registry = config::registry(&settings.registry.file, file).map_err(|error| problems.push(error));
@@ -93,13 +104,8 @@ mod tests {
     fn rejected(config: &str, http: &str) -> String {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), config).unwrap();
-        let up = Up {
-            data_dir: "data".into(),
-            config: Some(file.path().to_owned()),
-            http: Some(http.to_owned()),
-            print_defaults: false,
-        };
-        check(&up).map(|_| ()).unwrap_err().to_string()
+        let given = Given { data_dir: Path::new("data"), config: Some(file.path()), http: Some(http) };
+        check(given).map(|_| ()).unwrap_err().to_string()
     }
 
     #[test]

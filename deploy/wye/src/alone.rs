@@ -1,0 +1,162 @@
+//! A command that does the work of the batch layer by itself, where no `wye up` is running: by a scheduler such as cron or
+//! Kubernetes, or on the data directory of a stopped Wye.
+//!
+//! Kafka and the tables are those of the settings. Where they are in the data directory, the command starts the embedded
+//! broker for itself and locks the directory, as `wye up` does.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use tokio_util::sync::CancellationToken;
+use wye_batch::BatchError;
+use wye_broker::{Broker, Port};
+use wye_domain::{ErrorKind, error_chain};
+use wye_runtime::clock::SystemClock;
+use wye_runtime::telemetry::Telemetry;
+use wye_runtime::unique;
+
+use crate::cli::{LocalArguments, WhenBusy};
+use crate::client::{ADDRESS_FILE, Misused, TryAgain};
+use crate::site::check::{Checked, Given, check};
+use crate::site::{self, Site, data_dir};
+
+/// How often a command that waits looks again.
+const CHECK_INTERVAL: Duration = Duration::from_millis(200);
+/// How long Kafka may take to answer.
+const KAFKA_WITHIN: Duration = Duration::from_secs(60);
+
+/// What a command finds.
+pub(crate) enum Found {
+    /// A `wye up` is running on the data directory.
+    Running,
+    /// None is; the command does the work.
+    Alone(Box<Alone>),
+}
+
+/// The log and the tables of a command that works by itself.
+pub(crate) struct Alone {
+    pub(crate) checked: Checked,
+    pub(crate) site: Site,
+    broker: Option<Broker>,
+    /// Keeps other processes from the data directory, where it is used.
+    _lock: Option<File>,
+}
+
+/// Finds out whether a `wye up` is running on the data directory; where none is, opens the log and the tables.
+///
+/// # Errors
+/// [`Misused`] or a `ConfigError` when arguments or settings are wrong; [`TryAgain`] when another command has the data
+/// directory, when Kafka does not answer, or when `shutdown` is cancelled first.
+pub(crate) async fn find(
+    arguments: &LocalArguments,
+    when_busy: WhenBusy,
+    shutdown: &CancellationToken,
+) -> Result<Found> {
+    let found = shutdown.run_until_cancelled(open(arguments, when_busy, shutdown)).await;
+    found.unwrap_or_else(|| Err(stopped()))
+}
+
+async fn open(
+    arguments: &LocalArguments,
+    when_busy: WhenBusy,
+    shutdown: &CancellationToken,
+) -> Result<Found> {
+    let dir = arguments.data_dir.as_path();
+    let given = Given { data_dir: dir, config: arguments.config.as_deref(), http: None };
+    let Some(lock) = lock(dir, when_busy).await? else { return Ok(Found::Running) };
+    let checked = check(given)?;
+    let settings = &checked.settings;
+    let is_in_use = settings.log.is_embedded() || settings.tables.root.is_empty();
+    if is_in_use && lock.is_none() {
+        bail!(Misused(format!(
+            "there is no data directory {}: select the one of a stopped `wye up` with --data-dir, or write the Kafka cluster \
+             ([log] bootstrap_servers) and the location of the tables ([tables] root) into a file for --config",
+            dir.display()
+        )));
+    }
+    let opened =
+        tokio::time::timeout(KAFKA_WITHIN, site::open_log(&checked, dir, Port::Free, shutdown)).await;
+    let (broker, log) = opened.map_err(|_| {
+        let servers = &settings.log.bootstrap_servers;
+        anyhow!(TryAgain(format!("Kafka at {servers} does not answer within {} s", KAFKA_WITHIN.as_secs())))
+    })??;
+    let site = Site {
+        log,
+        root: site::table_root(&checked, dir)?,
+        telemetry: Telemetry::default(),
+        clock: Arc::new(SystemClock::default()),
+        name: if is_in_use { data_dir::server_name(dir)? } else { unique::name() },
+    };
+    let alone = Alone { checked, site, broker, _lock: lock.filter(|_| is_in_use) };
+    alone.claim_tables().await?;
+    Ok(Found::Alone(Box::new(alone)))
+}
+
+/// Locks the data directory, where there is one; `None` when a `wye up` has it.
+async fn lock(data_dir: &Path, when_busy: WhenBusy) -> Result<Option<Option<File>>> {
+    loop {
+        if !data_dir.is_dir() {
+            return Ok(Some(None));
+        }
+        if let Some(lock) = data_dir::try_lock(data_dir)? {
+            // A `wye up` that was killed has left its address.
+            data_dir::remove_address(data_dir, ADDRESS_FILE)?;
+            return Ok(Some(Some(lock)));
+        }
+        if data_dir.join(ADDRESS_FILE).exists() {
+            return Ok(None);
+        }
+        if when_busy == WhenBusy::Leave {
+            let dir = data_dir.display();
+            bail!(TryAgain(format!("another process works on the data directory {dir}; try again later")));
+        }
+        tokio::time::sleep(CHECK_INTERVAL).await;
+    }
+}
+
+impl Alone {
+    /// Checks that the tables belong to the log, by the ledger of ingest.
+    async fn claim_tables(&self) -> Result<()> {
+        let shutdown = CancellationToken::new();
+        let guard = shutdown.clone().drop_guard();
+        let ingest = site::start_ingest(&self.checked, &self.site, &shutdown).await?;
+        site::claim_tables(&ingest, &self.site.root).await?;
+        drop(guard);
+        ingest.join().await;
+        Ok(())
+    }
+
+    /// What the batch layer works with.
+    pub(crate) fn batch_parts(&self) -> Result<wye_batch::layer::Parts> {
+        site::batch_parts(&self.checked, &self.site)
+    }
+
+    /// Stops the embedded broker.
+    pub(crate) async fn close(self) {
+        if let Some(broker) = self.broker {
+            broker.stop().await;
+        }
+    }
+}
+
+/// The outcome of work that a signal may have stopped, as an outcome of the command.
+///
+/// # Errors
+/// [`TryAgain`] when it was stopped, or when its failure may pass; else its failure.
+pub(crate) fn ended<T>(outcome: Option<Result<T, BatchError>>) -> Result<T> {
+    match outcome {
+        None => Err(stopped()),
+        Some(Ok(done)) => Ok(done),
+        Some(Err(error)) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unavailable) => {
+            Err(anyhow!(TryAgain(error_chain(&error))))
+        }
+        Some(Err(error)) => Err(error).context("the command has failed"),
+    }
+}
+
+fn stopped() -> anyhow::Error {
+    anyhow!(TryAgain("stopped by a signal; nothing is lost, and the next run does the work".to_owned()))
+}
