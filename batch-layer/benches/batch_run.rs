@@ -57,7 +57,7 @@ async fn main() -> Result<()> {
     let expectations = Arc::new(Expectations::new(&plans)?);
     let compute = Compute::new()?;
     let views = BatchViews::open(&root)?;
-    let mut windows_per_reading = 1.0;
+    let mut windows_per_reading = None;
     let runs = if readings.snapshot().await?.readings() > 10_000_000 { 2 } else { 5 };
     for _ in 0..runs {
         let begin = Instant::now();
@@ -80,7 +80,7 @@ async fn main() -> Result<()> {
         let done = compute.run(recompute(task)).await??;
         let computed = begin.elapsed().as_secs_f64();
         let (rows, windows) = (done.tally.readings, done.windows);
-        windows_per_reading = windows as f64 / rows as f64;
+        windows_per_reading = Some(windows as f64 / rows as f64);
         let expected_version = previous.as_ref().map(|view| view.version());
         let run = RunRecord::default();
         let (schema, files) = (done.schema, done.files);

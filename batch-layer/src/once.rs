@@ -11,6 +11,7 @@ use datafusion::common::runtime::SpawnedTask;
 use serde::Serialize;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
+use wye_domain::error_chain;
 use wye_domain::horizon::Horizon;
 use wye_domain::place::Offset;
 use wye_log::client::Log;
@@ -98,7 +99,9 @@ pub async fn run(
     // The archiver continues meanwhile: an owner in another process may answer with a start that lies further on.
     let report = runner.run(options).await?;
     archiving.end().await?;
-    runner.clean(settings.batch.keep_versions).await?;
+    if let Err(error) = runner.clean(settings.batch.keep_versions).await {
+        warn!(error = error_chain(&error), "cannot remove old batch views; the next run does it");
+    }
     Ok(report)
 }
 

@@ -72,8 +72,8 @@ pub struct Recomputation {
     pub threads: usize,
     /// About how many windows a range of devices has.
     pub range_windows: u64,
-    /// About how many windows there are for each reading, as the last run has found; 1 where that is not known.
-    pub windows_per_reading: f64,
+    /// About how many windows there are for each reading, as the last run has found; `None` where that is not known.
+    pub windows_per_reading: Option<f64>,
     /// Called with the progress.
     pub progress: Option<OnProgress>,
 }
@@ -169,7 +169,9 @@ pub fn plan(task: &Recomputation) -> Result<Arc<dyn ExecutionPlan>, BatchError> 
 
 /// In how many ranges the devices are read.
 fn ranges(task: &Recomputation) -> usize {
-    let windows = task.readings.readings() as f64 * task.windows_per_reading.clamp(0.0, 1.0);
+    // At most, a reading is alone in a window of each definition.
+    let each = task.windows_per_reading.unwrap_or(task.plans.plans().len() as f64);
+    let windows = task.readings.readings() as f64 * each;
     let wanted = (windows / task.range_windows.max(1) as f64).ceil();
     (wanted as usize).max(task.threads)
 }

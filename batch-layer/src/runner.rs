@@ -118,7 +118,7 @@ impl BatchRunner {
             answers: None,
             archive: None,
             readings: None,
-            windows_per_reading: windows_per_reading(view.as_ref()),
+            windows_per_reading: windows_per_reading(view.as_ref(), &self.definitions()),
             report: report_of(view.as_ref()),
         };
         let (mut run, effects) = Run::start(rules, facts);
@@ -212,7 +212,7 @@ struct Execution<'a> {
     /// What was last read of the master dataset.
     readings: Option<ReadingsSnapshot>,
     /// What the last run has found.
-    windows_per_reading: f64,
+    windows_per_reading: Option<f64>,
     /// What the run has done so far.
     report: RunReport,
 }
@@ -385,8 +385,8 @@ fn report_of(view: Option<&ViewSnapshot>) -> RunReport {
     RunReport { version: view.map(ViewSnapshot::version), ..RunReport::of(&run, horizon) }
 }
 
-/// How many windows a view has for each reading; 1 where that is not known.
-fn windows_per_reading(view: Option<&ViewSnapshot>) -> f64 {
-    let run = view.and_then(|view| view.run.as_ref()).filter(|run| run.readings > 0);
-    run.map_or(1.0, |run| run.windows as f64 / run.readings as f64)
+/// How many windows a view with these definitions has for each reading; `None` where that is not known.
+fn windows_per_reading(view: Option<&ViewSnapshot>, definitions: &str) -> Option<f64> {
+    let run = view?.run.as_ref().filter(|run| run.readings > 0 && run.definitions == definitions)?;
+    Some(run.windows as f64 / run.readings as f64)
 }

@@ -1,5 +1,5 @@
-//! When batch runs start: at a fixed interval or by a cron expression, at once on request, and at once at the start if the definitions have
-//! changed. Must not know what a run does.
+//! When batch runs start: at a fixed interval or by a cron expression, at once on request, and at once at the start if the
+//! definitions have changed. Must not know what a run does.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
-use wye_domain::time::{Micros, Span};
+use wye_domain::time::Micros;
 use wye_domain::{ErrorKind, error_chain};
 use wye_runtime::clock::Clock;
 
@@ -149,10 +149,7 @@ impl Ticks {
             Self::Every(ticks) => {
                 ticks.tick().await;
             }
-            Self::By(cron) => match next_time(cron, clock.now()) {
-                Some(time) => until(time, clock).await,
-                None => std::future::pending().await,
-            },
+            Self::By(cron) => next_by(cron, clock).await,
         }
     }
 }
@@ -164,25 +161,34 @@ fn next_time(cron: &Cron, now: Micros) -> Option<Micros> {
     Some(Micros(next.timestamp_micros()))
 }
 
-/// Waits for a time of the day. The clock may be set meanwhile, so it is read again and again.
-async fn until(time: Micros, clock: &dyn Clock) {
+/// Waits for the next time that an expression names. The clock may be set meanwhile, so it is read again and again; where it
+/// was set back, the next time is another one.
+async fn next_by(cron: &Cron, clock: &dyn Clock) {
+    let mut before = clock.now();
+    let mut time = next_time(cron, before);
     loop {
-        let left = time - clock.now();
-        if left <= Span::ZERO {
-            return;
+        let now = clock.now();
+        if now < before {
+            time = next_time(cron, now);
         }
-        tokio::time::sleep(Duration::from_micros(left.0.unsigned_abs()).min(CLOCK_INTERVAL)).await;
+        before = now;
+        let left = match time {
+            Some(time) if time <= now => return,
+            Some(time) => Duration::from_micros((time - now).0.unsigned_abs()),
+            None => CLOCK_INTERVAL,
+        };
+        tokio::time::sleep(left.min(CLOCK_INTERVAL)).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use datafusion::common::runtime::SpawnedTask;
-    use wye_domain::time::parse_rfc3339;
+    use wye_domain::time::{Span, parse_rfc3339};
 
     use super::*;
     use crate::compute::joined;
-    use crate::testing::{PATIENCE, Site, batch_settings, soon};
+    use crate::testing::{PATIENCE, Site, TestClock, batch_settings, soon};
 
     #[test]
     fn a_cron_expression_names_times_in_utc() {
@@ -193,6 +199,23 @@ mod tests {
         assert_eq!(next("2026-02-01T00:00:00Z"), time("2026-02-01T00:05:00Z"));
         let never: Cron = "0 0 30 2 *".parse().unwrap();
         assert_eq!(next_time(&never, time("2026-01-01T00:00:00Z")), None);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_clock_that_is_set_back_is_followed() {
+        let clock = TestClock::default();
+        let time = |text: &str| parse_rfc3339(text).unwrap();
+        let hourly: Cron = "0 * * * *".parse().unwrap();
+        clock.set(time("2036-01-01T00:30:00Z"));
+        soon(async {
+            tokio::join!(next_by(&hourly, &clock), async {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                clock.set(time("2026-01-01T00:30:00Z"));
+                tokio::time::sleep(CLOCK_INTERVAL * 2).await;
+                clock.set(time("2026-01-01T01:00:00Z"));
+            })
+        })
+        .await;
     }
 
     #[tokio::test(flavor = "multi_thread")]

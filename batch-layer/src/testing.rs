@@ -82,6 +82,11 @@ impl Default for TestClock {
 }
 
 impl TestClock {
+    /// Sets the time of the day, back too.
+    pub(crate) fn set(&self, time: Micros) {
+        self.now.store(time.0, Ordering::Relaxed);
+    }
+
     /// Sets the time of the day to this time, unless it is later already.
     pub(crate) fn advance_to(&self, time: Micros) {
         self.now.fetch_max(time.0, Ordering::Relaxed);

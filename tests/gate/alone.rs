@@ -58,7 +58,11 @@ fn post(api: &Api, number: i64) -> Result<()> {
 fn a_batch_run_on_the_data_directory_of_a_stopped_wye() -> Result<()> {
     let mut site = Site::new()?;
     site.configure(CONFIG)?;
-    ends_with(command(&site, &["batch", "run"]), 2, "there is no data directory")?;
+    // Neither a folder that does not exist nor one of somebody else becomes a data directory.
+    ends_with(command(&site, &["batch", "run"]), 2, "is not a data directory")?;
+    std::fs::create_dir(site.data_dir())?;
+    ends_with(command(&site, &["batch", "run"]), 2, "is not a data directory")?;
+    ensure!(std::fs::read_dir(site.data_dir())?.next().is_none(), "something was written");
     let mut server = site.up()?;
     let api = server.ready()?;
     for number in 0..3 {

@@ -266,7 +266,7 @@ async fn computed(history: &History) -> (ViewRows, [u64; 3], Horizon) {
         as_of: None,
         threads: history.threads,
         range_windows: history.range_windows,
-        windows_per_reading: 1.0,
+        windows_per_reading: None,
         progress: None,
     };
     let done = recompute(task).await.unwrap();

@@ -72,7 +72,7 @@ async fn open(
     let is_in_use = settings.log.is_embedded() || settings.tables.root.is_empty();
     if is_in_use && lock.is_none() {
         bail!(Misused(format!(
-            "there is no data directory {}: select the one of a stopped `wye up` with --data-dir, or write the Kafka cluster \
+            "{} is not a data directory: select the one of a stopped `wye up` with --data-dir, or write the Kafka cluster \
              ([log] bootstrap_servers) and the location of the tables ([tables] root) into a file for --config",
             dir.display()
         )));
@@ -98,7 +98,7 @@ async fn open(
 /// Locks the data directory, where there is one; `None` when a `wye up` has it.
 async fn lock(data_dir: &Path, when_busy: WhenBusy) -> Result<Option<Option<File>>> {
     loop {
-        if !data_dir.is_dir() {
+        if !data_dir::is_one(data_dir) {
             return Ok(Some(None));
         }
         if let Some(lock) = data_dir::try_lock(data_dir)? {

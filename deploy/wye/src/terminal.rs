@@ -98,8 +98,8 @@ pub(crate) fn note(line: impl Display) {
     eprintln!("wye: {line}");
 }
 
-/// The progress of long work on standard error: a bar on a terminal, elsewhere a line from time to time. It ends when this
-/// is dropped.
+/// The progress of long work on standard error: a bar on a terminal, elsewhere a line from time to time. It ends with the
+/// work, or when this is dropped.
 pub(crate) struct Progress {
     bar: ProgressBar,
     callback: OnProgress,
@@ -118,6 +118,9 @@ impl Progress {
             Arc::new(move |progress| {
                 bar.set_length(progress.total);
                 bar.set_position(progress.done);
+                if progress.done >= progress.total {
+                    bar.finish_and_clear();
+                }
             })
         } else {
             let clock = SystemClock::default();

@@ -34,11 +34,6 @@ mod filters;
 
 const TABLE: TableName = TableName::Readings;
 
-/// A merge holds a batch of each of its chains in memory. Where there are more chains than this, their batches are smaller.
-const SMALL_MERGE: usize = 16;
-/// They have at least so many rows.
-const LEAST_ROWS: usize = 1_024;
-
 /// What to read of the master dataset, and how.
 #[derive(Clone, Debug)]
 pub struct SortedScan<'a> {
@@ -157,9 +152,7 @@ impl ReadingsSnapshot {
         if chains.len() > 1 || chains.iter().any(|chain| !chain.sorted) {
             columns.extend(READING_ORDER.iter().filter(|name| !scan.columns.contains(name)));
         }
-        let batch_size =
-            scan.batch_size.map(|rows| (rows * SMALL_MERGE / chains.len()).clamp(LEAST_ROWS.min(rows), rows));
-        let scan_of_chain = SortedScan { columns: &columns, batch_size, ..scan.clone() };
+        let scan_of_chain = SortedScan { columns: &columns, ..scan.clone() };
         let mut plans = Vec::with_capacity(chains.len());
         for chain in chains {
             let plan = self.chain(range, &chain, &scan_of_chain)?;

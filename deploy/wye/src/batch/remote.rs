@@ -38,11 +38,12 @@ pub(crate) async fn run(client: &Client, arguments: &BatchRun) -> Result<()> {
 /// Asks for the run; again, where it should wait for another one that was first.
 async fn ask(client: &Client, body: Vec<u8>, when_busy: WhenBusy) -> Result<Vec<u8>> {
     let headers = [("content-type", "application/json")];
-    for _ in 1..ATTEMPTS {
+    let mut attempts = if when_busy == WhenBusy::Wait { ATTEMPTS } else { 1 };
+    loop {
+        attempts -= 1;
         let response = client.post("/v1/batch-runs", &headers, body.clone()).await?;
-        if when_busy == WhenBusy::Leave || response.status() != StatusCode::CONFLICT {
+        if attempts == 0 || response.status() != StatusCode::CONFLICT {
             return body_of(response).await;
         }
     }
-    body_of(client.post("/v1/batch-runs", &headers, body).await?).await
 }

@@ -8,6 +8,14 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use wye_runtime::unique;
 
+/// The file that a process locks while it uses the data directory.
+const LOCK: &str = "lock";
+
+/// Whether a `wye up` has used the folder as its data directory.
+pub(crate) fn is_one(folder: &Path) -> bool {
+    folder.join(LOCK).is_file()
+}
+
 /// Locks the data directory until the file is closed: only one process may use it.
 ///
 /// # Errors
@@ -27,7 +35,7 @@ pub(crate) fn lock(data_dir: &Path) -> Result<File> {
 /// # Errors
 /// When it cannot be written.
 pub(crate) fn try_lock(data_dir: &Path) -> Result<Option<File>> {
-    let path = data_dir.join("lock");
+    let path = data_dir.join(LOCK);
     let file = File::create(&path).with_context(|| {
         format!(
             "cannot write to the data directory {}; check its permissions, or choose another with --data-dir",

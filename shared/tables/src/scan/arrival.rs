@@ -1,8 +1,6 @@
 //! When the readings below a horizon have arrived: from the tags of files, and from the rows of files where the tags do not
 //! say it.
 
-use std::sync::Arc;
-
 use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::FileGroup;
 use datafusion::error::Result;
@@ -30,12 +28,11 @@ impl ReadingsSnapshot {
         let mut unknown = Vec::new();
         for file in self.snapshot.files.iter() {
             let tags = FileTags::of(file);
-            match Position::of(tags.as_ref(), Some(horizon)) {
-                Position::Above => {}
-                Position::Below if tags.as_ref().is_some_and(|tags| tags.arrival.is_some()) => {
-                    tags.and_then(|tags| tags.arrival).iter().for_each(|known| arrival.merge(known));
-                }
-                Position::Below | Position::Straddles => {
+            let known = tags.as_ref().and_then(|tags| tags.arrival.as_ref());
+            match (Position::of(tags.as_ref(), Some(horizon)), known) {
+                (Position::Above, _) => {}
+                (Position::Below, Some(known)) => arrival.merge(known),
+                (Position::Below | Position::Straddles, _) => {
                     unknown.push(partitioned_file(self.log.root(), TABLE, file, &schema)?);
                 }
             }
@@ -61,7 +58,7 @@ impl ReadingsSnapshot {
         };
         let session = SessionContext::new();
         self.log.root().register(&session.runtime_env()).map_err(external)?;
-        let mut rows = execute_stream(plan.build()?, Arc::clone(&session.task_ctx()))?;
+        let mut rows = execute_stream(plan.build()?, session.task_ctx())?;
         let mut arrival = Arrival::default();
         while let Some(batch) = rows.try_next().await? {
             add_arrival(&mut arrival, &batch);
