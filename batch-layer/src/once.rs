@@ -61,7 +61,7 @@ pub async fn archive(
     progress: Option<OnProgress>,
 ) -> Result<ArchiveReport, BatchError> {
     let archiving = Archiving::start(parts, settings).await?;
-    let before = archiving.archived().await?;
+    let before = archiving.before.clone();
     archiving.catch_up(progress).await?;
     let readings = archiving.readings.clone();
     archiving.end().await?;
@@ -97,12 +97,13 @@ pub async fn run(
     }
     archiving.catch_up(archived).await?;
     // The archiver continues meanwhile: an owner in another process may answer with a start that lies further on.
-    let report = runner.run(options).await?;
+    let outcome = runner.run(options).await;
     archiving.end().await?;
+    // A run that failed may have written files too.
     if let Err(error) = runner.clean(settings.batch.keep_versions).await {
         warn!(error = error_chain(&error), "cannot remove old batch views; the next run does it");
     }
-    Ok(report)
+    outcome
 }
 
 /// An archiver that works beside something else.
@@ -112,6 +113,8 @@ struct Archiving {
     readings: Readings,
     letters: DeadLetters,
     control: ControlLog,
+    /// What was archived before it started.
+    before: Horizon,
     archiver: SpawnedTask<()>,
     shutdown: DropGuard,
 }
@@ -124,10 +127,12 @@ impl Archiving {
         let letters = letters.map_err(BatchError::tables("open the table of dead letters"))?;
         let control = ControlLog::new(parts.log.clone())?;
         let (log, clock) = (parts.log.clone(), Arc::clone(&parts.clock));
+        let before = readings.archived().await.map_err(BatchError::tables("ask what is archived"))?;
         let shutdown = CancellationToken::new();
         let archiver = Archiver::open(parts, settings).await?.run(shutdown.clone());
         let archiver = SpawnedTask::spawn(archiver);
-        Ok(Self { log, clock, readings, letters, control, archiver, shutdown: shutdown.drop_guard() })
+        let shutdown = shutdown.drop_guard();
+        Ok(Self { log, clock, readings, letters, control, before, archiver, shutdown })
     }
 
     async fn archived(&self) -> Result<Horizon, BatchError> {
@@ -137,12 +142,11 @@ impl Archiving {
     /// Waits until everything is archived that the log contains now.
     async fn catch_up(&self, progress: Option<OnProgress>) -> Result<(), BatchError> {
         let ends = self.control.ends().await?;
-        let before = self.archived().await?;
-        let total = messages_between(&before, &ends);
+        let total = messages_between(&self.before, &ends);
         let mut watch = Watch::new(Arc::clone(&self.clock));
         loop {
             let archived = self.archived().await?;
-            let done = messages_between(&before, &archived).min(total);
+            let done = messages_between(&self.before, &archived).min(total);
             if let Some(progress) = &progress {
                 progress(Progress { done, total });
             }

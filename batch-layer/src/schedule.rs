@@ -100,12 +100,14 @@ impl Schedule {
 
     async fn run_scheduled(&mut self) {
         match self.runner.run(RunOptions::default()).await {
-            Ok(_) => self.clean().await,
+            Ok(_) => {}
             Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unavailable) => {
                 warn!(error = error_chain(&error), "batch run failed; the next one tries again");
             }
             Err(error) => error!(error = error_chain(&error), "batch run failed; the last batch view stays"),
         }
+        // A run that failed may have written files too.
+        self.clean().await;
     }
 
     async fn clean(&mut self) {
@@ -120,7 +122,7 @@ impl Schedule {
     }
 }
 
-/// The starts of scheduled runs. One that comes while a run is under way is skipped.
+/// The starts of scheduled runs. Those that come while a run is under way are skipped; of an interval, one run follows at once.
 enum Ticks {
     OnRequestOnly,
     Every(Interval),
@@ -207,15 +209,12 @@ mod tests {
         let time = |text: &str| parse_rfc3339(text).unwrap();
         let hourly: Cron = "0 * * * *".parse().unwrap();
         clock.set(time("2036-01-01T00:30:00Z"));
-        soon(async {
-            tokio::join!(next_by(&hourly, &clock), async {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                clock.set(time("2026-01-01T00:30:00Z"));
-                tokio::time::sleep(CLOCK_INTERVAL * 2).await;
-                clock.set(time("2026-01-01T01:00:00Z"));
-            })
-        })
-        .await;
+        let mut next = std::pin::pin!(next_by(&hourly, &clock));
+        assert!(tokio::time::timeout(Duration::from_millis(100), &mut next).await.is_err(), "too early");
+        clock.set(time("2026-01-01T00:30:00Z"));
+        assert!(tokio::time::timeout(CLOCK_INTERVAL * 2, &mut next).await.is_err(), "too early");
+        clock.set(time("2026-01-01T01:00:00Z"));
+        soon(next).await;
     }
 
     #[tokio::test(flavor = "multi_thread")]

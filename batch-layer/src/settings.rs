@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use chrono::DateTime;
 use croner::Cron;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
@@ -60,11 +61,16 @@ fn cron<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cron>, D::E
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|error| {
-        D::Error::custom(format!(
-            "{text:?} is not a cron expression: {error}; write for example \"*/5 * * * *\", or \"\" for none"
-        ))
-    })
+    let cron: Cron =
+        text.parse().map_err(|error| unusable(&text, &format!("is not a cron expression: {error}")))?;
+    match cron.find_next_occurrence(&DateTime::UNIX_EPOCH, true) {
+        Ok(_) => Ok(Some(cron)),
+        Err(_) => Err(unusable(&text, "names no time")),
+    }
+}
+
+fn unusable<E: Error>(text: &str, problem: &str) -> E {
+    E::custom(format!("{text:?} {problem}; write for example \"*/5 * * * *\", or \"\" for none"))
 }
 
 impl BatchSettings {
@@ -166,7 +172,7 @@ mod tests {
         };
         assert_eq!(with("").unwrap().batch.schedule, None);
         assert!(with("*/5 * * * *").unwrap().batch.schedule.is_some());
-        for wrong in ["every minute", "61 * * * *", "* * *"] {
+        for wrong in ["every minute", "61 * * * *", "* * *", "0 0 30 2 *"] {
             let message = with(wrong).unwrap_err().to_string();
             assert!(message.contains(wrong) && message.contains("*/5 * * * *"), "{message}");
         }

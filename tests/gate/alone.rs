@@ -68,9 +68,17 @@ fn a_batch_run_on_the_data_directory_of_a_stopped_wye() -> Result<()> {
     for number in 0..3 {
         post(&api, number)?;
     }
-    // It asks the running Wye.
-    let served = report(&site, &["batch", "run", "--json"])?;
+    // It asks the running Wye, and a signal ends the command all the same.
+    server.process.signal(Signal::Stop)?;
+    let mut asking = start(&site, &["batch", "run"], "asking")?;
+    ensure!(asking.ended_within(Duration::from_secs(1))?.is_none(), "it does not wait for the answer");
+    asking.signal(Signal::Terminate)?;
+    let status = asking.ended_within(TERM_WITHIN)?.context("it does not end after SIGTERM")?;
+    server.process.signal(Signal::Resume)?;
+    ensure!(status.code() == Some(75), "{status}");
+    let served = report(&site, &["batch", "run", "--full", "--json"])?;
     ensure!(served["outcome"] == "committed" && served["served"] == true, "{served}");
+    ensure!(served["readings"] == 3, "{served}");
     post(&api, 3)?;
     server.process.kill()?;
 

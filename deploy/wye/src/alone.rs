@@ -12,16 +12,20 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use tokio_util::sync::CancellationToken;
 use wye_batch::BatchError;
-use wye_broker::{Broker, Port};
+use wye_broker::{Broker, BrokerError, Port};
 use wye_domain::{ErrorKind, error_chain};
+use wye_log::LogError;
 use wye_runtime::clock::SystemClock;
 use wye_runtime::telemetry::Telemetry;
 use wye_runtime::unique;
+use wye_speed::ingest::IngestError;
+use wye_tables::TablesError;
 
 use crate::cli::{LocalArguments, WhenBusy};
 use crate::client::{ADDRESS_FILE, Misused, TryAgain};
 use crate::site::check::{Checked, Given, check};
 use crate::site::{self, Site, data_dir};
+use crate::terminal::note;
 
 /// How often a command that waits looks again.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
@@ -56,7 +60,7 @@ pub(crate) async fn find(
     shutdown: &CancellationToken,
 ) -> Result<Found> {
     let found = shutdown.run_until_cancelled(open(arguments, when_busy, shutdown)).await;
-    found.unwrap_or_else(|| Err(stopped()))
+    found.unwrap_or_else(|| Err(stopped())).map_err(passing)
 }
 
 async fn open(
@@ -77,12 +81,14 @@ async fn open(
             dir.display()
         )));
     }
-    let opened =
-        tokio::time::timeout(KAFKA_WITHIN, site::open_log(&checked, dir, Port::Free, shutdown)).await;
-    let (broker, log) = opened.map_err(|_| {
-        let servers = &settings.log.bootstrap_servers;
-        anyhow!(TryAgain(format!("Kafka at {servers} does not answer within {} s", KAFKA_WITHIN.as_secs())))
-    })??;
+    let opening = site::open_log(&checked, dir, Port::Free, shutdown);
+    let (broker, log) = if settings.log.is_embedded() {
+        // Recovery after a crash takes as long as it takes.
+        opening.await?
+    } else {
+        let opened = tokio::time::timeout(KAFKA_WITHIN, opening).await;
+        opened.map_err(|_| no_answer(&settings.log.bootstrap_servers))??
+    };
     let site = Site {
         log,
         root: site::table_root(&checked, dir)?,
@@ -97,6 +103,7 @@ async fn open(
 
 /// Locks the data directory, where there is one; `None` when a `wye up` has it.
 async fn lock(data_dir: &Path, when_busy: WhenBusy) -> Result<Option<Option<File>>> {
+    let mut is_waiting = false;
     loop {
         if !data_dir::is_one(data_dir) {
             return Ok(Some(None));
@@ -112,6 +119,12 @@ async fn lock(data_dir: &Path, when_busy: WhenBusy) -> Result<Option<Option<File
         if when_busy == WhenBusy::Leave {
             let dir = data_dir.display();
             bail!(TryAgain(format!("another process works on the data directory {dir}; try again later")));
+        }
+        if !std::mem::replace(&mut is_waiting, true) {
+            note(format!(
+                "another process works on the data directory {}; waiting for it",
+                data_dir.display()
+            ));
         }
         tokio::time::sleep(CHECK_INTERVAL).await;
     }
@@ -157,6 +170,41 @@ pub(crate) fn ended<T>(outcome: Option<Result<T, BatchError>>) -> Result<T> {
     }
 }
 
+/// An error of the log or the tables as an error of the command: [`TryAgain`] where it may pass.
+fn passing(error: anyhow::Error) -> anyhow::Error {
+    let kind = error
+        .downcast_ref::<TablesError>()
+        .map(TablesError::kind)
+        .or_else(|| error.downcast_ref::<LogError>().map(LogError::kind))
+        .or_else(|| error.downcast_ref::<IngestError>().map(IngestError::kind))
+        .or_else(|| error.downcast_ref::<BrokerError>().map(BrokerError::kind));
+    match kind {
+        Some(ErrorKind::Conflict | ErrorKind::Unavailable) => anyhow!(TryAgain(format!("{error:#}"))),
+        _ => error,
+    }
+}
+
+fn no_answer(servers: &str) -> anyhow::Error {
+    anyhow!(TryAgain(format!("Kafka at {servers} does not answer within {} s", KAFKA_WITHIN.as_secs())))
+}
+
 fn stopped() -> anyhow::Error {
     anyhow!(TryAgain("stopped by a signal; nothing is lost, and the next run does the work".to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use wye_tables::store::TableName;
+
+    use super::*;
+
+    #[test]
+    fn a_failure_that_may_pass_is_to_be_tried_again() {
+        let (table, reason) = (TableName::Readings, "away".to_owned());
+        let passes = TablesError::Conflict { table, reason: reason.clone() };
+        assert!(passing(passes.into()).is::<TryAgain>());
+        let stays = TablesError::Shape { table, reason };
+        assert!(passing(stays.into()).is::<TablesError>());
+        assert!(passing(LogError::Cancelled.into()).is::<TryAgain>());
+    }
 }

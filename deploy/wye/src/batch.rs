@@ -30,9 +30,9 @@ pub(crate) async fn run(arguments: &BatchRun) -> Result<()> {
     signals.spawn(wye_runtime::shutdown::cancel_on_signal(shutdown.clone()));
     match find(&arguments.local, arguments.when_busy, &shutdown).await? {
         Found::Running => {
-            // A signal ends the command; the run continues.
-            signals.abort_all();
-            remote::run(&Client::in_data_dir(&arguments.local.data_dir)?, arguments).await
+            let client = Client::in_data_dir(&arguments.local.data_dir)?;
+            let asked = shutdown.run_until_cancelled(remote::run(&client, arguments)).await;
+            asked.unwrap_or_else(|| Err(remote::left()))
         }
         Found::Alone(alone) => {
             let outcome = local::run(&alone, arguments, &shutdown).await;

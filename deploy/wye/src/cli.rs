@@ -138,9 +138,9 @@ pub(crate) struct LocalArguments {
 /// What a command does while another process does the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum WhenBusy {
-    /// Wait for the other, then start
+    /// Wait until the data directory is free; start again if another run has committed first
     Wait,
-    /// End with exit code 75
+    /// End with exit code 75 if another process has the data directory, or another run has committed first
     Leave,
 }
 

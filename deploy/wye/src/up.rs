@@ -100,6 +100,8 @@ pub(crate) async fn start(arguments: &Up, shutdown: &CancellationToken) -> Resul
         format!("cannot create the data directory {}; choose another with --data-dir", data_dir.display())
     })?;
     let lock = data_dir::lock(data_dir)?;
+    // One that was killed has left its address.
+    data_dir::remove_address(data_dir, ADDRESS_FILE)?;
     let listener = TcpListener::bind(checked.listen).await.with_context(|| {
         format!(
             "cannot listen on {}; is another Wye running there? choose another address with --http, or port 0 for a free port",

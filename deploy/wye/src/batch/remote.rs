@@ -1,6 +1,6 @@
 //! A batch run by a running Wye. By default the command waits until the result is in the answers.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -33,6 +33,11 @@ pub(crate) async fn run(client: &Client, arguments: &BatchRun) -> Result<()> {
         return Err(TryAgain(message).into());
     }
     Ok(())
+}
+
+/// The outcome of the command when a signal has ended it first.
+pub(super) fn left() -> anyhow::Error {
+    anyhow!(TryAgain("stopped by a signal; the running Wye goes through with the batch run".to_owned()))
 }
 
 /// Asks for the run; again, where it should wait for another one that was first.

@@ -54,7 +54,9 @@ impl FileTags {
             let span = self.offsets.entry(kafka_partition).or_insert(OffsetSpan(offset, offset));
             *span = OffsetSpan(span.0.min(offset), span.1.max(offset));
         }
-        add_arrival(self.arrival.get_or_insert_default(), readings);
+        if let Some(arrived) = arrival_of(readings) {
+            self.arrival.get_or_insert_default().merge(&arrived);
+        }
         let Ok(devices) = TextColumn::of(readings, DEVICE_ID) else { return };
         let step = readings.num_rows().div_ceil(SAMPLES).max(1);
         let sampled = (0..readings.num_rows()).step_by(step).filter_map(|row| devices.text(row));
@@ -86,13 +88,15 @@ impl FileTags {
     }
 }
 
-/// Adds rows that have an event time and an ingest time.
-pub(crate) fn add_arrival(arrival: &mut Arrival, readings: &RecordBatch) {
+/// When rows have arrived; `None` where they lack the event time or the ingest time.
+pub(crate) fn arrival_of(readings: &RecordBatch) -> Option<Arrival> {
     let times = |name| {
         readings.column_by_name(name).and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>())
     };
-    let (Some(event_time), Some(ingest_time)) = (times(EVENT_TIME), times(INGEST_TIME)) else { return };
+    let (event_time, ingest_time) = times(EVENT_TIME).zip(times(INGEST_TIME))?;
+    let mut arrival = Arrival::default();
     for (event_time, ingest_time) in event_time.values().iter().zip(ingest_time.values()) {
         arrival.add(Micros(*event_time), Micros(*ingest_time));
     }
+    Some(arrival)
 }

@@ -15,7 +15,10 @@ use crate::columns::{EVENT_TIME, INGEST_TIME, stored_schema};
 use crate::error::TablesError;
 use crate::parquet_plan::{FilePlan, partitioned_file};
 use crate::readings::ReadingsSnapshot;
-use crate::readings::file_tags::{FileTags, add_arrival};
+use crate::readings::file_tags::{FileTags, arrival_of};
+
+/// How many files are read at the same time.
+const STREAMS: usize = 8;
 
 impl ReadingsSnapshot {
     /// When the readings below a horizon have arrived. Duplicates and conflicts are among them.
@@ -51,7 +54,7 @@ impl ReadingsSnapshot {
             root: self.log.root(),
             filter: filters::readings(None, Some(horizon), &schema)?,
             file_schema: schema,
-            groups: vec![FileGroup::new(files)],
+            groups: FileGroup::new(files).split_files(STREAMS),
             sorted_by: &[],
             columns: &[EVENT_TIME, INGEST_TIME],
             batch_size: None,
@@ -61,7 +64,7 @@ impl ReadingsSnapshot {
         let mut rows = execute_stream(plan.build()?, session.task_ctx())?;
         let mut arrival = Arrival::default();
         while let Some(batch) = rows.try_next().await? {
-            add_arrival(&mut arrival, &batch);
+            arrival_of(&batch).iter().for_each(|more| arrival.merge(more));
         }
         Ok(arrival)
     }

@@ -75,6 +75,8 @@ async fn scans_equal_a_naive_filter_and_are_sorted() {
         let schema = stored_schema();
         let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
         let snapshot = readings.snapshot().await.unwrap();
+        let tagged = snapshot.snapshot.files.iter().filter_map(FileTags::of);
+        assert_eq!(tagged.filter(|tags| tags.arrival.is_some()).count(), snapshot.files(), "seed {seed}");
         for horizon in [&horizon, &snapshot.archived()] {
             let expected = arrival_of(all.iter().filter(|row| is_below(row, Some(horizon))));
             assert_eq!(snapshot.arrival(horizon).await.unwrap(), expected, "seed {seed}, {horizon:?}");
