@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use datafusion::error::DataFusionError;
 use wye_domain::ErrorKind;
+use wye_domain::place::{KafkaPartition, Offset};
 use wye_log::LogError;
 use wye_tables::TablesError;
 
@@ -43,6 +44,19 @@ pub enum BatchError {
         /// For so long.
         waited: Duration,
     },
+    /// The master dataset has readings of a log that is not there any more.
+    #[error(
+        "Kafka partition {kafka_partition} is archived up to offset {archived}, but its log ends at {end}: was the log \
+         deleted or replaced? restore it, or use it with empty tables"
+    )]
+    OtherLog {
+        /// Of which Kafka partition.
+        kafka_partition: KafkaPartition,
+        /// The next offset to archive.
+        archived: Offset,
+        /// The end of its log.
+        end: Offset,
+    },
     /// The layer is stopping.
     #[error("the batch layer is stopping")]
     Stopping,
@@ -55,7 +69,7 @@ impl BatchError {
             Self::Log { source, .. } => source.kind(),
             Self::Tables { source, .. } => source.kind(),
             Self::AnotherRunFirst(_) => ErrorKind::Conflict,
-            Self::Compute(_) => ErrorKind::Invalid,
+            Self::Compute(_) | Self::OtherLog { .. } => ErrorKind::Invalid,
             Self::Threads(_) | Self::NotArchived { .. } | Self::Stopping => ErrorKind::Unavailable,
         }
     }

@@ -142,6 +142,12 @@ impl Archiving {
     /// Waits until everything is archived that the log contains now.
     async fn catch_up(&self, progress: Option<OnProgress>) -> Result<(), BatchError> {
         let ends = self.control.ends().await?;
+        for (kafka_partition, end) in ends.iter() {
+            let archived = self.before.offset(kafka_partition);
+            if archived > end {
+                return Err(BatchError::OtherLog { kafka_partition, archived, end });
+            }
+        }
         let total = messages_between(&self.before, &ends);
         let mut watch = Watch::new(Arc::clone(&self.clock));
         loop {
@@ -240,6 +246,18 @@ mod tests {
         assert_eq!(letters.archived().await.unwrap().offset(KafkaPartition(0)), Offset(1));
         let again = soon(archive(site.parts(), ARCHIVE, None)).await.unwrap();
         assert_eq!(again, ArchiveReport { messages: 0, ..report });
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_log_that_was_replaced_is_not_taken_for_the_archived_one() {
+        let (first, second) = (Site::start(1).await, Site::start(1).await);
+        first.reading(0, "a", 0, 1.0).await;
+        soon(archive(first.parts(), ARCHIVE, None)).await.unwrap();
+        let replaced = Parts { log: second.log.clone(), ..first.parts() };
+        let ended = soon(archive(replaced.clone(), ARCHIVE, None)).await;
+        assert!(matches!(ended, Err(BatchError::OtherLog { .. })), "{ended:?}");
+        let ended = soon(run(replaced, settings(), RunOptions::default(), None)).await;
+        assert!(matches!(ended, Err(BatchError::OtherLog { .. })), "{ended:?}");
     }
 
     #[tokio::test(flavor = "multi_thread")]

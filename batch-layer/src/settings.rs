@@ -61,16 +61,13 @@ fn cron<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Cron>, D::E
     if text.is_empty() {
         return Ok(None);
     }
-    let cron: Cron =
-        text.parse().map_err(|error| unusable(&text, &format!("is not a cron expression: {error}")))?;
+    let cron: Cron = text.parse().map_err(|error| {
+        D::Error::custom(format!("{text:?} is not a cron expression such as \"*/5 * * * *\": {error}"))
+    })?;
     match cron.find_next_occurrence(&DateTime::UNIX_EPOCH, true) {
         Ok(_) => Ok(Some(cron)),
-        Err(_) => Err(unusable(&text, "names no time")),
+        Err(_) => Err(D::Error::custom(format!("{text:?} names no time, unlike \"*/5 * * * *\""))),
     }
-}
-
-fn unusable<E: Error>(text: &str, problem: &str) -> E {
-    E::custom(format!("{text:?} {problem}; write for example \"*/5 * * * *\", or \"\" for none"))
 }
 
 impl BatchSettings {

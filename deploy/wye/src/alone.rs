@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use tokio_util::sync::CancellationToken;
 use wye_batch::BatchError;
 use wye_broker::{Broker, BrokerError, Port};
@@ -97,7 +97,8 @@ async fn open(
         name: if is_in_use { data_dir::server_name(dir)? } else { unique::name() },
     };
     let alone = Alone { checked, site, broker, _lock: lock.filter(|_| is_in_use) };
-    alone.claim_tables().await?;
+    let claimed = tokio::time::timeout(KAFKA_WITHIN, alone.claim_tables()).await;
+    claimed.map_err(|_| no_answer(&alone.site.log.config().bootstrap_servers))??;
     Ok(Found::Alone(Box::new(alone)))
 }
 
@@ -147,6 +148,15 @@ impl Alone {
         site::batch_parts(&self.checked, &self.site)
     }
 
+    /// The settings of the batch layer. On the embedded broker no owner can answer, so none is waited for.
+    pub(crate) fn batch_settings(&self) -> wye_batch::settings::Settings {
+        let mut settings = self.checked.settings.batch_layer();
+        if self.broker.is_some() {
+            settings.batch.patience = Duration::ZERO;
+        }
+        settings
+    }
+
     /// Stops the embedded broker.
     pub(crate) async fn close(self) {
         if let Some(broker) = self.broker {
@@ -166,7 +176,7 @@ pub(crate) fn ended<T>(outcome: Option<Result<T, BatchError>>) -> Result<T> {
         Some(Err(error)) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unavailable) => {
             Err(anyhow!(TryAgain(error_chain(&error))))
         }
-        Some(Err(error)) => Err(error).context("the command has failed"),
+        Some(Err(error)) => Err(anyhow!(error_chain(&error))),
     }
 }
 
@@ -185,7 +195,10 @@ fn passing(error: anyhow::Error) -> anyhow::Error {
 }
 
 fn no_answer(servers: &str) -> anyhow::Error {
-    anyhow!(TryAgain(format!("Kafka at {servers} does not answer within {} s", KAFKA_WITHIN.as_secs())))
+    anyhow!(TryAgain(format!(
+        "Kafka at {servers} does not answer within {} s; warnings, if there are any, say why",
+        KAFKA_WITHIN.as_secs()
+    )))
 }
 
 fn stopped() -> anyhow::Error {

@@ -34,6 +34,11 @@ mod filters;
 
 const TABLE: TableName = TableName::Readings;
 
+/// A merge holds a batch of each of its chains in memory. Where there are more chains than this, their batches are smaller.
+const SMALL_MERGE: usize = 16;
+/// They have at least so many rows.
+const LEAST_ROWS: usize = 1_024;
+
 /// What to read of the master dataset, and how.
 #[derive(Clone, Debug)]
 pub struct SortedScan<'a> {
@@ -152,7 +157,8 @@ impl ReadingsSnapshot {
         if chains.len() > 1 || chains.iter().any(|chain| !chain.sorted) {
             columns.extend(READING_ORDER.iter().filter(|name| !scan.columns.contains(name)));
         }
-        let scan_of_chain = SortedScan { columns: &columns, ..scan.clone() };
+        let batch_size = scan.batch_size.map(|rows| rows_of_each(rows, chains.len()));
+        let scan_of_chain = SortedScan { columns: &columns, batch_size, ..scan.clone() };
         let mut plans = Vec::with_capacity(chains.len());
         for chain in chains {
             let plan = self.chain(range, &chain, &scan_of_chain)?;
@@ -186,6 +192,11 @@ impl ReadingsSnapshot {
         };
         plan.build()
     }
+}
+
+/// The rows of a batch of each chain, where a batch of one chain has so many.
+fn rows_of_each(rows: usize, chains: usize) -> usize {
+    (rows.saturating_mul(SMALL_MERGE) / chains.max(1)).max(LEAST_ROWS).min(rows)
 }
 
 impl Input {

@@ -40,6 +40,5 @@ async fn attempt(alone: &Alone, parts: Parts, arguments: &BatchRun) -> Result<Ru
     let archiving = Progress::new("archiving", "messages");
     let running = Progress::new("batch run", "readings");
     let options = RunOptions { force: arguments.full, progress: Some(running.callback()) };
-    let settings = alone.checked.settings.batch_layer();
-    once::run(parts, settings, options, Some(archiving.callback())).await
+    once::run(parts, alone.batch_settings(), options, Some(archiving.callback())).await
 }
