@@ -57,7 +57,6 @@ async fn main() -> Result<()> {
     let expectations = Arc::new(Expectations::new(&plans)?);
     let compute = Compute::new()?;
     let views = BatchViews::open(&root)?;
-    let mut windows_per_reading = None;
     let runs = if readings.snapshot().await?.readings() > 10_000_000 { 2 } else { 5 };
     for _ in 0..runs {
         let begin = Instant::now();
@@ -72,23 +71,22 @@ async fn main() -> Result<()> {
             plans: Arc::clone(&plans),
             expectations: Arc::clone(&expectations),
             as_of: None,
+            since: None,
             threads: compute.threads(),
-            range_windows: 2_000_000,
-            windows_per_reading,
+            cell_readings: 2_000_000,
             progress: None,
         };
         let done = compute.run(recompute(task)).await??;
         let computed = begin.elapsed().as_secs_f64();
-        let (rows, windows) = (done.tally.readings, done.windows);
-        windows_per_reading = Some(windows as f64 / rows as f64);
+        let (rows, windows, cells) = (done.tally().readings, done.windows(), done.cells.len());
         let expected_version = previous.as_ref().map(|view| view.version());
         let run = RunRecord::default();
-        let (schema, files) = (done.schema, done.files);
-        views.commit(ViewCommit { schema, files, horizon, run, expected_version }).await?;
+        let (schema, files, replaces) = (done.schema, done.files, done.replaces);
+        views.commit(ViewCommit { schema, files, replaces, horizon, run, expected_version }).await?;
         let seconds = begin.elapsed().as_secs_f64();
         let view = views.latest().await?.context("a view was committed")?;
         println!(
-            "{rows} readings in {} files ({:.2} bytes each), {windows} windows ({:.1} bytes each): computed in {computed:.2} s, committed in {seconds:.2} s",
+            "{rows} readings in {} files ({:.2} bytes each), {windows} windows ({:.1} bytes each) in {cells} cells: computed in {computed:.2} s, committed in {seconds:.2} s",
             snapshot.files(),
             snapshot.bytes() as f64 / rows as f64,
             view.bytes() as f64 / windows as f64,

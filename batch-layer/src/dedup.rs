@@ -2,35 +2,22 @@
 //! value differs. The same rule as in the speed layer, here on the fields themselves and without a limit, also where a
 //! device is in several Kafka partitions (see [`READING_ORDER`] for which reading is the first).
 //!
-//! [`DedupExec`] is a DataFusion operator over readings sorted by [`READING_ORDER`], so that readings of one identity are
-//! adjacent, the first in log order first. It declares the order and the distribution that it needs, so that an optimizer
-//! keeps them.
+//! Readings come sorted by [`READING_ORDER`], so that readings of one identity are adjacent, the first in log order first.
 //! It must not know what is computed of the readings.
+//!
+//! [`READING_ORDER`]: wye_tables::columns::READING_ORDER
 
-use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{Array, Int32Array, RecordBatch, UInt8Array};
-use arrow::compute::SortOptions;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
-use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
-use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::expressions::Column;
-use datafusion::physical_expr::{EquivalenceProperties, LexOrdering, OrderingRequirements, PhysicalSortExpr};
-use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
-use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, Distribution, ExecutionPlan, ExecutionPlanProperties,
-    InputDistributionRequirements, PhysicalExpr, PlanProperties,
-};
-use futures::StreamExt;
 use wye_domain::DomainError;
 use wye_domain::assemble::PlacedColumns;
 use wye_domain::identity::{Novelty, copy_of};
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{ReadingColumns, TextColumn, column};
 use wye_domain::time::Micros;
-use wye_tables::columns::READING_ORDER;
 
 /// The column that says what a reading is: a UInt8 with one of the codes below.
 pub const NOVELTY: &str = "novelty";
@@ -91,6 +78,17 @@ pub struct Deduplicator {
 }
 
 impl Deduplicator {
+    /// The next batch with the column [`NOVELTY`] as its last one.
+    ///
+    /// # Errors
+    /// When the batch lacks a column of a reading.
+    pub fn marked(&mut self, batch: &RecordBatch) -> Result<RecordBatch> {
+        let novelty = self.mark(batch).map_err(|error| DataFusionError::External(error.into()))?;
+        let mut columns = batch.columns().to_vec();
+        columns.push(Arc::new(UInt8Array::from(novelty)));
+        Ok(RecordBatch::try_new(marked_schema(&batch.schema()), columns)?)
+    }
+
     /// What each reading of the next batch is, as codes.
     ///
     /// Rows are compared by their numbers first; texts are only compared where the numbers are equal and the dictionary
@@ -193,119 +191,11 @@ fn same_text(column: &TextColumn<'_>, row: usize, before: usize) -> bool {
     column.code(row) == column.code(before) || column.text(row) == column.text(before)
 }
 
-/// Adds the column [`NOVELTY`] to sorted readings.
-#[derive(Debug)]
-pub struct DedupExec {
-    input: Arc<dyn ExecutionPlan>,
-    /// What each plan partition of the input must be sorted by.
-    order: Vec<PhysicalSortExpr>,
-    properties: Arc<PlanProperties>,
-}
-
-impl DedupExec {
-    /// Over readings that are sorted by [`READING_ORDER`] in each plan partition, no device in two of them.
-    ///
-    /// # Errors
-    /// When the input lacks a column of the order.
-    pub fn new(input: Arc<dyn ExecutionPlan>) -> Result<Self> {
-        let given = input.schema();
-        let options = SortOptions { descending: false, nulls_first: true };
-        let mut order = Vec::with_capacity(READING_ORDER.len());
-        for name in READING_ORDER {
-            order.push(PhysicalSortExpr::new(Arc::new(Column::new_with_schema(name, &given)?), options));
-        }
-        // The new column is the last one, so the input's orderings hold: they name columns by their places.
-        let orderings = input.output_ordering().cloned();
-        let properties = PlanProperties::new(
-            EquivalenceProperties::new_with_orderings(marked_schema(&given), orderings),
-            input.output_partitioning().clone(),
-            input.pipeline_behavior(),
-            input.boundedness(),
-        );
-        Ok(Self { input, order, properties: Arc::new(properties) })
-    }
-}
-
-impl DisplayAs for DedupExec {
-    fn fmt_as(&self, _: DisplayFormatType, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DedupExec: by=[device_id, metric, event_time, sequence]")
-    }
-}
-
-impl ExecutionPlan for DedupExec {
-    fn name(&self) -> &'static str {
-        "DedupExec"
-    }
-
-    fn properties(&self) -> &Arc<PlanProperties> {
-        &self.properties
-    }
-
-    fn children(&self) -> Vec<&Arc<dyn ExecutionPlan>> {
-        vec![&self.input]
-    }
-
-    fn input_distribution_requirements(&self) -> InputDistributionRequirements {
-        // The first column of the order is the device: all readings of an identity are in its plan partition.
-        let device = Arc::clone(&self.order[0].expr);
-        InputDistributionRequirements::new(vec![Distribution::KeyPartitioned(vec![device])])
-    }
-
-    fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
-        vec![LexOrdering::new(self.order.iter().cloned()).map(OrderingRequirements::from)]
-    }
-
-    fn maintains_input_order(&self) -> Vec<bool> {
-        vec![true]
-    }
-
-    fn benefits_from_input_partitioning(&self) -> Vec<bool> {
-        vec![false]
-    }
-
-    fn apply_expressions(
-        &self,
-        _: &mut dyn FnMut(&Arc<dyn PhysicalExpr>) -> Result<TreeNodeRecursion>,
-    ) -> Result<TreeNodeRecursion> {
-        Ok(TreeNodeRecursion::Continue)
-    }
-
-    fn with_new_children(
-        self: Arc<Self>,
-        mut children: Vec<Arc<dyn ExecutionPlan>>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
-        match (children.pop(), children.is_empty()) {
-            (Some(input), true) => Ok(Arc::new(Self::new(input)?)),
-            _ => Err(DataFusionError::Internal("DedupExec has one input".to_owned())),
-        }
-    }
-
-    fn execute(&self, plan_partition: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {
-        let input = self.input.execute(plan_partition, context)?;
-        let (schema, mut deduplicator) = (self.schema(), Deduplicator::default());
-        let marked =
-            input.map(move |batch| batch.and_then(|batch| with_novelty(&batch, &schema, &mut deduplicator)));
-        Ok(Box::pin(RecordBatchStreamAdapter::new(self.schema(), marked)))
-    }
-}
-
 /// The columns of a batch, and [`NOVELTY`] as the last one.
 pub(crate) fn marked_schema(given: &Schema) -> SchemaRef {
     let fields = given.fields().iter().cloned();
     let fields = fields.chain([Arc::new(Field::new(NOVELTY, DataType::UInt8, false))]);
     Arc::new(Schema::new(fields.collect::<Fields>()))
-}
-
-/// A batch with its novelty as the last column.
-fn with_novelty(
-    batch: &RecordBatch,
-    schema: &SchemaRef,
-    deduplicator: &mut Deduplicator,
-) -> Result<RecordBatch> {
-    let novelty = deduplicator.mark(batch).map_err(|error| DataFusionError::External(error.into()))?;
-    let mut columns = batch.columns().to_vec();
-    columns.push(Arc::new(UInt8Array::from(novelty)));
-    Ok(RecordBatch::try_new(Arc::clone(schema), columns)?)
 }
 
 #[cfg(test)]

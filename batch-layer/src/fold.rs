@@ -1,8 +1,8 @@
 //! From marked readings to summaries: what the speed layer does for an epoch, done for everything below the horizon.
 //!
-//! The readings come in ranges of devices, each folded on its own. The series of a definition whose group names the device
-//! are in one range only, so their summaries are complete at its end. The summaries of other series are merged, in the
-//! order of the ranges (**AGG-1**). No clock, no I/O.
+//! The readings of a cell come in the order of their devices, maybe in several pieces. Each is added to the summary of its
+//! window, so the result does not depend on how a cell is divided into pieces, to the last bit. The series of a definition
+//! whose group names the device are in one piece only, so their summaries can be taken out at its end. No clock, no I/O.
 
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use hashbrown::HashSet;
 use wye_domain::DomainError;
 use wye_domain::identity::Novelty;
 use wye_domain::reading::column;
-use wye_domain::series::{SeriesId, SeriesKey, SeriesTable};
+use wye_domain::series::SeriesTable;
 use wye_domain::time::Micros;
 use wye_metrics::failures::Failures;
 use wye_metrics::fold;
 use wye_metrics::plan::MetricPlans;
-use wye_metrics::window_table::{Entry, WindowTable};
+use wye_metrics::window_table::Entry;
 
 use crate::dedup::{NOVELTY, novelty};
 
@@ -57,7 +57,7 @@ impl Tally {
     }
 }
 
-/// The summaries of one range of devices while it is read.
+/// The summaries of a cell while it is read.
 #[derive(Debug)]
 pub struct Fold {
     summaries: fold::Fold,
@@ -74,20 +74,13 @@ pub struct Folded {
     pub entries: Vec<Entry>,
 }
 
-/// What one range of devices adds to series that other ranges have too.
-#[derive(Debug)]
-pub struct Share {
-    series: Vec<Arc<SeriesKey>>,
-    entries: Vec<Entry>,
-}
-
 impl Fold {
     /// With nothing in it.
     pub fn new(plans: Arc<MetricPlans>) -> Self {
         Self { summaries: fold::Fold::new(plans), tally: Tally::default() }
     }
 
-    /// Adds readings that [`crate::dedup::DedupExec`] has marked.
+    /// Adds readings that [`crate::dedup::Deduplicator`] has marked.
     ///
     /// # Errors
     /// When the batch lacks a column.
@@ -97,49 +90,32 @@ impl Fold {
         self.summaries.add(batch, |row| novelty(codes[row]))
     }
 
-    /// Ends the range: the summaries of its own series, what it adds to others, and what was read.
-    pub fn finish(self) -> (Folded, Share, Tally) {
-        let Self { summaries, mut tally } = self;
-        let plans = Arc::clone(summaries.plans());
-        let fold::Fold { series, mut windows, failures, .. } = summaries;
-        tally.failures.merge(&failures);
+    /// Takes out the summaries of series that no other device adds to, after the last reading of a device.
+    pub fn take_complete(&mut self) -> Folded {
+        let plans = Arc::clone(self.summaries.plans());
         let by_device = plans.plans().iter().filter(|plan| plan.is_by_device());
         let by_device: HashSet<&str> = by_device.map(|plan| plan.definition().name.as_str()).collect();
+        let series = std::mem::take(&mut self.summaries.series);
         let is_own: Vec<bool> =
             series.keys().iter().map(|key| by_device.contains(&*key.definition)).collect();
-        if is_own.iter().all(|own| *own) {
-            let share = Share { series: Vec::new(), entries: Vec::new() };
-            return (Folded { series, entries: windows.take_entries() }, share, tally);
+        let entries = self.summaries.windows.take_entries().into_iter();
+        let (own, shared): (Vec<Entry>, Vec<Entry>) =
+            entries.partition(|entry| is_own[entry.series.0 as usize]);
+        for entry in shared {
+            let key = (*series.keys()[entry.series.0 as usize]).clone();
+            let id = self.summaries.series.id(key);
+            let slot = self.summaries.windows.entry(id, entry.window_start);
+            *self.summaries.windows.change_unmarked(slot) = entry.summary;
         }
-        let entries = windows.take_entries().into_iter();
-        let (own, shared) = entries.partition(|entry| is_own[entry.series.0 as usize]);
-        let share = Share { series: series.keys().to_vec(), entries: shared };
-        (Folded { series, entries: own }, share, tally)
-    }
-}
-
-/// The summaries of series that several ranges of devices have.
-#[derive(Debug, Default)]
-pub struct Shared {
-    series: SeriesTable,
-    windows: WindowTable,
-}
-
-impl Shared {
-    /// Adds the share of the next range.
-    pub fn merge(&mut self, share: &Share) {
-        let mut ids: Vec<Option<SeriesId>> = vec![None; share.series.len()];
-        for entry in &share.entries {
-            let at = entry.series.0 as usize;
-            let id = *ids[at].get_or_insert_with(|| self.series.id((*share.series[at]).clone()));
-            let slot = self.windows.entry(id, entry.window_start);
-            self.windows.change_unmarked(slot).merge(&entry.summary);
-        }
+        Folded { series, entries: own }
     }
 
-    /// The summaries, after the last range.
-    pub fn finish(mut self) -> Folded {
-        Folded { series: self.series, entries: self.windows.take_entries() }
+    /// Ends the cell: the summaries that were not taken out, and what was read.
+    pub fn finish(self) -> (Folded, Tally) {
+        let Self { summaries, mut tally } = self;
+        let fold::Fold { series, mut windows, failures, .. } = summaries;
+        tally.failures.merge(&failures);
+        (Folded { series, entries: windows.take_entries() }, tally)
     }
 }
 

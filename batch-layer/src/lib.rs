@@ -2,8 +2,8 @@
 //!
 //! Reading order: the [`layer`] starts everything, by its [`settings`]; [`once`] does one piece of work for a command. The [`archiver`] stores the log in the master
 //! dataset. The [`schedule`] says when a batch run starts; a [`run`] decides what it does, as a state machine, and the
-//! [`runner`] carries that out. [`recompute`] reads the readings below the horizon once: [`dedup`] marks repeated
-//! readings, [`fold`] makes summaries, and [`wye_metrics::view_rows`] scores them.
+//! [`runner`] carries that out. [`cells`] chooses the stretches of time whose rows have changed, and [`recompute`]
+//! computes them: [`dedup`] marks repeated readings, [`fold`] makes summaries, and [`wye_metrics::view_rows`] scores them.
 //!
 //! This layer must not know the speed and serving layers: they share only topics and tables.
 
@@ -20,6 +20,7 @@ pub mod report;
 pub mod run;
 pub mod runner;
 
+pub mod cells;
 pub mod recompute;
 
 pub mod dedup;

@@ -1,49 +1,50 @@
-//! Computes all views from the readings below a horizon and writes them to files that no reader sees before a commit. Must
+//! Computes the cells of a view that have changed, and writes their rows to files that no reader sees before a commit. Must
 //! not know Kafka's client, nor commit anything.
 //!
-//! `sorted scan → DedupExec`, in ranges of devices with about as many readings each. As many ranges as there are threads are
-//! folded at the same time; when one has ended, its rows are written and forgotten. So memory holds the windows of a few
-//! ranges, and those of groups that span devices, which are written at the end.
+//! Each cell is computed by one thread, several cells at the same time. It is read in pieces, some devices at a time; the rows
+//! of series that no other device adds to are written at the end of each piece. So memory holds the readings of one piece and
+//! the windows of one cell in each thread, whatever the size of the table.
 
-use std::ops::Range;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::datatypes::SchemaRef;
 use datafusion::common::runtime::SpawnedTask;
-use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::{StreamExt, TryStreamExt};
+use wye_domain::fingerprint;
 use wye_domain::horizon::Horizon;
 use wye_domain::time::Micros;
 use wye_metrics::confidence::LatenessHistogram;
 use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_metrics::view_rows::ViewSchema;
 use wye_metrics::view_rows::maker::{AsOf, RowMaker};
-use wye_tables::columns::stored_schema;
 use wye_tables::readings::ReadingsSnapshot;
-use wye_tables::scan::SortedScan;
+use wye_tables::scan::cells::{FilesBelow, HowToRead};
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, ViewFile};
+use wye_tables::views::{BatchViews, CellRecord, Cells, Replaces, ViewFile, ViewWriter};
 
+use crate::cells::{Before, Below, Cell, Grid, Reason, plan};
 use crate::compute::joined;
-use crate::dedup::DedupExec;
+use crate::dedup::Deduplicator;
 use crate::error::BatchError;
-use crate::fold::{Fold, Folded, Share, Shared, Tally};
+use crate::fold::{Fold, Folded, Tally};
 
 /// Rows of one batch that is read.
 const ROWS_READ: usize = 32 * 1024;
 /// Rows of one batch that is encoded.
 const ROWS_WRITTEN: usize = 32 * 1024;
-/// Rows that are worth a file of their own.
-const ROWS_PER_FILE: usize = 1 << 20;
+
+/// Which computation this is: to be increased when the same readings give other rows, so that all views are computed again.
+pub const COMPUTATION: u32 = 1;
 
 /// The progress of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
     /// Readings read.
     pub done: u64,
-    /// Readings in the master dataset; those above the horizon are not read.
+    /// About how many readings the run reads.
     pub total: u64,
 }
 
@@ -68,115 +69,139 @@ pub struct Recomputation {
     /// Everything that was ingested before this time is below the horizon; `None` where that is only known of the
     /// readings themselves.
     pub as_of: Option<Micros>,
+    /// The view to start from, of the same definitions; everything is computed where there is none.
+    pub since: Option<Since>,
     /// How many threads compute.
     pub threads: usize,
-    /// About how many windows a range of devices has.
-    pub range_windows: u64,
-    /// About how many windows there are for each reading, as the last run has found; `None` where that is not known.
-    pub windows_per_reading: Option<f64>,
+    /// About how many readings a cell has at most, where its windows are short enough.
+    pub cell_readings: u64,
     /// Called with the progress.
     pub progress: Option<OnProgress>,
 }
 
-/// Views that were computed and written, for [`BatchViews::commit`].
+/// The view that a run starts from.
+#[derive(Clone, Debug)]
+pub struct Since {
+    /// Readings below are in the view.
+    pub horizon: Horizon,
+    /// Its cells and its time.
+    pub before: Before,
+}
+
+/// Cells that were computed and written, for [`BatchViews::commit`].
 #[derive(Debug)]
 pub struct Recomputed {
-    /// Their columns.
+    /// The columns of the view.
     pub schema: SchemaRef,
-    /// Their files.
+    /// The files of the computed cells.
     pub files: Vec<ViewFile>,
-    /// What was read.
-    pub tally: Tally,
-    /// How many rows: windows of all series.
-    pub windows: u64,
-    /// How many series.
+    /// The files that these replace.
+    pub replaces: Replaces,
+    /// By reason: how many cells were computed.
+    pub computed_cells: BTreeMap<String, u64>,
+    /// Readings in the computed cells.
+    pub readings_read: u64,
+    /// Series in the computed cells.
     pub series: u64,
+    /// All cells of the view, with those that were not computed.
+    pub cells: Cells,
     /// Everything that was ingested before this time is in the views; `None` where that is not known, and there are no
     /// readings.
     pub as_of: Option<Micros>,
     /// How late the readings were.
     pub lateness: Arc<LatenessHistogram>,
-    /// The time at which the next window is settled; `None` when all are.
-    pub settles_at: Option<Micros>,
 }
 
-/// Computes the views. To be run on the threads of [`crate::compute`].
+impl Recomputed {
+    /// What the readings of the whole view are.
+    #[must_use]
+    pub fn tally(&self) -> Tally {
+        let mut tally = Tally::default();
+        for cell in self.cells.values() {
+            tally.merge(&Tally {
+                readings: cell.readings,
+                duplicates: cell.duplicates,
+                conflicts: cell.conflicts,
+                failures: cell.failures.clone(),
+            });
+        }
+        tally
+    }
+
+    /// How many rows the view has: windows of all series.
+    #[must_use]
+    pub fn windows(&self) -> u64 {
+        self.cells.values().map(|cell| cell.windows).sum()
+    }
+
+    /// The time at which the next window is settled; `None` when all are.
+    #[must_use]
+    pub fn settles_at(&self) -> Option<Micros> {
+        self.cells.values().filter_map(|cell| cell.settles_at).min()
+    }
+}
+
+/// Computes the cells that have changed. To be run on the threads of [`crate::compute`].
 ///
 /// # Errors
 /// When the readings cannot be read, a definition fails on them, or the files cannot be written.
 pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
-    let arrival = task.readings.arrival(&task.horizon).await;
-    let arrival = arrival.map_err(BatchError::tables("read when the readings have arrived"))?;
-    let time = arrival.newest.max(task.as_of);
-    let lateness = Arc::new(arrival.lateness);
+    let since = task.since.as_ref().map(|since| since.horizon.clone()).unwrap_or_default();
+    let contents = task.readings.contents(&since, &task.horizon).await;
+    let contents = contents.map_err(BatchError::tables("read when the readings have arrived"))?;
+    let time = contents.arrival.newest.max(task.as_of);
+    let lateness = Arc::new(contents.arrival.lateness);
     // Without a time there are no windows.
     let as_of = AsOf { time: time.unwrap_or_default(), lateness: Arc::clone(&lateness) };
-    let plan = plan(&task)?;
-    let ranges = plan.output_partitioning().partition_count();
-    let session = SessionContext::new_with_config(SessionConfig::new().with_batch_size(ROWS_READ));
-    task.root.register(&session.runtime_env()).map_err(BatchError::tables("open the store"))?;
-    let read =
-        Read { done: AtomicU64::new(0), total: task.readings.readings(), progress: task.progress.clone() };
-    let threads = task.threads.max(1);
-    let work = Arc::new(Work { task, as_of, read, plan, session });
+    let below = Below { times: &contents.times, new: &contents.new, as_of: as_of.time };
+    let before = task.since.as_ref().map(|since| &since.before);
+    let plan = plan(&Grid::of(&task.plans), task.cell_readings, below, before);
+
+    let mut cells = before.map(|before| before.cells.clone()).unwrap_or_default();
+    cells.retain(|start, _| !plan.replaces.contains(start));
+    let replaces = if before.is_some() { Replaces::Cells(plan.replaces) } else { Replaces::All };
     let mut done = Recomputed {
-        schema: Arc::clone(ViewSchema::of(&work.task.plans).arrow()),
+        schema: Arc::clone(ViewSchema::of(&task.plans).arrow()),
         files: Vec::new(),
-        tally: Tally::default(),
-        windows: 0,
+        replaces,
+        computed_cells: BTreeMap::new(),
+        readings_read: 0,
         series: 0,
+        cells,
         as_of: time,
         lateness,
-        settles_at: None,
     };
-    // A range is opened only when its turn comes. They end in their order, so that results do not depend on the timing.
-    let mut folding = futures::stream::iter(0..ranges)
-        .map(|range| {
-            let folding = SpawnedTask::spawn(Work::fold(Arc::clone(&work), range));
-            async { joined(folding).await? }
+    let session = SessionContext::new_with_config(SessionConfig::new().with_batch_size(ROWS_READ));
+    task.root.register(&session.runtime_env()).map_err(BatchError::tables("open the store"))?;
+    let below = task.readings.below(&task.horizon);
+    let below = below.map_err(BatchError::tables("plan the reading of the master dataset"))?;
+    let total = plan.compute.iter().map(|cell| cell.readings).sum();
+    let read = Read { done: AtomicU64::new(0), total, progress: task.progress.clone() };
+    let threads = task.threads.max(1);
+    let work = Arc::new(Work { task, as_of, read, below, session });
+    let mut computing = futures::stream::iter(plan.compute)
+        .map(|cell| {
+            let computing = SpawnedTask::spawn(Work::compute(Arc::clone(&work), cell));
+            async { joined(computing).await? }
         })
         .buffered(threads);
-    let mut shared = Shared::default();
-    while let Some((written, share, tally)) = folding.try_next().await? {
-        done.add(written);
-        done.tally.merge(&tally);
-        shared.merge(&share);
+    let mut series = HashSet::new();
+    while let Some(computed) = computing.try_next().await? {
+        *done.computed_cells.entry(computed.reason.name().to_owned()).or_default() += 1;
+        series.extend(computed.series);
+        done.readings_read += computed.record.readings;
+        // Cells without a reading come from counts that are not exact.
+        if computed.record.readings > 0 {
+            let files = ViewFile::of_cell(computed.files, &computed.record);
+            done.files.extend(files.map_err(BatchError::tables("write batch views"))?);
+            done.cells.insert(computed.record.start, computed.record);
+        }
     }
-    done.add(work.write(shared.finish(), threads).await?);
+    done.series = series.len() as u64;
     Ok(done)
 }
 
-/// The plan whose streams are folded: readings below the horizon, sorted, marked.
-///
-/// # Errors
-/// When the master dataset cannot be planned.
-pub fn plan(task: &Recomputation) -> Result<Arc<dyn ExecutionPlan>, BatchError> {
-    // All columns: definitions can use them, or they say which reading it is and where it is in the log.
-    let schema = stored_schema();
-    let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-    let scan = SortedScan {
-        horizon: Some(&task.horizon),
-        columns: &columns,
-        plan_partitions: ranges(task),
-        batch_size: Some(ROWS_READ),
-    };
-    let scan = task
-        .readings
-        .sorted_scan(&scan)
-        .map_err(BatchError::tables("plan the reading of the master dataset"))?;
-    Ok(Arc::new(DedupExec::new(scan).map_err(BatchError::Compute)?))
-}
-
-/// In how many ranges the devices are read.
-fn ranges(task: &Recomputation) -> usize {
-    // At most, a reading is alone in a window of each definition.
-    let each = task.windows_per_reading.unwrap_or(task.plans.plans().len() as f64);
-    let windows = task.readings.readings() as f64 * each;
-    let wanted = (windows / task.range_windows.max(1) as f64).ceil();
-    (wanted as usize).max(task.threads)
-}
-
-/// What all ranges together have read.
+/// What all cells together have read.
 struct Read {
     done: AtomicU64,
     total: u64,
@@ -187,7 +212,7 @@ impl Read {
     fn add(&self, readings: usize) {
         let done = self.done.fetch_add(readings as u64, Ordering::Relaxed) + readings as u64;
         if let Some(progress) = &self.progress {
-            progress(Progress { done, total: self.total });
+            progress(Progress { done, total: self.total.max(done) });
         }
     }
 }
@@ -197,118 +222,83 @@ struct Work {
     task: Recomputation,
     as_of: AsOf,
     read: Read,
-    plan: Arc<dyn ExecutionPlan>,
+    below: FilesBelow,
     session: SessionContext,
 }
 
-/// Rows that were written.
-struct Written {
+/// A cell that was computed.
+struct Computed {
+    reason: Reason,
+    record: CellRecord,
     files: Vec<ViewFile>,
-    windows: u64,
-    series: u64,
-    settles_at: Option<Micros>,
-}
-
-impl Recomputed {
-    fn add(&mut self, written: Written) {
-        self.files.extend(written.files);
-        self.windows += written.windows;
-        self.series += written.series;
-        self.settles_at = self.settles_at.into_iter().chain(written.settles_at).min();
-    }
+    /// The fingerprints of its series.
+    series: HashSet<u64>,
 }
 
 impl Work {
-    /// Folds a range of devices and writes its own series.
-    async fn fold(self: Arc<Self>, range: usize) -> Result<(Written, Share, Tally), BatchError> {
-        let mut fold = Fold::new(Arc::clone(&self.task.plans));
-        let stream = self.plan.execute(range, self.session.task_ctx());
-        let mut stream = stream.map_err(BatchError::Compute)?;
-        while let Some(batch) = stream.try_next().await.map_err(BatchError::Compute)? {
-            fold.push(&batch).map_err(BatchError::Compute)?;
-            self.read.add(batch.num_rows());
-        }
-        drop(stream);
-        let (own, share, tally) = fold.finish();
-        Ok((self.write(own, 1).await?, share, tally))
-    }
-
-    /// Writes summaries that are complete, with several threads where there are many.
-    async fn write(&self, folded: Folded, threads: usize) -> Result<Written, BatchError> {
-        let part = Arc::new(Part::new(&self.task, folded, &self.as_of));
-        let mut written = Written {
+    /// Computes a cell and writes its rows.
+    async fn compute(self: Arc<Self>, cell: Cell) -> Result<Computed, BatchError> {
+        let how =
+            HowToRead { batch_rows: ROWS_READ, most_in_memory: self.task.cell_readings.saturating_mul(4) };
+        let mut computed = Computed {
+            reason: cell.reason,
+            record: CellRecord { start: cell.window.start, end: cell.window.end, ..CellRecord::default() },
             files: Vec::new(),
-            windows: part.order.len() as u64,
-            series: part.series(),
-            settles_at: part.settles_at(&self.as_of),
+            series: HashSet::new(),
         };
-        let cuts = part.cuts().into_iter();
-        let mut writing = futures::stream::iter(cuts)
-            .map(|cut| {
-                let writing = SpawnedTask::spawn(write(self.task.views.clone(), Arc::clone(&part), cut));
-                async { joined(writing).await? }
-            })
-            .buffered(threads);
-        while let Some(files) = writing.try_next().await? {
-            written.files.extend(files);
+        let mut fold = Fold::new(Arc::clone(&self.task.plans));
+        let mut pieces = self.below.pieces(cell.window, self.task.cell_readings).into_iter().peekable();
+        while let Some(piece) = pieces.next() {
+            let batches = self.below.read(&piece, how, self.session.task_ctx()).await;
+            let mut batches = batches.map_err(BatchError::Compute)?;
+            let mut deduplicator = Deduplicator::default();
+            while let Some(batch) = batches.try_next().await.map_err(BatchError::Compute)? {
+                let marked = deduplicator.marked(&batch).map_err(BatchError::Compute)?;
+                fold.push(&marked).map_err(BatchError::Compute)?;
+                self.read.add(batch.num_rows());
+                // A run that was cancelled ends here, and uploads in the background get their turn.
+                tokio::task::yield_now().await;
+            }
+            drop(batches);
+            if pieces.peek().is_some() {
+                self.write(fold.take_complete(), &mut computed).await?;
+            }
         }
-        Ok(written)
-    }
-}
-
-/// Summaries that are complete, ready to be written.
-struct Part {
-    folded: Folded,
-    order: Vec<u32>,
-    maker: RowMaker,
-}
-
-impl Part {
-    fn new(task: &Recomputation, folded: Folded, as_of: &AsOf) -> Self {
-        let maker = RowMaker::new(&task.plans, &task.expectations, &folded.series, as_of);
-        let order = folded.order(&maker.stored());
-        Self { folded, order, maker }
-    }
-
-    /// How many series have rows here.
-    fn series(&self) -> u64 {
-        let mut last = None;
-        let mut count = 0;
-        for slot in &self.order {
-            let series = self.folded.entries[*slot as usize].series;
-            count += u64::from(last != Some(series));
-            last = Some(series);
+        let (rest, tally) = fold.finish();
+        // So that each cell has a file, it may be one without a row.
+        if !rest.entries.is_empty() || computed.files.is_empty() {
+            self.write(rest, &mut computed).await?;
         }
-        count
+        let Tally { readings, duplicates, conflicts, failures } = tally;
+        computed.record = CellRecord { readings, duplicates, conflicts, failures, ..computed.record };
+        Ok(computed)
     }
 
-    /// The time at which the next window is settled; `None` when all are.
-    fn settles_at(&self, as_of: &AsOf) -> Option<Micros> {
-        let age = as_of.lateness.settling_age();
-        let times =
-            self.order.iter().map(|slot| self.maker.window(&self.folded.entries[*slot as usize]).end + age);
-        times.filter(|time| *time > as_of.time).min()
+    /// Writes summaries that are complete.
+    async fn write(&self, folded: Folded, computed: &mut Computed) -> Result<(), BatchError> {
+        let failed = BatchError::tables("write batch views");
+        let maker = RowMaker::new(&self.task.plans, &self.task.expectations, &folded.series, &self.as_of);
+        let stored = maker.stored();
+        let order = folded.order(&stored);
+        computed.series.extend(stored.iter().map(|stored| fingerprint::of_text(stored)));
+        let age = self.as_of.lateness.settling_age();
+        let record = &mut computed.record;
+        for slot in &order {
+            let end = maker.window(&folded.entries[*slot as usize]).end;
+            record.last_end = record.last_end.max(Some(end));
+            let settles_at = Some(end + age).filter(|time| *time > self.as_of.time);
+            record.settles_at = record.settles_at.into_iter().chain(settles_at).min();
+        }
+        record.windows += order.len() as u64;
+        let mut writer: ViewWriter = self.task.views.writer(maker.schema()).map_err(&failed)?;
+        for slots in order.chunks(ROWS_WRITTEN) {
+            let entries = slots.iter().map(|slot| &folded.entries[*slot as usize]);
+            writer.write(&maker.rows(entries)).await.map_err(&failed)?;
+            tokio::task::yield_now().await;
+        }
+        computed.files.extend(writer.finish().await.map_err(&failed)?);
+        Ok(())
     }
-
-    /// The rows of each file.
-    fn cuts(&self) -> Vec<Range<usize>> {
-        let pieces = self.order.len().div_ceil(ROWS_PER_FILE).max(1);
-        let length = self.order.len().div_ceil(pieces).max(1);
-        let starts = (0..self.order.len()).step_by(length);
-        starts.map(|start| start..(start + length).min(self.order.len())).collect()
-    }
-}
-
-async fn write(views: BatchViews, part: Arc<Part>, rows: Range<usize>) -> Result<Vec<ViewFile>, BatchError> {
-    let failed = BatchError::tables("write batch views");
-    let mut writer = views.writer(part.maker.schema()).map_err(&failed)?;
-    for slots in part.order[rows].chunks(ROWS_WRITTEN) {
-        let entries = slots.iter().map(|slot| &part.folded.entries[*slot as usize]);
-        writer.write(&part.maker.rows(entries)).await.map_err(&failed)?;
-        // A run that was cancelled ends here, and uploads in the background get their turn.
-        tokio::task::yield_now().await;
-    }
-    writer.finish().await.map_err(&failed)
 }
 
 #[cfg(test)]

@@ -31,8 +31,17 @@ pub struct RunReport {
     pub conflicts: u64,
     /// Rows of the view: windows of all series.
     pub windows: u64,
-    /// Series.
+    /// Series in the cells that were computed.
     pub series: u64,
+    /// Cells of the view: stretches of time, see [`crate::cells`].
+    #[serde(default)]
+    pub cells: u64,
+    /// By reason: how many of them were computed.
+    #[serde(default)]
+    pub computed_cells: BTreeMap<String, u64>,
+    /// Readings in the cells that were computed.
+    #[serde(default)]
+    pub readings_read: u64,
     /// The view has the readings below.
     pub horizon: Horizon,
     /// From the start of the run to the commit.
@@ -57,6 +66,9 @@ impl RunReport {
             conflicts: run.conflicts,
             windows: run.windows,
             series: run.series,
+            cells: run.cells,
+            computed_cells: run.computed_cells.clone(),
+            readings_read: run.readings_read,
             horizon,
             duration_ms: 0,
             version: None,

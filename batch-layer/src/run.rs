@@ -35,7 +35,7 @@ pub struct Rules {
     pub definitions: String,
     /// The name of the run in requests for a cut, for people.
     pub asked_by: String,
-    /// Commits even if there is nothing new.
+    /// Computes everything, and commits even if there is nothing new.
     pub force: bool,
 }
 

@@ -19,10 +19,11 @@ use wye_tables::readings::{Readings, ReadingsSnapshot};
 use wye_tables::run_record::RunRecord;
 use wye_tables::views::{BatchViews, ViewCommit, ViewSnapshot, ViewVersion};
 
+use crate::cells::Before;
 use crate::control_log::ControlLog;
 use crate::error::BatchError;
 use crate::layer::Parts;
-use crate::recompute::{OnProgress, Recomputation, Recomputed, recompute};
+use crate::recompute::{COMPUTATION, OnProgress, Recomputation, Recomputed, Since, recompute};
 use crate::report::{Outcome, RunReport};
 use crate::run::{
     Effect, Facts, Input, LeftOut, Patience, Previous, Rules, Run, Task, missing_announcements,
@@ -41,7 +42,7 @@ const ARCHIVE_INTERVAL: Duration = Duration::from_millis(100);
 /// What is asked of one run.
 #[derive(Clone, Default)]
 pub struct RunOptions {
-    /// Commits even if there is nothing new.
+    /// Computes all cells, and commits even if there is nothing new.
     pub force: bool,
     /// Called from time to time with the progress of the run.
     pub progress: Option<OnProgress>,
@@ -61,7 +62,7 @@ pub struct BatchRunner {
     control: ControlLog,
     expectations: Arc<Expectations>,
     patience: Duration,
-    range_windows: u64,
+    cell_readings: u64,
     turn: Mutex<()>,
 }
 
@@ -76,9 +77,9 @@ impl BatchRunner {
         let views = BatchViews::open(&parts.root).map_err(BatchError::tables("open the batch views"))?;
         let expectations = Arc::new(Expectations::new(&parts.plans).map_err(BatchError::Compute)?);
         let control = ControlLog::new(parts.log.clone())?;
-        let BatchSettings { patience, range_windows, .. } = *settings;
+        let BatchSettings { patience, cell_readings, .. } = *settings;
         let turn = Mutex::new(());
-        Ok(Self { parts, readings, views, control, expectations, patience, range_windows, turn })
+        Ok(Self { parts, readings, views, control, expectations, patience, cell_readings, turn })
     }
 
     /// Carries out one run. Dropping the returned future cancels it, at any time: the view is then the old one or the new one.
@@ -118,7 +119,7 @@ impl BatchRunner {
             answers: None,
             archive: None,
             readings: None,
-            windows_per_reading: windows_per_reading(view.as_ref(), &self.definitions()),
+            view: view.clone().filter(|_| !options.force),
             report: report_of(view.as_ref()),
         };
         let (mut run, effects) = Run::start(rules, facts);
@@ -186,6 +187,16 @@ impl BatchRunner {
         self.readings.snapshot().await.map_err(BatchError::tables("read the master dataset"))
     }
 
+    /// Where a run can start from a view: it has all that is needed, and was computed from the same readings in the same way.
+    fn since(&self, view: &ViewSnapshot, readings: &ReadingsSnapshot) -> Option<Since> {
+        let run = view.run.as_ref()?;
+        let is_same = run.definitions == self.definitions()
+            && run.computation == COMPUTATION
+            && run.readings_table == readings.table_id();
+        let cells = view.cells().filter(|_| is_same)?;
+        Some(Since { horizon: view.horizon.clone(), before: Before { cells, as_of: run.as_of } })
+    }
+
     fn definitions(&self) -> String {
         self.parts.plans.fingerprint().to_string()
     }
@@ -211,8 +222,8 @@ struct Execution<'a> {
     archive: Option<Waiting>,
     /// What was last read of the master dataset.
     readings: Option<ReadingsSnapshot>,
-    /// What the last run has found.
-    windows_per_reading: Option<f64>,
+    /// The view to start from; `None` where everything is to be computed.
+    view: Option<ViewSnapshot>,
     /// What the run has done so far.
     report: RunReport,
 }
@@ -262,25 +273,28 @@ impl Execution<'_> {
             Some(readings) => readings,
             None => runner.snapshot().await?,
         };
+        let readings_table = readings.table_id().to_owned();
+        let since = self.view.as_ref().and_then(|view| runner.since(view, &readings));
         let recomputation = Recomputation {
             root: runner.parts.root.clone(),
             readings,
+            since,
             views: runner.views.clone(),
             plans: Arc::clone(&runner.parts.plans),
             expectations: Arc::clone(&runner.expectations),
             horizon: task.horizon.clone(),
             as_of: task.as_of,
             threads: runner.parts.compute.threads(),
-            range_windows: runner.range_windows,
-            windows_per_reading: self.windows_per_reading,
+            cell_readings: runner.cell_readings,
             progress: self.progress.clone(),
         };
         let computed = runner.parts.compute.run(recompute(recomputation)).await??;
-        let run = self.record(&computed);
+        let run = RunRecord { readings_table, ..self.record(&computed) };
         let mut report = RunReport::of(&run, task.horizon.clone());
         let commit = ViewCommit {
             schema: computed.schema,
             files: computed.files,
+            replaces: computed.replaces,
             horizon: task.horizon,
             run,
             expected_version: task.replaces,
@@ -299,7 +313,7 @@ impl Execution<'_> {
 
     /// The record that is stored with the views.
     fn record(&self, computed: &Recomputed) -> RunRecord {
-        let tally = &computed.tally;
+        let tally = computed.tally();
         RunRecord {
             run_id: format!("{}-{}", self.started.0, self.runner.parts.process_id),
             started_at: self.started,
@@ -307,13 +321,18 @@ impl Execution<'_> {
             readings: tally.readings,
             duplicates: tally.duplicates,
             conflicts: tally.conflicts,
-            windows: computed.windows,
+            windows: computed.windows(),
             series: computed.series,
             definitions: self.runner.definitions(),
             as_of: computed.as_of.unwrap_or_default(),
             lateness: (*computed.lateness).clone(),
-            failures: tally.failures.clone(),
-            settles_at: computed.settles_at,
+            failures: tally.failures,
+            settles_at: computed.settles_at(),
+            computation: COMPUTATION,
+            readings_table: String::new(),
+            cells: computed.cells.len() as u64,
+            computed_cells: computed.computed_cells.clone(),
+            readings_read: computed.readings_read,
         }
     }
 
@@ -383,10 +402,4 @@ fn report_of(view: Option<&ViewSnapshot>) -> RunReport {
     let run = view.and_then(|view| view.run.clone()).unwrap_or_default();
     let horizon = view.map(|view| view.horizon.clone()).unwrap_or_default();
     RunReport { version: view.map(ViewSnapshot::version), ..RunReport::of(&run, horizon) }
-}
-
-/// How many windows a view with these definitions has for each reading; `None` where that is not known.
-fn windows_per_reading(view: Option<&ViewSnapshot>, definitions: &str) -> Option<f64> {
-    let run = view?.run.as_ref().filter(|run| run.readings > 0 && run.definitions == definitions)?;
-    Some(run.windows as f64 / run.readings as f64)
 }

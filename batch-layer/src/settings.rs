@@ -45,8 +45,8 @@ pub struct BatchSettings {
     /// When runs start, in UTC; instead of `interval`.
     #[serde(deserialize_with = "cron")]
     pub schedule: Option<Cron>,
-    /// About how many windows of one range of devices a run holds in each thread; at least 1.
-    pub range_windows: u64,
+    /// About how many readings a cell has at most; at least 1. See [`crate::cells`].
+    pub cell_readings: u64,
     /// How long the files of a replaced view are kept; 1 s to 1 day.
     #[serde(with = "humantime_serde")]
     pub keep_versions: Duration,
@@ -88,7 +88,7 @@ impl Settings {
         let rules = [
             archive("interval", "\"2s\"").at_least(self.archive.interval, Duration::from_millis(10)),
             archive("max_rows", "1000000").at_least_one(self.archive.max_rows),
-            batch("range_windows", "2000000").at_least_one(self.batch.range_windows as usize),
+            batch("cell_readings", "2000000").at_least_one(self.batch.cell_readings as usize),
             batch("keep_versions", "\"15m\"").at_least(self.batch.keep_versions, second),
             batch("keep_versions", "\"15m\"").at_most(self.batch.keep_versions, day),
             batch("patience", "\"5s\"").at_least(self.batch.patience, second),
@@ -131,7 +131,7 @@ mod tests {
             batch: BatchSettings {
                 interval: Duration::from_millis(1),
                 schedule: None,
-                range_windows: 0,
+                cell_readings: 0,
                 keep_versions: Duration::from_secs(86_401),
                 patience: Duration::ZERO,
             },
@@ -141,7 +141,7 @@ mod tests {
         let expected = [
             ("archive", "interval"),
             ("archive", "max_rows"),
-            ("batch", "range_windows"),
+            ("batch", "cell_readings"),
             ("batch", "keep_versions"),
             ("batch", "patience"),
             ("batch", "interval"),

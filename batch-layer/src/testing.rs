@@ -57,7 +57,7 @@ pub(crate) fn batch_settings(patience: Duration) -> BatchSettings {
     BatchSettings {
         interval: Duration::ZERO,
         schedule: None,
-        range_windows: 1_000,
+        cell_readings: 1_000,
         keep_versions: Duration::from_secs(60),
         patience,
     }

@@ -32,7 +32,7 @@ use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, ViewCommit};
+use wye_tables::views::{BatchViews, Replaces, ViewCommit};
 
 const SERIES: usize = 120;
 const WINDOWS: i64 = 32_000;
@@ -91,7 +91,9 @@ async fn main() -> Result<()> {
     let run = RunRecord { definitions: directory.plans().fingerprint().to_string(), ..RunRecord::default() };
     let horizon = Horizon::from_iter([(PARTITION, end)]);
     let schema = Arc::clone(schema.arrow());
-    views.commit(ViewCommit { schema, files, horizon, run, expected_version: None }).await?;
+    views
+        .commit(ViewCommit { schema, files, replaces: Replaces::All, horizon, run, expected_version: None })
+        .await?;
     let view = views.latest().await?.expect("it was just committed");
     println!("batch view: {} MB", view.bytes() >> 20);
     let started = Instant::now();

@@ -21,14 +21,14 @@ use futures::TryStreamExt;
 use tracing::warn;
 use wye_domain::horizon::Horizon;
 use wye_domain::series::SeriesId;
-use wye_domain::time::Micros;
+use wye_domain::time::{Micros, Window, WindowSize};
 use wye_metrics::confidence::LatenessHistogram;
 use wye_metrics::failures::Failures;
 use wye_metrics::merge::BatchRow;
 use wye_metrics::view_rows::ViewColumn;
 use wye_metrics::view_rows::reader::row_columns;
 use wye_tables::run_record::RunRecord;
-use wye_tables::views::{ViewSnapshot, ViewVersion};
+use wye_tables::views::{CellRecord, ViewSnapshot, ViewVersion};
 
 use crate::ServingError;
 use crate::directory::Directory;
@@ -69,6 +69,8 @@ pub struct BatchSnapshot {
     usable: bool,
     windows: SeriesWindows,
     rows: ViewRows,
+    /// Its cells, where they are known.
+    cells: Option<Vec<Window>>,
 }
 
 /// Where the rows of a view are.
@@ -150,7 +152,13 @@ impl BatchSnapshot {
                 "the batch view was made with other metric definitions; its numbers are left out until the next run"
             );
         }
-        Self { version, horizon, facts, usable, windows: SeriesWindows::default(), rows }
+        let cells = match &rows {
+            ViewRows::Files(view) => {
+                view.cells().map(|cells| cells.values().map(CellRecord::window).collect())
+            }
+            ViewRows::Memory(_) => None,
+        };
+        Self { version, horizon, facts, usable, windows: SeriesWindows::default(), rows, cells }
     }
 
     /// The version of the batch views table.
@@ -196,7 +204,15 @@ impl BatchSnapshot {
         }
     }
 
-    /// A plan over its rows, one plan partition a file; `None` where there is no row, or none that may be used.
+    /// Whether each plan partition of [`BatchSnapshot::scan`] has all rows of each longer window of this length, one after
+    /// the other. Otherwise they are spread over all of them.
+    pub fn has_whole(&self, step: WindowSize) -> bool {
+        let length = step.span().0;
+        let is_whole = |cell: &Window| cell.start.0 % length == 0 && cell.end.0 % length == 0;
+        self.cells.as_ref().is_some_and(|cells| cells.iter().all(is_whole))
+    }
+
+    /// A plan over its rows, see [`ViewSnapshot::scan`]; `None` where there is no row, or none that may be used.
     ///
     /// # Errors
     /// When a filter cannot be evaluated over the view's columns.

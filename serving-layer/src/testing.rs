@@ -23,7 +23,7 @@ use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, ViewCommit};
+use wye_tables::views::{BatchViews, Replaces, ViewCommit};
 
 use crate::directory::Directory;
 use crate::hub::{Hub, Input};
@@ -249,7 +249,17 @@ pub(crate) async fn commit(views: &BatchViews, directory: &Directory, horizon: i
     let run = run(directory.plans());
     let expected_version = views.latest_version().await.unwrap();
     let horizon = self::horizon(horizon);
-    views.commit(ViewCommit { schema, files: written, horizon, run, expected_version }).await.unwrap();
+    views
+        .commit(ViewCommit {
+            schema,
+            files: written,
+            replaces: Replaces::All,
+            horizon,
+            run,
+            expected_version,
+        })
+        .await
+        .unwrap();
 }
 
 /// The record of a batch run.

@@ -2,19 +2,14 @@
 
 use std::sync::Arc;
 
-use arrow::array::{ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray, UInt8Array};
+use arrow::array::{ArrayRef, DictionaryArray, Int32Array, RecordBatch, StringArray};
 use arrow::datatypes::Int32Type;
-use datafusion::datasource::memory::MemorySourceConfig;
-use datafusion::physical_plan::ExecutionPlan;
-use datafusion::physical_planner::DefaultPhysicalPlanner;
-use datafusion::prelude::{SessionConfig, SessionContext};
 use proptest::prelude::*;
-use wye_domain::assemble::PlacedColumns;
 use wye_domain::place::Offset;
-use wye_domain::reading::{Reading, ReadingBatchBuilder, ReadingColumns, column};
+use wye_domain::reading::{Reading, ReadingBatchBuilder, ReadingColumns};
 use wye_domain::time::Micros;
 
-use super::{CONFLICT, DUPLICATE, DedupExec, Deduplicator, FIRST, NOVELTY, REPEATED};
+use super::{CONFLICT, DUPLICATE, Deduplicator, FIRST, REPEATED};
 use crate::testing::stored;
 
 #[derive(Clone, Copy, Debug)]
@@ -93,53 +88,6 @@ fn a_reading_that_is_stored_twice_is_read_once() {
     );
     let doubled = arrow::compute::concat_batches(&batch(&rows).schema(), &[batch(&rows), batch(&rows)]);
     assert_eq!(marks(&[doubled.unwrap()]), [FIRST, REPEATED]);
-}
-
-/// The marks of readings that are in no order, with readings of one device in several plan partitions.
-async fn optimized(parts: &[Vec<RecordBatch>]) -> Vec<(String, i64, i64, u8)> {
-    let schema = parts[0][0].schema();
-    let input = MemorySourceConfig::try_new_exec(parts, schema, None).unwrap();
-    let plan: Arc<dyn ExecutionPlan> = Arc::new(DedupExec::new(input).unwrap());
-    let mut config = SessionConfig::new().with_target_partitions(3).with_batch_size(4);
-    config.options_mut().optimizer.repartition_file_min_size = 0;
-    let session = SessionContext::new_with_config(config);
-    let plan = DefaultPhysicalPlanner::default().optimize_physical_plan(plan, &session.state(), |_, _| {});
-    let mut found = Vec::new();
-    for batch in datafusion::physical_plan::collect(plan.unwrap(), session.task_ctx()).await.unwrap() {
-        let PlacedColumns { readings, kafka_offset, .. } = PlacedColumns::of(&batch).unwrap();
-        let novelty = column::<UInt8Array>(&batch, NOVELTY).unwrap();
-        for (row, offset) in kafka_offset.iter().enumerate() {
-            let device = readings.device_id.text(row).unwrap().to_owned();
-            found.push((device, readings.event_time[row], *offset, novelty.value(row)));
-        }
-    }
-    found.sort();
-    found
-}
-
-/// If the operator did not ask for order and distribution, an optimizer would leave the input as it is.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_optimizer_gives_the_operator_what_it_needs() {
-    let rows: Vec<Row> = (0..60)
-        .map(|i| Row(["a", "b", "c", "d"][i * 7 % 4], (i * 5 % 6) as i64, None, (i % 3) as f64))
-        .collect();
-    let mut expected = Vec::new();
-    let mut known = std::collections::BTreeMap::new();
-    for (offset, Row(device, time, _, value)) in (0..).zip(&rows) {
-        let code = match known.get(&(device, time)) {
-            None => FIRST,
-            Some(first) if first == value => DUPLICATE,
-            Some(_) => CONFLICT,
-        };
-        known.entry((device, time)).or_insert(*value);
-        expected.push(((*device).to_owned(), *time, offset, code));
-    }
-    expected.sort();
-    let mut parts: Vec<Vec<RecordBatch>> = vec![Vec::new(); 3];
-    for (offset, row) in (0..).zip(&rows) {
-        parts[(offset * 11 % 3) as usize].insert(0, batch_at(Offset(offset), std::slice::from_ref(row)));
-    }
-    assert_eq!(optimized(&parts).await, expected);
 }
 
 proptest! {

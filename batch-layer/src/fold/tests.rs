@@ -1,4 +1,4 @@
-//! Folds of parts, merged, equal the fold of the whole (**AGG-1**).
+//! A cell that is read in pieces gives the same summaries as one that is read at once.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use wye_domain::time::Micros;
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::MetricPlans;
 
-use super::{Fold, Shared};
+use super::Fold;
 use crate::dedup::{CONFLICT, DUPLICATE, FIRST, marked_schema};
 use crate::testing::stored;
 
@@ -49,21 +49,18 @@ fn batch(rows: &[(&str, f64, i64, u8)]) -> RecordBatch {
     RecordBatch::try_new(marked_schema(&stored.schema()), columns).unwrap()
 }
 
-fn fold(rows: &[(&str, f64, i64, u8)]) -> Fold {
-    let mut fold = Fold::new(plans());
-    fold.push(&batch(rows)).unwrap();
-    fold
-}
-
-fn found(folds: Vec<Fold>) -> BTreeMap<(String, Micros), Summary> {
+/// The rows of the views after a cell was read in these pieces, of different devices each.
+fn found(pieces: &[&[(&str, f64, i64, u8)]]) -> BTreeMap<(String, Micros), Summary> {
     let mut all = BTreeMap::new();
-    let (mut parts, mut shared) = (Vec::new(), Shared::default());
-    for fold in folds {
-        let (own, share, _) = fold.finish();
-        shared.merge(&share);
-        parts.push(own);
+    let mut fold = Fold::new(plans());
+    let mut parts = Vec::new();
+    for (at, piece) in pieces.iter().enumerate() {
+        fold.push(&batch(piece)).unwrap();
+        if at + 1 < pieces.len() {
+            parts.push(fold.take_complete());
+        }
     }
-    parts.push(shared.finish());
+    parts.push(fold.finish().0);
     for folded in parts {
         let stored: Vec<String> = folded.series.keys().iter().map(|key| key.encode()).collect();
         let order = folded.order(&stored);
@@ -84,7 +81,7 @@ fn found(folds: Vec<Fold>) -> BTreeMap<(String, Micros), Summary> {
 }
 
 #[test]
-fn groups_that_span_parts_are_merged() {
+fn pieces_make_no_difference() {
     let rows = [
         ("a", 1.0, 0, FIRST),
         ("a", 9.0, 0, CONFLICT),
@@ -93,8 +90,8 @@ fn groups_that_span_parts_are_merged() {
         ("b", 3.0, 61, FIRST),
         ("c", 4.0, 1, FIRST),
     ];
-    let whole = found(vec![fold(&rows)]);
-    let parts = found(vec![fold(&rows[..4]), fold(&rows[4..5]), fold(&rows[5..])]);
+    let whole = found(&[&rows]);
+    let parts = found(&[&rows[..4], &rows[4..5], &rows[5..]]);
     assert_eq!(parts, whole);
     let all = &whole[&(r#"["all","all",["t"]]"#.to_owned(), Micros::EPOCH)];
     assert_eq!((all.count, all.conflicts, all.sum.value()), (2, 1, 5.0));
@@ -104,12 +101,15 @@ fn groups_that_span_parts_are_merged() {
 
 #[test]
 fn duplicates_and_conflicts_are_counted_apart() {
-    let (.., mut tally) = fold(&[("a", 1.0, 0, FIRST), ("a", 2.0, 0, CONFLICT)]).finish();
-    tally.merge(&fold(&[("b", 1.0, 5, DUPLICATE)]).finish().2);
+    let mut fold = Fold::new(plans());
+    fold.push(&batch(&[("a", 1.0, 0, FIRST), ("a", 2.0, 0, CONFLICT)])).unwrap();
+    fold.take_complete();
+    fold.push(&batch(&[("b", 1.0, 5, DUPLICATE)])).unwrap();
+    let (_, tally) = fold.finish();
     assert_eq!((tally.readings, tally.duplicates, tally.conflicts), (3, 1, 1));
 }
 
 #[test]
 fn a_window_with_duplicates_only_is_not_a_row() {
-    assert!(found(vec![fold(&[("a", 1.0, 0, DUPLICATE)])]).is_empty());
+    assert!(found(&[&[("a", 1.0, 0, DUPLICATE)]]).is_empty());
 }

@@ -21,7 +21,8 @@ use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, ViewCommit};
 
-use super::{Recomputation, recompute};
+use super::{Recomputation, Since, recompute};
+use crate::cells::Before;
 use crate::testing::{ViewRows, view_rows};
 
 const DEVICES: [&str; 4] = ["anna", "bert", "carl", "dora"];
@@ -63,8 +64,10 @@ struct History {
     /// What share of its log, in percent, the horizon of each Kafka partition covers.
     horizon: [i64; 2],
     threads: usize,
-    range_windows: u64,
+    cell_readings: u64,
     compacts: bool,
+    /// Values are divided by it.
+    divisor: f64,
 }
 
 fn histories() -> impl Strategy<Value = History> {
@@ -81,8 +84,10 @@ fn histories() -> impl Strategy<Value = History> {
             value,
         },
     );
-    // Few event times, so that there are duplicates and conflicts.
-    let sent = sent.prop_map(|sent| Sent { event_time: sent.event_time / 15 * 15, ..sent });
+    // Few event times, so that there are duplicates and conflicts; and some wrong clocks.
+    let clock = prop_oneof![4 => Just(0i64), 4 => 0i64..48, 1 => Just(500_000), 1 => Just(-200_000)];
+    let sent = (sent, clock)
+        .prop_map(|(sent, hours)| Sent { event_time: sent.event_time / 15 * 15 + hours * 3_600, ..sent });
     (
         prop::collection::vec(sent, 0..150),
         prop::collection::btree_set(0usize..150, 0..6),
@@ -91,9 +96,9 @@ fn histories() -> impl Strategy<Value = History> {
         prop_oneof![Just(1_000u64), 10u64..60],
         any::<bool>(),
     )
-        .prop_map(|(sent, cuts, horizon, threads, range_windows, compacts)| {
+        .prop_map(|(sent, cuts, horizon, threads, cell_readings, compacts)| {
             let sent = (0..).zip(sent).map(|(at, sent)| Sent { at, ..sent }).collect();
-            History { sent, cuts, horizon, threads, range_windows, compacts }
+            History { sent, cuts, horizon, threads, cell_readings, compacts, divisor: 4.0 }
         })
 }
 
@@ -196,13 +201,13 @@ fn series(definition: &str, metric: &str, group: &str) -> String {
         .encode()
 }
 
-fn batch(sent: &[(Offset, &Sent)]) -> RecordBatch {
+fn batch(sent: &[(Offset, &Sent)], divisor: f64) -> RecordBatch {
     let mut builder = ReadingBatchBuilder::default();
     for (_, sent) in sent {
         builder.append(&Reading {
             device_id: DEVICES[sent.device],
             metric: METRICS[sent.metric],
-            value: sent.value as f64 / 4.0,
+            value: sent.value as f64 / divisor,
             event_time: Micros::from_secs(sent.event_time),
             sequence: sent.sequence,
             unit: None,
@@ -218,11 +223,11 @@ fn batch(sent: &[(Offset, &Sent)]) -> RecordBatch {
     RecordBatch::try_new(archive_schema(), columns).unwrap()
 }
 
-async fn archive(readings: &Readings, history: &History) {
-    let mut next = Horizon::default();
-    let mut start = 0;
-    let ends = history.cuts.iter().copied().filter(|cut| *cut < history.sent.len());
-    for end in ends.chain([history.sent.len()]) {
+/// Appends readings in several commits; `next` are the offsets that come next.
+async fn archive(readings: &Readings, history: &History, sent: std::ops::Range<usize>, next: &mut Horizon) {
+    let mut start = sent.start;
+    let ends = history.cuts.iter().copied().filter(|cut| sent.contains(cut));
+    for end in ends.chain([sent.end]) {
         let mut batches = Vec::new();
         for kafka_partition in KafkaPartition::all(2) {
             let from = next.offset(kafka_partition);
@@ -231,7 +236,11 @@ async fn archive(readings: &Readings, history: &History) {
             let mine: Vec<(Offset, &Sent)> = (from.0..).map(Offset).zip(mine).collect();
             let end = mine.last().map_or(from, |(offset, _)| offset.next());
             next.set(kafka_partition, end);
-            batches.push(ArchiveBatch { kafka_partition, offsets: from..end, readings: vec![batch(&mine)] });
+            batches.push(ArchiveBatch {
+                kafka_partition,
+                offsets: from..end,
+                readings: vec![batch(&mine, history.divisor)],
+            });
         }
         readings.append(batches).await.unwrap();
         start = end;
@@ -241,50 +250,117 @@ async fn archive(readings: &Readings, history: &History) {
     }
 }
 
+/// Views in a directory of their own.
+struct Views {
+    views: BatchViews,
+    _directory: tempfile::TempDir,
+}
+
+impl Views {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let views = BatchViews::open(&TableRoot::directory(directory.path()).unwrap()).unwrap();
+        Self { views, _directory: directory }
+    }
+
+    /// Computes and commits; starts from the newest view where there is one. Returns the numbers of readings, duplicates and
+    /// conflicts, and how many cells were computed.
+    async fn run(
+        &self,
+        root: &TableRoot,
+        readings: &Readings,
+        horizon: &Horizon,
+        how: &History,
+    ) -> ([u64; 3], u64) {
+        let plans = plans();
+        let latest = self.views.latest().await.unwrap();
+        let since = latest.as_ref().map(|view| Since {
+            horizon: view.horizon.clone(),
+            before: Before { cells: view.cells().unwrap(), as_of: view.run.as_ref().unwrap().as_of },
+        });
+        let task = Recomputation {
+            root: root.clone(),
+            readings: readings.snapshot().await.unwrap(),
+            views: self.views.clone(),
+            expectations: Arc::new(Expectations::new(&plans).unwrap()),
+            plans,
+            horizon: horizon.clone(),
+            as_of: None,
+            since,
+            threads: how.threads,
+            cell_readings: how.cell_readings,
+            progress: None,
+        };
+        let done = recompute(task).await.unwrap();
+        let (tally, windows, computed) = (done.tally(), done.windows(), done.computed_cells.values().sum());
+        let commit = ViewCommit {
+            schema: done.schema,
+            files: done.files,
+            replaces: done.replaces,
+            horizon: horizon.clone(),
+            run: RunRecord { as_of: done.as_of.unwrap_or_default(), ..RunRecord::default() },
+            expected_version: latest.as_ref().map(|view| view.version()),
+        };
+        self.views.commit(commit).await.unwrap();
+        let view = self.views.latest().await.unwrap().unwrap();
+        assert_eq!((view.rows(), view.cells()), (windows, Some(done.cells)));
+        ([tally.readings, tally.duplicates, tally.conflicts], computed)
+    }
+}
+
+/// The part of the log that the horizon covers.
+fn horizon_of(history: &History, archived: &Horizon) -> Horizon {
+    let covered = archived.iter().map(|(kafka_partition, offset)| {
+        let covered = offset.0 * history.horizon[kafka_partition.0 as usize] / 100;
+        (kafka_partition, Offset(covered))
+    });
+    covered.collect()
+}
+
 async fn computed(history: &History) -> (ViewRows, [u64; 3], Horizon) {
     let directory = tempfile::tempdir().unwrap();
     let root = TableRoot::directory(directory.path()).unwrap();
     let readings = Readings::open(&root).await.unwrap();
-    archive(&readings, history).await;
-    let readings = readings.snapshot().await.unwrap();
-    let archived = readings.archived();
-    let horizon = archived.iter().map(|(kafka_partition, offset)| {
-        let covered = offset.0 * history.horizon[kafka_partition.0 as usize] / 100;
-        (kafka_partition, Offset(covered))
-    });
-    let horizon: Horizon = horizon.collect();
-    let views = BatchViews::open(&root).unwrap();
-    let plans = plans();
-    let expectations = Arc::new(Expectations::new(&plans).unwrap());
-    let task = Recomputation {
-        root,
-        readings,
-        views: views.clone(),
-        plans,
-        expectations,
-        horizon: horizon.clone(),
-        as_of: None,
-        threads: history.threads,
-        range_windows: history.range_windows,
-        windows_per_reading: None,
-        progress: None,
-    };
-    let done = recompute(task).await.unwrap();
-    let counts = [done.tally.readings, done.tally.duplicates, done.tally.conflicts];
-    let (windows, series) = (done.windows, done.series);
-    let run = RunRecord::default();
-    let commit = ViewCommit {
-        schema: done.schema,
-        files: done.files,
-        horizon: horizon.clone(),
-        run,
-        expected_version: None,
-    };
-    views.commit(commit).await.unwrap();
-    let rows = view_rows(&views).await;
-    assert_eq!(windows as usize, rows.len());
-    assert_eq!(series as usize, rows.keys().map(|(series, _)| series).collect::<BTreeSet<_>>().len());
-    (rows, counts, horizon)
+    archive(&readings, history, 0..history.sent.len(), &mut Horizon::default()).await;
+    let horizon = horizon_of(history, &readings.archived().await.unwrap());
+    let views = Views::new();
+    let (counts, _) = views.run(&root, &readings, &horizon, history).await;
+    (view_rows(&views.views).await, counts, horizon)
+}
+
+/// The numbers of a view that was made in several runs, and of one that was made at once, with other cells.
+async fn compared(history: &History) {
+    let directory = tempfile::tempdir().unwrap();
+    let root = TableRoot::directory(directory.path()).unwrap();
+    let readings = Readings::open(&root).await.unwrap();
+    let views = Views::new();
+    let mut next = Horizon::default();
+    let mut horizon = Horizon::default();
+    let mut counts = [0; 3];
+    let runs = 4;
+    for run in 0..runs {
+        let part = |run: usize| history.sent.len() * run / runs;
+        archive(&readings, history, part(run)..part(run + 1), &mut next).await;
+        // A horizon never goes back.
+        let archived = readings.archived().await.unwrap();
+        for (kafka_partition, offset) in horizon_of(history, &archived).iter() {
+            horizon.set(kafka_partition, offset.max(horizon.offset(kafka_partition)));
+        }
+        (counts, _) = views.run(&root, &readings, &horizon, history).await;
+        let (again, computed) = views.run(&root, &readings, &horizon, history).await;
+        assert_eq!((again, computed), (counts, 0), "nothing was new");
+    }
+    for cell_readings in [1, 1_000] {
+        let other = History { cell_readings, threads: 1, ..history.clone() };
+        let whole = Views::new();
+        assert_eq!(whole.run(&root, &readings, &horizon, &other).await.0, counts);
+        let (found, expected) = (view_rows(&views.views).await, view_rows(&whole.views).await);
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(&expected) {
+            // To the last bit, since no value here is NaN and both zeros are printed as they are.
+            assert_eq!(format!("{found:?}"), format!("{expected:?}"));
+        }
+    }
 }
 
 fn check(history: &History) -> Result<(), TestCaseError> {
@@ -336,6 +412,12 @@ proptest! {
     fn the_views_equal_the_oracle(history in histories()) {
         check(&history)?;
     }
+
+    #[test]
+    fn many_small_runs_give_the_bits_of_one(history in histories()) {
+        // With values whose sums are rounded.
+        Runtime::new().unwrap().block_on(compared(&History { divisor: 7.0, ..history }));
+    }
 }
 
 #[test]
@@ -345,8 +427,9 @@ fn without_readings_the_view_is_empty() {
         cuts: BTreeSet::new(),
         horizon: [100, 100],
         threads: 2,
-        range_windows: 1_000,
+        cell_readings: 1_000,
         compacts: false,
+        divisor: 4.0,
     };
     check(&history).unwrap();
 }

@@ -20,7 +20,7 @@ use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::MetricPlans;
 use wye_metrics::view_rows::ViewSchema;
 use wye_tables::run_record::RunRecord;
-use wye_tables::views::{BatchViews, ViewCommit, ViewVersion};
+use wye_tables::views::{BatchViews, Replaces, ViewCommit, ViewVersion};
 
 use super::{BatchRunner, RunOptions};
 use crate::report::Outcome;
@@ -325,7 +325,8 @@ async fn a_commit_that_was_not_announced_is_announced_at_the_start() {
     let schema = Arc::clone(ViewSchema::of(&plans).arrow());
     let run = RunRecord { definitions: plans.fingerprint().to_string(), ..RunRecord::default() };
     let horizon = horizon([(0, 4), (1, 6)]);
-    let commit = ViewCommit { schema, files: vec![], horizon, run, expected_version: None };
+    let commit =
+        ViewCommit { schema, files: vec![], replaces: Replaces::All, horizon, run, expected_version: None };
     BatchViews::open(&site.root).unwrap().commit(commit).await.unwrap();
     let (schedule, handle) = Schedule::new(Arc::clone(&runner), every(Duration::ZERO));
     let shutdown = CancellationToken::new();

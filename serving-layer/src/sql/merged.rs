@@ -1,9 +1,9 @@
 //! The operator that merges: streams the rows of a batch view, merges each with the realtime rows of its window, and emits
 //! the other realtime rows at the end.
 //!
-//! Rows of the view without realtime rows are computed column by column. A plan partition of the view is a file, sorted by
-//! series and window. With longer windows, the first and the last window of a file may have rows in other files too, so
-//! they are merged when the last plan partition ends.
+//! Rows of the view without realtime rows are computed column by column. Longer windows are complete when the next one
+//! begins, where each plan partition of the view has whole ones. Otherwise they are collected, and merged when the last plan
+//! partition ends.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
@@ -23,6 +23,7 @@ use datafusion::physical_plan::{ExecutionPlan, ExecutionPlanProperties, PlanProp
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
 use hashbrown::HashMap;
+use hashbrown::hash_map::Entry;
 use wye_domain::DomainError;
 use wye_domain::series::SeriesId;
 use wye_domain::time::{Micros, WindowSize};
@@ -50,6 +51,8 @@ pub(super) struct MergePlan {
     pub(super) rows: CapturedRows,
     /// Longer windows than the definition's.
     pub(super) step: Option<WindowSize>,
+    /// Whether each plan partition of the view has all rows of a longer window, one after the other.
+    pub(super) has_whole_windows: bool,
     pub(super) facts: Facts,
     pub(super) now: Micros,
 }
@@ -71,8 +74,8 @@ struct Execution {
     /// The groups of realtime rows that were merged with a row of the view.
     merged: AtomicBits,
     unfinished_partitions: AtomicUsize,
-    /// The first and the last longer window of each file.
-    edges: Mutex<HashMap<WindowKey, Rollup>>,
+    /// The longer windows that were collected by plan partitions that have ended.
+    collected: Mutex<HashMap<WindowKey, Rollup>>,
 }
 
 /// Bits that several threads set. Who reads them has to synchronize with who sets them.
@@ -111,7 +114,7 @@ impl Merge {
         let execution = Arc::new(Execution {
             merged: AtomicBits::zeros(self.plan.rows.len()),
             unfinished_partitions: AtomicUsize::new(part.plan_partitions),
-            edges: Mutex::default(),
+            collected: Mutex::default(),
         });
         *newest = Some((Arc::clone(&execution), HashSet::from([part.plan_partition])));
         execution
@@ -155,7 +158,7 @@ impl Operator for Merge {
                 false => share(self.plan.rows.len(), part.plan_partition, part.plan_partitions),
             },
             open: None,
-            first_window_ended: false,
+            collected: HashMap::new(),
             ready: VecDeque::new(),
         };
         let batches = futures::stream::try_unfold(merging, |mut merging| async move {
@@ -180,8 +183,8 @@ struct Merging {
     unmerged: Range<usize>,
     /// The longer window that the last row of the view is in.
     open: Option<(WindowKey, Rollup)>,
-    /// Whether the first longer window of the file is among the edges.
-    first_window_ended: bool,
+    /// The longer windows so far, where they may have rows in other plan partitions too.
+    collected: HashMap<WindowKey, Rollup>,
     ready: VecDeque<RecordBatch>,
 }
 
@@ -289,19 +292,16 @@ impl Merging {
         Ok(answers)
     }
 
-    /// Ends a longer window that is not the last one of the file.
+    /// Ends a run of rows of one longer window. Returns its answer if it has all of its rows.
     fn end_window(&mut self, key: WindowKey, rollup: Rollup) -> Option<SeriesAnswer> {
-        if self.first_window_ended {
+        if self.plan.has_whole_windows {
             return self.complete(key, rollup);
         }
-        self.first_window_ended = true;
-        self.add_edge(key, &rollup);
+        match self.collected.entry(key) {
+            Entry::Occupied(mut known) => known.get_mut().add(&rollup),
+            Entry::Vacant(new) => drop(new.insert(rollup)),
+        }
         None
-    }
-
-    fn add_edge(&self, key: WindowKey, rollup: &Rollup) {
-        let mut edges = self.execution.edges.lock().unwrap_or_else(PoisonError::into_inner);
-        edges.entry(key).or_default().add(rollup);
     }
 
     /// The answer of a longer window that has all of its rows of the view.
@@ -317,19 +317,25 @@ impl Merging {
         Some((info, answer))
     }
 
-    /// The last plan partition to end emits the windows at the edges, and then the realtime rows that were not merged.
+    /// The last plan partition to end emits the windows that were collected, and then the realtime rows that were not merged.
     fn end_view(&mut self) -> Result<()> {
         self.view = None;
+        let mut answers: Vec<SeriesAnswer> = Vec::new();
         if let Some((key, rollup)) = self.open.take() {
-            self.add_edge(key, &rollup);
+            answers.extend(self.end_window(key, rollup));
         }
-        if self.execution.unfinished_partitions.fetch_sub(1, Ordering::AcqRel) > 1 {
-            return Ok(());
+        {
+            let mut all = self.execution.collected.lock().unwrap_or_else(PoisonError::into_inner);
+            for (key, rollup) in self.collected.drain() {
+                all.entry(key).or_default().add(&rollup);
+            }
         }
-        let edges = std::mem::take(&mut *self.execution.edges.lock().unwrap_or_else(PoisonError::into_inner));
-        let answers: Vec<SeriesAnswer> =
-            edges.into_iter().filter_map(|(key, rollup)| self.complete(key, rollup)).collect();
-        self.unmerged = 0..self.plan.rows.len();
+        if self.execution.unfinished_partitions.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let all = &self.execution.collected;
+            let all = std::mem::take(&mut *all.lock().unwrap_or_else(PoisonError::into_inner));
+            answers.extend(all.into_iter().filter_map(|(key, rollup)| self.complete(key, rollup)));
+            self.unmerged = 0..self.plan.rows.len();
+        }
         self.emit(&answers)
     }
 

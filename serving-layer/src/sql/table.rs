@@ -231,6 +231,9 @@ impl TableProvider for MergedTable {
             columns,
             rows,
             step: self.spec.step,
+            has_whole_windows: self.spec.step.is_some_and(|step| {
+                self.capture.snapshot.as_ref().is_some_and(|snapshot| snapshot.has_whole(step))
+            }),
             facts: Facts::of(self.capture.snapshot.as_deref()),
             now: self.now,
         };

@@ -28,7 +28,7 @@ use wye_tables::readings::{ArchiveBatch, Readings};
 use wye_tables::run_record::RunRecord;
 use wye_tables::scan::SortedScan;
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, ViewCommit};
+use wye_tables::views::{BatchViews, Replaces, ViewCommit};
 
 const HOUR: i64 = 3_600_000_000;
 const STATIONS: usize = 10;
@@ -150,7 +150,8 @@ fn batch(station: usize, hours: std::ops::Range<i64>, offset: i64) -> RecordBatc
 async fn scan(readings: &Readings, columns: &[&str], horizon: Option<i64>) -> Result<(), Error> {
     let clock = Instant::now();
     let horizon = horizon.map(horizon_at);
-    let scan = SortedScan { horizon: horizon.as_ref(), columns, plan_partitions: 2, batch_size: None };
+    let scan =
+        SortedScan { horizon: horizon.as_ref(), window: None, columns, plan_partitions: 2, batch_size: None };
     let plan = readings.snapshot().await?.sorted_scan(&scan)?;
     let context = SessionContext::new().task_ctx();
     let mut tasks = tokio::task::JoinSet::new();
@@ -209,7 +210,7 @@ async fn write_view(root: &TableRoot, rows: u64) -> Result<(), Error> {
     let count = files.len();
     let run = RunRecord { windows: rows, ..RunRecord::default() };
     let horizon = horizon_at(1);
-    let commit = ViewCommit { schema, files, horizon, run, expected_version: None };
+    let commit = ViewCommit { schema, files, replaces: Replaces::All, horizon, run, expected_version: None };
     let written = clock.elapsed().as_secs_f64();
     views.commit(commit).await?;
     let seconds = clock.elapsed().as_secs_f64();

@@ -22,7 +22,7 @@ use crate::run_record::RunRecord;
 use crate::scan::SortedScan;
 use crate::store::{TableName, TableRoot};
 use crate::testing::{self, Row, archive, number, row, rows_of, run};
-use crate::views::{BatchViews, ViewCommit, ViewSnapshot, ViewVersion};
+use crate::views::{BatchViews, Replaces, ViewCommit, ViewSnapshot, ViewVersion};
 
 fn new_root() -> (tempfile::TempDir, TableRoot) {
     let directory = tempfile::tempdir().unwrap();
@@ -62,7 +62,7 @@ async fn filled(readings: &Readings) -> Vec<Row> {
 async fn scanned(readings: &Readings, plan_partitions: usize, horizon: Option<&Horizon>) -> Vec<Row> {
     let schema = stored_schema();
     let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-    let scan = SortedScan { horizon, columns: &columns, plan_partitions, batch_size: Some(16) };
+    let scan = SortedScan { horizon, window: None, columns: &columns, plan_partitions, batch_size: Some(16) };
     let plan = readings.snapshot().await.unwrap().sorted_scan(&scan).unwrap();
     run(plan).await.iter().flatten().flat_map(rows_of).collect()
 }
@@ -238,8 +238,14 @@ async fn views_are_the_same_after_an_optimize() {
     let run = RunRecord { run_id: "first".into(), as_of: Micros(7), ..RunRecord::default() };
     let horizon = testing::horizon([(0, 9)]);
     let schema = parts[0].schema();
-    let commit =
-        ViewCommit { schema, files, horizon: horizon.clone(), run: run.clone(), expected_version: None };
+    let commit = ViewCommit {
+        schema,
+        files,
+        replaces: Replaces::All,
+        horizon: horizon.clone(),
+        run: run.clone(),
+        expected_version: None,
+    };
     let version = views.commit(commit).await.unwrap();
     let old = views.latest().await.unwrap().unwrap();
     assert_eq!(rows_of_view(&old).await.concat().len(), 5);
@@ -263,6 +269,7 @@ async fn views_are_the_same_after_an_optimize() {
     let commit = ViewCommit {
         schema: parts[1].schema(),
         files: writer.finish().await.unwrap(),
+        replaces: Replaces::All,
         horizon,
         run: RunRecord { run_id: "second".into(), ..RunRecord::default() },
         expected_version: Some(new.version()),

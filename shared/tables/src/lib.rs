@@ -9,6 +9,7 @@ pub mod store;
 pub mod append;
 pub mod columns;
 pub mod dead_letters;
+pub mod event_times;
 pub mod readings;
 pub mod run_record;
 pub mod scan;

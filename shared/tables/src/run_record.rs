@@ -4,6 +4,8 @@
 //! Stability contract: the record is stored as JSON in the `commitInfo` of the run's Delta commit. Fields may be added but
 //! not removed, and a missing field has its default.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use wye_domain::horizon::Horizon;
 use wye_domain::time::Micros;
@@ -30,7 +32,7 @@ pub struct RunRecord {
     pub conflicts: u64,
     /// Rows of the view: one for each series and window.
     pub windows: u64,
-    /// Series.
+    /// Series in the cells that the run has computed.
     pub series: u64,
     /// Fingerprint of what was computed.
     pub definitions: String,
@@ -42,6 +44,16 @@ pub struct RunRecord {
     pub failures: Failures,
     /// When the next window settles; `None` when all windows are settled.
     pub settles_at: Option<Micros>,
+    /// Which computation made the view: it changes when the same readings give other rows.
+    pub computation: u32,
+    /// The ID of the table of readings.
+    pub readings_table: String,
+    /// Cells of the view.
+    pub cells: u64,
+    /// By reason: how many of them the run has computed.
+    pub computed_cells: BTreeMap<String, u64>,
+    /// Readings in the cells that the run has computed.
+    pub readings_read: u64,
 }
 
 /// A run that was committed.
@@ -62,7 +74,7 @@ mod tests {
     use super::*;
 
     /// A record as it is stored. A change breaks all existing tables.
-    const STORED: &str = r#"{"run_id":"r1","started_at":10,"finished_at":20,"readings":5,"duplicates":2,"conflicts":1,"windows":3,"series":2,"definitions":"7","as_of":9,"lateness":LATENESS,"failures":{},"settles_at":30}"#;
+    const STORED: &str = r#"{"run_id":"r1","started_at":10,"finished_at":20,"readings":5,"duplicates":2,"conflicts":1,"windows":3,"series":2,"definitions":"7","as_of":9,"lateness":LATENESS,"failures":{},"settles_at":30,"computation":1,"readings_table":"t","cells":4,"computed_cells":{"new_readings":2},"readings_read":3}"#;
 
     #[test]
     fn the_stored_form_is_pinned() {
@@ -80,6 +92,11 @@ mod tests {
             definitions: "7".to_owned(),
             as_of: Micros(9),
             settles_at: Some(Micros(30)),
+            computation: 1,
+            readings_table: "t".to_owned(),
+            cells: 4,
+            computed_cells: [("new_readings".to_owned(), 2)].into(),
+            readings_read: 3,
             ..RunRecord::default()
         };
         assert_eq!(serde_json::to_string(&record).unwrap(), stored);

@@ -18,17 +18,20 @@ use datafusion::physical_plan::empty::EmptyExec;
 use datafusion::physical_plan::union::UnionExec;
 use object_store::path::Path;
 use wye_domain::horizon::Horizon;
+use wye_domain::time::{Micros, Window};
 
-use crate::columns::{DEVICE_ID, READING_ORDER, stored_schema};
+use crate::columns::{DEVICE_ID, EVENT_TIME, READING_ORDER, stored_schema};
 use crate::delta::{DataFile, stats};
 use crate::error::TablesError;
 use crate::parquet_plan::{FilePlan, column_indices, merged, ordering, partitioned_file, project, sorted};
 use crate::readings::ReadingsSnapshot;
 use crate::readings::file_tags::FileTags;
 use crate::scan::devices::DeviceRange;
+use crate::scan::filters::Conditions;
 use crate::store::TableName;
 
-mod arrival;
+pub mod cells;
+pub mod contents;
 mod devices;
 mod filters;
 
@@ -44,6 +47,8 @@ const LEAST_ROWS: usize = 1_024;
 pub struct SortedScan<'a> {
     /// Only readings below this horizon; none of a Kafka partition that it does not name. All readings when absent.
     pub horizon: Option<&'a Horizon>,
+    /// Only readings of this stretch of event time. All readings when absent.
+    pub window: Option<Window>,
     /// Which columns of [`stored_schema`], in which order.
     pub columns: &'a [&'a str],
     /// How many plan partitions; the plan has fewer when there are too few devices.
@@ -53,11 +58,14 @@ pub struct SortedScan<'a> {
 }
 
 /// A file to read.
+#[derive(Clone, Debug)]
 struct Input {
     file: PartitionedFile,
     rows: u64,
     /// The smallest and the largest device; `None` where they are unknown, so that the file may have any device.
     devices: Option<(String, String)>,
+    /// About when its first reading was measured, and its last; `None` where that is unknown.
+    event_times: Option<Window>,
     tags: Option<FileTags>,
     /// Whether some of its rows may be at or above the horizon.
     straddles: bool,
@@ -91,6 +99,7 @@ impl ReadingsSnapshot {
         scan: &SortedScan<'_>,
     ) -> Result<Arc<dyn ExecutionPlan>, TablesError> {
         let inputs = self.inputs(is_wanted, scan.horizon)?;
+        let inputs: Vec<&Input> = inputs.iter().filter(|input| input.may_have(scan.window)).collect();
         self.plan_inputs(&inputs, scan).map_err(|source| TablesError::Scan { table: TABLE, source })
     }
 
@@ -105,6 +114,7 @@ impl ReadingsSnapshot {
         let statistics = stats::of_files(&self.snapshot, &schema, &READING_ORDER)
             .map_err(|source| TablesError::Scan { table: TABLE, source })?;
         let device = schema.index_of(DEVICE_ID).unwrap_or_default();
+        let event_time = schema.index_of(EVENT_TIME).unwrap_or_default();
         let mut inputs = Vec::new();
         for (file, statistics) in self.snapshot.files.iter().zip(statistics) {
             let tags = FileTags::of(file);
@@ -113,8 +123,12 @@ impl ReadingsSnapshot {
                 continue;
             }
             let bounds = &statistics.column_statistics[device];
+            let times = &statistics.column_statistics[event_time];
             inputs.push(Input {
                 devices: text(&bounds.min_value).zip(text(&bounds.max_value)),
+                event_times: time(&times.min_value)
+                    .zip(time(&times.max_value))
+                    .map(|(first, last)| Window { start: first, end: Micros(last.0.saturating_add(1)) }),
                 rows: file.rows,
                 tags,
                 straddles: position == Position::Straddles,
@@ -126,13 +140,11 @@ impl ReadingsSnapshot {
         Ok(inputs)
     }
 
-    fn plan_inputs(&self, inputs: &[Input], scan: &SortedScan<'_>) -> Result<Arc<dyn ExecutionPlan>> {
+    fn plan_inputs(&self, inputs: &[&Input], scan: &SortedScan<'_>) -> Result<Arc<dyn ExecutionPlan>> {
         let mut parts = Vec::new();
-        for range in devices::ranges(inputs, scan.plan_partitions) {
-            let chains = chains(inputs.iter().filter(|input| range.overlaps(input.devices())))?;
-            if !chains.is_empty() {
-                parts.push(self.part(&range, chains, scan)?);
-            }
+        let samples = inputs.iter().filter_map(|input| Some((input.tags.as_ref()?, input.rows)));
+        for range in devices::ranges(samples, scan.plan_partitions) {
+            parts.extend(self.part(&range, inputs, scan)?);
         }
         if parts.len() > 1 {
             return UnionExec::try_new(parts);
@@ -145,13 +157,17 @@ impl ReadingsSnapshot {
         Ok(Arc::new(EmptyExec::new(Arc::new(schema))))
     }
 
-    /// The plan for one range of devices: one plan partition.
+    /// The plan for one range of devices: one plan partition; `None` where no file has any of them.
     fn part(
         &self,
         range: &DeviceRange,
-        chains: Vec<Chain<'_>>,
+        inputs: &[&Input],
         scan: &SortedScan<'_>,
-    ) -> Result<Arc<dyn ExecutionPlan>> {
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>> {
+        let chains = chains(inputs.iter().copied().filter(|input| range.overlaps(input.devices())))?;
+        if chains.is_empty() {
+            return Ok(None);
+        }
         // Sorting and merging compare by all sort columns, so they need them.
         let mut columns = scan.columns.to_vec();
         if chains.len() > 1 || chains.iter().any(|chain| !chain.sorted) {
@@ -164,7 +180,7 @@ impl ReadingsSnapshot {
             let plan = self.chain(range, &chain, &scan_of_chain)?;
             plans.push(if chain.sorted { plan } else { sorted(plan, &READING_ORDER)? });
         }
-        project(merged(plans, &READING_ORDER)?, scan.columns)
+        project(merged(plans, &READING_ORDER)?, scan.columns).map(Some)
     }
 
     fn chain(
@@ -173,24 +189,29 @@ impl ReadingsSnapshot {
         chain: &Chain<'_>,
         scan: &SortedScan<'_>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let schema = stored_schema();
-        let reaches_out = chain.inputs.iter().any(|input| !range.contains(input.devices()));
-        let straddles = chain.inputs.iter().any(|input| input.straddles);
-        let filter = filters::readings(
-            Some(range).filter(|_| reaches_out),
-            scan.horizon.filter(|_| straddles),
-            &schema,
-        )?;
         let plan = FilePlan {
             root: self.log.root(),
-            file_schema: schema,
+            filter: conditions(&chain.inputs, range, scan).expression(&stored_schema())?,
+            file_schema: stored_schema(),
             groups: vec![chain.inputs.iter().map(|input| input.file.clone()).collect()],
             sorted_by: if chain.sorted { &READING_ORDER } else { &[] },
-            filter,
             columns: scan.columns,
             batch_size: scan.batch_size,
         };
         plan.build()
+    }
+}
+
+/// What is left out of some files: what a file says of itself needs no condition.
+fn conditions<'a>(inputs: &[&Input], range: &'a DeviceRange, scan: &SortedScan<'a>) -> Conditions<'a> {
+    let reaches_out = inputs.iter().any(|input| !range.contains(input.devices()));
+    let straddles = inputs.iter().any(|input| input.straddles);
+    let window = scan.window.filter(|window| !inputs.iter().all(|input| input.is_within(*window)));
+    Conditions {
+        devices: Some(range).filter(|_| reaches_out),
+        window,
+        below: scan.horizon.filter(|_| straddles),
+        since: None,
     }
 }
 
@@ -202,6 +223,36 @@ fn rows_of_each(rows: usize, chains: usize) -> usize {
 impl Input {
     fn devices(&self) -> Option<(&str, &str)> {
         self.devices.as_ref().map(|(min, max)| (min.as_str(), max.as_str()))
+    }
+
+    /// Whether it may have readings of a stretch of event time.
+    fn may_have(&self, window: Option<Window>) -> bool {
+        window.is_none_or(|window| self.within(window) > 0)
+    }
+
+    /// About how many readings of a stretch of event time it has; 0 only if it has none.
+    fn within(&self, window: Window) -> u64 {
+        let overlaps = |times: Window| times.start < window.end && window.start < times.end;
+        if !self.event_times.is_none_or(overlaps) {
+            return 0;
+        }
+        match self.tags.as_ref().and_then(|tags| tags.times.as_ref()) {
+            Some(times) => times.within(window),
+            None => self.rows,
+        }
+    }
+
+    /// Whether all of its readings are known to be of a stretch of event time.
+    fn is_within(&self, window: Window) -> bool {
+        self.event_times.is_some_and(|times| window.start <= times.start && times.end <= window.end)
+    }
+}
+
+/// The time of a bound, where it is known.
+fn time(bound: &Precision<ScalarValue>) -> Option<Micros> {
+    match bound.get_value()? {
+        ScalarValue::TimestampMicrosecond(time, _) => time.map(Micros),
+        _ => None,
     }
 }
 

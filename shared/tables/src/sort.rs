@@ -19,7 +19,9 @@ use wye_domain::batch;
 use wye_domain::place::KafkaPartition;
 use wye_domain::reading::{ReadingColumns, TextColumn};
 
-use crate::columns::{DEVICE_ID, INGEST_TIME, KAFKA_INDEX, KAFKA_OFFSET, METRIC, stored_schema};
+use crate::columns::{
+    DEVICE_ID, INGEST_TIME, KAFKA_INDEX, KAFKA_OFFSET, KAFKA_PARTITION, METRIC, stored_schema,
+};
 
 const MICROS_PER_DAY: i64 = 86_400_000_000;
 /// The code of a null.
@@ -41,7 +43,8 @@ pub(crate) struct SortedDay {
 pub(crate) fn sort_by_day(batches: &[(KafkaPartition, RecordBatch)]) -> Result<Vec<SortedDay>, DomainError> {
     let mut rows = Rows::default();
     for (kafka_partition, batch) in batches {
-        rows.append(*kafka_partition, batch)?;
+        rows.append(batch)?;
+        rows.kafka_partition.extend(std::iter::repeat_n(kafka_partition.0, batch.num_rows()));
     }
     if rows.len() == 0 {
         return Ok(Vec::new());
@@ -49,7 +52,7 @@ pub(crate) fn sort_by_day(batches: &[(KafkaPartition, RecordBatch)]) -> Result<V
     let order = rows.order();
     let mut days: Vec<i64> = rows.ingest_time.iter().map(|time| time.div_euclid(MICROS_PER_DAY)).collect();
     if days.iter().all(|day| *day == days[0]) {
-        return Ok(vec![rows.gather(days[0], &order)]);
+        return Ok(vec![SortedDay { ingest_date: date(days[0]), readings: rows.gather(&order) }]);
     }
     let day_of_row = days.clone();
     days.sort_unstable();
@@ -57,15 +60,46 @@ pub(crate) fn sort_by_day(batches: &[(KafkaPartition, RecordBatch)]) -> Result<V
     let mut sorted = Vec::with_capacity(days.len());
     for day in days {
         let of_day = order.iter().copied().filter(|row| day_of_row[*row as usize] == day);
-        sorted.push(rows.gather(day, &of_day.collect::<Vec<_>>()));
+        let readings = rows.gather(&of_day.collect::<Vec<_>>());
+        sorted.push(SortedDay { ingest_date: date(day), readings });
     }
     Ok(sorted)
 }
 
+/// Sorts readings that have the columns of [`stored_schema`], in any order.
+#[derive(Debug)]
+pub(crate) struct SortedRows {
+    rows: Rows,
+}
+
+impl SortedRows {
+    /// With room for this many rows.
+    pub(crate) fn with_capacity(rows: usize) -> Self {
+        Self { rows: Rows::with_capacity(rows) }
+    }
+
+    /// Adds rows.
+    ///
+    /// # Errors
+    /// [`DomainError::Shape`] when the batch lacks a column.
+    pub(crate) fn push(&mut self, batch: &RecordBatch) -> Result<(), DomainError> {
+        self.rows.append(batch)?;
+        self.rows.kafka_partition.extend_from_slice(numbers::<Int32Type>(batch, KAFKA_PARTITION)?.values());
+        Ok(())
+    }
+
+    /// All rows in order, in batches of this many.
+    pub(crate) fn sorted(self, batch_rows: usize) -> impl Iterator<Item = RecordBatch> + Send + 'static {
+        let order = self.rows.order();
+        let starts = (0..order.len()).step_by(batch_rows.max(1));
+        starts.map(move |start| self.rows.gather(&order[start..order.len().min(start + batch_rows)]))
+    }
+}
+
 /// All rows of all batches, column by column, words as codes.
-#[derive(Default)]
-struct Rows<'a> {
-    words: Words<'a>,
+#[derive(Debug, Default)]
+struct Rows {
+    words: Words,
     /// Device and metric of each series, as codes.
     series: Vec<(u32, u32)>,
     series_codes: HashMap<(u32, u32), u32, foldhash::fast::FixedState>,
@@ -82,12 +116,30 @@ struct Rows<'a> {
     kafka_index: Vec<i32>,
 }
 
-impl<'a> Rows<'a> {
+impl Rows {
+    fn with_capacity(rows: usize) -> Self {
+        Self {
+            series_of_row: Vec::with_capacity(rows),
+            value: Vec::with_capacity(rows),
+            event_time: Vec::with_capacity(rows),
+            sequence: Vec::with_capacity(rows),
+            has_sequence: Vec::with_capacity(rows),
+            unit: Vec::with_capacity(rows),
+            tags: Vec::with_capacity(rows),
+            ingest_time: Vec::with_capacity(rows),
+            kafka_partition: Vec::with_capacity(rows),
+            kafka_offset: Vec::with_capacity(rows),
+            kafka_index: Vec::with_capacity(rows),
+            ..Self::default()
+        }
+    }
+
     fn len(&self) -> usize {
         self.value.len()
     }
 
-    fn append(&mut self, kafka_partition: KafkaPartition, batch: &'a RecordBatch) -> Result<(), DomainError> {
+    /// Appends everything but the Kafka partition.
+    fn append(&mut self, batch: &RecordBatch) -> Result<(), DomainError> {
         let columns = ReadingColumns::of(batch)?;
         let ingest_time = numbers::<TimestampMicrosecondType>(batch, INGEST_TIME)?;
         let kafka_offset = numbers::<Int64Type>(batch, KAFKA_OFFSET)?;
@@ -124,7 +176,6 @@ impl<'a> Rows<'a> {
             );
         }
         self.ingest_time.extend_from_slice(ingest_time.values());
-        self.kafka_partition.extend(std::iter::repeat_n(kafka_partition.0, batch.num_rows()));
         self.kafka_offset.extend_from_slice(kafka_offset.values());
         self.kafka_index.extend_from_slice(kafka_index.values());
         Ok(())
@@ -187,8 +238,8 @@ impl<'a> Rows<'a> {
         (self.ingest_time[row], partition, offset, self.kafka_index[row])
     }
 
-    /// The rows of one day, in this order.
-    fn gather(&self, day: i64, order: &[u32]) -> SortedDay {
+    /// These rows as a batch.
+    fn gather(&self, order: &[u32]) -> RecordBatch {
         let has_sequence: Vec<bool> = picked(&self.has_sequence, order);
         let sequence =
             Int64Array::new(picked(&self.sequence, order).into(), Some(NullBuffer::from(has_sequence)));
@@ -207,7 +258,7 @@ impl<'a> Rows<'a> {
             Arc::new(Int64Array::from(picked(&self.kafka_offset, order))),
             Arc::new(Int32Array::from(picked(&self.kafka_index, order))),
         ];
-        SortedDay { ingest_date: date(day), readings: batch::of_columns(stored_schema(), columns) }
+        batch::of_columns(stored_schema(), columns)
     }
 }
 
@@ -242,30 +293,31 @@ fn date(day: i64) -> NaiveDate {
 }
 
 /// The distinct texts of all batches.
-#[derive(Default)]
-struct Words<'a> {
-    words: Vec<&'a str>,
-    codes: HashMap<&'a str, u32, foldhash::fast::FixedState>,
+#[derive(Debug, Default)]
+struct Words {
+    words: Vec<Arc<str>>,
+    codes: HashMap<Arc<str>, u32, foldhash::fast::FixedState>,
 }
 
-impl<'a> Words<'a> {
+impl Words {
     /// The codes here of the dictionary of a column.
-    fn codes(&mut self, column: TextColumn<'a>) -> Vec<u32> {
+    fn codes(&mut self, column: TextColumn<'_>) -> Vec<u32> {
         let words = column.words();
-        (0..words.len())
-            .map(|code| {
-                let word = words.value(code);
-                let next = code_after(self.words.len());
-                *self.codes.entry(word).or_insert_with(|| {
-                    self.words.push(word);
-                    next
-                })
-            })
-            .collect()
+        (0..words.len()).map(|code| self.code(words.value(code))).collect()
     }
 
-    fn word(&self, code: u32) -> &'a str {
-        self.words[code as usize]
+    fn code(&mut self, word: &str) -> u32 {
+        if let Some(code) = self.codes.get(word) {
+            return *code;
+        }
+        let (code, word) = (code_after(self.words.len()), Arc::<str>::from(word));
+        self.words.push(Arc::clone(&word));
+        self.codes.insert(word, code);
+        code
+    }
+
+    fn word(&self, code: u32) -> &str {
+        &self.words[code as usize]
     }
 
     /// A column of these words. Its dictionary has only the words that it uses, in the order of first use.

@@ -1,11 +1,13 @@
 //! The batch views: what the last batch run computed, and the horizon up to which it read, both from one commit. Must not
 //! know what the columns mean.
 //!
-//! Stability contract: the newest version of the Delta table `batch_views` has all rows of one run and no others. The
+//! Stability contract: the newest version of the Delta table `batch_views` has all rows below one horizon and no others. A
+//! run may have left files of earlier runs as they are ([`Replaces`]). The
 //! application transactions `wye-horizon/readings/<kafka_partition>` have its horizon (HOR-1, HOR-3), and the `commitInfo`
 //! of the newest version that a run committed has its [`RunRecord`] under `wyeRun`. Versions after that one are commits of
 //! other engines, which store the same rows in other files (`OPTIMIZE`); they are read in the same way.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,18 +17,21 @@ use deltalake::kernel::{Action, MetadataExt, Transaction};
 use deltalake::protocol::{DeltaOperation, SaveMode};
 use serde::{Deserialize, Serialize};
 use wye_domain::horizon::Horizon;
+use wye_domain::time::Micros;
 
 use crate::append::PartitionTransactions;
 use crate::columns::plain_text;
 use crate::delta::cleaning::Cleaned;
-use crate::delta::{AfterOthers, Commit, DeltaLog, LogSnapshot, TableSpec};
+use crate::delta::{AfterOthers, Commit, DataFile, DeltaLog, LogSnapshot, TableSpec};
 use crate::error::TablesError;
 use crate::run_record::{CommittedRun, RunRecord};
 use crate::store::{TableName, TableRoot};
 
+pub use cells::{CellRecord, Cells};
 pub use snapshot::ViewSnapshot;
 pub use writer::{ViewFile, ViewWriter};
 
+mod cells;
 mod entry;
 mod snapshot;
 mod writer;
@@ -66,14 +71,34 @@ impl fmt::Display for ViewVersion {
 pub struct ViewCommit {
     /// The columns of the views; text is plain or in dictionaries.
     pub schema: SchemaRef,
-    /// The files that [`ViewWriter`]s have written; they replace all files of the previous version.
+    /// The files that [`ViewWriter`]s have written.
     pub files: Vec<ViewFile>,
+    /// Which files of the previous version they replace.
+    pub replaces: Replaces,
     /// The horizon of the run.
     pub horizon: Horizon,
     /// The record of the run.
     pub run: RunRecord,
     /// The version that the run started from ([`ViewSnapshot::version`]); `None` when there were no views.
     pub expected_version: Option<ViewVersion>,
+}
+
+/// Files of a version that the next one does not have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Replaces {
+    /// All of them.
+    All,
+    /// Those of the cells that start at these times. All files must say which cell they are of.
+    Cells(BTreeSet<Micros>),
+}
+
+impl Replaces {
+    fn has(&self, file: &DataFile) -> bool {
+        match self {
+            Self::All => true,
+            Self::Cells(starts) => cells::of_file(file).is_none_or(|cell| starts.contains(&cell.start)),
+        }
+    }
 }
 
 /// The batch views. Cheap to clone.
@@ -134,7 +159,7 @@ impl BatchViews {
         Ok(ViewWriter::new(self.log.clone(), Arc::clone(schema)))
     }
 
-    /// Replaces the views, and sets the horizon, in one commit. Returns the new version.
+    /// Replaces the views or some of their cells, and sets the horizon, in one commit. Returns the new version.
     ///
     /// # Errors
     /// [`TablesError::Conflict`] when another run has committed since `expected_version`; then nothing has changed
@@ -152,11 +177,17 @@ impl BatchViews {
         let base = self.base(&commit).await?;
         let schema = self.log.delta_schema(&plain_text(&commit.schema))?;
         let mut actions = Vec::new();
-        if *base.delta_schema() != schema {
+        let is_same = *base.delta_schema() == schema;
+        if !is_same && commit.replaces != Replaces::All {
+            let reason = "the columns have changed, so all rows must be replaced".to_owned();
+            return Err(TablesError::Shape { table: TABLE, reason });
+        }
+        if !is_same {
             let metadata = base.metadata().clone().with_schema(&schema);
             actions.push(Action::Metadata(metadata.map_err(|error| self.log.unreadable(error.into()))?));
         }
-        actions.extend(base.files.iter().map(|file| Action::Remove(file.removal())));
+        let replaced = base.files.iter().filter(|file| commit.replaces.has(file));
+        actions.extend(replaced.map(|file| Action::Remove(file.removal())));
         actions.extend(commit.files.into_iter().map(|file| Action::Add(file.add)));
         let transactions: Vec<Transaction> = commit
             .horizon

@@ -2,7 +2,7 @@
 //! know how scans use it.
 //!
 //! Stability contract: the tags `wye.offsets`, `wye.devices`, `wye.order` and `wye.file` are in the logs of all existing
-//! tables, and `wye.arrival` of newer ones. A file without them (of another engine), or with those of another file, is
+//! tables, and `wye.arrival` and `wye.times` of newer ones. A file without them (of another engine), or with those of another file, is
 //! filtered, sorted and read for them by each scan.
 
 use std::collections::{BTreeMap, HashMap};
@@ -17,10 +17,12 @@ use wye_metrics::confidence::Arrival;
 
 use crate::columns::{DEVICE_ID, EVENT_TIME, INGEST_TIME, KAFKA_OFFSET, KAFKA_PARTITION, READING_ORDER};
 use crate::delta::{DataFile, order_tag};
+use crate::event_times::{EventTimes, OF_FILE};
 
 const OFFSETS: &str = "wye.offsets";
 const DEVICES: &str = "wye.devices";
 const ARRIVAL: &str = "wye.arrival";
+const TIMES: &str = "wye.times";
 
 /// About how many devices are sampled per file.
 const SAMPLES: usize = 8;
@@ -38,6 +40,8 @@ pub(crate) struct FileTags {
     pub(crate) devices: Vec<String>,
     /// When the rows have arrived; `None` where that was not stored.
     pub(crate) arrival: Option<Arrival>,
+    /// When they were measured; `None` where that was not stored.
+    pub(crate) times: Option<EventTimes>,
 }
 
 impl FileTags {
@@ -57,6 +61,9 @@ impl FileTags {
         if let Some(arrived) = arrival_of(readings) {
             self.arrival.get_or_insert_default().merge(&arrived);
         }
+        if let Some(times) = times_of(readings, EVENT_TIME) {
+            self.times.get_or_insert_default().add(times, OF_FILE);
+        }
         let Ok(devices) = TextColumn::of(readings, DEVICE_ID) else { return };
         let step = readings.num_rows().div_ceil(SAMPLES).max(1);
         let sampled = (0..readings.num_rows()).step_by(step).filter_map(|row| devices.text(row));
@@ -69,6 +76,7 @@ impl FileTags {
             offsets: serde_json::from_str(file.tag(OFFSETS)?).ok()?,
             devices: serde_json::from_str(file.tag(DEVICES)?).ok()?,
             arrival: file.tag(ARRIVAL).and_then(|arrival| serde_json::from_str(arrival).ok()),
+            times: file.tag(TIMES).and_then(|times| serde_json::from_str(times).ok()),
         })
     }
 
@@ -84,19 +92,25 @@ impl FileTags {
         if let Some(arrival) = &self.arrival {
             tags.insert(ARRIVAL.to_owned(), Some(serde_json::to_string(arrival)?));
         }
+        if let Some(times) = &self.times {
+            tags.insert(TIMES.to_owned(), Some(serde_json::to_string(times)?));
+        }
         Ok(tags)
     }
 }
 
 /// When rows have arrived; `None` where they lack the event time or the ingest time.
 pub(crate) fn arrival_of(readings: &RecordBatch) -> Option<Arrival> {
-    let times = |name| {
-        readings.column_by_name(name).and_then(|column| column.as_primitive_opt::<TimestampMicrosecondType>())
-    };
-    let (event_time, ingest_time) = times(EVENT_TIME).zip(times(INGEST_TIME))?;
+    let (event_time, ingest_time) = times_of(readings, EVENT_TIME).zip(times_of(readings, INGEST_TIME))?;
     let mut arrival = Arrival::default();
-    for (event_time, ingest_time) in event_time.values().iter().zip(ingest_time.values()) {
+    for (event_time, ingest_time) in event_time.iter().zip(ingest_time) {
         arrival.add(Micros(*event_time), Micros(*ingest_time));
     }
     Some(arrival)
+}
+
+/// A column of times in microseconds; `None` where there is none of this name.
+pub(crate) fn times_of<'a>(readings: &'a RecordBatch, name: &str) -> Option<&'a [i64]> {
+    let column = readings.column_by_name(name)?.as_primitive_opt::<TimestampMicrosecondType>()?;
+    Some(column.values())
 }

@@ -13,7 +13,8 @@ use crate::testing::{Row, archive, archive_batch, horizon, ingested, number, row
 async fn all_rows(readings: &Readings) -> Vec<Row> {
     let schema = stored_schema();
     let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-    let scan = SortedScan { horizon: None, columns: &columns, plan_partitions: 1, batch_size: None };
+    let scan =
+        SortedScan { horizon: None, window: None, columns: &columns, plan_partitions: 1, batch_size: None };
     let plan = readings.snapshot().await.unwrap().sorted_scan(&scan).unwrap();
     run(plan).await.iter().flatten().flat_map(rows_of).collect()
 }

@@ -1,6 +1,6 @@
 //! Splits devices into ranges of about equal numbers of rows. Must not know plans.
 
-use crate::scan::Input;
+use crate::readings::file_tags::FileTags;
 
 /// Devices `[from, until)` in the order of their names; open where absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,12 +25,12 @@ impl DeviceRange {
     }
 }
 
-/// At most `count` ranges that cover all devices, with about equal numbers of rows. The files' tags have samples of devices.
-pub(super) fn ranges(inputs: &[Input], count: usize) -> Vec<DeviceRange> {
+/// At most `count` ranges that cover all devices, with about equal numbers of rows. The files' tags have samples of devices;
+/// each file has so many rows.
+pub(super) fn ranges<'a>(files: impl Iterator<Item = (&'a FileTags, u64)>, count: usize) -> Vec<DeviceRange> {
     let mut samples: Vec<(&str, f64)> = Vec::new();
-    for input in inputs {
-        let Some(tags) = &input.tags else { continue };
-        let share = input.rows as f64 / tags.devices.len().max(1) as f64;
+    for (tags, rows) in files {
+        let share = rows as f64 / tags.devices.len().max(1) as f64;
         samples.extend(tags.devices.iter().map(|device| (device.as_str(), share)));
     }
     samples.sort_by(|a, b| a.0.cmp(b.0));

@@ -8,8 +8,12 @@ use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use wye_domain::place::KafkaPartition;
 
+use futures::TryStreamExt;
+
+use super::cells::{FilesBelow, HowToRead};
 use super::*;
 use crate::CompactionPolicy;
+use crate::event_times::{EventTimes, OF_TABLE};
 use crate::readings::Readings;
 use crate::store::TableRoot;
 use crate::testing::{self, Row, archive, arrival_of, rows_of, run};
@@ -39,6 +43,26 @@ fn random_rows(random: &mut StdRng, kafka_partition: i32, offsets: std::ops::Ran
 fn is_below(row: &Row, horizon: Option<&Horizon>) -> bool {
     let Some(horizon) = horizon else { return true };
     horizon.get(KafkaPartition(row.kafka_partition)).is_some_and(|end| row.kafka_offset < end.0)
+}
+
+/// When rows were measured.
+fn times_of<'a>(rows: impl Iterator<Item = &'a Row>) -> EventTimes {
+    let mut times = EventTimes::default();
+    times.add(&rows.map(|row| row.event_time).collect::<Vec<_>>(), OF_TABLE);
+    times
+}
+
+/// All readings of a cell, piece by piece.
+async fn cell(below: &FilesBelow, window: Window, readings: u64, most_in_memory: u64) -> Vec<Vec<Row>> {
+    let context = datafusion::execution::context::SessionContext::new().task_ctx();
+    let how = HowToRead { batch_rows: 7, most_in_memory };
+    let mut pieces = Vec::new();
+    for piece in below.pieces(window, readings) {
+        let batches = below.read(&piece, how, Arc::clone(&context)).await.unwrap();
+        let batches: Vec<_> = batches.try_collect().await.unwrap();
+        pieces.push(batches.iter().flat_map(rows_of).collect());
+    }
+    pieces
 }
 
 fn device_of(batch: &arrow::array::RecordBatch) -> Vec<String> {
@@ -78,13 +102,42 @@ async fn scans_equal_a_naive_filter_and_are_sorted() {
         let tagged = snapshot.snapshot.files.iter().filter_map(FileTags::of);
         assert_eq!(tagged.filter(|tags| tags.arrival.is_some()).count(), snapshot.files(), "seed {seed}");
         for horizon in [&horizon, &snapshot.archived()] {
-            let expected = arrival_of(all.iter().filter(|row| is_below(row, Some(horizon))));
-            assert_eq!(snapshot.arrival(horizon).await.unwrap(), expected, "seed {seed}, {horizon:?}");
+            let since = testing::horizon([(0, random.random_range(0..90)), (1, 20)]);
+            let contents = snapshot.contents(&since, horizon).await.unwrap();
+            let below: Vec<&Row> = all.iter().filter(|row| is_below(row, Some(horizon))).collect();
+            assert_eq!(contents.arrival, arrival_of(below.iter().copied()), "seed {seed}, {horizon:?}");
+            assert_eq!(contents.times, times_of(below.iter().copied()), "seed {seed}, {horizon:?}");
+            let new = below.iter().copied().filter(|row| !is_below(row, Some(&since)));
+            assert_eq!(contents.new, times_of(new), "seed {seed}, {horizon:?}");
+            let all = snapshot.contents(&Horizon::default(), horizon).await.unwrap();
+            assert_eq!((&all.new, &all.times), (&contents.times, &contents.times));
+        }
+        let below = snapshot.below(&horizon).unwrap();
+        for (start, end) in [(i64::MIN, i64::MAX), (0, 1), (-9, 12_000_000), (40_000_000, 90_000_000)] {
+            let window = Window { start: Micros(start), end: Micros(end) };
+            let mut expected =
+                all.iter().filter(|row| is_below(row, Some(&horizon))).cloned().collect::<Vec<_>>();
+            expected.retain(|row| (start..end).contains(&row.event_time));
+            for (readings, most_in_memory) in [(1 << 20, 1 << 20), (20, 1 << 20), (20, 0)] {
+                let found = cell(&below, window, readings, most_in_memory).await;
+                assert_eq!(found.concat(), expected, "seed {seed}, {window:?}, {readings}, {most_in_memory}");
+                let mut seen = BTreeSet::new();
+                for piece in &found {
+                    let devices: BTreeSet<&String> = piece.iter().map(|row| &row.device_id).collect();
+                    assert!(devices.into_iter().all(|device| seen.insert(device.clone())), "seed {seed}");
+                }
+            }
         }
         for plan_partitions in [1, 2, 5] {
             for horizon in [None, Some(&horizon)] {
                 let expected: Vec<Row> = all.iter().filter(|row| is_below(row, horizon)).cloned().collect();
-                let scan = SortedScan { horizon, columns: &columns, plan_partitions, batch_size: Some(64) };
+                let scan = SortedScan {
+                    horizon,
+                    window: None,
+                    columns: &columns,
+                    plan_partitions,
+                    batch_size: Some(64),
+                };
                 let plan = snapshot.sorted_scan(&scan).unwrap();
                 assert!(plan.properties().output_ordering().is_some(), "{plan:?}");
                 let found: Vec<Vec<Row>> =
@@ -127,7 +180,13 @@ async fn scans_equal_a_naive_filter_and_are_sorted() {
 async fn a_scan_of_an_empty_table_has_no_rows() {
     let directory = tempfile::tempdir().unwrap();
     let readings = Readings::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();
-    let scan = SortedScan { horizon: None, columns: &["metric"], plan_partitions: 2, batch_size: None };
+    let scan = SortedScan {
+        horizon: None,
+        window: None,
+        columns: &["metric"],
+        plan_partitions: 2,
+        batch_size: None,
+    };
     let plan = readings.snapshot().await.unwrap().sorted_scan(&scan).unwrap();
     assert_eq!(plan.schema().field(0).name(), "metric");
     assert_eq!(run(plan).await.concat().len(), 0);

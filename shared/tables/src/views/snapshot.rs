@@ -1,6 +1,6 @@
 //! Reads the views of one run. Must not know what the columns mean.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arrow::datatypes::SchemaRef;
 use datafusion::catalog::TableProvider;
@@ -14,10 +14,11 @@ use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
 use wye_domain::horizon::Horizon;
 
+use super::cells::{self, Group};
 use super::{HORIZON, TABLE, ViewVersion};
 use crate::columns::{VIEW_ORDER, dictionary_text};
 use crate::delta::hold::Hold;
-use crate::delta::{DeltaLog, LogSnapshot};
+use crate::delta::{DataFile, DeltaLog, LogSnapshot};
 use crate::error::TablesError;
 use crate::parquet_plan::{FilePlan, partitioned_file, project, sorted_each};
 use crate::run_record::RunRecord;
@@ -32,6 +33,8 @@ pub struct ViewSnapshot {
     log: DeltaLog,
     snapshot: LogSnapshot,
     version: ViewVersion,
+    /// The files of each plan partition.
+    groups: Arc<OnceLock<Vec<Group>>>,
     /// Cleaning keeps the version's files while any clone of this exists.
     _hold: Arc<Hold>,
 }
@@ -44,7 +47,8 @@ impl ViewSnapshot {
         run: Option<RunRecord>,
         hold: Arc<Hold>,
     ) -> Self {
-        Self { horizon: HORIZON.read(&snapshot), run, log, snapshot, version, _hold: hold }
+        let groups = Arc::default();
+        Self { horizon: HORIZON.read(&snapshot), run, log, snapshot, version, groups, _hold: hold }
     }
 
     /// The version of the views.
@@ -55,6 +59,10 @@ impl ViewSnapshot {
     #[cfg(test)]
     pub(super) fn root(&self) -> &crate::store::TableRoot {
         self.log.root()
+    }
+
+    pub(super) fn data_files(&self) -> impl Iterator<Item = &DataFile> {
+        self.snapshot.files.iter()
     }
 
     /// The columns, with text in dictionaries.
@@ -81,8 +89,10 @@ impl ViewSnapshot {
         table.table_provider().await.map_err(|source| TablesError::Scan { table: TABLE, source })
     }
 
-    /// A plan over exactly these views: one plan partition per file, rows in the order of series and window
-    /// ([`VIEW_ORDER`]), text in dictionaries.
+    /// A plan over exactly these views, text in dictionaries. Each cell is in one plan partition. Its files follow each
+    /// other, and the rows of a file are in the order of series and window ([`VIEW_ORDER`]). A series and window of a cell
+    /// is in one file only, and where a series goes on in another file of the cell, that is the next one. Where the cells
+    /// are not known ([`ViewSnapshot::cells`]), there is a plan partition for each file.
     ///
     /// # Errors
     /// [`TablesError::Scan`] when a column does not exist or a filter cannot be evaluated over [`ViewSnapshot::schema`].
@@ -90,11 +100,11 @@ impl ViewSnapshot {
         let schema = self.schema();
         let is_ordered = VIEW_ORDER.iter().all(|name| schema.index_of(name).is_ok());
         let (mut sorted, mut unsorted) = (Vec::new(), Vec::new());
-        for file in self.snapshot.files.iter() {
-            let files =
-                if !is_ordered || file.is_sorted_by(&VIEW_ORDER) { &mut sorted } else { &mut unsorted };
-            let file = partitioned_file(self.log.root(), TABLE, file, &schema)?;
-            files.push(FileGroup::new(vec![file]));
+        for group in self.groups.get_or_init(|| cells::groups(&self.snapshot.files)) {
+            let is_sorted = !is_ordered || group.iter().all(|file| file.is_sorted_by(&VIEW_ORDER));
+            let groups = if is_sorted { &mut sorted } else { &mut unsorted };
+            let files = group.iter().map(|file| partitioned_file(self.log.root(), TABLE, file, &schema));
+            groups.push(FileGroup::new(files.collect::<std::result::Result<_, _>>()?));
         }
         self.plan(sorted, unsorted, columns, filters)
             .map_err(|source| TablesError::Scan { table: TABLE, source })
@@ -128,7 +138,7 @@ impl ViewSnapshot {
         SessionContext::new().create_physical_expr(all, &columns).map(Some)
     }
 
-    /// Files as they are, one plan partition each.
+    /// Files as they are, one plan partition for each group.
     fn files(
         &self,
         groups: Vec<FileGroup>,

@@ -49,6 +49,7 @@ async fn prepared(
     ViewCommit {
         schema: rows.schema(),
         files: write(views, rows).await,
+        replaces: Replaces::All,
         horizon: horizon([(0, offset), (1, 2 * offset)]),
         run: RunRecord {
             run_id: format!("run-{offset}"),
@@ -139,6 +140,89 @@ async fn one_of_two_concurrent_runs_wins() {
         commit.horizon = backwards;
         assert_eq!(views.commit(commit).await.unwrap_err().kind(), ErrorKind::Invalid);
     }
+}
+
+/// A file with one count, of a cell that starts at a second.
+async fn of_cell(views: &BatchViews, start: i64, count: i64) -> Vec<ViewFile> {
+    let (start, end) = (Micros::from_secs(start), Micros::from_secs(start + 10));
+    let cell = CellRecord { start, end, readings: count as u64, ..CellRecord::default() };
+    ViewFile::of_cell(write(views, &rows(&["a"], &[count])).await, &cell).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_may_replace_some_cells() {
+    let (_directory, views) = new_views();
+    let mut first = prepared(&views, &rows(&["a"], &[1]), 1, None).await;
+    first.files = of_cell(&views, 0, 1).await;
+    first.files.extend(of_cell(&views, 10, 20).await);
+    first.files.extend(of_cell(&views, 20, 300).await);
+    // A cell without rows.
+    let empty =
+        CellRecord { start: Micros::from_secs(30), end: Micros::from_secs(31), ..CellRecord::default() };
+    let writer = views.writer(&rows(&[], &[]).schema()).unwrap();
+    first.files.extend(ViewFile::of_cell(writer.finish().await.unwrap(), &empty).unwrap());
+    let version = views.commit(first).await.unwrap();
+    let old = views.latest().await.unwrap().unwrap();
+    let starts =
+        |view: &ViewSnapshot| view.cells().map(|cells| cells.into_keys().map(Micros::seconds).collect());
+    assert_eq!((sum(&old).await, starts(&old)), (321, Some(vec![0, 10, 20, 30])));
+
+    let mut second = prepared(&views, &rows(&["a"], &[1]), 2, Some(version)).await;
+    second.files = of_cell(&views, 10, 4_000).await;
+    second.files.extend(of_cell(&views, 40, 50_000).await);
+    second.replaces = Replaces::Cells([10, 20, 40].map(Micros::from_secs).into());
+    let version = views.commit(second).await.unwrap();
+    let new = views.latest().await.unwrap().unwrap();
+    assert_eq!((sum(&new).await, starts(&new)), (54_001, Some(vec![0, 10, 30, 40])));
+    assert_eq!(new.cells().unwrap()[&Micros::from_secs(10)].readings, 4_000);
+    assert_eq!(sum(&old).await, 321);
+
+    // A file that does not say its cell is replaced always.
+    let mut third = prepared(&views, &rows(&["a"], &[7]), 3, Some(version)).await;
+    third.replaces = Replaces::Cells([Micros::EPOCH].into());
+    let version = views.commit(third).await.unwrap();
+    let mixed = views.latest().await.unwrap().unwrap();
+    assert_eq!((sum(&mixed).await, mixed.cells()), (54_007, None));
+    let mut fourth = prepared(&views, &rows(&["a"], &[1]), 4, Some(version)).await;
+    fourth.files = of_cell(&views, 0, 2).await;
+    fourth.replaces = Replaces::Cells(BTreeSet::new());
+    views.commit(fourth).await.unwrap();
+    let healed = views.latest().await.unwrap().unwrap();
+    assert_eq!((sum(&healed).await, starts(&healed)), (54_002, Some(vec![0, 10, 30, 40])));
+
+    // Other columns replace everything or nothing.
+    let other = Arc::new(Schema::new(vec![Field::new("count", DataType::Float64, true)]));
+    let other = RecordBatch::try_new(other, vec![Arc::new(Float64Array::from(vec![1.5]))]).unwrap();
+    let mut fifth = prepared(&views, &other, 5, Some(healed.version())).await;
+    fifth.replaces = Replaces::Cells(BTreeSet::new());
+    assert_eq!(views.commit(fifth).await.unwrap_err().kind(), ErrorKind::Invalid);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cell_is_read_in_one_plan_partition_in_the_order_of_writing() {
+    let (_directory, views) = new_views();
+    let mut commit = prepared(&views, &rows(&["a"], &[0]), 1, None).await;
+    commit.files.clear();
+    for cell in (0..40).rev() {
+        let mut files = Vec::new();
+        for part in 0..12 {
+            files.extend(write(&views, &rows(&["a"], &[cell * 100 + part])).await);
+        }
+        let (start, end) = (Micros::from_secs(cell), Micros::from_secs(cell + 1));
+        let record = CellRecord { start, end, ..CellRecord::default() };
+        commit.files.extend(ViewFile::of_cell(files, &record).unwrap());
+    }
+    views.commit(commit).await.unwrap();
+    let snapshot = views.latest().await.unwrap().unwrap();
+    let parts = run(snapshot.scan(&["count"], &[]).unwrap()).await;
+    assert!((2..=16).contains(&parts.len()), "{}", parts.len());
+    let counts = |part: &Vec<RecordBatch>| -> Vec<i64> {
+        part.iter().flat_map(|batch| batch.column(0).as_primitive::<Int64Type>().values().to_vec()).collect()
+    };
+    let parts: Vec<Vec<i64>> = parts.iter().map(counts).collect();
+    assert!(parts.iter().all(|part| part[0] % 100 == 0 && part[part.len() - 1] % 100 == 11), "{parts:?}");
+    let expected: Vec<i64> = (0..40).flat_map(|cell| (0..12).map(move |part| cell * 100 + part)).collect();
+    assert_eq!(parts.concat(), expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,10 +9,11 @@ use deltalake::kernel::Add;
 
 use crate::columns::VIEW_ORDER;
 use crate::delta::hold::Hold;
-use crate::delta::{DeltaLog, order_tag};
+use crate::delta::{DeltaLog, FILE, order_tag};
 use crate::error::TablesError;
 use crate::file_writer::{FileFormat, FileWriter};
 use crate::parquet_properties::view_properties;
+use crate::views::cells::{CELL, CellRecord, PART};
 
 /// A file is completed when it has this many bytes: a scan reads each file in one plan partition.
 const BYTES_PER_FILE: usize = 64 << 20;
@@ -23,6 +24,25 @@ pub struct ViewFile {
     pub(crate) add: Add,
     /// Cleaning keeps the file until it is committed.
     _hold: Arc<Hold>,
+}
+
+impl ViewFile {
+    /// Says that all rows of some files are of a cell, and what the cell is made of. The files come in the order of writing.
+    ///
+    /// # Errors
+    /// [`TablesError::Encode`] when the record cannot be written as JSON.
+    pub fn of_cell(files: Vec<Self>, cell: &CellRecord) -> Result<Vec<Self>, TablesError> {
+        let record = serde_json::to_string(cell)
+            .map_err(|error| TablesError::Encode { table: super::TABLE, source: error.into() })?;
+        let files = files.into_iter().enumerate().map(|(part, mut file)| {
+            let tags = file.add.tags.get_or_insert_default();
+            tags.insert(FILE.to_owned(), Some(file.add.path.clone()));
+            tags.insert(CELL.to_owned(), Some(record.clone()));
+            tags.insert(PART.to_owned(), Some(part.to_string()));
+            file
+        });
+        Ok(files.collect())
+    }
 }
 
 /// Writes rows to files. Each thread has its own writer; rows keep their order within a writer's files. Rows with the columns
@@ -69,13 +89,16 @@ impl ViewWriter {
         Ok(())
     }
 
-    /// Completes the last file, and returns all files for the commit.
+    /// Completes the last file, and returns all files for the commit. Without a row, it is one file without a row.
     ///
     /// # Errors
     /// [`TablesError::Encode`] when the file cannot be stored, or rows are missing.
     pub async fn finish(mut self) -> Result<Vec<ViewFile>, TablesError> {
         self.check_complete()?;
-        if let Some(file) = self.open.take().filter(|file| file.rows() > 0) {
+        if self.open.is_none() && self.finished.is_empty() {
+            self.open = Some(FileWriter::new(self.log.clone(), self.format.clone())?);
+        }
+        if let Some(file) = self.open.take() {
             self.complete(file).await?;
         }
         Ok(self.finished)

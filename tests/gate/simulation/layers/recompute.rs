@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use arrow::array::{ArrayRef, Int32Array, RecordBatch, UInt8Array, UInt32Array};
+use arrow::array::{ArrayRef, Int32Array, RecordBatch, UInt32Array};
 use arrow::compute::{SortColumn, SortOptions, concat_batches, lexsort_to_indices, take_record_batch};
-use arrow::datatypes::{DataType, Field, Schema};
-use wye_batch::dedup::{Deduplicator, NOVELTY};
-use wye_batch::fold::{Fold, Folded, Shared, Tally};
+use arrow::datatypes::{Field, Schema};
+use wye_batch::dedup::Deduplicator;
+use wye_batch::fold::{Fold, Folded, Tally};
 use wye_domain::assemble::{Assembler, PlacedColumns};
 use wye_domain::place::Offset;
 use wye_domain::reading::TextColumn;
@@ -76,7 +76,7 @@ pub(crate) struct BatchView {
     pub(super) settles_at: Option<i64>,
 }
 
-/// Computes a batch view from the readings below a horizon, in two plan partitions. `as_of` (µs) where everything that
+/// Computes a batch view from the readings below a horizon, in two pieces. `as_of` (µs) where everything that
 /// was ingested before is below the horizon. Every n-th reading is there twice, as after two merges of the same files.
 pub(crate) fn recompute(
     plans: &Plans,
@@ -93,11 +93,10 @@ pub(crate) fn recompute(
         let times = columns.readings.event_time.iter().zip(columns.ingest_time);
         times.for_each(|(event_time, ingest_time)| arrival.add(Micros(*event_time), Micros(*ingest_time)));
     }
-    let folds = match below.first() {
-        None => Vec::new(),
+    let (folded, tally) = match below.first() {
+        None => (Vec::new(), Tally::default()),
         Some(first) => fold(plans, &concat_batches(&first.schema(), below)?, repeat)?,
     };
-    let (folded, tally) = finish(folds);
     let time = arrival.newest.max(as_of.map(Micros)).unwrap_or_default();
     let judged = AsOf { time, lateness: Arc::new(arrival.lateness) };
     let age = judged.lateness.settling_age();
@@ -122,20 +121,8 @@ pub(crate) fn recompute(
     })
 }
 
-/// The summaries of all ranges of devices, those of series that span them last.
-fn finish(folds: Vec<Fold>) -> (Vec<Folded>, Tally) {
-    let (mut folded, mut shared, mut tally) = (Vec::new(), Shared::default(), Tally::default());
-    for fold in folds {
-        let (own, share, read) = fold.finish();
-        folded.push(own);
-        shared.merge(&share);
-        tally.merge(&read);
-    }
-    folded.push(shared.finish());
-    (folded, tally)
-}
-
-fn fold(plans: &Plans, readings: &RecordBatch, repeat: usize) -> Result<Vec<Fold>> {
+/// The summaries of all readings, which are read in two pieces of different devices.
+fn fold(plans: &Plans, readings: &RecordBatch, repeat: usize) -> Result<(Vec<Folded>, Tally)> {
     let column = |name: &&str| {
         let values = Arc::clone(readings.column_by_name(name).context("a column of the order is missing")?);
         let options = Some(SortOptions { descending: false, nulls_first: true });
@@ -144,27 +131,29 @@ fn fold(plans: &Plans, readings: &RecordBatch, repeat: usize) -> Result<Vec<Fold
     let order = READING_ORDER.iter().map(column).collect::<Result<Vec<_>>>()?;
     let sorted = lexsort_to_indices(&order, None)?;
     let devices = TextColumn::of(readings, "device_id")?;
-    let mut folds = Vec::new();
-    for plan_partition in 0..2u8 {
+    let mut fold = Fold::new(Arc::clone(&plans.plans));
+    let mut folded = Vec::new();
+    for piece in 0..2u8 {
         let is_here = |row: &u32| {
             let device = devices.text(*row as usize).unwrap_or_default();
-            device.bytes().last().unwrap_or_default() % 2 == plan_partition
+            device.bytes().last().unwrap_or_default() % 2 == piece
         };
         let rows = sorted.values().iter().copied().filter(is_here);
         let rows: Vec<u32> = rows
             .enumerate()
             .flat_map(|(nth, row)| std::iter::repeat_n(row, if nth % repeat == repeat - 1 { 2 } else { 1 }))
             .collect();
-        let mut fold = Fold::new(Arc::clone(&plans.plans));
         let mut deduplicator = Deduplicator::default();
         // In two batches, so that readings of one identity are in both.
         for rows in rows.chunks(rows.len().div_ceil(2).max(1)) {
             let batch = take_record_batch(readings, &UInt32Array::from(rows.to_vec()))?;
-            let novelty = UInt8Array::from(deduplicator.mark(&batch)?);
-            debug_assert_eq!(DataType::UInt8, *arrow::array::Array::data_type(&novelty));
-            fold.push(&with_column(&batch, NOVELTY, Arc::new(novelty))?)?;
+            fold.push(&deduplicator.marked(&batch)?)?;
         }
-        folds.push(fold);
+        if piece == 0 {
+            folded.push(fold.take_complete());
+        }
     }
-    Ok(folds)
+    let (rest, tally) = fold.finish();
+    folded.push(rest);
+    Ok((folded, tally))
 }
