@@ -23,9 +23,9 @@ use wye_metrics::view_rows::maker::{AsOf, RowMaker};
 use wye_tables::readings::ReadingsSnapshot;
 use wye_tables::scan::cells::{FilesBelow, HowToRead};
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, CellRecord, Cells, Replaces, ViewFile, ViewWriter};
+use wye_tables::views::{BatchViews, CellRecord, Cells, Replaces, ViewFile, ViewSnapshot, ViewWriter};
 
-use crate::cells::{Before, Below, Cell, Grid, Reason, plan};
+use crate::cells::{Before, Below, Cell, Grid, Plan, Reason, plan};
 use crate::compute::joined;
 use crate::dedup::Deduplicator;
 use crate::error::BatchError;
@@ -88,6 +88,35 @@ pub struct Since {
     pub before: Before,
 }
 
+impl Since {
+    /// Starts from a view, if it has all that is needed, and was computed of the same readings in the same way.
+    ///
+    /// # Errors
+    /// Why everything is to be computed instead, in words for people.
+    pub fn view(
+        view: &ViewSnapshot,
+        plans: &MetricPlans,
+        readings: &ReadingsSnapshot,
+    ) -> Result<Self, &'static str> {
+        let Some(run) = &view.run else {
+            return Err("the log of the batch views no longer has the last run");
+        };
+        if run.definitions != plans.fingerprint().to_string() {
+            return Err("the metric definitions, the registry or the rules of acceptance have changed");
+        }
+        if run.computation != COMPUTATION {
+            return Err("another version of Wye has computed the batch views");
+        }
+        if run.readings_table != readings.table_id() {
+            return Err("the batch views were computed of another table of readings");
+        }
+        let Some(cells) = view.cells() else {
+            return Err("another program has written files of the batch views");
+        };
+        Ok(Self { horizon: view.horizon.clone(), before: Before { cells, as_of: run.as_of } })
+    }
+}
+
 /// Cells that were computed and written, for [`BatchViews::commit`].
 #[derive(Debug)]
 pub struct Recomputed {
@@ -146,17 +175,11 @@ impl Recomputed {
 /// # Errors
 /// When the readings cannot be read, a definition fails on them, or the files cannot be written.
 pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
-    let since = task.since.as_ref().map(|since| since.horizon.clone()).unwrap_or_default();
-    let contents = task.readings.contents(&since, &task.horizon).await;
-    let contents = contents.map_err(BatchError::tables("read when the readings have arrived"))?;
-    let time = contents.arrival.newest.max(task.as_of);
-    let lateness = Arc::new(contents.arrival.lateness);
+    let Planned { plan, as_of: time, lateness } = planned(&task).await?;
+    let lateness = Arc::new(lateness);
     // Without a time there are no windows.
     let as_of = AsOf { time: time.unwrap_or_default(), lateness: Arc::clone(&lateness) };
-    let below = Below { times: &contents.times, new: &contents.new, as_of: as_of.time };
     let before = task.since.as_ref().map(|since| &since.before);
-    let plan = plan(&Grid::of(&task.plans), task.cell_readings, below, before);
-
     let mut cells = before.map(|before| before.cells.clone()).unwrap_or_default();
     cells.retain(|start, _| !plan.replaces.contains(start));
     let replaces = if before.is_some() { Replaces::Cells(plan.replaces) } else { Replaces::All };
@@ -199,6 +222,33 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
     }
     done.series = series.len() as u64;
     Ok(done)
+}
+
+/// What a run will do.
+#[derive(Debug)]
+pub struct Planned {
+    /// The cells to compute.
+    pub plan: Plan,
+    /// Everything that was ingested before this time is below the horizon; `None` where that is not known, and there are no
+    /// readings.
+    pub as_of: Option<Micros>,
+    /// How late the readings were.
+    pub lateness: LatenessHistogram,
+}
+
+/// Chooses the cells to compute.
+///
+/// # Errors
+/// When the master dataset cannot be read.
+pub async fn planned(task: &Recomputation) -> Result<Planned, BatchError> {
+    let since = task.since.as_ref().map(|since| since.horizon.clone()).unwrap_or_default();
+    let contents = task.readings.contents(&since, &task.horizon).await;
+    let contents = contents.map_err(BatchError::tables("read when the readings have arrived"))?;
+    let as_of = contents.arrival.newest.max(task.as_of);
+    let below = Below { times: &contents.times, new: &contents.new, as_of: as_of.unwrap_or_default() };
+    let before = task.since.as_ref().map(|since| &since.before);
+    let plan = plan(&Grid::of(&task.plans), task.cell_readings, below, before);
+    Ok(Planned { plan, as_of, lateness: contents.arrival.lateness })
 }
 
 /// What all cells together have read.

@@ -42,6 +42,9 @@ pub struct RunReport {
     /// Readings in the cells that were computed.
     #[serde(default)]
     pub readings_read: u64,
+    /// Why all cells were computed; absent where the run has computed those that have changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub everything_because: Option<String>,
     /// The view has the readings below.
     pub horizon: Horizon,
     /// From the start of the run to the commit.
@@ -69,6 +72,7 @@ impl RunReport {
             cells: run.cells,
             computed_cells: run.computed_cells.clone(),
             readings_read: run.readings_read,
+            everything_because: None,
             horizon,
             duration_ms: 0,
             version: None,

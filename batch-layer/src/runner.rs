@@ -19,7 +19,6 @@ use wye_tables::readings::{Readings, ReadingsSnapshot};
 use wye_tables::run_record::RunRecord;
 use wye_tables::views::{BatchViews, ViewCommit, ViewSnapshot, ViewVersion};
 
-use crate::cells::Before;
 use crate::control_log::ControlLog;
 use crate::error::BatchError;
 use crate::layer::Parts;
@@ -38,6 +37,10 @@ mod tests;
 const ANSWER_INTERVAL: Duration = Duration::from_millis(50);
 /// How often the master dataset is read while a run waits for the archiver.
 const ARCHIVE_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Why a run computes everything.
+pub(crate) const ASKED_FOR: &str = "that was asked for";
+pub(crate) const FIRST_RUN: &str = "there is no batch view yet";
 
 /// What is asked of one run.
 #[derive(Clone, Default)]
@@ -119,6 +122,7 @@ impl BatchRunner {
             answers: None,
             archive: None,
             readings: None,
+            everything_because: if options.force { ASKED_FOR } else { FIRST_RUN },
             view: view.clone().filter(|_| !options.force),
             report: report_of(view.as_ref()),
         };
@@ -187,16 +191,6 @@ impl BatchRunner {
         self.readings.snapshot().await.map_err(BatchError::tables("read the master dataset"))
     }
 
-    /// Where a run can start from a view: it has all that is needed, and was computed from the same readings in the same way.
-    fn since(&self, view: &ViewSnapshot, readings: &ReadingsSnapshot) -> Option<Since> {
-        let run = view.run.as_ref()?;
-        let is_same = run.definitions == self.definitions()
-            && run.computation == COMPUTATION
-            && run.readings_table == readings.table_id();
-        let cells = view.cells().filter(|_| is_same)?;
-        Some(Since { horizon: view.horizon.clone(), before: Before { cells, as_of: run.as_of } })
-    }
-
     fn definitions(&self) -> String {
         self.parts.plans.fingerprint().to_string()
     }
@@ -224,6 +218,8 @@ struct Execution<'a> {
     readings: Option<ReadingsSnapshot>,
     /// The view to start from; `None` where everything is to be computed.
     view: Option<ViewSnapshot>,
+    /// Why, where there is none.
+    everything_because: &'static str,
     /// What the run has done so far.
     report: RunReport,
 }
@@ -274,11 +270,15 @@ impl Execution<'_> {
             None => runner.snapshot().await?,
         };
         let readings_table = readings.table_id().to_owned();
-        let since = self.view.as_ref().and_then(|view| runner.since(view, &readings));
+        let since = match &self.view {
+            Some(view) => Since::view(view, &runner.parts.plans, &readings),
+            None => Err(self.everything_because),
+        };
+        let everything_because = since.as_ref().err().map(|reason| (*reason).to_owned());
         let recomputation = Recomputation {
             root: runner.parts.root.clone(),
             readings,
-            since,
+            since: since.ok(),
             views: runner.views.clone(),
             plans: Arc::clone(&runner.parts.plans),
             expectations: Arc::clone(&runner.expectations),
@@ -304,6 +304,7 @@ impl Execution<'_> {
             source => BatchError::tables("commit the batch views")(source),
         })?;
         report.outcome = Outcome::Committed;
+        report.everything_because = everything_because;
         report.version = Some(version);
         self.report = report;
         self.finish(task.left_out);

@@ -12,7 +12,7 @@ use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
 use wye_domain::series::SeriesKey;
 use wye_domain::sketches::Sketches;
 use wye_domain::summary::Summary;
-use wye_domain::time::{Micros, Span};
+use wye_domain::time::{Micros, Span, WindowSize};
 use wye_metrics::confidence::{Evidence, LatenessHistogram, judge};
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::failures::Failures;
@@ -23,7 +23,7 @@ use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, Replaces, ViewCommit};
+use wye_tables::views::{BatchViews, CellRecord, Replaces, ViewCommit, ViewFile};
 
 use crate::directory::Directory;
 use crate::hub::{Hub, Input};
@@ -201,9 +201,32 @@ impl Site {
         log_ends(&self.hub, end, SystemClock::default().now());
     }
 
-    /// Commits a batch view, a file for each list of rows, and serves it.
+    /// Commits a batch view, a file for each list of rows, and serves it. It does not say its cells.
     pub(crate) async fn batch(&self, horizon: i64, files: &[Vec<Row>]) {
         commit(&self.views, self.hub.directory(), horizon, files).await;
+        self.serve_newest().await;
+    }
+
+    /// The same for cells of a length. Each cell has its rows in files of at most this many.
+    pub(crate) async fn batch_in_cells(&self, horizon: i64, length: WindowSize, rows: &[Row], most: usize) {
+        let directory = self.hub.directory();
+        let mut cells: BTreeMap<Micros, Vec<Row>> = BTreeMap::new();
+        for row in rows {
+            cells.entry(length.start_of(row.1)).or_default().push(row.clone());
+        }
+        let mut written = Vec::new();
+        for (start, mut rows) in cells {
+            rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+            let files: Vec<Vec<Row>> = rows.chunks(most).map(<[Row]>::to_vec).collect();
+            let cell = CellRecord { start, end: length.window_at(start).end, ..CellRecord::default() };
+            let files = write(&self.views, directory, &files).await;
+            written.extend(ViewFile::of_cell(files, &cell).unwrap());
+        }
+        commit_files(&self.views, directory, horizon, written).await;
+        self.serve_newest().await;
+    }
+
+    async fn serve_newest(&self) {
         let view = self.views.latest().await.unwrap().unwrap();
         let context = self.engine.runtime().task_context();
         let snapshot = BatchSnapshot::load(view, self.hub.directory(), &context).await.unwrap();
@@ -239,6 +262,12 @@ impl Site {
 
 /// Commits a batch view, a file for each list of rows.
 pub(crate) async fn commit(views: &BatchViews, directory: &Directory, horizon: i64, files: &[Vec<Row>]) {
+    let written = write(views, directory, files).await;
+    commit_files(views, directory, horizon, written).await;
+}
+
+/// Writes a file for each list of rows.
+async fn write(views: &BatchViews, directory: &Directory, files: &[Vec<Row>]) -> Vec<ViewFile> {
     let schema = Arc::clone(ViewSchema::of(directory.plans()).arrow());
     let mut written = Vec::new();
     for rows in files {
@@ -246,18 +275,16 @@ pub(crate) async fn commit(views: &BatchViews, directory: &Directory, horizon: i
         writer.write(&view_rows(directory.plans(), rows)).await.unwrap();
         written.extend(writer.finish().await.unwrap());
     }
+    written
+}
+
+async fn commit_files(views: &BatchViews, directory: &Directory, horizon: i64, files: Vec<ViewFile>) {
+    let schema = Arc::clone(ViewSchema::of(directory.plans()).arrow());
     let run = run(directory.plans());
     let expected_version = views.latest_version().await.unwrap();
     let horizon = self::horizon(horizon);
     views
-        .commit(ViewCommit {
-            schema,
-            files: written,
-            replaces: Replaces::All,
-            horizon,
-            run,
-            expected_version,
-        })
+        .commit(ViewCommit { schema, files, replaces: Replaces::All, horizon, run, expected_version })
         .await
         .unwrap();
 }

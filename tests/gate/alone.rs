@@ -60,6 +60,7 @@ fn a_batch_run_on_the_data_directory_of_a_stopped_wye() -> Result<()> {
     site.configure(CONFIG)?;
     // Neither a folder that does not exist nor one of somebody else becomes a data directory.
     ends_with(command(&site, &["batch", "run"]), 2, "is not a data directory")?;
+    ends_with(command(&site, &["batch", "run", "--dry-run"]), 2, "is not a data directory")?;
     std::fs::create_dir(site.data_dir())?;
     ends_with(command(&site, &["batch", "run"]), 2, "is not a data directory")?;
     ensure!(std::fs::read_dir(site.data_dir())?.next().is_none(), "something was written");
@@ -84,10 +85,17 @@ fn a_batch_run_on_the_data_directory_of_a_stopped_wye() -> Result<()> {
 
     let alone = report(&site, &["batch", "run", "--json"])?;
     ensure!(alone["outcome"] == "committed" && alone["readings"] == 4, "{alone}");
+    ensure!(alone["computed_cells"] == json!({"new_readings": 1}), "{alone}");
+    let nothing = report(&site, &["batch", "run", "--dry-run", "--json"])?;
+    ensure!(nothing["readings"] == 4 && nothing["cells"] == json!([]), "{nothing}");
     let again = report(&site, &["batch", "run", "--json"])?;
     ensure!(again["outcome"] == "nothing_new", "{again}");
+    let would = report(&site, &["batch", "run", "--dry-run", "--full", "--json"])?;
+    ensure!(would["cells"][0]["reason"] == "everything" && would["cells_kept"] == 0, "{would}");
+    ensure!(would["everything_because"] == "that was asked for", "{would}");
     let full = report(&site, &["batch", "run", "--full", "--json"])?;
     ensure!(full["outcome"] == "committed" && full["readings"] == 4, "{full}");
+    ensure!(full["computed_cells"] == json!({"everything": 1}), "{full}");
     let archived = report(&site, &["archive", "--json"])?;
     ensure!(archived["messages"] == 0 && archived["readings"] == 4, "{archived}");
 

@@ -75,11 +75,7 @@ async fn open(
     let settings = &checked.settings;
     let is_in_use = settings.log.is_embedded() || settings.tables.root.is_empty();
     if is_in_use && lock.is_none() {
-        bail!(Misused(format!(
-            "{} is not a data directory: select the one of a stopped `wye up` with --data-dir, or write the Kafka cluster \
-             ([log] bootstrap_servers) and the location of the tables ([tables] root) into a file for --config",
-            dir.display()
-        )));
+        bail!(no_data_dir(dir));
     }
     let opening = site::open_log(&checked, dir, Port::Free, shutdown);
     let (broker, log) = if settings.log.is_embedded() {
@@ -100,6 +96,15 @@ async fn open(
     let claimed = tokio::time::timeout(KAFKA_WITHIN, alone.claim_tables()).await;
     claimed.map_err(|_| no_answer(&alone.site.log.config().bootstrap_servers))??;
     Ok(Found::Alone(Box::new(alone)))
+}
+
+/// The error of a folder that is to be a data directory and is none.
+pub(crate) fn no_data_dir(dir: &Path) -> Misused {
+    Misused(format!(
+        "{} is not a data directory: select the one of a stopped `wye up` with --data-dir, or write the Kafka cluster \
+         ([log] bootstrap_servers) and the location of the tables ([tables] root) into a file for --config",
+        dir.display()
+    ))
 }
 
 /// Locks the data directory, where there is one; `None` when a `wye up` has it.

@@ -1,7 +1,9 @@
 //! `wye batch`: the commands of the batch layer.
 //!
 //! `wye batch run` asks the running Wye for a run ([`remote`]); where none is running, it does the run itself ([`local`]).
+//! With `--dry-run` it only reads the tables ([`dry_run`]).
 
+mod dry_run;
 mod local;
 mod remote;
 mod report;
@@ -22,6 +24,9 @@ const ATTEMPTS: usize = 10;
 /// # Errors
 /// Those of [`remote::run`] and [`local::run`].
 pub(crate) async fn run(arguments: &BatchRun) -> Result<()> {
+    if arguments.dry_run {
+        return dry_run::run(arguments).await;
+    }
     if let Some(url) = &arguments.url {
         return remote::run(&Client::at_url(url)?, arguments).await;
     }

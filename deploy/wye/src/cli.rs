@@ -150,6 +150,9 @@ pub(crate) struct BatchRun {
     /// Run even if nothing is new, and compute everything again
     #[arg(long, alias = "force")]
     pub full: bool,
+    /// Only print which stretches of time would be computed, and why; of what is archived now
+    #[arg(long, conflicts_with_all = ["no_wait", "url"])]
+    pub dry_run: bool,
     /// Do not wait until the result is in the answers of a running Wye
     #[arg(long)]
     pub no_wait: bool,

@@ -85,11 +85,14 @@ struct AtomicBits(Vec<AtomicU64>);
 impl MergePlan {
     /// The plan node that merges a batch view, where there is one, with the realtime rows.
     pub(super) fn over(
-        self,
+        mut self,
         view: Option<Arc<dyn ExecutionPlan>>,
         target_partitions: usize,
     ) -> Arc<dyn ExecutionPlan> {
         let view = view.filter(|view| view.output_partitioning().partition_count() > 0);
+        // An optimizer deals out the rows of fewer plan partitions, window or not.
+        let partitions = view.as_ref().map_or(0, |view| view.output_partitioning().partition_count());
+        self.has_whole_windows &= partitions >= target_partitions;
         let merge = Merge { plan: Arc::new(self), has_view: view.is_some(), execution: Mutex::default() };
         let input = view.unwrap_or_else(|| {
             Arc::new(EmptyExec::new(Arc::new(Schema::empty())).with_partitions(target_partitions.max(1)))

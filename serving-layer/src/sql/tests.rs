@@ -336,6 +336,8 @@ proptest! {
     fn any_split_into_layers_gives_the_naive_answer(
         files in prop::collection::vec(prop::collection::vec((0u8..3, 0u8..130, -9i8..9), 0..12), 0..3),
         epochs in prop::collection::vec(prop::collection::vec((0u8..3, 0u8..130, -9i8..9), 0..12), 0..3),
+        // Cells of two hours have whole hours, the others do not.
+        cells in prop::option::of(prop::sample::select(vec!["7m", "20m", "2h"])),
     ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(async {
@@ -344,7 +346,9 @@ proptest! {
             let whole = rows(&files.concat());
             let sorted = listed(&whole);
             let cut = sorted.len().div_ceil(files.len().max(1)).max(1);
-            if !files.is_empty() {
+            if let Some(length) = cells.filter(|_| !sorted.is_empty()) {
+                site.batch_in_cells(10, WindowSize::parse(length).unwrap(), &sorted, cut).await;
+            } else if !files.is_empty() {
                 site.batch(10, &sorted.chunks(cut).map(<[Row]>::to_vec).collect::<Vec<_>>()).await;
             }
             let mut parts = vec![whole];

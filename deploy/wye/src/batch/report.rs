@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use serde_json::Value;
+use serde_json::{Map, Value};
+use wye_batch::dry_run::WouldCompute;
 
 use crate::terminal::{grouped, say, seconds};
 
@@ -15,12 +16,61 @@ pub(super) fn print(report: &Value, as_json: bool) -> Result<()> {
     if as_json { say(report) } else { print_lines(report) }
 }
 
+/// Numbers of cells by reason, in words.
+fn counted(reasons: &Map<String, Value>) -> String {
+    let each = reasons.iter().map(|(reason, cells)| format!("{}: {cells}", reason.replace('_', " ")));
+    each.collect::<Vec<_>>().join(", ")
+}
+
+/// How many cells are printed as lines.
+const SHOWN: usize = 50;
+
+/// Prints what a run would compute, as JSON or as lines.
+///
+/// # Errors
+/// When it cannot be written.
+pub(super) fn print_dry_run(would: &WouldCompute, as_json: bool) -> Result<()> {
+    if as_json {
+        return say(serde_json::to_value(would)?);
+    }
+    say(format!("readings         {:>14}", grouped(would.readings)))?;
+    say(format!("readings to read {:>14}", grouped(would.readings_to_read)))?;
+    say(format!("cells kept       {:>14}", grouped(would.cells_kept)))?;
+    say(format!("cells to compute {:>14}", grouped(would.cells.len() as u64)))?;
+    if let Some(reason) = would.everything_because {
+        say(format!("all cells would be computed: {reason}"))?;
+    }
+    if would.cells.is_empty() {
+        return Ok(());
+    }
+    say(format!("\n{:<26}{:<26}{:>14}   reason", "from", "until", "readings"))?;
+    for cell in would.cells.iter().take(SHOWN) {
+        let (start, end) = (&cell.start, &cell.end);
+        let reason = cell.reason.replace('_', " ");
+        say(format!("{start:<26}{end:<26}{:>14}   {reason}", grouped(cell.readings)))?;
+    }
+    if would.cells.len() > SHOWN {
+        say(format!("and {} more; --json prints all", would.cells.len() - SHOWN))?;
+    }
+    Ok(())
+}
+
 fn print_lines(report: &Value) -> Result<()> {
     let outcome = report.get("outcome").and_then(Value::as_str).unwrap_or_default();
     say(format!("outcome        {:>12}", outcome.replace('_', " ")))?;
     for key in ["readings", "duplicates", "conflicts", "windows", "series"] {
         let number = report.get(key).and_then(Value::as_u64).unwrap_or_default();
         say(format!("{key:<14} {:>12}", grouped(number)))?;
+    }
+    if let Some(cells) = report.get("cells").and_then(Value::as_u64) {
+        let computed = report.get("computed_cells").and_then(Value::as_object);
+        let count = computed.map_or(0, |computed| computed.values().filter_map(Value::as_u64).sum());
+        let reasons = computed.map(counted).unwrap_or_default();
+        say(format!("cells          {:>12}", grouped(cells)))?;
+        say(format!("computed cells {:>12}   {reasons}", grouped(count)).trim_end())?;
+    }
+    if let Some(reason) = report.get("everything_because").and_then(Value::as_str) {
+        say(format!("all cells were computed: {reason}"))?;
     }
     let duration = report.get("duration_ms").and_then(Value::as_f64).unwrap_or_default();
     say(format!("duration       {:>12}", seconds(Duration::from_secs_f64(duration / 1e3))))?;

@@ -22,6 +22,11 @@ pub(super) fn batch_runs(runs: &[CommittedRun]) -> Result<RecordBatch> {
         .map(|run| serde_json::to_string(&run.horizon))
         .collect::<std::result::Result<_, _>>()
         .map_err(external)?;
+    let computed: Vec<String> = runs
+        .iter()
+        .map(|run| serde_json::to_string(&run.run.computed_cells))
+        .collect::<std::result::Result<_, _>>()
+        .map_err(external)?;
     let run_ids = runs.iter().map(|run| &run.run.run_id);
     Ok(RecordBatch::try_from_iter([
         ("run_id", Arc::new(StringArray::from_iter_values(run_ids)) as ArrayRef),
@@ -35,6 +40,9 @@ pub(super) fn batch_runs(runs: &[CommittedRun]) -> Result<RecordBatch> {
         ("conflicts", counts(runs, |run| run.run.conflicts)),
         ("windows", counts(runs, |run| run.run.windows)),
         ("series", counts(runs, |run| run.run.series)),
+        ("cells", counts(runs, |run| run.run.cells)),
+        ("computed_cells", Arc::new(StringArray::from(computed))),
+        ("readings_read", counts(runs, |run| run.run.readings_read)),
         ("horizon", Arc::new(StringArray::from(horizons))),
     ])?)
 }
