@@ -4,6 +4,7 @@
 //!
 //! - `stations`: 10 devices with 11 metrics, hourly, as a file of each device is loaded; every reading has a window of its own.
 //! - `fleet`: 4,000 devices, every 10 s, in the order of their times, as a live fleet reports; each append has all devices.
+//!   After the runs over everything come 1 % newest readings, and 1 % late ones scattered over all times, with a run each.
 
 #![expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
 
@@ -11,10 +12,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use wye_batch::compute::Compute;
-use wye_batch::recompute::{Recomputation, recompute};
+use wye_batch::recompute::{COMPUTATION, Recomputation, Since, recompute};
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::Registry;
@@ -33,67 +34,123 @@ const HOUR: Span = Span::from_hours(1);
 /// 2013-02-28T16:00:00Z
 const START: Micros = Micros::from_secs(1_362_067_200);
 const KAFKA_PARTITIONS: i64 = 4;
+/// Devices of the layout `fleet`.
+const FLEET: i64 = 4_000;
 /// Readings of one append of the archiver under load.
 const APPEND: i64 = 1_000_000;
 
-#[expect(clippy::print_stdout, reason = "a program for the terminal")]
+/// The tables, and what is computed.
+struct Bench {
+    root: TableRoot,
+    readings: Readings,
+    views: BatchViews,
+    plans: Arc<MetricPlans>,
+    expectations: Arc<Expectations>,
+    compute: Compute,
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let scratch = tempfile::tempdir()?;
     let root = TableRoot::directory(arguments.get(2).map_or(scratch.path(), Path::new))?;
     let readings = Readings::open(&root).await?;
+    let layout = arguments.get(1).map_or("stations", String::as_str);
+    let is_fleet = layout == "fleet";
+    ensure!(is_fleet || layout == "stations", "{layout:?} is not a layout; write stations or fleet");
     if readings.snapshot().await?.readings() == 0 {
         let wanted = arguments.first().map_or(Ok(3_800_000), |text| text.parse())?;
         let begin = Instant::now();
-        match arguments.get(1).map(String::as_str) {
-            None | Some("stations") => fill_with_stations(&readings, wanted).await?,
-            Some("fleet") => fill_with_fleet(&readings, wanted).await?,
-            Some(other) => anyhow::bail!("{other:?} is not a layout; write stations or fleet"),
+        match is_fleet {
+            true => fill_with_fleet(&readings, 0..wanted / FLEET, Spread::InOrder).await?,
+            false => fill_with_stations(&readings, wanted).await?,
         }
-        println!("generated {wanted} readings in {:.2} s", begin.elapsed().as_secs_f64());
+        print(&format!("generated {wanted} readings in {:.2} s", begin.elapsed().as_secs_f64()));
     }
     let plans = Arc::new(MetricPlans::new(Vec::new(), Arc::new(Registry::default()))?);
-    let expectations = Arc::new(Expectations::new(&plans)?);
-    let compute = Compute::new()?;
-    let views = BatchViews::open(&root)?;
-    let runs = if readings.snapshot().await?.readings() > 10_000_000 { 2 } else { 5 };
-    for _ in 0..runs {
+    let bench = Bench {
+        expectations: Arc::new(Expectations::new(&plans)?),
+        compute: Compute::new()?,
+        views: BatchViews::open(&root)?,
+        root,
+        readings,
+        plans,
+    };
+    let all = bench.readings.snapshot().await?.readings();
+    for _ in 0..if all > 10_000_000 { 2 } else { 5 } {
+        bench.run("everything", Start::FromNothing).await?;
+    }
+    if is_fleet {
+        let ticks = all as i64 / FLEET;
+        let more = (ticks / 100).max(1);
+        fill_with_fleet(&bench.readings, ticks..ticks + more, Spread::InOrder).await?;
+        bench.run("1 % newest", Start::FromTheView).await?;
+        fill_with_fleet(&bench.readings, ticks..ticks + more, Spread::AtRandom { before: ticks }).await?;
+        bench.run("1 % scattered", Start::FromTheView).await?;
+    }
+    Ok(())
+}
+
+/// What a run computes.
+#[derive(Clone, Copy, PartialEq)]
+enum Start {
+    FromNothing,
+    FromTheView,
+}
+
+impl Bench {
+    async fn run(&self, name: &str, start: Start) -> Result<()> {
+        // Resets the peak of the memory.
+        std::fs::write("/proc/self/clear_refs", "5")?;
         let begin = Instant::now();
-        let snapshot = readings.snapshot().await?;
-        let previous = views.latest().await?;
+        let snapshot = self.readings.snapshot().await?;
+        let previous = self.views.latest().await?;
         let horizon = snapshot.archived();
+        let since = previous.as_ref().filter(|_| start == Start::FromTheView);
+        let since = since.map(|view| Since::view(view, &self.plans, &snapshot).map_err(anyhow::Error::msg));
         let task = Recomputation {
-            root: root.clone(),
+            root: self.root.clone(),
             horizon: horizon.clone(),
             readings: snapshot.clone(),
-            views: views.clone(),
-            plans: Arc::clone(&plans),
-            expectations: Arc::clone(&expectations),
+            views: self.views.clone(),
+            plans: Arc::clone(&self.plans),
+            expectations: Arc::clone(&self.expectations),
             as_of: None,
-            since: None,
-            threads: compute.threads(),
+            since: since.transpose()?,
+            threads: self.compute.threads(),
             cell_readings: 2_000_000,
             progress: None,
         };
-        let done = compute.run(recompute(task)).await??;
+        let done = self.compute.run(recompute(task)).await??;
         let computed = begin.elapsed().as_secs_f64();
         let (rows, windows, cells) = (done.tally().readings, done.windows(), done.cells.len());
-        let expected_version = previous.as_ref().map(|view| view.version());
-        let run = RunRecord::default();
+        let (cells_computed, read): (u64, u64) = (done.computed_cells.values().sum(), done.readings_read);
+        let run = RunRecord {
+            as_of: done.as_of.unwrap_or_default(),
+            definitions: self.plans.fingerprint().to_string(),
+            computation: COMPUTATION,
+            readings_table: snapshot.table_id().to_owned(),
+            ..RunRecord::default()
+        };
         let (schema, files, replaces) = (done.schema, done.files, done.replaces);
-        views.commit(ViewCommit { schema, files, replaces, horizon, run, expected_version }).await?;
+        let expected_version = previous.as_ref().map(|view| view.version());
+        self.views.commit(ViewCommit { schema, files, replaces, horizon, run, expected_version }).await?;
         let seconds = begin.elapsed().as_secs_f64();
-        let view = views.latest().await?.context("a view was committed")?;
-        println!(
-            "{rows} readings in {} files ({:.2} bytes each), {windows} windows ({:.1} bytes each) in {cells} cells: computed in {computed:.2} s, committed in {seconds:.2} s",
+        let view = self.views.latest().await?.context("a view was committed")?;
+        print(&format!(
+            "{name}: computed in {computed:.2} s, committed in {seconds:.2} s, peak memory {} MiB; {cells_computed} of {cells} cells, {read} of {rows} readings in {} files ({:.2} bytes each), {windows} windows ({:.1} bytes each)",
+            peak_memory_mib()?,
             snapshot.files(),
             snapshot.bytes() as f64 / rows as f64,
             view.bytes() as f64 / windows as f64,
-        );
+        ));
+        Ok(())
     }
-    println!("peak memory {} MiB", peak_memory_mib()?);
-    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "a program for the terminal")]
+fn print(line: &str) {
+    println!("{line}");
 }
 
 /// The largest resident memory of this process so far.
@@ -104,25 +161,40 @@ fn peak_memory_mib() -> Result<u64> {
     Ok(kib / 1024)
 }
 
-/// Readings in the order of their times.
-async fn fill_with_fleet(readings: &Readings, wanted: i64) -> Result<()> {
-    const DEVICES: i64 = 4_000;
+/// When the readings of a fleet were measured.
+#[derive(Clone, Copy)]
+enum Spread {
+    /// One after the other.
+    InOrder,
+    /// Between the readings before this tick, at random.
+    AtRandom { before: i64 },
+}
+
+/// Readings of each device at some ticks of ten seconds, in the order of arrival.
+async fn fill_with_fleet(readings: &Readings, ticks: std::ops::Range<i64>, spread: Spread) -> Result<()> {
     const INTERVAL: Span = Span::from_secs(10);
     /// Readings of each device in one append.
-    const SLICE: i64 = 12;
-    let mut next = [Offset::START; KAFKA_PARTITIONS as usize];
-    for slice in 0..wanted / (DEVICES * SLICE) {
+    const SLICE: usize = 12;
+    let archived = readings.archived().await?;
+    let mut next: Vec<Offset> =
+        KafkaPartition::all(KAFKA_PARTITIONS as i32).map(|partition| archived.offset(partition)).collect();
+    for start in ticks.clone().step_by(SLICE) {
         let mut batches = Vec::new();
-        for kafka_partition in 0..KAFKA_PARTITIONS {
+        for (kafka_partition, next) in (0..).zip(&mut next) {
             let mut builder = ReadingBatchBuilder::default();
             let (mut times, mut offsets) = (Vec::new(), Vec::new());
-            let from = next[kafka_partition as usize];
-            let mut offset = from;
-            for tick in slice * SLICE..(slice + 1) * SLICE {
-                let event_time = START + INTERVAL * tick;
-                for device in (kafka_partition..DEVICES).step_by(KAFKA_PARTITIONS as usize) {
+            let from = *next;
+            for tick in start..(start + SLICE as i64).min(ticks.end) {
+                for device in (kafka_partition..FLEET).step_by(KAFKA_PARTITIONS as usize) {
                     let device_id = format!("machine-{device:04}");
                     let noise = (tick * 7_919 + device * 104_729) % 1_000;
+                    let event_time = match spread {
+                        Spread::InOrder => START + INTERVAL * tick,
+                        Spread::AtRandom { before } => {
+                            let any = (tick * FLEET + device).wrapping_mul(0x5851_f42d_4c95_7f2d) >> 11;
+                            START + INTERVAL * any.rem_euclid(before) + Span::from_secs(3)
+                        }
+                    };
                     builder.append(&Reading {
                         device_id: &device_id,
                         metric: "temperature",
@@ -132,12 +204,11 @@ async fn fill_with_fleet(readings: &Readings, wanted: i64) -> Result<()> {
                         unit: None,
                         tags: None,
                     });
-                    times.push((event_time + Span::from_millis(device % 5_000)).0);
-                    offsets.push(offset.0);
-                    offset = offset.next();
+                    times.push((START + INTERVAL * tick + Span::from_millis(device % 5_000)).0);
+                    offsets.push(next.0);
+                    *next = next.next();
                 }
             }
-            next[kafka_partition as usize] = offset;
             let mut columns: Vec<ArrayRef> = builder.finish().columns().to_vec();
             let index = Int32Array::from(vec![0; offsets.len()]);
             columns.push(Arc::new(TimestampMicrosecondArray::from(times).with_timezone("UTC")));
@@ -145,7 +216,7 @@ async fn fill_with_fleet(readings: &Readings, wanted: i64) -> Result<()> {
             columns.push(Arc::new(index));
             batches.push(ArchiveBatch {
                 kafka_partition: KafkaPartition(kafka_partition as i32),
-                offsets: from..offset,
+                offsets: from..*next,
                 readings: vec![RecordBatch::try_new(archive_schema(), columns)?],
             });
         }

@@ -98,7 +98,7 @@ async fn main() -> Result<()> {
     println!("batch view: {} MB", view.bytes() >> 20);
     let started = Instant::now();
     let context = engine.runtime().task_context();
-    let snapshot = BatchSnapshot::load(view, &directory, &context).await?;
+    let snapshot = BatchSnapshot::load(view, None, &directory, &context).await?;
     println!("load: {:.2} s", started.elapsed().as_secs_f64());
     hub.step(Input::BatchView(Arc::new(snapshot)));
     println!("held: {} MB more", resident() - before);

@@ -74,22 +74,25 @@ pub struct BatchSnapshot {
 }
 
 /// Where the rows of a view are.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum ViewRows {
     Files(Box<ViewSnapshot>),
     Memory(Vec<RecordBatch>),
 }
 
 impl BatchSnapshot {
-    /// Reads what is needed of a view. This is computation: call it where computing is allowed.
+    /// Reads what is needed of a view. Where it has files of the view before, only the other files are read: a newer view of
+    /// the same definitions has every window that an older one has. This is computation: call it where computing is allowed.
     ///
     /// # Errors
     /// [`ServingError::Tables`], [`ServingError::Run`] or [`ServingError::View`] when its files cannot be read.
     pub async fn load(
         view: ViewSnapshot,
+        before: Option<&Self>,
         directory: &Directory,
         context: &Arc<TaskContext>,
     ) -> Result<Self, ServingError> {
+        let known = before.and_then(|before| before.known_to(&view));
         let mut loaded = Self::without_windows(
             view.version(),
             view.horizon.clone(),
@@ -97,17 +100,22 @@ impl BatchSnapshot {
             ViewRows::Files(Box::new(view)),
             directory,
         );
-        let mut bounds = WindowBounds::default();
-        if let Some(plan) = loaded.scan(&WindowBounds::COLUMNS, &[])? {
+        let (known, new) = match known {
+            Some((known, new)) if loaded.usable => (known, ViewRows::Files(Box::new(new))),
+            _ => (SeriesWindows::default(), loaded.rows.clone()),
+        };
+        let mut bounds = known.bounds();
+        if let Some(plan) = loaded.scan_of(&new, &WindowBounds::COLUMNS, &[])? {
             let mut batches = Batches::of(plan, context);
             while let Some(batch) = batches.next().await? {
                 bounds.add(&batch, directory)?;
             }
         }
-        let Some(first) = bounds.first_kept() else { return Ok(loaded) };
-        let mut windows = SeriesWindows::new(bounds);
+        let first = bounds.first_kept();
+        let mut windows = known.within(bounds);
+        let Some(first) = first else { return Ok(Self { windows, ..loaded }) };
         let is_newest = col(ViewColumn::WindowStart.name()).gt_eq(time_literal(first));
-        if let Some(plan) = loaded.scan(&row_columns(), &[is_newest])? {
+        if let Some(plan) = loaded.scan_of(&new, &row_columns(), &[is_newest])? {
             let mut batches = Batches::of(plan, context);
             while let Some(batch) = batches.next().await? {
                 windows.add(&batch, directory)?;
@@ -129,13 +137,21 @@ impl BatchSnapshot {
             for batch in rows {
                 bounds.add(batch, directory)?;
             }
-            let mut windows = SeriesWindows::new(bounds);
+            let mut windows = SeriesWindows::default().within(bounds);
             for batch in rows {
                 windows.add(batch, directory)?;
             }
             loaded.windows = windows;
         }
         Ok(loaded)
+    }
+
+    /// What is known of a newer view of the same definitions, and the part of it that is not.
+    fn known_to(&self, view: &ViewSnapshot) -> Option<(SeriesWindows, ViewSnapshot)> {
+        let ViewRows::Files(mine) = &self.rows else { return None };
+        let definitions = view.run.as_ref().and_then(|run| RunFacts::of(run).definitions);
+        let is_same = self.usable && definitions == self.facts.definitions && mine.version() < view.version();
+        is_same.then(|| view.only_new(mine)).flatten().map(|new| (self.windows.clone(), new))
     }
 
     fn without_windows(
@@ -221,10 +237,19 @@ impl BatchSnapshot {
         columns: &[&str],
         filters: &[Expr],
     ) -> Result<Option<Arc<dyn ExecutionPlan>>, ServingError> {
+        self.scan_of(&self.rows, columns, filters)
+    }
+
+    fn scan_of(
+        &self,
+        rows: &ViewRows,
+        columns: &[&str],
+        filters: &[Expr],
+    ) -> Result<Option<Arc<dyn ExecutionPlan>>, ServingError> {
         if !self.usable {
             return Ok(None);
         }
-        match &self.rows {
+        match rows {
             ViewRows::Files(view) if view.rows() == 0 => Ok(None),
             ViewRows::Files(view) => Ok(Some(view.scan(columns, filters)?)),
             ViewRows::Memory(rows) => scan_memory(rows, columns, filters).map_err(ServingError::run),
@@ -300,3 +325,6 @@ impl Batches {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -209,27 +209,17 @@ impl Site {
 
     /// The same for cells of a length. Each cell has its rows in files of at most this many.
     pub(crate) async fn batch_in_cells(&self, horizon: i64, length: WindowSize, rows: &[Row], most: usize) {
-        let directory = self.hub.directory();
-        let mut cells: BTreeMap<Micros, Vec<Row>> = BTreeMap::new();
-        for row in rows {
-            cells.entry(length.start_of(row.1)).or_default().push(row.clone());
-        }
-        let mut written = Vec::new();
-        for (start, mut rows) in cells {
-            rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-            let files: Vec<Vec<Row>> = rows.chunks(most).map(<[Row]>::to_vec).collect();
-            let cell = CellRecord { start, end: length.window_at(start).end, ..CellRecord::default() };
-            let files = write(&self.views, directory, &files).await;
-            written.extend(ViewFile::of_cell(files, &cell).unwrap());
-        }
-        commit_files(&self.views, directory, horizon, written).await;
+        let cells = cells(length, rows);
+        commit_cells(&self.views, self.hub.directory(), horizon, length, &cells, most, Replaces::All).await;
         self.serve_newest().await;
     }
 
     async fn serve_newest(&self) {
         let view = self.views.latest().await.unwrap().unwrap();
         let context = self.engine.runtime().task_context();
-        let snapshot = BatchSnapshot::load(view, self.hub.directory(), &context).await.unwrap();
+        let before = self.hub.read().batch_snapshot();
+        let directory = self.hub.directory();
+        let snapshot = BatchSnapshot::load(view, before.as_deref(), directory, &context).await.unwrap();
         self.hub.step(Input::BatchView(Arc::new(snapshot)));
     }
 
@@ -263,7 +253,38 @@ impl Site {
 /// Commits a batch view, a file for each list of rows.
 pub(crate) async fn commit(views: &BatchViews, directory: &Directory, horizon: i64, files: &[Vec<Row>]) {
     let written = write(views, directory, files).await;
-    commit_files(views, directory, horizon, written).await;
+    commit_files(views, directory, horizon, written, Replaces::All).await;
+}
+
+/// Rows by the start of their cell.
+pub(crate) fn cells(length: WindowSize, rows: &[Row]) -> BTreeMap<Micros, Vec<Row>> {
+    let mut cells: BTreeMap<Micros, Vec<Row>> = BTreeMap::new();
+    for row in rows {
+        cells.entry(length.start_of(row.1)).or_default().push(row.clone());
+    }
+    cells
+}
+
+/// Commits cells of a length, in files of at most so many rows.
+pub(crate) async fn commit_cells(
+    views: &BatchViews,
+    directory: &Directory,
+    horizon: i64,
+    length: WindowSize,
+    cells: &BTreeMap<Micros, Vec<Row>>,
+    most: usize,
+    replaces: Replaces,
+) {
+    let mut written = Vec::new();
+    for (start, rows) in cells {
+        let mut rows = rows.clone();
+        rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+        let files: Vec<Vec<Row>> = rows.chunks(most).map(<[Row]>::to_vec).collect();
+        let end = length.window_at(*start).end;
+        let cell = CellRecord { start: *start, end, ..CellRecord::default() };
+        written.extend(ViewFile::of_cell(write(views, directory, &files).await, &cell).unwrap());
+    }
+    commit_files(views, directory, horizon, written, replaces).await;
 }
 
 /// Writes a file for each list of rows.
@@ -278,13 +299,19 @@ async fn write(views: &BatchViews, directory: &Directory, files: &[Vec<Row>]) ->
     written
 }
 
-async fn commit_files(views: &BatchViews, directory: &Directory, horizon: i64, files: Vec<ViewFile>) {
+async fn commit_files(
+    views: &BatchViews,
+    directory: &Directory,
+    horizon: i64,
+    files: Vec<ViewFile>,
+    replaces: Replaces,
+) {
     let schema = Arc::clone(ViewSchema::of(directory.plans()).arrow());
     let run = run(directory.plans());
     let expected_version = views.latest_version().await.unwrap();
     let horizon = self::horizon(horizon);
     views
-        .commit(ViewCommit { schema, files, replaces: Replaces::All, horizon, run, expected_version })
+        .commit(ViewCommit { schema, files, replaces, horizon, run, expected_version })
         .await
         .unwrap();
 }

@@ -86,8 +86,9 @@ impl Watcher {
 
     async fn switch(&self, view: ViewSnapshot) -> Result<(), ServingError> {
         let (directory, context) = (Arc::clone(self.hub.directory()), self.runtime.task_context());
-        let snapshot =
-            self.runtime.run(async move { BatchSnapshot::load(view, &directory, &context).await }).await??;
+        let before = self.hub.read().batch_snapshot();
+        let loading = async move { BatchSnapshot::load(view, before.as_deref(), &directory, &context).await };
+        let snapshot = self.runtime.run(loading).await??;
         let version = snapshot.version();
         if tokio::time::timeout(COVERAGE_TIMEOUT, self.until_nothing_is_lost(&snapshot)).await.is_err() {
             let losing = self.hub.read().would_lose(snapshot.horizon());

@@ -215,6 +215,11 @@ impl HubState {
         self.snapshot.as_ref().map(|snapshot| Arc::clone(&snapshot.facts().failures)).unwrap_or_default()
     }
 
+    /// The batch view that is served; `None` without one.
+    pub fn batch_snapshot(&self) -> Option<Arc<BatchSnapshot>> {
+        self.snapshot.clone()
+    }
+
     /// The version of the batch view that is served; `None` without one.
     pub fn version(&self) -> Option<ViewVersion> {
         self.snapshot.as_ref().map(|snapshot| snapshot.version())

@@ -5,6 +5,7 @@
 //! have a reading in its window. So those after the newest window are kept too.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use wye_domain::DomainError;
@@ -20,9 +21,11 @@ use crate::directory::Directory;
 use crate::view_runs::runs;
 
 /// Where the first and the last window with readings of each series start.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct WindowBounds {
     by_series: Vec<Option<(Micros, Micros)>>,
+    /// The series that rows were added of.
+    added: BTreeSet<SeriesId>,
     /// The rows without readings that come after the last window with readings, as far as rows were added.
     without_readings: BTreeMap<SeriesId, BTreeSet<Micros>>,
 }
@@ -39,6 +42,7 @@ impl WindowBounds {
         let counts = count(batch)?.values();
         for (range, id) in runs(&series, batch.num_rows(), directory) {
             let Some(id) = id else { continue };
+            self.added.insert(id);
             let known = slot(&mut self.by_series, id);
             for row in range {
                 let start = Micros(starts[row]);
@@ -57,10 +61,10 @@ impl WindowBounds {
         Ok(())
     }
 
-    /// The first of the windows that are kept of all series; `None` without any.
+    /// The first of the windows that are kept of the series that rows were added of; `None` without any.
     pub(super) fn first_kept(&self) -> Option<Micros> {
-        let newest = self.by_series.iter().flatten().map(|(_, newest)| *newest);
-        let later = self.without_readings.values().filter_map(|starts| starts.first().copied());
+        let newest = self.added.iter().filter_map(|id| Some(self.of(*id)?.1));
+        let later = self.added.iter().filter_map(|id| self.without_readings.get(id)?.first().copied());
         newest.chain(later).min()
     }
 
@@ -75,19 +79,28 @@ impl WindowBounds {
 }
 
 /// The first and the last window with readings of each series.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct SeriesWindows {
     bounds: WindowBounds,
     /// By series number.
-    newest: Vec<Option<Box<BatchRow>>>,
+    newest: Vec<Option<Arc<BatchRow>>>,
     /// Rows after it without readings.
-    later: BTreeMap<(SeriesId, Micros), BatchRow>,
+    later: BTreeMap<(SeriesId, Micros), Arc<BatchRow>>,
 }
 
 impl SeriesWindows {
-    /// Without the newest rows.
-    pub(super) fn new(bounds: WindowBounds) -> Self {
-        Self { bounds, ..Self::default() }
+    /// The bounds of its windows, to which rows of a newer view are to be added.
+    pub(super) fn bounds(&self) -> WindowBounds {
+        WindowBounds { added: BTreeSet::new(), ..self.bounds.clone() }
+    }
+
+    /// With new bounds, and the newest rows that are still the newest within them. The newest rows among those that were
+    /// added to the bounds are to be added.
+    pub(super) fn within(mut self, bounds: WindowBounds) -> Self {
+        self.later.retain(|(series, start), _| {
+            bounds.without_readings.get(series).is_some_and(|starts| starts.contains(start))
+        });
+        Self { bounds, ..self }
     }
 
     /// Keeps the newest rows among these.
@@ -102,9 +115,9 @@ impl SeriesWindows {
                 }
                 let row = columns.row(row)?;
                 if row.summary.count > 0 {
-                    *slot(&mut self.newest, id) = Some(Box::new(row));
+                    *slot(&mut self.newest, id) = Some(Arc::new(row));
                 } else {
-                    self.later.insert((id, start), row);
+                    self.later.insert((id, start), Arc::new(row));
                 }
             }
         }
@@ -119,7 +132,7 @@ impl SeriesWindows {
     /// The row of a window that is not older than the newest one with readings.
     pub(super) fn row_from_newest_on(&self, series: SeriesId, window: Micros) -> Option<&BatchRow> {
         let newest = self.newest(series).filter(|row| row.window_start == window);
-        newest.or_else(|| self.later.get(&(series, window)))
+        newest.or_else(|| self.later.get(&(series, window)).map(AsRef::as_ref))
     }
 
     /// The start of the oldest window of a series that has readings.

@@ -1,5 +1,6 @@
 //! Reads the views of one run. Must not know what the columns mean.
 
+use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 
 use arrow::datatypes::SchemaRef;
@@ -63,6 +64,16 @@ impl ViewSnapshot {
 
     pub(super) fn data_files(&self) -> impl Iterator<Item = &DataFile> {
         self.snapshot.files.iter()
+    }
+
+    /// The same version, of which scans read only the files that another version lacks; `None` where it lacks none or all
+    /// of them.
+    pub fn only_new(&self, before: &Self) -> Option<Self> {
+        let known: HashSet<&str> = before.data_files().map(|file| file.add.path.as_str()).collect();
+        let is_new = |file: &&DataFile| !known.contains(file.add.path.as_str());
+        let new: Vec<DataFile> = self.data_files().filter(is_new).cloned().collect();
+        let has_both = !new.is_empty() && new.len() < self.snapshot.files.len();
+        has_both.then(|| Self { groups: Arc::new(OnceLock::from(cells::groups(&new))), ..self.clone() })
     }
 
     /// The columns, with text in dictionaries.

@@ -1,0 +1,75 @@
+//! What is known of a view is the same, whether it was read at once, or a part of it after each run.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use tokio::runtime::Runtime;
+use wye_tables::views::{BatchViews, Replaces};
+
+use super::*;
+use crate::testing::{Row, Site, cells, commit_cells, family, minute, summary};
+
+/// Device, minute, and whether there is a reading or a conflict only.
+type Change = (u8, u8, bool);
+
+/// The rows after some changes. A conflict never takes a reading away.
+fn rows(rows: &mut BTreeMap<(u8, u8), Row>, changes: &[Change]) {
+    for (device, place, has_reading) in changes {
+        let window = minute(i64::from(*place));
+        let series = family("t", &format!("d{device}"));
+        let row = rows.entry((*device, *place)).or_insert_with(|| (series, window, summary(&[])));
+        if *has_reading {
+            row.2.add(f64::from(*device), window);
+        } else {
+            row.2.conflicts += 1;
+        }
+    }
+}
+
+fn known(snapshot: &BatchSnapshot, directory: &Directory) -> Vec<String> {
+    let mut known = Vec::new();
+    for info in directory.infos() {
+        let (newest, oldest) = (snapshot.newest(info.id), snapshot.oldest(info.id));
+        known.push(format!("{:?}: {oldest:?} to {newest:?}", info.key.group));
+        for place in 0..60 {
+            known.extend(snapshot.row_from_newest_on(info.id, minute(place)).map(|row| format!("{row:?}")));
+        }
+    }
+    known
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn a_view_is_the_same_read_at_once_or_part_by_part(
+        runs in prop::collection::vec(prop::collection::vec((0u8..4, 0u8..60, prop::bool::weighted(0.7)), 0..8), 1..6),
+    ) {
+        Runtime::new().unwrap().block_on(async {
+            let site = Site::new().await;
+            let length = WindowSize::parse("20m").unwrap();
+            let (views, directory): (&BatchViews, _) = (&site.views, site.hub.directory());
+            let context = site.engine.runtime().task_context();
+            let mut all = BTreeMap::new();
+            let mut before: Option<BatchSnapshot> = None;
+            for (horizon, changes) in (1..).zip(&runs) {
+                rows(&mut all, changes);
+                let everything: Vec<Row> = all.values().cloned().collect();
+                let mut changed = cells(length, &everything);
+                changed.retain(|start, _| {
+                    changes.iter().any(|(_, place, _)| length.start_of(minute(i64::from(*place))) == *start)
+                });
+                let replaces = match before {
+                    Some(_) => Replaces::Cells(changed.keys().copied().collect()),
+                    None => Replaces::All,
+                };
+                commit_cells(views, directory, horizon, length, &changed, 3, replaces).await;
+                let view = views.latest().await.unwrap().unwrap();
+                let after = BatchSnapshot::load(view.clone(), before.as_ref(), directory, &context).await.unwrap();
+                let fresh = BatchSnapshot::load(view, None, directory, &context).await.unwrap();
+                assert_eq!(known(&after, directory), known(&fresh, directory));
+                before = Some(after);
+            }
+        });
+    }
+}
