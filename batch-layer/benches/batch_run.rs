@@ -20,6 +20,7 @@ use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::Registry;
 use wye_domain::time::{Micros, Span};
+use wye_metrics::amendment::Amending;
 use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_tables::columns::archive_schema;
 use wye_tables::readings::{ArchiveBatch, Readings};
@@ -107,7 +108,8 @@ impl Bench {
         let previous = self.views.latest().await?;
         let horizon = snapshot.archived();
         let since = previous.as_ref().filter(|_| start == Start::FromTheView);
-        let since = since.map(|view| Since::view(view, &self.plans, &snapshot).map_err(anyhow::Error::msg));
+        let since =
+            since.map(|view| Since::view(view, &self.plans, &[], &snapshot).map_err(anyhow::Error::msg));
         let task = Recomputation {
             root: self.root.clone(),
             horizon: horizon.clone(),
@@ -115,6 +117,7 @@ impl Bench {
             views: self.views.clone(),
             plans: Arc::clone(&self.plans),
             expectations: Arc::clone(&self.expectations),
+            amending: Amending::default(),
             as_of: None,
             since: since.transpose()?,
             threads: self.compute.threads(),

@@ -84,6 +84,8 @@ pub enum Reason {
     NewReadings,
     /// It is a part of one that had too many readings.
     Divided,
+    /// An amendment of its readings was made or revoked.
+    Amended,
     /// Some of its windows were open when it was computed.
     WindowsEnded,
     /// Some of its windows have settled.
@@ -98,6 +100,7 @@ impl Reason {
             Self::Everything => "everything",
             Self::NewReadings => "new_readings",
             Self::Divided => "divided",
+            Self::Amended => "amended",
             Self::WindowsEnded => "windows_ended",
             Self::WindowsSettled => "windows_settled",
         }
@@ -142,6 +145,8 @@ pub struct Below<'a> {
     pub new: &'a EventTimes,
     /// Everything that was ingested before this time.
     pub as_of: Micros,
+    /// The stretches of time whose readings have been amended since the view before.
+    pub amended: &'a [Window],
 }
 
 /// Chooses the cells to compute, with at most `most` readings each where the lengths allow it. Without a view before, these
@@ -154,6 +159,7 @@ pub fn plan(grid: &Grid, most: u64, below: Below<'_>, before: Option<&Before>) -
     let mut planning = Planning { grid, most, below, known, touched: BTreeMap::new(), compute: Vec::new() };
     planning.find_new(reason);
     if let Some(before) = before {
+        planning.find_amended();
         planning.find_unsettled(before.as_of);
     }
     planning.finish()
@@ -219,6 +225,17 @@ impl Planning<'_> {
             return;
         }
         self.grid.divided(level, cell).for_each(|(level, cell)| self.divide(level, cell, reason));
+    }
+
+    /// Finds the cells whose readings have been amended.
+    fn find_amended(&mut self) {
+        for amended in self.below.amended {
+            for (start, known) in self.known.range(..amended.end) {
+                if known.end > amended.start {
+                    self.touched.entry(*start).or_insert(Reason::Amended);
+                }
+            }
+        }
     }
 
     /// Finds the cells whose rows say less of their windows than is known now.

@@ -30,6 +30,9 @@ pub const CONFLICT: u8 = 2;
 /// The same reading of the log a second time. A table has it twice after two engines have merged the same files at once.
 pub const REPEATED: u8 = 3;
 
+/// A reading that an amendment leaves out.
+pub const DROPPED: u8 = 4;
+
 /// The code of a novelty in the column [`NOVELTY`].
 pub fn code(novelty: Novelty) -> u8 {
     match novelty {
@@ -39,7 +42,7 @@ pub fn code(novelty: Novelty) -> u8 {
     }
 }
 
-/// The novelty of a code in the column [`NOVELTY`]; `None` for [`REPEATED`].
+/// The novelty of a code in the column [`NOVELTY`]; `None` for [`REPEATED`] and [`DROPPED`].
 #[inline]
 pub fn novelty(code: u8) -> Option<Novelty> {
     match code {

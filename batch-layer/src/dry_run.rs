@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use serde::Serialize;
 use wye_domain::time::{Micros, format_rfc3339};
+use wye_metrics::amendment::Amending;
 use wye_metrics::plan::{Expectations, MetricPlans};
+use wye_tables::amendments::Amendments;
 use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, Cells};
@@ -67,9 +69,11 @@ impl DryRun {
         let readings = readings.map_err(BatchError::tables("open the master dataset"))?.snapshot().await;
         let readings = readings.map_err(BatchError::tables("read the master dataset"))?;
         let views = BatchViews::open(&self.root).map_err(BatchError::tables("open the batch views"))?;
+        let amendments = Amendments::open(&self.root).map_err(BatchError::tables("open the amendments"))?;
+        let amendments = amendments.all().await.map_err(BatchError::tables("read the amendments"))?;
         let view = views.latest().await.map_err(BatchError::tables("read the batch views"))?;
         let since = match view.filter(|_| !self.full) {
-            Some(view) => Since::view(&view, &self.plans, &readings),
+            Some(view) => Since::view(&view, &self.plans, &amendments, &readings),
             None => Err(if self.full { ASKED_FOR } else { FIRST_RUN }),
         };
         let (all, everything_because) = (readings.readings(), since.as_ref().err().copied());
@@ -79,6 +83,7 @@ impl DryRun {
             readings,
             views,
             expectations: Arc::new(Expectations::new(&self.plans).map_err(BatchError::Compute)?),
+            amending: Amending::plan(&amendments).map_err(BatchError::Amendment)?,
             plans: self.plans,
             as_of: Some(self.now),
             since: since.ok(),

@@ -6,6 +6,7 @@ use datafusion::error::DataFusionError;
 use wye_domain::ErrorKind;
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_log::LogError;
+use wye_metrics::definition::DefinitionError;
 use wye_tables::TablesError;
 
 /// What can go wrong in the batch layer.
@@ -35,6 +36,9 @@ pub enum BatchError {
     /// A metric cannot be computed from the readings.
     #[error("cannot compute the metrics: {0}")]
     Compute(#[source] DataFusionError),
+    /// An amendment cannot be applied.
+    #[error("an amendment cannot be applied; `wye amend revoke` takes it back: {0}")]
+    Amendment(#[source] DefinitionError),
     /// Another batch run committed while this one was computing.
     #[error("another batch run committed first; its views are served, and nothing is lost")]
     AnotherRunFirst(#[source] Box<TablesError>),
@@ -69,7 +73,7 @@ impl BatchError {
             Self::Log { source, .. } => source.kind(),
             Self::Tables { source, .. } => source.kind(),
             Self::AnotherRunFirst(_) => ErrorKind::Conflict,
-            Self::Compute(_) | Self::OtherLog { .. } => ErrorKind::Invalid,
+            Self::Compute(_) | Self::Amendment(_) | Self::OtherLog { .. } => ErrorKind::Invalid,
             Self::Threads(_) | Self::NotArchived { .. } | Self::Stopping => ErrorKind::Unavailable,
         }
     }

@@ -14,12 +14,13 @@ use wye_domain::identity::Novelty;
 use wye_domain::reading::column;
 use wye_domain::series::SeriesTable;
 use wye_domain::time::Micros;
+use wye_metrics::amendment::{Amended, Amending};
 use wye_metrics::failures::Failures;
 use wye_metrics::fold;
 use wye_metrics::plan::MetricPlans;
 use wye_metrics::window_table::Entry;
 
-use crate::dedup::{NOVELTY, novelty};
+use crate::dedup::{DROPPED, NOVELTY, REPEATED, novelty};
 
 /// What was read.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -30,6 +31,8 @@ pub struct Tally {
     pub duplicates: u64,
     /// Later readings of an identity with another value.
     pub conflicts: u64,
+    /// Readings that amendments leave out.
+    pub dropped: u64,
     /// What definitions cannot compute.
     pub failures: Failures,
 }
@@ -42,6 +45,7 @@ impl Tally {
                 Some(Novelty::First) => {}
                 Some(Novelty::Duplicate) => self.duplicates += 1,
                 Some(Novelty::Conflict) => self.conflicts += 1,
+                None if *code == DROPPED => self.dropped += 1,
                 None => continue,
             }
             self.readings += 1;
@@ -53,6 +57,7 @@ impl Tally {
         self.readings += other.readings;
         self.duplicates += other.duplicates;
         self.conflicts += other.conflicts;
+        self.dropped += other.dropped;
         self.failures.merge(&other.failures);
     }
 }
@@ -88,6 +93,31 @@ impl Fold {
         let codes = column::<UInt8Array>(batch, NOVELTY).map_err(external)?.values();
         self.tally.add(codes);
         self.summaries.add(batch, |row| novelty(codes[row]))
+    }
+
+    /// Applies amendments to readings that [`crate::dedup::Deduplicator`] has marked. Those that are left out are marked so.
+    ///
+    /// # Errors
+    /// When the batch lacks a column.
+    pub fn amend(&mut self, marked: RecordBatch, amending: &Amending) -> Result<RecordBatch> {
+        if amending.is_empty() {
+            return Ok(marked);
+        }
+        let before = marked.clone();
+        let Amended { batch, dropped, failed } = amending.apply(marked)?;
+        let codes = column::<UInt8Array>(&batch, NOVELTY).map_err(external)?.values().clone();
+        for (amendment, rows) in failed {
+            let name = format!("amendment {amendment}");
+            let is_first = |row: usize| novelty(codes[row]) == Some(Novelty::First);
+            self.tally.failures.add(&name, &rows, &before, is_first).map_err(external)?;
+        }
+        let Some(dropped) = dropped else { return Ok(batch) };
+        let codes = codes.iter().zip(dropped);
+        let codes = codes.map(|(code, dropped)| if dropped && *code != REPEATED { DROPPED } else { *code });
+        let at = batch.schema().index_of(NOVELTY)?;
+        let (schema, mut columns) = (batch.schema(), batch.columns().to_vec());
+        columns[at] = Arc::new(UInt8Array::from_iter_values(codes));
+        Ok(RecordBatch::try_new(schema, columns)?)
     }
 
     /// Takes out the summaries of series that no other device adds to, after the last reading of a device.

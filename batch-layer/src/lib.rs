@@ -7,6 +7,7 @@
 //!
 //! This layer must not know the speed and serving layers: they share only topics and tables.
 
+pub mod amend;
 pub mod dry_run;
 pub mod layer;
 pub mod once;

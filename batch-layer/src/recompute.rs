@@ -15,7 +15,8 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::{StreamExt, TryStreamExt};
 use wye_domain::fingerprint;
 use wye_domain::horizon::Horizon;
-use wye_domain::time::Micros;
+use wye_domain::time::{Micros, Window};
+use wye_metrics::amendment::{Amending, Amendment, in_force};
 use wye_metrics::confidence::LatenessHistogram;
 use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_metrics::view_rows::ViewSchema;
@@ -64,6 +65,8 @@ pub struct Recomputation {
     pub plans: Arc<MetricPlans>,
     /// How many readings are expected.
     pub expectations: Arc<Expectations>,
+    /// The amendments that are applied.
+    pub amending: Amending,
     /// Only readings below are read.
     pub horizon: Horizon,
     /// Everything that was ingested before this time is below the horizon; `None` where that is only known of the
@@ -86,6 +89,8 @@ pub struct Since {
     pub horizon: Horizon,
     /// Its cells and its time.
     pub before: Before,
+    /// The stretches of time whose readings have been amended since.
+    pub amended: Vec<Window>,
 }
 
 impl Since {
@@ -96,6 +101,7 @@ impl Since {
     pub fn view(
         view: &ViewSnapshot,
         plans: &MetricPlans,
+        amendments: &[Amendment],
         readings: &ReadingsSnapshot,
     ) -> Result<Self, &'static str> {
         let Some(run) = &view.run else {
@@ -113,8 +119,19 @@ impl Since {
         let Some(cells) = view.cells() else {
             return Err("another program has written files of the batch views");
         };
-        Ok(Self { horizon: view.horizon.clone(), before: Before { cells, as_of: run.as_of } })
+        let amended = changed(amendments, &run.amendments);
+        Ok(Self { horizon: view.horizon.clone(), before: Before { cells, as_of: run.as_of }, amended })
     }
+}
+
+/// The stretches of time of amendments that were made or revoked since those of these IDs were applied.
+fn changed(amendments: &[Amendment], applied: &[String]) -> Vec<Window> {
+    let now: HashSet<&str> = in_force(amendments).iter().map(|amendment| amendment.id.as_str()).collect();
+    let before: HashSet<&str> = applied.iter().map(String::as_str).collect();
+    let changed = amendments
+        .iter()
+        .filter(|amendment| now.contains(amendment.id.as_str()) != before.contains(amendment.id.as_str()));
+    changed.map(|amendment| amendment.readings.times).collect()
 }
 
 /// Cells that were computed and written, for [`BatchViews::commit`].
@@ -151,6 +168,7 @@ impl Recomputed {
                 readings: cell.readings,
                 duplicates: cell.duplicates,
                 conflicts: cell.conflicts,
+                dropped: cell.dropped,
                 failures: cell.failures.clone(),
             });
         }
@@ -245,7 +263,12 @@ pub async fn planned(task: &Recomputation) -> Result<Planned, BatchError> {
     let contents = task.readings.contents(&since, &task.horizon).await;
     let contents = contents.map_err(BatchError::tables("read when the readings have arrived"))?;
     let as_of = contents.arrival.newest.max(task.as_of);
-    let below = Below { times: &contents.times, new: &contents.new, as_of: as_of.unwrap_or_default() };
+    let below = Below {
+        times: &contents.times,
+        new: &contents.new,
+        as_of: as_of.unwrap_or_default(),
+        amended: task.since.as_ref().map_or(&[], |since| &since.amended),
+    };
     let before = task.since.as_ref().map(|since| &since.before);
     let plan = plan(&Grid::of(&task.plans), task.cell_readings, below, before);
     Ok(Planned { plan, as_of, lateness: contents.arrival.lateness })
@@ -297,6 +320,7 @@ impl Work {
             series: HashSet::new(),
         };
         let mut fold = Fold::new(Arc::clone(&self.task.plans));
+        let amending = self.task.amending.within(cell.window);
         let mut pieces = self.below.pieces(cell.window, self.task.cell_readings).into_iter().peekable();
         while let Some(piece) = pieces.next() {
             let batches = self.below.read(&piece, how, self.session.task_ctx()).await;
@@ -304,7 +328,8 @@ impl Work {
             let mut deduplicator = Deduplicator::default();
             while let Some(batch) = batches.try_next().await.map_err(BatchError::Compute)? {
                 let marked = deduplicator.marked(&batch).map_err(BatchError::Compute)?;
-                fold.push(&marked).map_err(BatchError::Compute)?;
+                let amended = fold.amend(marked, &amending).map_err(BatchError::Compute)?;
+                fold.push(&amended).map_err(BatchError::Compute)?;
                 self.read.add(batch.num_rows());
                 // A run that was cancelled ends here, and uploads in the background get their turn.
                 tokio::task::yield_now().await;
@@ -319,8 +344,9 @@ impl Work {
         if !rest.entries.is_empty() || computed.files.is_empty() {
             self.write(rest, &mut computed).await?;
         }
-        let Tally { readings, duplicates, conflicts, failures } = tally;
-        computed.record = CellRecord { readings, duplicates, conflicts, failures, ..computed.record };
+        let Tally { readings, duplicates, conflicts, dropped, failures } = tally;
+        computed.record =
+            CellRecord { readings, duplicates, conflicts, dropped, failures, ..computed.record };
         Ok(computed)
     }
 

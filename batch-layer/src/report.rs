@@ -29,6 +29,9 @@ pub struct RunReport {
     pub duplicates: u64,
     /// Of these, later ones of an identity with another value.
     pub conflicts: u64,
+    /// Readings that amendments leave out.
+    #[serde(default)]
+    pub dropped: u64,
     /// Rows of the view: windows of all series.
     pub windows: u64,
     /// Series in the cells that were computed.
@@ -67,6 +70,7 @@ impl RunReport {
             readings: run.readings,
             duplicates: run.duplicates,
             conflicts: run.conflicts,
+            dropped: run.dropped,
             windows: run.windows,
             series: run.series,
             cells: run.cells,

@@ -33,6 +33,8 @@ pub struct Rules {
     pub started: Micros,
     /// The fingerprint of what is computed.
     pub definitions: String,
+    /// The IDs of the amendments that are applied.
+    pub amendments: Vec<String>,
     /// The name of the run in requests for a cut, for people.
     pub asked_by: String,
     /// Computes everything, and commits even if there is nothing new.
@@ -59,6 +61,8 @@ pub struct Previous {
     pub horizon: Horizon,
     /// The fingerprint of what was computed; `None` where that is not known any more.
     pub definitions: Option<String>,
+    /// The IDs of the amendments that were applied.
+    pub amendments: Vec<String>,
     /// When the next of its windows is settled; `None` where all are.
     pub settles_at: Option<Micros>,
 }
@@ -294,12 +298,14 @@ impl Run {
         Chosen { horizon, pinned }
     }
 
-    /// Whether a new view would be the same: no more readings, the same definitions, and time has settled no window,
+    /// Whether a new view would be the same: no more readings, the same definitions and amendments, and time has settled no window,
     /// given that everything ingested before `as_of` is in the view.
     fn is_nothing_new(&self, horizon: &Horizon, as_of: Option<Micros>) -> bool {
         let Some(previous) = &self.facts.previous else { return Horizon::default().covers(horizon) };
         let settles = as_of.zip(previous.settles_at).is_some_and(|(as_of, settles_at)| as_of >= settles_at);
-        previous.horizon.covers(horizon) && previous.is_current(&self.rules.definitions) && !settles
+        let is_same =
+            previous.is_current(&self.rules.definitions) && previous.amendments == self.rules.amendments;
+        previous.horizon.covers(horizon) && is_same && !settles
     }
 
     fn left_out(&self, horizon: &Horizon) -> LeftOut {

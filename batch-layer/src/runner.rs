@@ -12,9 +12,11 @@ use wye_domain::control::ControlRecord;
 use wye_domain::error_chain;
 use wye_domain::place::KafkaPartition;
 use wye_domain::time::Micros;
+use wye_metrics::amendment::{Amending, Amendment};
 use wye_metrics::plan::Expectations;
 use wye_runtime::telemetry::{KafkaPartitionLabel, ReasonLabel};
 use wye_tables::TablesError;
+use wye_tables::amendments::Amendments;
 use wye_tables::readings::{Readings, ReadingsSnapshot};
 use wye_tables::run_record::RunRecord;
 use wye_tables::views::{BatchViews, ViewCommit, ViewSnapshot, ViewVersion};
@@ -62,6 +64,7 @@ pub struct BatchRunner {
     parts: Parts,
     readings: Readings,
     views: BatchViews,
+    amendments: Amendments,
     control: ControlLog,
     expectations: Arc<Expectations>,
     patience: Duration,
@@ -79,10 +82,11 @@ impl BatchRunner {
             Readings::open(&parts.root).await.map_err(BatchError::tables("open the master dataset"))?;
         let views = BatchViews::open(&parts.root).map_err(BatchError::tables("open the batch views"))?;
         let expectations = Arc::new(Expectations::new(&parts.plans).map_err(BatchError::Compute)?);
+        let amendments = Amendments::open(&parts.root).map_err(BatchError::tables("open the amendments"))?;
         let control = ControlLog::new(parts.log.clone())?;
         let BatchSettings { patience, cell_readings, .. } = *settings;
         let turn = Mutex::new(());
-        Ok(Self { parts, readings, views, control, expectations, patience, cell_readings, turn })
+        Ok(Self { parts, readings, views, amendments, control, expectations, patience, cell_readings, turn })
     }
 
     /// Carries out one run. Dropping the returned future cancels it, at any time: the view is then the old one or the new one.
@@ -108,9 +112,12 @@ impl BatchRunner {
             control: self.control.views().await?,
             ends: self.control.ends().await?,
         };
+        let amendments = self.amendments.all().await.map_err(BatchError::tables("read the amendments"))?;
+        let amending = Amending::plan(&amendments).map_err(BatchError::Amendment)?;
         let rules = Rules {
             started,
             definitions: self.definitions(),
+            amendments: amending.ids(),
             asked_by: format!("batch run, pid {}", self.parts.process_id),
             force: options.force,
         };
@@ -122,6 +129,8 @@ impl BatchRunner {
             answers: None,
             archive: None,
             readings: None,
+            amendments,
+            amending,
             everything_because: if options.force { ASKED_FOR } else { FIRST_RUN },
             view: view.clone().filter(|_| !options.force),
             report: report_of(view.as_ref()),
@@ -218,6 +227,10 @@ struct Execution<'a> {
     readings: Option<ReadingsSnapshot>,
     /// The view to start from; `None` where everything is to be computed.
     view: Option<ViewSnapshot>,
+    /// All amendments.
+    amendments: Arc<Vec<Amendment>>,
+    /// Those that are in force.
+    amending: Amending,
     /// Why, where there is none.
     everything_because: &'static str,
     /// What the run has done so far.
@@ -271,7 +284,7 @@ impl Execution<'_> {
         };
         let readings_table = readings.table_id().to_owned();
         let since = match &self.view {
-            Some(view) => Since::view(view, &runner.parts.plans, &readings),
+            Some(view) => Since::view(view, &runner.parts.plans, &self.amendments, &readings),
             None => Err(self.everything_because),
         };
         let everything_because = since.as_ref().err().map(|reason| (*reason).to_owned());
@@ -282,6 +295,7 @@ impl Execution<'_> {
             views: runner.views.clone(),
             plans: Arc::clone(&runner.parts.plans),
             expectations: Arc::clone(&runner.expectations),
+            amending: self.amending.clone(),
             horizon: task.horizon.clone(),
             as_of: task.as_of,
             threads: runner.parts.compute.threads(),
@@ -334,6 +348,8 @@ impl Execution<'_> {
             cells: computed.cells.len() as u64,
             computed_cells: computed.computed_cells.clone(),
             readings_read: computed.readings_read,
+            dropped: tally.dropped,
+            amendments: self.amending.ids(),
         }
     }
 
@@ -394,6 +410,7 @@ fn previous(view: &ViewSnapshot) -> Previous {
         version: view.version(),
         horizon: view.horizon.clone(),
         definitions: run.map(|run| run.definitions.clone()),
+        amendments: run.map(|run| run.amendments.clone()).unwrap_or_default(),
         settles_at: run.and_then(|run| run.settles_at),
     }
 }

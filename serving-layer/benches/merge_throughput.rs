@@ -28,6 +28,7 @@ use wye_serving::hub::{Hub, Input};
 use wye_serving::realtime::RealtimeRow;
 use wye_serving::snapshot::BatchSnapshot;
 use wye_serving::sql::{EngineParts, Limits, Sources, SqlEngine, UnknownHost};
+use wye_tables::amendments::Amendments;
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 use wye_tables::run_record::RunRecord;
@@ -53,6 +54,7 @@ async fn main() -> Result<()> {
         readings: Readings::open(&root).await?,
         dead_letters: DeadLetters::open(&root).await?,
         views: views.clone(),
+        amendments: Amendments::open(&root)?,
     };
     let limits = Limits { threads: 2, ..Limits::default() };
     let parts = EngineParts {

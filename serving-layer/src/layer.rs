@@ -15,6 +15,7 @@ use wye_log::client::Log;
 use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_runtime::memory::machine_memory;
 use wye_runtime::telemetry::Telemetry;
+use wye_tables::amendments::Amendments;
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
@@ -101,6 +102,7 @@ pub async fn start(
         readings: Readings::open(&root).await?,
         dead_letters: DeadLetters::open(&root).await?,
         views: BatchViews::open(&root)?,
+        amendments: Amendments::open(&root)?,
     };
     let views = sources.views.clone();
     let limits = query_limits(&settings.sql, parts.spill_folder);

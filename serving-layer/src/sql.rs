@@ -44,6 +44,7 @@ mod tests;
 mod threads;
 mod watchdog;
 
+use wye_tables::amendments::Amendments;
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 use wye_tables::views::BatchViews;
@@ -64,4 +65,6 @@ pub struct Sources {
     pub dead_letters: DeadLetters,
     /// The batch views.
     pub views: BatchViews,
+    /// Changes to how readings are computed.
+    pub amendments: Amendments,
 }

@@ -19,6 +19,7 @@ use wye_metrics::failures::Failures;
 use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_metrics::view_rows::ViewSchema;
 use wye_metrics::view_rows::builder::{ViewRowsBuilder, ViewSeries};
+use wye_tables::amendments::Amendments;
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
 use wye_tables::run_record::RunRecord;
@@ -177,6 +178,7 @@ impl Site {
             readings: Readings::open(&root).await.unwrap(),
             dead_letters: DeadLetters::open(&root).await.unwrap(),
             views: views.clone(),
+            amendments: Amendments::open(&root).unwrap(),
         };
         let hub = Arc::new(hub());
         hub.step(Input::CaughtUp);
@@ -310,10 +312,7 @@ async fn commit_files(
     let run = run(directory.plans());
     let expected_version = views.latest_version().await.unwrap();
     let horizon = self::horizon(horizon);
-    views
-        .commit(ViewCommit { schema, files, replaces, horizon, run, expected_version })
-        .await
-        .unwrap();
+    views.commit(ViewCommit { schema, files, replaces, horizon, run, expected_version }).await.unwrap();
 }
 
 /// The record of a batch run.

@@ -6,6 +6,7 @@
 )]
 
 mod alone;
+mod amend;
 mod answers;
 mod attack;
 mod bounded;

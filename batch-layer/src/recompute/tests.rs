@@ -12,6 +12,7 @@ use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::{DeviceConfig, DeviceNumber, Registry, RegistryConfig};
 use wye_domain::series::SeriesKey;
 use wye_domain::time::{Micros, Span};
+use wye_metrics::amendment::Amending;
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_tables::CompactionPolicy;
@@ -277,6 +278,7 @@ impl Views {
         let since = latest.as_ref().map(|view| Since {
             horizon: view.horizon.clone(),
             before: Before { cells: view.cells().unwrap(), as_of: view.run.as_ref().unwrap().as_of },
+            amended: Vec::new(),
         });
         let task = Recomputation {
             root: root.clone(),
@@ -284,6 +286,7 @@ impl Views {
             views: self.views.clone(),
             expectations: Arc::new(Expectations::new(&plans).unwrap()),
             plans,
+            amending: Amending::default(),
             horizon: horizon.clone(),
             as_of: None,
             since,

@@ -11,7 +11,8 @@ use crate::testing::horizon;
 const OWNER: Generation = Generation(Offset::START);
 
 fn rules() -> Rules {
-    Rules { started: Micros(1_000), definitions: "now".to_owned(), asked_by: "test".to_owned(), force: false }
+    let (definitions, asked_by) = ("now".to_owned(), "test".to_owned());
+    Rules { started: Micros(1_000), definitions, amendments: Vec::new(), asked_by, force: false }
 }
 
 /// What the control records of an owner add up to that has announced these starts.
@@ -38,6 +39,7 @@ fn request(through: i64) -> ControlRecord {
 
 fn previous(offsets: Horizon) -> Previous {
     Previous {
+        amendments: Vec::new(),
         version: ViewVersion(3),
         horizon: offsets,
         definitions: Some("now".to_owned()),
@@ -145,6 +147,8 @@ fn a_view_stays_until_something_is_new() {
         let changed = Previous { definitions, ..current.clone() };
         assert_eq!(task(&nothing_to_do(rules(), changed)).horizon, horizon([(0, 5)]));
     }
+    let amended = Previous { amendments: vec!["a".to_owned()], ..current.clone() };
+    assert_eq!(task(&nothing_to_do(rules(), amended)).horizon, horizon([(0, 5)]));
     let due = Previous { settles_at: Some(Micros(1_000)), ..current.clone() };
     assert_eq!(task(&nothing_to_do(rules(), due)).as_of, Some(Micros(1_000)));
     let later = Previous { settles_at: Some(Micros(1_001)), ..current };

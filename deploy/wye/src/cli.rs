@@ -26,6 +26,11 @@ pub(crate) enum Command {
     Batch(Batch),
     /// Store what the log contains in the master dataset, and end; not needed where `wye up` runs, which always does it
     Archive(Archive),
+    /// Leave out or correct stored readings; the readings stay as they are, and an amendment can be revoked
+    ///
+    /// The next batch run applies amendments; it computes the stretches of time again that they are about. Until then, and for
+    /// readings that no batch run has reached yet, answers are without them.
+    Amend(Amend),
     /// Run an SQL query on a running Wye
     Sql(Sql),
     /// Check the log of a stopped `wye up` for damage on the disk; with --accept-loss, remove the damaged records
@@ -166,6 +171,131 @@ pub(crate) struct BatchRun {
     #[arg(long, value_name = "URL", env = "WYE_URL")]
     pub url: Option<String>,
     /// Where it does the run itself.
+    #[command(flatten)]
+    pub local: LocalArguments,
+}
+
+/// `wye amend`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Amend {
+    /// What is done.
+    #[command(subcommand)]
+    pub command: AmendCommand,
+}
+
+/// The commands for amendments.
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum AmendCommand {
+    /// Leave readings out of all metrics
+    Drop(AmendDrop),
+    /// Give readings another value
+    Correct(AmendCorrect),
+    /// Give readings other tags
+    Retag(AmendRetag),
+    /// Take an amendment back
+    Revoke(AmendRevoke),
+    /// Print all amendments
+    List(AmendList),
+}
+
+/// `wye amend drop`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AmendDrop {
+    /// Which readings, and why.
+    #[command(flatten)]
+    pub about: AmendAbout,
+}
+
+/// `wye amend correct`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AmendCorrect {
+    /// SQL expression of the new value over the columns of a reading, such as "value / 10"
+    #[arg(long, value_name = "SQL")]
+    pub value: String,
+    /// Which readings, and why.
+    #[command(flatten)]
+    pub about: AmendAbout,
+}
+
+/// `wye amend retag`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AmendRetag {
+    /// A tag that the readings get, such as line=9; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", required_unless_present = "remove_tag")]
+    pub tag: Vec<String>,
+    /// A tag that is removed; may be repeated
+    #[arg(long, value_name = "NAME")]
+    pub remove_tag: Vec<String>,
+    /// Which readings, and why.
+    #[command(flatten)]
+    pub about: AmendAbout,
+}
+
+/// Which readings an amendment is about, and why it is made.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AmendAbout {
+    /// Only readings of this device; may be repeated
+    #[arg(
+        long,
+        value_name = "DEVICE",
+        required_unless_present = "all_devices",
+        conflicts_with = "all_devices"
+    )]
+    pub device: Vec<String>,
+    /// Readings of all devices
+    #[arg(long)]
+    pub all_devices: bool,
+    /// Only readings with this metric name; may be repeated [default: all]
+    #[arg(long, value_name = "METRIC")]
+    pub metric: Vec<String>,
+    /// Only readings with this event time or a later one, such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME")]
+    pub from: String,
+    /// Only readings with an earlier event time
+    #[arg(long, value_name = "TIME")]
+    pub until: String,
+    /// Only count the readings that it would be about
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Why, who, and where.
+    #[command(flatten)]
+    pub made: AmendMade,
+}
+
+/// Who makes an amendment, why, and where it is stored.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AmendMade {
+    /// Why the amendment is made
+    #[arg(long, value_name = "TEXT")]
+    pub reason: String,
+    /// Who makes it
+    #[arg(long, value_name = "NAME", env = "USER", default_value = "unknown")]
+    pub author: String,
+    /// Print what was done as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where the tables are.
+    #[command(flatten)]
+    pub local: LocalArguments,
+}
+
+/// `wye amend revoke`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AmendRevoke {
+    /// ID of the amendment, as `wye amend list` prints it
+    pub id: String,
+    /// Why, who, and where.
+    #[command(flatten)]
+    pub made: AmendMade,
+}
+
+/// `wye amend list`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AmendList {
+    /// Print them as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where the tables are.
     #[command(flatten)]
     pub local: LocalArguments,
 }

@@ -6,6 +6,7 @@
 
 mod allocator;
 mod alone;
+mod amend;
 mod archive;
 mod batch;
 mod cli;
@@ -57,6 +58,7 @@ fn main() -> ExitCode {
                 BatchCommand::Run(arguments) => batch::run(&arguments).await,
             },
             Command::Archive(arguments) => archive::run(&arguments).await,
+            Command::Amend(arguments) => amend::run(&arguments.command).await,
             Command::Sql(arguments) => sql::run(&arguments).await,
             Command::RepairLog(arguments) => repair_log::run(&arguments),
         }

@@ -77,6 +77,10 @@ impl SchemaProvider for CaptureSchema {
                 let runs = self.sources.views.history(RUNS).await.map_err(external)?;
                 in_memory(system_tables::batch_runs(&runs)?)?
             }
+            SqlTable::Amendments => {
+                let all = self.sources.amendments.all().await.map_err(external)?;
+                in_memory(system_tables::amendments(&all)?)?
+            }
             SqlTable::Coverage => in_memory(system_tables::coverage(&self.capture.coverage)?)?,
             SqlTable::RealtimeMetrics => self.all_series(Layers::Realtime),
             SqlTable::BatchMetrics => self.all_series(Layers::Batch),

@@ -10,6 +10,7 @@
 //! | Which value does a reading add to which series and window? | [`plan`], [`contribution`] |
 //! | How do readings become summaries? | [`fold`], [`window_table`] |
 //! | Which readings cannot be computed? | [`failures`] |
+//! | Which readings are left out or changed afterwards? | [`amendment`] |
 //! | How many readings should there be, and how far can a number be trusted? | [`expectation`], [`confidence`] |
 //! | How do the layers' summaries become one answer? | [`merge`] |
 //! | What does a summary answer? | [`finish`] |
@@ -18,6 +19,7 @@
 
 pub mod definition;
 
+pub mod amendment;
 pub mod contribution;
 pub mod failures;
 pub mod fold;

@@ -19,6 +19,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::definition::{Definition, DefinitionError, fingerprint};
+use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::common::DFSchema;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
@@ -36,6 +37,7 @@ use wye_domain::sketches::Needs;
 use wye_domain::wire::Acceptance;
 
 pub use expectations::Expectations;
+pub(crate) use isolate::isolate as isolated;
 
 /// One planned definition.
 #[derive(Debug)]
@@ -213,6 +215,24 @@ fn attribute_names(definitions: &[Definition]) -> Result<Vec<String>, Definition
         }
     }
     Ok(names.into_iter().collect())
+}
+
+/// Plans an expression for the value of a reading, over the columns of a reading and `ingest_time`. `name` is what it belongs
+/// to, for messages.
+///
+/// # Errors
+/// [`DefinitionError`] when it is no such expression.
+pub(crate) fn plan_value(name: &str, sql: &str) -> Result<Arc<dyn PhysicalExpr>, DefinitionError> {
+    let (context, schema) = (SessionContext::new(), evaluation_schema(&[]));
+    Planner { context: &context, schema: &schema, metric: name }.plan("value", sql, Wanted::Number)
+}
+
+/// The columns of readings that such an expression is evaluated on.
+pub(crate) fn evaluation_columns(batch: &RecordBatch) -> Result<RecordBatch, DataFusionError> {
+    let schema = batch.schema();
+    let columns = evaluation_schema(&[]);
+    let columns = columns.fields().iter().map(|field| schema.index_of(field.name()));
+    Ok(batch.project(&columns.collect::<Result<Vec<_>, _>>()?)?)
 }
 
 /// The remedy where the problem says it all.

@@ -22,13 +22,15 @@ pub enum SqlTable {
     DeadLetters,
     /// The records of batch runs.
     BatchRuns,
+    /// Changes to how readings are computed.
+    Amendments,
     /// How far answers cover the log.
     Coverage,
 }
 
 impl SqlTable {
     /// All of them, in the order in which they are listed.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Readings,
         Self::RealtimeMetrics,
         Self::BatchMetrics,
@@ -37,6 +39,7 @@ impl SqlTable {
         Self::UnifiedMetricsClassic,
         Self::DeadLetters,
         Self::BatchRuns,
+        Self::Amendments,
         Self::Coverage,
     ];
 
@@ -52,6 +55,7 @@ impl SqlTable {
             Self::UnifiedMetricsClassic => "unified_metrics_classic",
             Self::DeadLetters => "dead_letters",
             Self::BatchRuns => "batch_runs",
+            Self::Amendments => "amendments",
             Self::Coverage => "coverage",
         }
     }

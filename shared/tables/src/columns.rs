@@ -114,6 +114,40 @@ pub fn dead_letter_schema() -> SchemaRef {
     Arc::clone(&SCHEMA)
 }
 
+/// The Delta table `amendments`.
+///
+/// | column | type | null | meaning |
+/// |---|---|---|---|
+/// | `id` | Utf8 | no | its name |
+/// | `created_at` | Timestamp(µs, UTC) | no | when it was made |
+/// | `author`, `reason` | Utf8 | no | who made it, and why |
+/// | `action` | Utf8 | no | `drop`, `correct`, `retag` or `revoke` |
+/// | `devices`, `metrics` | Utf8 | no | JSON lists; an empty one means all |
+/// | `from_time`, `until_time` | Timestamp(µs, UTC) | no | event times from the first, before the second |
+/// | `value` | Utf8 | yes | the expression of the new value |
+/// | `tags` | Utf8 | yes | JSON object of the new tags; null removes a tag |
+/// | `revokes` | Utf8 | yes | the amendment that is not applied any more |
+pub fn amendment_schema() -> SchemaRef {
+    static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+        let text = |name: &str, is_null| Field::new(name, DataType::Utf8, is_null);
+        Arc::new(Schema::new(vec![
+            text("id", false),
+            Field::new("created_at", time_type(), false),
+            text("author", false),
+            text("reason", false),
+            text("action", false),
+            text("devices", false),
+            text("metrics", false),
+            Field::new("from_time", time_type(), false),
+            Field::new("until_time", time_type(), false),
+            text("value", true),
+            text("tags", true),
+            text("revokes", true),
+        ]))
+    });
+    Arc::clone(&SCHEMA)
+}
+
 /// The names of all columns of a schema.
 pub(crate) fn names(schema: &Schema) -> Vec<&str> {
     schema.fields().iter().map(|field| field.name().as_str()).collect()

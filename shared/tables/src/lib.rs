@@ -6,6 +6,7 @@
 
 pub mod store;
 
+pub mod amendments;
 pub mod append;
 pub mod columns;
 pub mod dead_letters;

@@ -54,6 +54,10 @@ pub struct RunRecord {
     pub computed_cells: BTreeMap<String, u64>,
     /// Readings in the cells that the run has computed.
     pub readings_read: u64,
+    /// Readings that amendments leave out.
+    pub dropped: u64,
+    /// The IDs of the amendments that were applied.
+    pub amendments: Vec<String>,
 }
 
 /// A run that was committed.
@@ -74,7 +78,7 @@ mod tests {
     use super::*;
 
     /// A record as it is stored. A change breaks all existing tables.
-    const STORED: &str = r#"{"run_id":"r1","started_at":10,"finished_at":20,"readings":5,"duplicates":2,"conflicts":1,"windows":3,"series":2,"definitions":"7","as_of":9,"lateness":LATENESS,"failures":{},"settles_at":30,"computation":1,"readings_table":"t","cells":4,"computed_cells":{"new_readings":2},"readings_read":3}"#;
+    const STORED: &str = r#"{"run_id":"r1","started_at":10,"finished_at":20,"readings":5,"duplicates":2,"conflicts":1,"windows":3,"series":2,"definitions":"7","as_of":9,"lateness":LATENESS,"failures":{},"settles_at":30,"computation":1,"readings_table":"t","cells":4,"computed_cells":{"new_readings":2},"readings_read":3,"dropped":1,"amendments":["a"]}"#;
 
     #[test]
     fn the_stored_form_is_pinned() {
@@ -97,6 +101,8 @@ mod tests {
             cells: 4,
             computed_cells: [("new_readings".to_owned(), 2)].into(),
             readings_read: 3,
+            dropped: 1,
+            amendments: vec!["a".to_owned()],
             ..RunRecord::default()
         };
         assert_eq!(serde_json::to_string(&record).unwrap(), stored);

@@ -21,6 +21,8 @@ pub enum TableName {
     BatchViews,
     /// Rejected items.
     DeadLetters,
+    /// Changes to how readings are computed.
+    Amendments,
 }
 
 impl TableName {
@@ -30,6 +32,7 @@ impl TableName {
             Self::Readings => "readings",
             Self::BatchViews => "batch_views",
             Self::DeadLetters => "dead_letters",
+            Self::Amendments => "amendments",
         }
     }
 }

@@ -58,7 +58,7 @@ pub(super) fn print_dry_run(would: &WouldCompute, as_json: bool) -> Result<()> {
 fn print_lines(report: &Value) -> Result<()> {
     let outcome = report.get("outcome").and_then(Value::as_str).unwrap_or_default();
     say(format!("outcome        {:>12}", outcome.replace('_', " ")))?;
-    for key in ["readings", "duplicates", "conflicts", "windows", "series"] {
+    for key in ["readings", "duplicates", "conflicts", "dropped", "windows", "series"] {
         let number = report.get(key).and_then(Value::as_u64).unwrap_or_default();
         say(format!("{key:<14} {:>12}", grouped(number)))?;
     }

@@ -1,5 +1,6 @@
 //! What the program says of itself as tables: the batch runs, and what answers cover of the log.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::{
@@ -9,6 +10,7 @@ use arrow::array::{
 use datafusion::error::Result;
 use wye_domain::place::{Generation, Offset};
 use wye_domain::time::Micros;
+use wye_metrics::amendment::{Amendment, Change, in_force};
 use wye_tables::run_record::CommittedRun;
 
 use super::external;
@@ -38,6 +40,7 @@ pub(super) fn batch_runs(runs: &[CommittedRun]) -> Result<RecordBatch> {
         ("readings", counts(runs, |run| run.run.readings)),
         ("duplicates", counts(runs, |run| run.run.duplicates)),
         ("conflicts", counts(runs, |run| run.run.conflicts)),
+        ("dropped", counts(runs, |run| run.run.dropped)),
         ("windows", counts(runs, |run| run.run.windows)),
         ("series", counts(runs, |run| run.run.series)),
         ("cells", counts(runs, |run| run.run.cells)),
@@ -45,6 +48,48 @@ pub(super) fn batch_runs(runs: &[CommittedRun]) -> Result<RecordBatch> {
         ("readings_read", counts(runs, |run| run.run.readings_read)),
         ("horizon", Arc::new(StringArray::from(horizons))),
     ])?)
+}
+
+/// A row for each amendment.
+pub(super) fn amendments(all: &[Amendment]) -> Result<RecordBatch> {
+    let in_force: BTreeSet<&str> = in_force(all).iter().map(|amendment| amendment.id.as_str()).collect();
+    let change = all.iter().map(|amendment| match &amendment.change {
+        Change::Drop => Ok(None),
+        Change::Correct(sql) => Ok(Some(sql.clone())),
+        Change::Retag(tags) => serde_json::to_string(tags).map(Some),
+        Change::Revoke(id) => Ok(Some(id.clone())),
+    });
+    let change: StringArray = change.collect::<std::result::Result<Vec<_>, _>>().map_err(external)?.into();
+    let in_force: BooleanArray = all.iter().map(|one| Some(in_force.contains(one.id.as_str()))).collect();
+    let columns: Vec<(&str, ArrayRef)> = vec![
+        ("id", texts(all, |one| one.id.clone())),
+        ("created_at", moments(all, |one| one.created_at)),
+        ("author", texts(all, |one| one.author.clone())),
+        ("reason", texts(all, |one| one.reason.clone())),
+        ("action", texts(all, |one| one.change.name().to_owned())),
+        ("devices", texts(all, |one| listed(&one.readings.devices))),
+        ("metrics", texts(all, |one| listed(&one.readings.metrics))),
+        ("from_time", moments(all, |one| one.readings.times.start)),
+        ("until_time", moments(all, |one| one.readings.times.end)),
+        ("change", Arc::new(change)),
+        ("in_force", Arc::new(in_force)),
+    ];
+    Ok(RecordBatch::try_from_iter_with_nullable(
+        columns.into_iter().map(|(name, column)| (name, column, true)),
+    )?)
+}
+
+fn listed(names: &BTreeSet<String>) -> String {
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn texts(all: &[Amendment], text: impl Fn(&Amendment) -> String) -> ArrayRef {
+    Arc::new(StringArray::from_iter_values(all.iter().map(text)))
+}
+
+fn moments(all: &[Amendment], time: impl Fn(&Amendment) -> Micros) -> ArrayRef {
+    let times = all.iter().map(|one| time(one).0);
+    Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC"))
 }
 
 /// A row for each Kafka partition of the readings.

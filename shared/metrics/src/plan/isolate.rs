@@ -24,15 +24,15 @@ const SMALL: usize = 16;
 const LONGEST_MESSAGE: usize = 300;
 
 /// The answers of an expression, row by row.
-pub(super) struct Isolated {
+pub(crate) struct Isolated {
     /// Null where it fails.
-    pub(super) answers: ArrayRef,
+    pub(crate) answers: ArrayRef,
     /// Where it fails, in row order.
-    pub(super) failed: Vec<FailedRow>,
+    pub(crate) failed: Vec<FailedRow>,
 }
 
 /// Evaluates an expression on every row of a batch of any schema that has the expression's columns.
-pub(super) fn isolate(expression: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<Isolated> {
+pub(crate) fn isolate(expression: &Arc<dyn PhysicalExpr>, batch: &RecordBatch) -> Result<Isolated> {
     let mut used: Vec<usize> = collect_columns(expression).iter().map(|column| column.index()).collect();
     used.sort_unstable();
     // A batch without columns would have no rows.

@@ -35,6 +35,8 @@ pub struct CellRecord {
     pub duplicates: u64,
     /// Of these, later ones of an identity with another value.
     pub conflicts: u64,
+    /// Readings that amendments leave out.
+    pub dropped: u64,
     /// Readings that definitions could not compute.
     pub failures: Failures,
     /// Rows of the view: windows of all series.
@@ -113,7 +115,7 @@ mod tests {
     use super::*;
 
     /// A record as it is stored. A change breaks all existing tables.
-    const STORED: &str = r#"{"start":-60,"end":60,"readings":5,"duplicates":2,"conflicts":1,"failures":{},"windows":3,"last_end":50,"settles_at":70}"#;
+    const STORED: &str = r#"{"start":-60,"end":60,"readings":5,"duplicates":2,"conflicts":1,"dropped":4,"failures":{},"windows":3,"last_end":50,"settles_at":70}"#;
 
     #[test]
     fn the_stored_form_is_pinned() {
@@ -123,6 +125,7 @@ mod tests {
             readings: 5,
             duplicates: 2,
             conflicts: 1,
+            dropped: 4,
             failures: Failures::default(),
             windows: 3,
             last_end: Some(Micros(50)),

@@ -66,6 +66,7 @@ impl BatchRun {
         let rules = run::Rules {
             started: Micros(start.started),
             definitions: plans.plans.fingerprint().to_string(),
+            amendments: Vec::new(),
             asked_by: String::new(),
             force: false,
         };
@@ -73,6 +74,7 @@ impl BatchRun {
             version: ViewVersion(version),
             horizon: horizon(&view.horizon),
             definitions: Some(view.definitions.to_string()),
+            amendments: Vec::new(),
             settles_at: view.settles_at.map(Micros),
         });
         let facts = Facts { previous, control: control_views(start.control), ends: horizon(&start.ends) };

@@ -1,0 +1,200 @@
+//! `wye amend`: makes, revokes and lists amendments. It writes to their table alone, beside whatever else runs; the next batch
+//! run applies them.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, bail};
+use serde_json::{Value, json};
+use wye_batch::amend::{Affected, affected};
+use wye_domain::time::{Micros, Window, format_rfc3339, parse_rfc3339};
+use wye_metrics::amendment::{Amending, Amendment, Change, Selection, in_force};
+use wye_runtime::clock::{Clock, SystemClock};
+use wye_runtime::unique;
+use wye_tables::amendments::Amendments;
+use wye_tables::store::TableRoot;
+
+use crate::alone::no_data_dir;
+use crate::cli::{AmendAbout, AmendCommand, AmendList, AmendMade, AmendRetag, AmendRevoke, LocalArguments};
+use crate::client::Misused;
+use crate::site::check::{Given, check};
+use crate::site::{data_dir, table_root};
+use crate::terminal::{grouped, say};
+
+/// Runs the command.
+///
+/// # Errors
+/// [`Misused`] or a `ConfigError` when arguments or settings are wrong, or when the tables cannot be read or written.
+pub(crate) async fn run(command: &AmendCommand) -> Result<()> {
+    match command {
+        AmendCommand::Drop(drop) => make(&drop.about, Change::Drop).await,
+        AmendCommand::Correct(correct) => make(&correct.about, Change::Correct(correct.value.clone())).await,
+        AmendCommand::Retag(retag) => make(&retag.about, Change::Retag(tags(retag)?)).await,
+        AmendCommand::Revoke(arguments) => revoke(arguments).await,
+        AmendCommand::List(arguments) => list(arguments).await,
+    }
+}
+
+/// The location of the tables.
+fn tables(local: &LocalArguments) -> Result<TableRoot> {
+    let dir = local.data_dir.as_path();
+    let checked = check(Given { data_dir: dir, config: local.config.as_deref(), http: None })?;
+    if checked.settings.tables.root.is_empty() && !data_dir::is_one(dir) {
+        bail!(no_data_dir(dir));
+    }
+    table_root(&checked, dir)
+}
+
+fn tags(arguments: &AmendRetag) -> Result<BTreeMap<String, Option<String>>> {
+    let mut tags = BTreeMap::new();
+    for text in &arguments.tag {
+        let (name, value) = text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(|| {
+            Misused(format!("--tag {text:?} is not a name and a value; write for example line=9"))
+        })?;
+        tags.insert(name.to_owned(), Some(value.to_owned()));
+    }
+    tags.extend(arguments.remove_tag.iter().map(|name| (name.clone(), None)));
+    Ok(tags)
+}
+
+fn time(option: &str, text: &str) -> Result<Micros, Misused> {
+    parse_rfc3339(text).map_err(|_| {
+        Misused(format!("{option} {text:?} is not a time; write for example 2026-01-31T12:00:00Z"))
+    })
+}
+
+fn selection(about: &AmendAbout) -> Result<Selection> {
+    let times = Window { start: time("--from", &about.from)?, end: time("--until", &about.until)? };
+    if times.end <= times.start {
+        bail!(Misused(format!("--until {} is not after --from {}", about.until, about.from)));
+    }
+    Ok(Selection {
+        devices: about.device.iter().cloned().collect(),
+        metrics: about.metric.iter().cloned().collect(),
+        times,
+    })
+}
+
+async fn make(about: &AmendAbout, change: Change) -> Result<()> {
+    let readings = selection(about)?;
+    let amendment = new(&about.made, readings, change);
+    // A wrong expression would end every batch run.
+    Amending::plan(std::slice::from_ref(&amendment))
+        .map_err(|error| Misused(format!("--value: {}; {}", error.problem, error.remedy)))?;
+    let root = tables(&about.made.local)?;
+    let found = affected(&root, &amendment.readings).await?;
+    if about.dry_run {
+        return print(
+            &about.made,
+            &json!({ "would_affect": found }),
+            &format!("would affect {}", words(&found)),
+        );
+    }
+    Amendments::open(&root)?.append(&amendment).await?;
+    let answer = json!({ "id": amendment.id, "affects": found });
+    print(
+        &about.made,
+        &answer,
+        &format!("amendment {} affects {}; the next batch run applies it", amendment.id, words(&found)),
+    )
+}
+
+async fn revoke(arguments: &AmendRevoke) -> Result<()> {
+    let root = tables(&arguments.made.local)?;
+    let amendments = Amendments::open(&root)?;
+    let all = amendments.all().await?;
+    let Some(revoked) = all.iter().find(|amendment| amendment.id == arguments.id) else {
+        let id = &arguments.id;
+        bail!(Misused(format!("there is no amendment {id}; `wye amend list` prints all")));
+    };
+    let change = Change::Revoke(arguments.id.clone());
+    let amendment = new(&arguments.made, revoked.readings.clone(), change);
+    amendments.append(&amendment).await?;
+    let answer = json!({ "id": amendment.id, "revokes": arguments.id });
+    let line = format!("amendment {} revokes {}; the next batch run applies it", amendment.id, arguments.id);
+    print(&arguments.made, &answer, &line)
+}
+
+fn new(made: &AmendMade, readings: Selection, change: Change) -> Amendment {
+    Amendment {
+        id: unique::name().chars().take(12).collect(),
+        created_at: SystemClock::default().now(),
+        author: made.author.clone(),
+        reason: made.reason.clone(),
+        readings,
+        change,
+    }
+}
+
+fn print(made: &AmendMade, answer: &Value, line: &str) -> Result<()> {
+    if made.json { say(answer) } else { say(line) }
+}
+
+fn words(affected: &Affected) -> String {
+    let Affected { readings, devices, first, last } = affected;
+    let stretch = match (first, last) {
+        (Some(first), Some(last)) => format!(", from {first} to {last}"),
+        _ => String::new(),
+    };
+    let (readings, devices) = (readings.unsigned_abs(), devices.unsigned_abs());
+    format!("{} stored readings of {} devices{stretch}", grouped(readings), grouped(devices))
+}
+
+async fn list(arguments: &AmendList) -> Result<()> {
+    let all = Amendments::open(&tables(&arguments.local)?)?.all().await?;
+    let in_force: Vec<&str> = in_force(&all).iter().map(|amendment| amendment.id.as_str()).collect();
+    if arguments.json {
+        let all = all.iter().map(|amendment| described(amendment, in_force.contains(&amendment.id.as_str())));
+        return say(Value::Array(all.collect()));
+    }
+    if all.is_empty() {
+        return say("no amendments");
+    }
+    for amendment in all.iter() {
+        let Amendment { id, created_at, author, reason, readings, change } = amendment;
+        let what = match change {
+            Change::Drop => "drop".to_owned(),
+            Change::Correct(sql) => format!("correct to {sql}"),
+            Change::Retag(tags) => format!("retag {}", json!(tags)),
+            Change::Revoke(id) => format!("revoke {id}"),
+        };
+        let is_revoked = !matches!(change, Change::Revoke(_)) && !in_force.contains(&id.as_str());
+        let state = if is_revoked { " (revoked)" } else { "" };
+        say(format!("{id}  {}  {author}: {reason}", format_rfc3339(*created_at)))?;
+        let (devices, metrics) = (names(&readings.devices, "devices"), names(&readings.metrics, "metrics"));
+        let (from, until) = (format_rfc3339(readings.times.start), format_rfc3339(readings.times.end));
+        say(format!("    {what}{state}: {devices}, {metrics}, {from} to {until}"))?;
+    }
+    Ok(())
+}
+
+fn names(names: &std::collections::BTreeSet<String>, all: &str) -> String {
+    if names.is_empty() {
+        return format!("all {all}");
+    }
+    names.iter().map(String::as_str).collect::<Vec<_>>().join(" ")
+}
+
+fn described(amendment: &Amendment, is_in_force: bool) -> Value {
+    let Amendment { id, created_at, author, reason, readings, change } = amendment;
+    let (value, tags, revokes) = match change {
+        Change::Drop => (None, None, None),
+        Change::Correct(sql) => (Some(sql), None, None),
+        Change::Retag(tags) => (None, Some(tags), None),
+        Change::Revoke(id) => (None, None, Some(id)),
+    };
+    json!({
+        "id": id,
+        "created_at": format_rfc3339(*created_at),
+        "author": author,
+        "reason": reason,
+        "action": change.name(),
+        "devices": readings.devices,
+        "metrics": readings.metrics,
+        "from": format_rfc3339(readings.times.start),
+        "until": format_rfc3339(readings.times.end),
+        "value": value,
+        "tags": tags,
+        "revokes": revokes,
+        "in_force": is_in_force,
+    })
+}
