@@ -14,6 +14,7 @@ cd "$wye_root"
 
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$wye_cache/target}"
 kafka_dir=
+s3_dir=
 summary=()
 current=
 
@@ -33,6 +34,10 @@ finish() {
     if [ -n "$kafka_dir" ]; then
         scripts/kafka.sh stop "$kafka_dir" || true
         rm -rf "$kafka_dir"
+    fi
+    if [ -n "$s3_dir" ]; then
+        scripts/s3.sh stop "$s3_dir" || true
+        rm -rf "$s3_dir"
     fi
     say
     if [ ${#summary[@]} -gt 0 ]; then printf '%s\n' "${summary[@]}" >&2; fi
@@ -68,6 +73,11 @@ start_kafka() {
     scripts/kafka.sh start "$kafka_dir"
 }
 
+start_s3() {
+    s3_dir="$(mktemp -d "${TMPDIR:-/tmp}/wye-s3.XXXXXX")"
+    scripts/s3.sh start "$s3_dir"
+}
+
 static_checks() {
     step "prepare: system packages, Python environment, cargo tools" prepare
     step "format" cargo fmt --all --check
@@ -81,10 +91,12 @@ tests() {
     step "build of the program" cargo build --locked --release --workspace --bins --test gate
     step "documentation and its tests" documentation
     step "start Apache Kafka" start_kafka
+    step "start an S3 server" start_s3
     WYE_TEST_KAFKA="$(cat "$kafka_dir/bootstrap")"
     # The certificates and passwords for its listener with TLS.
     WYE_TEST_KAFKA_TLS="$kafka_dir/tls"
     export WYE_TEST_KAFKA WYE_TEST_KAFKA_TLS
+    export WYE_TEST_S3="$s3_dir"
     export WYE_TEST_PYTHON="$python"
     step "unit tests" by_clippy test --locked --release --workspace --lib --bins --test seeds
     step "tests of the program" cargo test --locked --release --workspace --test gate

@@ -2,7 +2,8 @@
 # Installs the missing packages that Wye needs besides Rust. Quick when none is missing.
 #
 #   scripts/install-deps.sh run      to build and run Wye: a C and C++ compiler, make, OpenSSL
-#   scripts/install-deps.sh test     also to test it: Python with venv, Java and Maven for a real Apache Kafka, kcat
+#   scripts/install-deps.sh test     also to test it: Python with venv, Java and Maven for a real Apache Kafka, kcat,
+#                                    Go for an S3 server
 #   scripts/install-deps.sh bench    also to compare it with other systems: a Java compiler
 #
 # Works as root, or with sudo. Without these, or without apt, it prints what to install, and fails.
@@ -33,6 +34,8 @@ need_for_test() {
     need default-jre-headless java -version
     need maven have mvn
     need openssl have openssl
+    # Builds the S3 server of the tests, and an independent Kafka client.
+    need golang-go have go
     # An independent Kafka client.
     need kcat have kcat
 }

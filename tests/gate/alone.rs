@@ -14,13 +14,13 @@ use wye_tests::process::{Process, Signal};
 use wye_tests::site::Site;
 use wye_tests::{datasets, wait};
 
-const CONFIG: &str = "[batch]\ninterval = \"0s\"\n";
+pub(super) const CONFIG: &str = "[batch]\ninterval = \"0s\"\n";
 const WITHIN: Duration = Duration::from_secs(60);
 /// How long a command may take to end after SIGTERM.
 const TERM_WITHIN: Duration = Duration::from_secs(10);
 
 /// `wye WORDS --data-dir ...` with the configuration of a site.
-fn command(site: &Site, words: &[&str]) -> Command {
+pub(super) fn command(site: &Site, words: &[&str]) -> Command {
     let mut command = Command::new(site.program());
     command.args(words).arg("--data-dir").arg(site.data_dir());
     command.arg("--config").arg(site.directory().join("wye.toml"));
@@ -33,21 +33,21 @@ fn start(site: &Site, words: &[&str], name: &str) -> Result<Process> {
 }
 
 /// Runs a command that must succeed, and returns the JSON that it prints.
-fn report(site: &Site, words: &[&str]) -> Result<Value> {
+pub(super) fn report(site: &Site, words: &[&str]) -> Result<Value> {
     let Output { status, stdout, stderr } = command(site, words).output()?;
     ensure!(status.success(), "wye {words:?}: {status}: {}", String::from_utf8_lossy(&stderr));
     serde_json::from_slice(&stdout).with_context(|| format!("the output of wye {words:?}"))
 }
 
 /// Runs a command that must end with an exit code, and checks the message.
-fn ends_with(mut command: Command, code: i32, word: &str) -> Result<()> {
+pub(super) fn ends_with(mut command: Command, code: i32, word: &str) -> Result<()> {
     let Output { status, stderr, .. } = command.output()?;
     let printed = String::from_utf8_lossy(&stderr);
     ensure!(status.code() == Some(code) && printed.contains(word), "{command:?}: {status}: {printed}");
     Ok(())
 }
 
-fn post(api: &Api, number: i64) -> Result<()> {
+pub(super) fn post(api: &Api, number: i64) -> Result<()> {
     let reading = json!({"device_id": "pump", "metric": "pressure", "value": number, "event_time": "2026-01-01T00:00:00Z", "sequence": number});
     let (status, answer) = api.post("/v1/readings", &reading)?;
     ensure!(status == 200, "{answer}");
@@ -134,12 +134,17 @@ fn a_batch_run_waits_for_another_process_or_leaves() -> Result<()> {
 
 #[test]
 fn two_batch_runs_at_once_on_apache_kafka_do_no_harm() -> Result<()> {
-    let mut site = Site::new()?;
+    let site = Site::new()?;
+    let tables = format!("[tables]\nroot = \"{}\"\n", site.directory().join("tables").display());
+    two_runs_at_once(site, &tables)
+}
+
+/// Two batch runs without a data directory; `tables` is the section of their tables.
+pub(super) fn two_runs_at_once(mut site: Site, tables: &str) -> Result<()> {
     let Some(kafka) = Kafka::start(site.directory().join("kafka"))? else { return Ok(()) };
-    let (servers, tables) = (kafka.bootstrap_servers()?, site.directory().join("tables"));
+    let servers = kafka.bootstrap_servers()?;
     site.configure(&format!(
-        "{CONFIG}[log]\nbootstrap_servers = \"{servers}\"\nkafka_partitions = 3\n[tables]\nroot = \"{}\"\n",
-        tables.display()
+        "{CONFIG}[log]\nbootstrap_servers = \"{servers}\"\nkafka_partitions = 3\n{tables}"
     ))?;
     let server_site = site.another("server");
     let mut server = server_site.up()?;

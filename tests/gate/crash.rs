@@ -51,44 +51,50 @@ fn loss_1_kills_lose_nothing_and_count_nothing_twice() -> Result<()> {
 #[test]
 fn loss_1_on_apache_kafka() -> Result<()> {
     let mut site = Site::new()?;
-    let Some(_kafka) = on_kafka(&mut site)? else { return Ok(()) };
+    let tables = local_tables(&site);
+    let Some(_kafka) = on_kafka(&mut site, &tables)? else { return Ok(()) };
     check(&site, vec![site.another("data")], Fault::Kill, KILLS_ON_KAFKA)
 }
 
 #[test]
 fn loss_1_two_servers_on_one_kafka() -> Result<()> {
     let mut site = Site::new()?;
-    let Some(_kafka) = on_kafka(&mut site)? else { return Ok(()) };
+    let tables = local_tables(&site);
+    let Some(_kafka) = on_kafka(&mut site, &tables)? else { return Ok(()) };
     check(&site, vec![site.another("first"), site.another("second")], Fault::Kill, KILLS_ON_KAFKA)
 }
 
 #[test]
 fn loss_1_two_servers_that_are_stopped() -> Result<()> {
     let mut site = Site::new()?;
-    let Some(_kafka) = on_kafka(&mut site)? else { return Ok(()) };
+    let tables = local_tables(&site);
+    let Some(_kafka) = on_kafka(&mut site, &tables)? else { return Ok(()) };
     check(&site, vec![site.another("first"), site.another("second")], Fault::KillOrStop, KILLS_ON_KAFKA)
 }
 
 /// The faults of servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+pub(super) enum Fault {
     Kill,
     /// Killed, or stopped for a while.
     KillOrStop,
 }
 
-/// Configures the site for a new Kafka, with tables that all servers share.
-fn on_kafka(site: &mut Site) -> Result<Option<Kafka>> {
+/// Configures the site for a new Kafka; `tables` is the section of tables that all servers share.
+pub(super) fn on_kafka(site: &mut Site, tables: &str) -> Result<Option<Kafka>> {
     let Some(kafka) = Kafka::start(site.directory().join("kafka"))? else { return Ok(None) };
-    let (servers, tables) = (kafka.bootstrap_servers()?, site.directory().join("tables"));
-    site.configure(&format!(
-        "[log]\nbootstrap_servers = \"{servers}\"\nkafka_partitions = 3\n[tables]\nroot = \"{}\"\n",
-        tables.display()
-    ))?;
+    let servers = kafka.bootstrap_servers()?;
+    site.configure(&format!("[log]\nbootstrap_servers = \"{servers}\"\nkafka_partitions = 3\n{tables}"))?;
     Ok(Some(kafka))
 }
 
-fn check(site: &Site, servers: Vec<Site>, fault: Fault, kills: usize) -> Result<()> {
+/// The section of tables in a directory.
+fn local_tables(site: &Site) -> String {
+    format!("[tables]\nroot = \"{}\"\n", site.directory().join("tables").display())
+}
+
+/// Loads readings while servers have faults, and checks that nothing is lost or counted twice.
+pub(super) fn check(site: &Site, servers: Vec<Site>, fault: Fault, kills: usize) -> Result<()> {
     let kills = setting::number("WYE_TEST_KILLS")?.map_or(kills, |kills| kills as usize);
     let seed = setting::number("WYE_TEST_SEED")?.unwrap_or_else(rand::random);
     let outcome = Scenario::prepare(site, servers, fault, seed).and_then(|scenario| scenario.run(kills));

@@ -21,5 +21,6 @@ mod equivalence;
 mod foreign;
 mod intake;
 mod mistakes;
+mod s3;
 mod simulation;
 mod structure;

@@ -8,11 +8,13 @@
 pub mod api;
 pub mod beside;
 pub mod datasets;
+pub mod faults;
 pub mod generated;
 pub mod hostile;
 pub mod kafka;
 pub mod oracle;
 pub mod process;
+pub mod s3;
 pub mod setting;
 pub mod site;
 pub mod turn;

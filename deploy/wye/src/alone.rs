@@ -77,6 +77,7 @@ async fn open(
     if is_in_use && lock.is_none() {
         bail!(no_data_dir(dir));
     }
+    let root = site::table_root(&checked, dir, shutdown).await?;
     let opening = site::open_log(&checked, dir, Port::Free, shutdown);
     let (broker, log) = if settings.log.is_embedded() {
         // Recovery after a crash takes as long as it takes.
@@ -87,7 +88,7 @@ async fn open(
     };
     let site = Site {
         log,
-        root: site::table_root(&checked, dir)?,
+        root,
         telemetry: Telemetry::default(),
         clock: Arc::new(SystemClock::default()),
         name: if is_in_use { data_dir::server_name(dir)? } else { unique::name() },

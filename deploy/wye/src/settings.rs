@@ -11,8 +11,11 @@ use wye_serving::settings::{HttpSettings, SqlSettings};
 use wye_speed::settings::{IngestSettings, SpeedSettings};
 
 mod log;
+mod secret;
+mod tables;
 
 pub(crate) use log::{EmbeddedPort, LogSection};
+pub(crate) use tables::TablesSection;
 
 /// The program's own sections with their defaults.
 const OWN_DEFAULTS: &str = include_str!("settings.toml");
@@ -33,13 +36,6 @@ pub(crate) struct Settings {
     /// The metric definitions, as written.
     #[serde(default)]
     pub(crate) metric: Vec<MetricConfig>,
-}
-
-/// `[tables]`
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TablesSection {
-    pub(crate) root: String,
 }
 
 /// `[registry]`
@@ -84,10 +80,11 @@ impl Settings {
 }
 
 impl config::Settings for Settings {
-    const SECRET: &'static [&'static str] = &["client", "sasl_password"];
+    const SECRET: &'static [&'static str] = &["client", "sasl_password", "s3_secret_access_key"];
 
     fn check(&self) -> Vec<Unworkable> {
         let mut unworkable = self.log.check();
+        unworkable.extend(self.tables.check());
         unworkable.extend(self.speed_layer().check());
         unworkable.extend(self.batch_layer().check());
         unworkable.extend(self.serving_layer().check());

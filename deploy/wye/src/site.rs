@@ -102,12 +102,23 @@ fn broker_error(error: BrokerError, data_dir: &Path) -> anyhow::Error {
     )
 }
 
-/// The location of the tables.
-pub(crate) fn table_root(checked: &Checked, data_dir: &Path) -> Result<TableRoot> {
-    Ok(match checked.settings.tables.root.as_str() {
-        "" => TableRoot::directory(&data_dir.join("tables"))?,
-        location => TableRoot::parse(location)?,
-    })
+/// The location of the tables, which is checked.
+///
+/// # Errors
+/// When it cannot be used, or `shutdown` is cancelled first.
+pub(crate) async fn table_root(
+    checked: &Checked,
+    data_dir: &Path,
+    shutdown: &CancellationToken,
+) -> Result<TableRoot> {
+    let location = match checked.settings.tables.root.as_str() {
+        "" => return Ok(TableRoot::directory(&data_dir.join("tables"))?),
+        location => location,
+    };
+    match shutdown.run_until_cancelled(TableRoot::open(location, &checked.s3)).await {
+        Some(root) => Ok(root?),
+        None => bail!("stopped before the store of the tables has answered"),
+    }
 }
 
 /// What the batch layer works with.

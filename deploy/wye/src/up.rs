@@ -110,12 +110,13 @@ pub(crate) async fn start(arguments: &Up, shutdown: &CancellationToken) -> Resul
     })?;
     let address = listener.local_addr().context("cannot read the address in use")?;
 
+    let root = site::table_root(&checked, data_dir, shutdown).await?;
     let port = site::embedded_port(&checked.settings.log);
     let (broker, log) = site::open_log(&checked, data_dir, port, shutdown).await?;
     data_dir::write_address(data_dir, "kafka.addr", &log.config().bootstrap_servers)?;
     let site = Site {
         log,
-        root: site::table_root(&checked, data_dir)?,
+        root,
         telemetry: Telemetry::default(),
         clock: Arc::new(SystemClock::default()),
         name: data_dir::server_name(data_dir)?,

@@ -192,7 +192,8 @@ mod tests {
     use wye_domain::ErrorKind;
 
     use super::*;
-    use crate::testing::{horizon, number};
+    use crate::real_time::Stopwatch;
+    use crate::testing::{Place, horizon, number};
 
     /// A letter at `offset` of its topic, about an item at offset `rejected` of the readings if it came from there.
     fn letter(offset: i64, rejected: Option<i64>) -> LetterBatch {
@@ -215,12 +216,6 @@ mod tests {
         }
     }
 
-    async fn open() -> (tempfile::TempDir, DeadLetters) {
-        let directory = tempfile::tempdir().unwrap();
-        let letters = DeadLetters::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();
-        (directory, letters)
-    }
-
     async fn count(letters: &DeadLetters) -> i64 {
         let sql = "select count(*) from dead_letters where payload = X'ff7b' and item_index is null";
         number("dead_letters", letters.provider().await.unwrap(), sql).await
@@ -228,46 +223,57 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn letters_are_stored_once_with_their_bytes() {
-        let (_directory, letters) = open().await;
-        letters.append(vec![letter(0, Some(77))]).await.unwrap();
-        let again = letters.append(vec![letter(0, Some(77))]).await.unwrap_err();
-        assert_eq!(again.kind(), ErrorKind::Conflict);
-        letters.append(vec![letter(1, Some(78))]).await.unwrap();
-        assert_eq!(letters.archived().await.unwrap(), horizon([(0, 2)]));
-        assert_eq!(count(&letters).await, 2);
+        for place in Place::all() {
+            let letters = DeadLetters::open(&place.root().await).await.unwrap();
+            letters.append(vec![letter(0, Some(77))]).await.unwrap();
+            let again = letters.append(vec![letter(0, Some(77))]).await.unwrap_err();
+            assert_eq!(again.kind(), ErrorKind::Conflict);
+            letters.append(vec![letter(1, Some(78))]).await.unwrap();
+            assert_eq!(letters.archived().await.unwrap(), horizon([(0, 2)]));
+            assert_eq!(count(&letters).await, 2);
+        }
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_rejected_item_has_one_letter_even_if_the_topic_has_several() {
-        let (_directory, letters) = open().await;
-        let about = [Some(70), Some(80), Some(70), Some(75), None, None, Some(80)];
-        let mut kept = Vec::new();
-        for (offset, rejected) in (0..).zip(about) {
-            kept.push(letters.append(vec![letter(offset, rejected)]).await.unwrap());
+        for place in Place::all() {
+            let letters = DeadLetters::open(&place.root().await).await.unwrap();
+            let about = [Some(70), Some(80), Some(70), Some(75), None, None, Some(80)];
+            let mut kept = Vec::new();
+            for (offset, rejected) in (0..).zip(about) {
+                kept.push(letters.append(vec![letter(offset, rejected)]).await.unwrap());
+            }
+            assert_eq!(kept, [1, 1, 0, 1, 1, 1, 0]);
+            let mut twice = letter(7, Some(90));
+            twice.offsets.end = Offset(9);
+            twice.letters.extend(letter(8, Some(90)).letters);
+            assert_eq!(letters.append(vec![twice]).await.unwrap(), 1);
+            assert_eq!(letters.archived().await.unwrap(), horizon([(0, 9)]));
+            assert_eq!(count(&letters).await, 6);
         }
-        assert_eq!(kept, [1, 1, 0, 1, 1, 1, 0]);
-        let mut twice = letter(7, Some(90));
-        twice.offsets.end = Offset(9);
-        twice.letters.extend(letter(8, Some(90)).letters);
-        assert_eq!(letters.append(vec![twice]).await.unwrap(), 1);
-        assert_eq!(letters.archived().await.unwrap(), horizon([(0, 9)]));
-        assert_eq!(count(&letters).await, 6);
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn small_files_are_merged_and_no_letter_is_lost() {
-        let (_directory, letters) = open().await;
-        for offset in 0..10 {
-            letters.append(vec![letter(offset, Some(100 + offset))]).await.unwrap();
-            if offset < 6 {
-                assert_eq!(letters.compact().await.unwrap(), Compacted::default());
+        for place in Place::all() {
+            let letters = DeadLetters::open(&place.root().await).await.unwrap();
+            for offset in 0..10 {
+                letters.append(vec![letter(offset, Some(100 + offset))]).await.unwrap();
+                if offset < 6 {
+                    assert_eq!(letters.compact().await.unwrap(), Compacted::default());
+                }
             }
+            let done = letters.compact().await.unwrap();
+            assert_eq!(done, Compacted { files_before: 10, files_after: 1, rows: 10 });
+            assert_eq!(count(&letters).await, 10);
+            assert_eq!(letters.append(vec![letter(10, Some(104))]).await.unwrap(), 0);
+            // A file that has just left the table is as old as the store's clock is exact.
+            let started = Stopwatch::start();
+            let mut removed = 0;
+            while removed < 10 && started.elapsed() < std::time::Duration::from_secs(30) {
+                removed += letters.vacuum(std::time::Duration::ZERO).await.unwrap().files;
+            }
+            assert_eq!((removed, count(&letters).await), (10, 10));
         }
-        let done = letters.compact().await.unwrap();
-        assert_eq!(done, Compacted { files_before: 10, files_after: 1, rows: 10 });
-        assert_eq!(count(&letters).await, 10);
-        assert_eq!(letters.append(vec![letter(10, Some(104))]).await.unwrap(), 0);
-        assert_eq!(letters.vacuum(std::time::Duration::ZERO).await.unwrap().files, 10);
-        assert_eq!(count(&letters).await, 10);
     }
 }

@@ -237,6 +237,7 @@ impl DeltaLog {
 mod tests {
     use super::*;
     use crate::columns::{INGEST_DATE, readings_table_schema};
+    use crate::testing::Place;
 
     #[tokio::test(flavor = "multi_thread")]
     async fn a_creation_that_fails_succeeds_if_the_table_exists() {
@@ -255,30 +256,31 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn concurrent_creations_of_a_table_all_succeed() {
-        let directory = tempfile::tempdir().unwrap();
-        let root = TableRoot::directory(directory.path()).unwrap();
-        let logs = [0; 4].map(|_| DeltaLog::new(&root, TableName::Readings).unwrap());
-        let creations = logs.iter().map(|log| {
-            log.create(TableSpec {
-                schema: readings_table_schema(),
-                partition_columns: &[INGEST_DATE],
-                properties: &[("delta.appendOnly", "true")],
-            })
-        });
-        let created = futures::future::join_all(creations).await;
-        assert!(created.iter().all(Result::is_ok), "{created:?}");
-        for log in &logs {
-            let snapshot = log.existing().await.unwrap();
-            let metadata = snapshot.metadata();
-            assert_eq!(
-                (snapshot.version, metadata.id()),
-                (0, logs[0].existing().await.unwrap().metadata().id())
-            );
-            assert_eq!(metadata.partition_columns(), [INGEST_DATE]);
-            assert_eq!(metadata.configuration()["delta.appendOnly"], "true");
-            // Any engine can read and write it.
-            let protocol = snapshot.state().protocol();
-            assert_eq!((protocol.min_reader_version(), protocol.min_writer_version()), (1, 2));
+        for place in Place::all() {
+            let root = place.root().await;
+            let logs = [0; 4].map(|_| DeltaLog::new(&root, TableName::Readings).unwrap());
+            let creations = logs.iter().map(|log| {
+                log.create(TableSpec {
+                    schema: readings_table_schema(),
+                    partition_columns: &[INGEST_DATE],
+                    properties: &[("delta.appendOnly", "true")],
+                })
+            });
+            let created = futures::future::join_all(creations).await;
+            assert!(created.iter().all(Result::is_ok), "{created:?}");
+            for log in &logs {
+                let snapshot = log.existing().await.unwrap();
+                let metadata = snapshot.metadata();
+                assert_eq!(
+                    (snapshot.version, metadata.id()),
+                    (0, logs[0].existing().await.unwrap().metadata().id())
+                );
+                assert_eq!(metadata.partition_columns(), [INGEST_DATE]);
+                assert_eq!(metadata.configuration()["delta.appendOnly"], "true");
+                // Any engine can read and write it.
+                let protocol = snapshot.state().protocol();
+                assert_eq!((protocol.min_reader_version(), protocol.min_writer_version()), (1, 2));
+            }
         }
     }
 }

@@ -21,6 +21,16 @@ pub enum TablesError {
         /// Why it cannot be used.
         reason: String,
     },
+    /// The store at the location of the tables does not answer as it should.
+    #[error("cannot use the store of the tables at {location}: {error}{advice}")]
+    Root {
+        /// What was given.
+        location: String,
+        /// Why; its text has that of its sources.
+        error: Box<object_store::Error>,
+        /// What to do next, where that is known; follows the error.
+        advice: &'static str,
+    },
     /// A batch, column or file does not fit its table.
     #[error("table {table}: {reason}")]
     Shape {
@@ -100,6 +110,7 @@ impl TablesError {
             Self::Conflict { .. } => ErrorKind::Conflict,
             Self::Corrupt { .. } => ErrorKind::Corrupt,
             Self::ReadLog { source, .. } | Self::Commit { source, .. } => delta_kind(source),
+            Self::Root { error, .. } => store_kind(error),
             Self::Store { source, .. } => store_kind(source),
             Self::Encode { source, .. } => write_kind(source.as_ref()),
             Self::Scan { source, .. } => match source.find_root() {

@@ -1,4 +1,4 @@
-//! The tables of Wye as Delta Lake tables on an object store: accepted readings (the master dataset), dead letters, and
+//! The tables of Wye as Delta Lake tables, in a local directory or on S3: accepted readings (the master dataset), dead letters, and
 //! batch views.
 //!
 //! This is the only crate that uses `deltalake`. It must not know a Kafka client, HTTP or the meaning of a metric; offsets
@@ -13,6 +13,7 @@ pub mod dead_letters;
 pub mod event_times;
 pub mod readings;
 pub mod run_record;
+pub mod s3;
 pub mod scan;
 pub mod views;
 
@@ -24,6 +25,8 @@ mod foreign_tests;
 mod parquet_plan;
 mod parquet_properties;
 mod real_time;
+#[cfg(test)]
+mod s3_tests;
 mod sort;
 #[cfg(test)]
 mod testing;

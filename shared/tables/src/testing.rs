@@ -1,11 +1,16 @@
 //! Shared by the tests of this crate: readings as plain rows, and their conversion to and from record batches.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arrow::array::{AsArray, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use datafusion::execution::context::SessionContext;
 use datafusion::physical_plan::ExecutionPlan;
+use futures::TryStreamExt;
+use object_store::ObjectStore;
+use object_store::path::Path;
+use tempfile::TempDir;
 use wye_domain::horizon::Horizon;
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder, ReadingColumns};
@@ -13,7 +18,74 @@ use wye_domain::time::Micros;
 use wye_metrics::confidence::Arrival;
 
 use crate::columns::archive_schema;
+use crate::delta::DeltaLog;
 use crate::readings::ArchiveBatch;
+use crate::s3::{AccessKeys, S3Options};
+use crate::store::TableRoot;
+use crate::unique;
+
+/// Names the directory of a running `scripts/s3.sh`.
+const S3: &str = "WYE_TEST_S3";
+/// The bucket of tests.
+const BUCKET: &str = "s3://wye";
+
+/// Where a test has its tables.
+pub(crate) enum Place {
+    Directory(TempDir),
+    /// A new prefix.
+    S3(String),
+}
+
+impl Place {
+    /// One of each kind. Without `WYE_TEST_S3`, only a directory; in CI that is an error.
+    pub(crate) fn all() -> Vec<Self> {
+        let mut places = vec![Self::Directory(tempfile::tempdir().unwrap())];
+        match s3() {
+            Some(_) => places.push(Self::S3(format!("{BUCKET}/unit-tests/{}", unique::name()))),
+            None => println!("not on S3, since {S3} is not set (make test sets it)"),
+        }
+        places
+    }
+
+    /// The root of the tables. Each call shares nothing with the others, as in another process.
+    pub(crate) async fn root(&self) -> TableRoot {
+        match self {
+            Self::Directory(directory) => TableRoot::directory(directory.path()).unwrap(),
+            Self::S3(location) => TableRoot::open(location, &s3().unwrap()).await.unwrap(),
+        }
+    }
+}
+
+/// How tests reach S3; `None` without one.
+pub(crate) fn s3() -> Option<S3Options> {
+    let Some(directory) = std::env::var_os(S3).map(PathBuf::from) else {
+        assert!(std::env::var_os("CI").is_none(), "{S3} is not set");
+        return None;
+    };
+    let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap().trim().to_owned();
+    Some(S3Options {
+        endpoint: Some(read("endpoint")),
+        keys: Some(AccessKeys { id: read("access-key"), secret: read("secret-key") }),
+        allow_http: true,
+        ..S3Options::default()
+    })
+}
+
+/// The objects of a table below a directory.
+pub(crate) async fn objects(log: &DeltaLog, directory: &str) -> Vec<Path> {
+    let found = log.store().list(Some(&Path::from(directory)));
+    found.map_ok(|object| object.location).try_collect().await.unwrap()
+}
+
+/// A new session that can read all places.
+async fn session() -> SessionContext {
+    let session = SessionContext::new();
+    if let Some(options) = std::env::var_os(S3).and_then(|_| s3()) {
+        let root = TableRoot::open(BUCKET, &options).await.unwrap();
+        root.register(&session.runtime_env()).unwrap();
+    }
+    session
+}
 
 /// A stored reading; the field order is the order of the master dataset.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -113,7 +185,7 @@ pub(crate) fn rows_of(batch: &RecordBatch) -> Vec<Row> {
 
 /// Runs a plan in a new session, and returns the batches of each plan partition.
 pub(crate) async fn run(plan: Arc<dyn ExecutionPlan>) -> Vec<Vec<RecordBatch>> {
-    let context = SessionContext::new().task_ctx();
+    let context = session().await.task_ctx();
     datafusion::physical_plan::collect_partitioned(plan, context).await.unwrap()
 }
 
@@ -123,7 +195,7 @@ pub(crate) async fn query(
     provider: Arc<dyn datafusion::catalog::TableProvider>,
     sql: &str,
 ) -> Vec<RecordBatch> {
-    let session = SessionContext::new();
+    let session = session().await;
     session.register_table(table, provider).unwrap();
     session.sql(sql).await.unwrap().collect().await.unwrap()
 }

@@ -1,13 +1,14 @@
 //! The section `[log]`: the Kafka cluster or the embedded broker.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use wye_runtime::config::value::byte_size;
-use wye_runtime::config::{ConfigError, Setting, Unworkable, beside, is_address};
+use wye_runtime::config::{ConfigError, Setting, Unworkable, is_address};
+
+use super::secret::{self, Secret};
 
 /// The largest number of Kafka partitions of a topic: clusters have no larger topics in practice.
 const MOST_PARTITIONS: i32 = 10_000;
@@ -37,24 +38,6 @@ pub(crate) struct LogSection {
     pub(crate) sasl_password_file: String,
 }
 
-/// A setting that may be secret: only [`Self::reveal`] returns its value.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
-#[serde(transparent)]
-pub(crate) struct Secret(String);
-
-impl Secret {
-    /// The value.
-    fn reveal(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(if self.0.is_empty() { "\"\"" } else { "\"(not shown)\"" })
-    }
-}
-
 impl LogSection {
     /// Whether the log is the embedded broker's.
     pub(crate) fn is_embedded(&self) -> bool {
@@ -75,14 +58,8 @@ impl LogSection {
         let mut properties: BTreeMap<String, String> =
             client.map(|(property, value)| (property.clone(), value.reveal().to_owned())).collect();
         let mut passwords: Vec<String> = properties.remove(PASSWORD).into_iter().collect();
-        passwords.extend(
-            (!self.sasl_password.reveal().is_empty()).then(|| self.sasl_password.reveal().to_owned()),
-        );
-        if !self.sasl_password_file.is_empty() {
-            let path = beside(file, &self.sasl_password_file);
-            let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Read { path, source })?;
-            passwords.push(text.trim_end_matches(['\r', '\n']).to_owned());
-        }
+        passwords.extend(self.sasl_password.given().map(str::to_owned));
+        passwords.extend(secret::read_file(&self.sasl_password_file, file)?);
         if passwords.len() > 1 {
             let problem = "the password for Kafka is written more than once; keep one of sasl_password, \
                            sasl_password_file and client.\"sasl.password\"";

@@ -61,6 +61,42 @@ fn a_password_comes_from_one_place_and_is_never_shown() {
     assert!(error.contains("more than once") && !error.contains("s3cret"), "{error}");
 }
 
+#[test]
+fn the_secret_for_s3_comes_from_one_place_and_is_never_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("secret"), "s3cret\n").unwrap();
+    let path = folder.path().join("wye.toml");
+    let variable = ("WYE_TABLES__S3_SECRET_ACCESS_KEY".to_owned(), "s3cret".to_owned());
+    let options = |text: &str, environment: Option<&(String, String)>| {
+        std::fs::write(&path, format!("[tables]\n{text}")).unwrap();
+        let config = Settings::load(Some(&path), environment.cloned()).unwrap();
+        let options = config.tables.s3_options(Some(&path));
+        assert!(!format!("{config:?} {options:?}").contains("s3cret"), "{config:?} {options:?}");
+        options
+    };
+    let (id, file) = ("s3_access_key_id = \"wye\"\n", "s3_secret_access_key_file = \"secret\"\n");
+    for (text, environment) in [
+        (format!("{id}s3_secret_access_key = \"s3cret\"\n"), None),
+        (format!("{id}{file}"), None),
+        (id.to_owned(), Some(&variable)),
+    ] {
+        let keys = options(&text, environment).unwrap().keys.unwrap();
+        assert_eq!((keys.id.as_str(), keys.secret.as_str()), ("wye", "s3cret"));
+    }
+    assert_eq!(options("", None).unwrap().keys, None);
+    for (text, environment, word) in [
+        (format!("{id}{file}"), Some(&variable), "written twice"),
+        (id.to_owned(), None, "has no secret"),
+        (file.to_owned(), None, "has no s3_access_key_id"),
+    ] {
+        let error = options(&text, environment).unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+    std::fs::write(&path, "[tables]\ns3_secret_access_key = 57123\n").unwrap();
+    let error = Settings::load(Some(&path), []).unwrap_err().to_string();
+    assert!(error.contains("line 2") && !error.contains("57123"), "{error}");
+}
+
 fn port(written: &str) -> Result<EmbeddedPort, ConfigError> {
     let variable = ("WYE_LOG__EMBEDDED_PORT".to_owned(), written.to_owned());
     Settings::load(None, [variable]).map(|config| config.log.embedded_port)
@@ -107,6 +143,9 @@ fn settings_that_cannot_work_are_rejected_with_an_example() {
         ("[log]\nkafka_partitions = 0\n", ["line 2", "kafka_partitions = 4"]),
         ("[log]\nbootstrap_servers = \"kafka\"\n", ["\"kafka\"", "kafka-1:9092"]),
         ("[http]\nlisten = \"8080\"\n", ["line 2", "localhost:8080"]),
+        ("[tables]\ns3_endpoint = \"http://minio:9000\"\n", ["line 2", "s3_allow_http = true"]),
+        ("[tables]\ns3_endpoint = \"minio:9000\"\n", ["line 2", "https://"]),
+        ("[tables]\ns3_request_timeout = \"0s\"\n", ["line 2", "s3_request_timeout = \"30s\""]),
         ("[archive]\nmax_rows = 0\n", ["line 2", "max_rows = 1000000"]),
         ("[archive]\ninterval = \"0s\"\n", ["line 2", "interval = \"2s\""]),
         ("[batch]\nkeep_versions = \"0s\"\n", ["line 2", "keep_versions = \"15m\""]),

@@ -12,6 +12,7 @@ use wye_domain::wire::Acceptance;
 use wye_metrics::definition::Definition;
 use wye_metrics::plan::MetricPlans;
 use wye_runtime::config::{self, ConfigError, definition_error};
+use wye_tables::s3::S3Options;
 
 use crate::client::Misused;
 use crate::settings::Settings;
@@ -24,6 +25,8 @@ pub(crate) struct Checked {
     pub(crate) acceptance: Acceptance,
     /// The properties of the Kafka client.
     pub(crate) properties: BTreeMap<String, String>,
+    /// How tables on S3 are reached.
+    pub(crate) s3: S3Options,
 }
 
 /// What the command line says of settings.
@@ -69,7 +72,8 @@ pub(crate) fn check(given: Given<'_>) -> Result<Checked> {
     let acceptance = settings.ingest.acceptance();
     let plans = Arc::new(plans.accepting(&acceptance));
     let properties = settings.log.client_properties(file)?;
-    Ok(Checked { settings, plans, listen, acceptance, properties })
+    let s3 = settings.tables.s3_options(file)?;
+    Ok(Checked { settings, plans, listen, acceptance, properties, s3 })
 }
 
 /// Plans the definitions. The problems of all of them are added to `problems`.

@@ -10,9 +10,14 @@ use tracing::warn;
 
 use crate::delta::{DeltaLog, LogSnapshot};
 use crate::error::TablesError;
+use crate::unique;
 
 /// How many versions there are from one checkpoint to the next. Opening a table reads the log entries after the newest.
 const CHECKPOINT_INTERVAL: u64 = 20;
+
+/// The key of a random name in `commitInfo`. With it no other commit has the same bytes, so a process whose put was refused
+/// can tell its own log entry from that of another (`s3/confirmed.rs`).
+const COMMIT_NAME: &str = "wyeCommit";
 
 /// What one commit holds.
 pub(crate) struct Commit<'a> {
@@ -75,9 +80,10 @@ impl DeltaLog {
     /// What comes before the new version is written: nothing of the commit is visible.
     async fn prepare<'a>(
         &self,
-        commit: Commit<'a>,
+        mut commit: Commit<'a>,
         added: &[Add],
     ) -> Result<PreparedCommit<'a>, TablesError> {
+        commit.info.insert(COMMIT_NAME.to_owned(), unique::name().into());
         let files = added.iter().map(|add| add.path.clone()).collect();
         self.root().sync(self.table(), files).await?;
         let properties = CommitProperties::default()

@@ -26,7 +26,7 @@ use crate::store::TableName;
 use crate::unique;
 
 /// The directory of leases and the clock, below a table's directory.
-const DIRECTORY: &str = "_wye";
+pub(crate) const DIRECTORY: &str = "_wye";
 /// A hold that lasts longer gets a lease.
 const LEASE_AFTER: Duration = Duration::from_secs(30);
 /// How often a lease is renewed.
@@ -128,7 +128,8 @@ impl Holds {
     }
 }
 
-/// The store's time: that of an object just written.
+/// The store's time: that of an object just written. S3 has whole seconds, rounded down, so files are kept for up to a second
+/// longer there.
 pub(crate) async fn store_time(store: &dyn ObjectStore) -> object_store::Result<DateTime<Utc>> {
     let clock = Path::from_iter([DIRECTORY, "clock"]);
     store.put(&clock, Vec::new().into()).await?;

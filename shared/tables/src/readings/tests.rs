@@ -1,5 +1,6 @@
-//! Appending exactly once, compaction and cleaning, in a real directory.
+//! Appending exactly once, compaction and cleaning, in a real directory and on S3.
 
+use object_store::ObjectStoreExt;
 use wye_domain::ErrorKind;
 
 use super::*;
@@ -8,7 +9,9 @@ use crate::columns::{READING_ORDER, stored_schema};
 use crate::delta::cleaning::Keep;
 use crate::real_time::Stopwatch;
 use crate::scan::SortedScan;
-use crate::testing::{Row, archive, archive_batch, horizon, ingested, number, row, rows_of, run};
+use crate::testing::{
+    Place, Row, archive, archive_batch, horizon, ingested, number, objects, row, rows_of, run,
+};
 
 async fn all_rows(readings: &Readings) -> Vec<Row> {
     let schema = stored_schema();
@@ -27,180 +30,205 @@ fn new_root() -> (tempfile::TempDir, TableRoot) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn appends_continue_where_the_last_one_ended() {
-    let (_directory, root) = new_root();
-    let readings = Readings::open(&root).await.unwrap();
-    assert!(readings.archived().await.unwrap().is_empty());
+    for place in Place::all() {
+        let root = place.root().await;
+        let readings = Readings::open(&root).await.unwrap();
+        assert!(readings.archived().await.unwrap().is_empty());
 
-    let first = vec![
-        archive(0, 5, 7, &[row("b", 1, 0, 5), row("a", 2, 0, 6)]),
-        archive(1, 0, 1, &[row("c", 3, 1, 0)]),
-    ];
-    assert_eq!(readings.append(first.clone()).await.unwrap().readings, 3);
-    assert_eq!(readings.archived().await.unwrap(), horizon([(0, 7), (1, 1)]));
+        let first = vec![
+            archive(0, 5, 7, &[row("b", 1, 0, 5), row("a", 2, 0, 6)]),
+            archive(1, 0, 1, &[row("c", 3, 1, 0)]),
+        ];
+        assert_eq!(readings.append(first.clone()).await.unwrap().readings, 3);
+        assert_eq!(readings.archived().await.unwrap(), horizon([(0, 7), (1, 1)]));
 
-    // A retry, as after a crash between the commit and its acknowledgement.
-    assert_eq!(readings.append(first).await.unwrap_err().kind(), ErrorKind::Conflict);
-    let gap = readings.append(vec![archive(0, 8, 9, &[row("a", 9, 0, 8)])]).await;
-    assert_eq!(gap.unwrap_err().kind(), ErrorKind::Conflict);
-    // One range that does not fit rejects the whole append.
-    let half = vec![archive(0, 7, 8, &[row("a", 9, 0, 7)]), archive(1, 0, 1, &[row("c", 3, 1, 0)])];
-    assert_eq!(readings.append(half).await.unwrap_err().kind(), ErrorKind::Conflict);
-    let twice = vec![archive(0, 7, 8, &[]), archive(0, 8, 9, &[])];
-    assert_eq!(readings.append(twice).await.unwrap_err().kind(), ErrorKind::Invalid);
+        // A retry, as after a crash between the commit and its acknowledgement.
+        assert_eq!(readings.append(first).await.unwrap_err().kind(), ErrorKind::Conflict);
+        let gap = readings.append(vec![archive(0, 8, 9, &[row("a", 9, 0, 8)])]).await;
+        assert_eq!(gap.unwrap_err().kind(), ErrorKind::Conflict);
+        // One range that does not fit rejects the whole append.
+        let half = vec![archive(0, 7, 8, &[row("a", 9, 0, 7)]), archive(1, 0, 1, &[row("c", 3, 1, 0)])];
+        assert_eq!(readings.append(half).await.unwrap_err().kind(), ErrorKind::Conflict);
+        let twice = vec![archive(0, 7, 8, &[]), archive(0, 8, 9, &[])];
+        assert_eq!(readings.append(twice).await.unwrap_err().kind(), ErrorKind::Invalid);
 
-    // Offsets without readings are archived too, and another handle reads all of it.
-    readings.append(vec![archive(0, 7, 10, &[])]).await.unwrap();
-    let other = Readings::open(&root).await.unwrap();
-    assert_eq!(other.archived().await.unwrap(), horizon([(0, 10), (1, 1)]));
-    let mut expected = vec![row("b", 1, 0, 5), row("a", 2, 0, 6), row("c", 3, 1, 0)];
-    expected.sort();
-    assert_eq!(all_rows(&other).await, expected);
+        // Offsets without readings are archived too, and another handle reads all of it.
+        readings.append(vec![archive(0, 7, 10, &[])]).await.unwrap();
+        let other = Readings::open(&root).await.unwrap();
+        assert_eq!(other.archived().await.unwrap(), horizon([(0, 10), (1, 1)]));
+        let mut expected = vec![row("b", 1, 0, 5), row("a", 2, 0, 6), row("c", 3, 1, 0)];
+        expected.sort();
+        assert_eq!(all_rows(&other).await, expected);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_of_two_concurrent_appends_wins() {
-    let (_directory, root) = new_root();
-    let (one, two) = (Readings::open(&root).await.unwrap(), Readings::open(&root).await.unwrap());
-    for round in 0..20 {
-        let batch = vec![archive(0, round, round + 1, &[row("a", round, 0, round)])];
-        let (first, second) = tokio::join!(one.append(batch.clone()), two.append(batch));
-        assert_eq!(
-            i32::from(first.is_ok()) + i32::from(second.is_ok()),
-            1,
-            "round {round}: {first:?} {second:?}"
+    for place in Place::all() {
+        let root = place.root().await;
+        let (one, two) = (Readings::open(&root).await.unwrap(), Readings::open(&root).await.unwrap());
+        for round in 0..20 {
+            let batch = vec![archive(0, round, round + 1, &[row("a", round, 0, round)])];
+            let (first, second) = tokio::join!(one.append(batch.clone()), two.append(batch));
+            assert_eq!(
+                i32::from(first.is_ok()) + i32::from(second.is_ok()),
+                1,
+                "round {round}: {first:?} {second:?}"
+            );
+            let lost = first.err().or(second.err()).unwrap();
+            assert_eq!(lost.kind(), ErrorKind::Conflict, "{lost}");
+        }
+        // Appends to different Kafka partitions both succeed.
+        let (first, second) = tokio::join!(
+            one.append(vec![archive(1, 0, 1, &[row("b", 0, 1, 0)])]),
+            two.append(vec![archive(2, 0, 1, &[row("c", 0, 2, 0)])]),
         );
-        let lost = first.err().or(second.err()).unwrap();
-        assert_eq!(lost.kind(), ErrorKind::Conflict, "{lost}");
+        first.unwrap();
+        second.unwrap();
+        assert_eq!(one.archived().await.unwrap(), horizon([(0, 20), (1, 1), (2, 1)]));
+        assert_eq!(all_rows(&one).await.len(), 22);
+        // The files of the failed appends were removed.
+        assert_eq!(one.log().clean_older(Keep::NOTHING).await.unwrap().files, 0);
     }
-    // Appends to different Kafka partitions both succeed.
-    let (first, second) = tokio::join!(
-        one.append(vec![archive(1, 0, 1, &[row("b", 0, 1, 0)])]),
-        two.append(vec![archive(2, 0, 1, &[row("c", 0, 2, 0)])]),
-    );
-    first.unwrap();
-    second.unwrap();
-    assert_eq!(one.archived().await.unwrap(), horizon([(0, 20), (1, 1), (2, 1)]));
-    assert_eq!(all_rows(&one).await.len(), 22);
-    // The files of the failed appends were removed.
-    assert_eq!(one.log().clean_older(Keep::NOTHING).await.unwrap().files, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn checkpoints_keep_the_offsets() {
-    let (directory, root) = new_root();
-    let readings = Readings::open(&root).await.unwrap();
-    for offset in 0..45 {
-        readings.append(vec![archive(offset as i32 % 3, offset / 3, offset / 3 + 1, &[])]).await.unwrap();
-    }
-    let log = std::fs::read_dir(directory.path().join("readings/_delta_log")).unwrap();
-    let checkpoints =
-        log.filter(|entry| entry.as_ref().unwrap().file_name().to_string_lossy().contains("checkpoint.p"));
-    assert_eq!(checkpoints.count(), 2);
-    let other = Readings::open(&root).await.unwrap();
-    let expected = horizon([(0, 15), (1, 15), (2, 15)]);
-    assert_eq!(other.archived().await.unwrap(), expected);
-    // delta-rs reads the same offsets.
-    let snapshot = other.snapshot().await.unwrap();
-    let table = snapshot.snapshot.delta_table(other.log());
-    for (kafka_partition, offset) in expected.iter() {
-        let name = format!("wye-archive/readings/{kafka_partition}");
-        let known =
-            table.snapshot().unwrap().transaction_version(other.log().log_store(), name).await.unwrap();
-        assert_eq!(known, Some(offset.0));
+    for place in Place::all() {
+        let root = place.root().await;
+        let readings = Readings::open(&root).await.unwrap();
+        for offset in 0..45 {
+            readings.append(vec![archive(offset as i32 % 3, offset / 3, offset / 3 + 1, &[])]).await.unwrap();
+        }
+        let entries = objects(readings.log(), "_delta_log").await;
+        let checkpoints = entries.iter().filter(|entry| entry.as_ref().contains("checkpoint.p"));
+        assert_eq!(checkpoints.count(), 2);
+        let other = Readings::open(&root).await.unwrap();
+        let expected = horizon([(0, 15), (1, 15), (2, 15)]);
+        assert_eq!(other.archived().await.unwrap(), expected);
+        // delta-rs reads the same offsets.
+        let snapshot = other.snapshot().await.unwrap();
+        let table = snapshot.snapshot.delta_table(other.log());
+        for (kafka_partition, offset) in expected.iter() {
+            let name = format!("wye-archive/readings/{kafka_partition}");
+            let known =
+                table.snapshot().unwrap().transaction_version(other.log().log_store(), name).await.unwrap();
+            assert_eq!(known, Some(offset.0));
+        }
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn checkpoints_keep_the_tags() {
-    let (_directory, root) = new_root();
-    let readings = Readings::open(&root).await.unwrap();
-    for offset in 0..25 {
-        readings.append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])]).await.unwrap();
+    for place in Place::all() {
+        let root = place.root().await;
+        let readings = Readings::open(&root).await.unwrap();
+        for offset in 0..25 {
+            readings
+                .append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])])
+                .await
+                .unwrap();
+        }
+        let snapshot = Readings::open(&root).await.unwrap().snapshot().await.unwrap();
+        assert_eq!(snapshot.files(), 25);
+        assert!(snapshot.snapshot.files.iter().all(|file| file.is_sorted_by(&READING_ORDER)));
     }
-    let snapshot = Readings::open(&root).await.unwrap().snapshot().await.unwrap();
-    assert_eq!(snapshot.files(), 25);
-    assert!(snapshot.snapshot.files.iter().all(|file| file.is_sorted_by(&READING_ORDER)));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn compacting_changes_files_and_no_reading() {
-    let (_directory, root) = new_root();
-    let readings = Readings::open(&root).await.unwrap();
-    let mut expected = Vec::new();
-    for append in 0..10 {
-        let rows: Vec<Row> = (0..50)
-            .map(|i| row(&format!("d{}", i % 7), (i * 37 + append) % 23, 0, append * 50 + i))
-            .collect();
-        readings.append(vec![archive(0, append * 50, append * 50 + 50, &rows)]).await.unwrap();
-        expected.extend(rows);
-    }
-    expected.sort();
-    let before = readings.snapshot().await.unwrap();
-    assert_eq!(before.files(), 10);
-    let done = readings.compact(CompactionPolicy::default()).await.unwrap();
-    assert_eq!((done.files_before, done.files_after, done.rows), (10, 1, 500));
-    assert_eq!(readings.snapshot().await.unwrap().files(), 1);
-    assert_eq!(all_rows(&readings).await, expected);
-    assert_eq!(readings.archived().await.unwrap(), horizon([(0, 500)]));
-    assert_eq!(readings.compact(CompactionPolicy::default()).await.unwrap().files_before, 0);
+    for place in Place::all() {
+        let root = place.root().await;
+        let readings = Readings::open(&root).await.unwrap();
+        let mut expected = Vec::new();
+        for append in 0..10 {
+            let rows: Vec<Row> = (0..50)
+                .map(|i| row(&format!("d{}", i % 7), (i * 37 + append) % 23, 0, append * 50 + i))
+                .collect();
+            readings.append(vec![archive(0, append * 50, append * 50 + 50, &rows)]).await.unwrap();
+            expected.extend(rows);
+        }
+        expected.sort();
+        let before = readings.snapshot().await.unwrap();
+        assert_eq!(before.files(), 10);
+        let done = readings.compact(CompactionPolicy::default()).await.unwrap();
+        assert_eq!((done.files_before, done.files_after, done.rows), (10, 1, 500));
+        assert_eq!(readings.snapshot().await.unwrap().files(), 1);
+        assert_eq!(all_rows(&readings).await, expected);
+        assert_eq!(readings.archived().await.unwrap(), horizon([(0, 500)]));
+        assert_eq!(readings.compact(CompactionPolicy::default()).await.unwrap().files_before, 0);
 
-    // A reader of the previous version still finds its files.
-    assert_eq!(readings.vacuum(Default::default()).await.unwrap().files, 0);
-    let sql = "select count(*) from readings";
-    assert_eq!(number("readings", before.provider().await.unwrap(), sql).await, 500);
-    drop(before);
-    assert_eq!(readings.vacuum(std::time::Duration::from_secs(600)).await.unwrap().files, 0);
-    assert_eq!(readings.vacuum(Default::default()).await.unwrap().files, 10);
-    assert_eq!(all_rows(&readings).await, expected);
+        // A reader of the previous version still finds its files.
+        assert_eq!(readings.vacuum(Default::default()).await.unwrap().files, 0);
+        let sql = "select count(*) from readings";
+        assert_eq!(number("readings", before.provider().await.unwrap(), sql).await, 500);
+        drop(before);
+        assert_eq!(readings.vacuum(std::time::Duration::from_secs(600)).await.unwrap().files, 0);
+        assert_eq!(cleaned(&readings).await, 10);
+        assert_eq!(all_rows(&readings).await, expected);
+    }
 }
 
-/// The names of the leases of a table.
-fn leases(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
-    let entries = std::fs::read_dir(directory.join("readings/_wye/leases"));
-    entries.into_iter().flatten().map(|entry| entry.unwrap().path()).collect()
+/// Cleans until something is removed. A file that has just left the table is as old as the store's clock is exact.
+async fn cleaned(readings: &Readings) -> u64 {
+    let started = Stopwatch::start();
+    loop {
+        let files = readings.vacuum(Default::default()).await.unwrap().files;
+        if files > 0 || started.elapsed() > std::time::Duration::from_secs(30) {
+            return files;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_are_kept_for_a_reader_in_another_process() {
-    let (directory, root) = new_root();
-    let readings = Readings::open(&root).await.unwrap();
-    for offset in 0..10 {
-        readings.append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])]).await.unwrap();
+    for place in Place::all() {
+        let root = place.root().await;
+        let readings = Readings::open(&root).await.unwrap();
+        for offset in 0..10 {
+            readings
+                .append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])])
+                .await
+                .unwrap();
+        }
+        let reading = Readings::open(&root.leased_at_once()).await.unwrap();
+        let reader = reading.snapshot().await.unwrap();
+        // Another root shares nothing with the reader's, as in another process.
+        let cleaner = Readings::open(&place.root().await).await.unwrap();
+        assert_eq!(cleaner.compact(CompactionPolicy::default()).await.unwrap().files_before, 10);
+        let started = Stopwatch::start();
+        while objects(cleaner.log(), "_wye/leases").await.is_empty() {
+            assert!(started.elapsed() < std::time::Duration::from_secs(30), "no lease");
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        assert_eq!(cleaner.vacuum(Default::default()).await.unwrap().files, 0);
+        let sql = "select count(*) from readings";
+        assert_eq!(number("readings", reader.provider().await.unwrap(), sql).await, 10);
+        drop(reader);
+        // As if the lease of the dropped reader had expired.
+        for lease in objects(cleaner.log(), "_wye/leases").await {
+            cleaner.log().store().delete(&lease).await.unwrap();
+        }
+        assert_eq!(cleaned(&cleaner).await, 10);
     }
-    let reading = Readings::open(&root.leased_at_once()).await.unwrap();
-    let reader = reading.snapshot().await.unwrap();
-    // Another root shares nothing with the reader's, as in another process.
-    let cleaner = Readings::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();
-    assert_eq!(cleaner.compact(CompactionPolicy::default()).await.unwrap().files_before, 10);
-    let started = Stopwatch::start();
-    while leases(directory.path()).is_empty() {
-        assert!(started.elapsed() < std::time::Duration::from_secs(30), "no lease");
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
-    assert_eq!(cleaner.vacuum(Default::default()).await.unwrap().files, 0);
-    let sql = "select count(*) from readings";
-    assert_eq!(number("readings", reader.provider().await.unwrap(), sql).await, 10);
-    drop(reader);
-    // As if the lease of the dropped reader had expired.
-    for lease in leases(directory.path()) {
-        std::fs::remove_file(lease).unwrap();
-    }
-    assert_eq!(cleaner.vacuum(Default::default()).await.unwrap().files, 10);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_compactions_at_once_do_not_duplicate_readings() {
-    let (_directory, root) = new_root();
-    let (one, two) = (Readings::open(&root).await.unwrap(), Readings::open(&root).await.unwrap());
-    for offset in 0..10 {
-        one.append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])]).await.unwrap();
+    for place in Place::all() {
+        let root = place.root().await;
+        let (one, two) = (Readings::open(&root).await.unwrap(), Readings::open(&root).await.unwrap());
+        for offset in 0..10 {
+            one.append(vec![archive(0, offset, offset + 1, &[row("a", offset, 0, offset)])]).await.unwrap();
+        }
+        let policy = CompactionPolicy::default();
+        let appended = one.append(vec![archive(1, 0, 1, &[row("b", 0, 1, 0)])]);
+        let (first, second, appended) = tokio::join!(one.compact(policy), two.compact(policy), appended);
+        assert!(first.is_ok() || second.is_ok(), "{first:?} {second:?}");
+        appended.unwrap();
+        assert_eq!(all_rows(&one).await.len(), 11);
     }
-    let policy = CompactionPolicy::default();
-    let appended = one.append(vec![archive(1, 0, 1, &[row("b", 0, 1, 0)])]);
-    let (first, second, appended) = tokio::join!(one.compact(policy), two.compact(policy), appended);
-    assert!(first.is_ok() || second.is_ok(), "{first:?} {second:?}");
-    appended.unwrap();
-    assert_eq!(all_rows(&one).await.len(), 11);
 }
 
 #[tokio::test(flavor = "multi_thread")]
