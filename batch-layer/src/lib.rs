@@ -4,6 +4,7 @@
 //! dataset. The [`schedule`] says when a batch run starts; a [`run`] decides what it does, as a state machine, and the
 //! [`runner`] carries that out. [`cells`] chooses the stretches of time whose rows have changed, and [`recompute`]
 //! computes them: [`dedup`] marks repeated readings, [`fold`] makes summaries, and [`wye_metrics::view_rows`] scores them.
+//! A [`file_job`] is apart from all that: it cleans and queries files.
 //!
 //! This layer must not know the speed and serving layers: they share only topics and tables.
 
@@ -27,6 +28,8 @@ pub mod recompute;
 
 pub mod dedup;
 pub mod fold;
+
+pub mod file_job;
 
 pub mod compute;
 pub mod telemetry;

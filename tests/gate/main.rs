@@ -18,6 +18,7 @@ mod crash;
 mod damage;
 mod deploy;
 mod equivalence;
+mod file_jobs;
 mod foreign;
 mod intake;
 mod mistakes;

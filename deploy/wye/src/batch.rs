@@ -2,11 +2,13 @@
 //!
 //! `wye batch run` asks the running Wye for a run ([`remote`]); where none is running, it does the run itself ([`local`]).
 //! With `--dry-run` it only reads the tables ([`dry_run`]).
+//! `wye batch sql` works on files alone ([`sql`]).
 
 mod dry_run;
 mod local;
 mod remote;
 mod report;
+pub(crate) mod sql;
 
 use anyhow::Result;
 use tokio::task::JoinSet;

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error as ValueError, StrDeserializer};
+use wye_runtime::config::value;
 
 /// Wye answers what an IoT metric is now and over time, and how far the answer can be trusted.
 #[derive(Debug, Parser)]
@@ -127,6 +130,73 @@ pub(crate) enum BatchCommand {
     ///
     /// Exit codes: 0 done, or nothing to do; 2 wrong arguments or settings; 75 try again later; 1 failed.
     Run(BatchRun),
+    /// Clean files and run an SQL query on them; needs no running Wye, no Kafka and no data directory
+    ///
+    /// Each input is a table, named by its file: data.csv is the table data. The only input is also the table input. A folder
+    /// is one table of all its files. Inputs end with .csv, .tsv, .json, .jsonl, .ndjson or .parquet; .csv.gz and the like are
+    /// possible. Names of columns are used as they are written in the file; a name with spaces or dots needs quotes: "Temp (C)".
+    ///
+    /// A recipe says what is trimmed, missing, wrong or repeated. Everything that it does is counted, and reported on standard
+    /// error. README.md has an example.
+    ///
+    /// Exit codes: 0 done; 2 wrong arguments, recipe or SQL; 1 failed, or a rule of the recipe that says "fail" has found a
+    /// value.
+    Sql(BatchSql),
+}
+
+/// `wye batch sql`
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BatchSql {
+    /// File or folder to read, such as data.csv or other=data.parquet; may be repeated
+    #[arg(long, value_name = "[NAME=]PATH", required = true)]
+    pub input: Vec<String>,
+    /// Recipe (TOML) for the first input, or for the table that is named; may be repeated
+    #[arg(long, value_name = "[NAME=]FILE")]
+    pub clean: Vec<String>,
+    /// SQL query, which only reads
+    #[arg(long, value_name = "SQL", required_unless_present = "sql_file")]
+    pub sql: Option<String>,
+    /// File with the SQL query
+    #[arg(long, value_name = "FILE", conflicts_with = "sql")]
+    pub sql_file: Option<PathBuf>,
+    /// File for the result: .csv, .tsv, .json, .jsonl, .ndjson or .parquet; without it, the result is printed, as a table on a
+    /// terminal, else as CSV
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Replace the output if it exists
+    #[arg(long, requires = "output")]
+    pub overwrite: bool,
+    /// Print the report as JSON on standard output
+    #[arg(long, requires = "output")]
+    pub json: bool,
+    /// What separates the cells of CSV files: one ASCII character, or \t for a tab [default: a comma; a tab in .tsv files]
+    #[arg(long, value_name = "CHARACTER", value_parser = delimiter)]
+    pub delimiter: Option<u8>,
+    /// The first line of CSV files is a row; the columns are named column_1, column_2 and so on
+    #[arg(long)]
+    pub no_header: bool,
+    /// Memory for sorting, grouping and joining, such as 512MiB; what needs more is spilled to --temp-dir [default: a quarter
+    /// of the machine's memory, at most 4GiB]
+    #[arg(long, value_name = "SIZE", value_parser = byte_size)]
+    pub memory: Option<usize>,
+    /// Folder for temporary files, as large as the inputs; they are removed at the end [default: that of the system]
+    #[arg(long, value_name = "DIR")]
+    pub temp_dir: Option<PathBuf>,
+}
+
+/// Reads a size such as 64MiB.
+fn byte_size(text: &str) -> Result<usize, String> {
+    let text: StrDeserializer<'_, ValueError> = text.into_deserializer();
+    value::byte_size(text).map_err(|error| error.to_string())
+}
+
+/// Reads a delimiter of CSV files.
+fn delimiter(text: &str) -> Result<u8, String> {
+    match text.as_bytes() {
+        b"\\t" => Ok(b'\t'),
+        [byte] if byte.is_ascii() && !matches!(byte, b'"' | b'\r' | b'\n') => Ok(*byte),
+        _ => Err("it must be one ASCII character, or \\t for a tab".to_owned()),
+    }
 }
 
 /// What a command works on that needs no running `wye up`.
@@ -354,10 +424,18 @@ pub(crate) struct Sql {
 mod tests {
     use clap::CommandFactory;
 
-    use super::Cli;
+    use super::{Cli, byte_size, delimiter};
 
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_and_delimiters_are_read() {
+        assert_eq!(byte_size("64MiB"), Ok(64 << 20));
+        assert!(byte_size("64MB").unwrap_err().contains("64MiB"));
+        assert_eq!((delimiter(";"), delimiter("\\t")), (Ok(b';'), Ok(b'\t')));
+        assert!(delimiter("tab").is_err() && delimiter("\"").is_err());
     }
 }

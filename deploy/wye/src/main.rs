@@ -56,6 +56,7 @@ fn main() -> ExitCode {
             Command::Load(arguments) => load::run(&arguments).await,
             Command::Batch(arguments) => match arguments.command {
                 BatchCommand::Run(arguments) => batch::run(&arguments).await,
+                BatchCommand::Sql(arguments) => batch::sql::run(&arguments).await,
             },
             Command::Archive(arguments) => archive::run(&arguments).await,
             Command::Amend(arguments) => amend::run(&arguments.command).await,

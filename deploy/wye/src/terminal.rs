@@ -98,6 +98,11 @@ pub(crate) fn note(line: impl Display) {
     eprintln!("wye: {line}");
 }
 
+/// Writes a line of a report to standard error.
+pub(crate) fn report_line(line: impl Display) {
+    eprintln!("{line}");
+}
+
 /// The progress of long work on standard error: a bar on a terminal, elsewhere a line from time to time. It ends with the
 /// work, or when this is dropped.
 pub(crate) struct Progress {
