@@ -187,7 +187,7 @@ pub(crate) fn ended<T>(outcome: Option<Result<T, BatchError>>) -> Result<T> {
 }
 
 /// An error of the log or the tables as an error of the command: [`TryAgain`] where it may pass.
-fn passing(error: anyhow::Error) -> anyhow::Error {
+pub(crate) fn passing(error: anyhow::Error) -> anyhow::Error {
     let kind = error
         .downcast_ref::<TablesError>()
         .map(TablesError::kind)

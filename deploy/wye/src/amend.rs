@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 use wye_batch::amend::{Affected, affected};
 use wye_domain::time::{Micros, Window, format_rfc3339, parse_rfc3339};
 use wye_metrics::amendment::{Amending, Amendment, Change, Selection, in_force};
@@ -13,7 +14,7 @@ use wye_runtime::unique;
 use wye_tables::amendments::Amendments;
 use wye_tables::store::TableRoot;
 
-use crate::alone::no_data_dir;
+use crate::alone::{no_data_dir, passing};
 use crate::cli::{AmendAbout, AmendCommand, AmendList, AmendMade, AmendRetag, AmendRevoke, LocalArguments};
 use crate::client::Misused;
 use crate::site::check::{Given, check};
@@ -32,16 +33,17 @@ pub(crate) async fn run(command: &AmendCommand) -> Result<()> {
         AmendCommand::Revoke(arguments) => revoke(arguments).await,
         AmendCommand::List(arguments) => list(arguments).await,
     }
+    .map_err(passing)
 }
 
 /// The location of the tables.
-fn tables(local: &LocalArguments) -> Result<TableRoot> {
+async fn tables(local: &LocalArguments) -> Result<TableRoot> {
     let dir = local.data_dir.as_path();
     let checked = check(Given { data_dir: dir, config: local.config.as_deref(), http: None })?;
     if checked.settings.tables.root.is_empty() && !data_dir::is_one(dir) {
         bail!(no_data_dir(dir));
     }
-    table_root(&checked, dir)
+    table_root(&checked, dir, &CancellationToken::new()).await.map_err(passing)
 }
 
 fn tags(arguments: &AmendRetag) -> Result<BTreeMap<String, Option<String>>> {
@@ -80,7 +82,7 @@ async fn make(about: &AmendAbout, change: Change) -> Result<()> {
     // A wrong expression would end every batch run.
     Amending::plan(std::slice::from_ref(&amendment))
         .map_err(|error| Misused(format!("--value: {}; {}", error.problem, error.remedy)))?;
-    let root = tables(&about.made.local)?;
+    let root = tables(&about.made.local).await?;
     let found = affected(&root, &amendment.readings).await?;
     if about.dry_run {
         return print(
@@ -99,7 +101,7 @@ async fn make(about: &AmendAbout, change: Change) -> Result<()> {
 }
 
 async fn revoke(arguments: &AmendRevoke) -> Result<()> {
-    let root = tables(&arguments.made.local)?;
+    let root = tables(&arguments.made.local).await?;
     let amendments = Amendments::open(&root)?;
     let all = amendments.all().await?;
     let Some(revoked) = all.iter().find(|amendment| amendment.id == arguments.id) else {
@@ -140,7 +142,7 @@ fn words(affected: &Affected) -> String {
 }
 
 async fn list(arguments: &AmendList) -> Result<()> {
-    let all = Amendments::open(&tables(&arguments.local)?)?.all().await?;
+    let all = Amendments::open(&tables(&arguments.local).await?)?.all().await?;
     let in_force: Vec<&str> = in_force(&all).iter().map(|amendment| amendment.id.as_str()).collect();
     if arguments.json {
         let all = all.iter().map(|amendment| described(amendment, in_force.contains(&amendment.id.as_str())));

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use anyhow::{Result, bail};
+use tokio_util::sync::CancellationToken;
 use wye_batch::dry_run::DryRun;
 use wye_runtime::clock::{Clock, SystemClock};
 
 use super::report;
-use crate::alone::{ended, no_data_dir};
+use crate::alone::{ended, no_data_dir, passing};
 use crate::cli::BatchRun;
 use crate::site::check::{Given, check};
 use crate::site::{data_dir, table_root};
@@ -23,7 +24,7 @@ pub(super) async fn run(arguments: &BatchRun) -> Result<()> {
         bail!(no_data_dir(dir));
     }
     let dry_run = DryRun {
-        root: table_root(&checked, dir)?,
+        root: table_root(&checked, dir, &CancellationToken::new()).await.map_err(passing)?,
         plans: Arc::clone(&checked.plans),
         cell_readings: checked.settings.batch_layer().batch.cell_readings,
         full: arguments.full,
