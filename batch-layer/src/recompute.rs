@@ -312,7 +312,7 @@ impl Work {
     /// Computes a cell and writes its rows.
     async fn compute(self: Arc<Self>, cell: Cell) -> Result<Computed, BatchError> {
         let how =
-            HowToRead { batch_rows: ROWS_READ, most_in_memory: self.task.cell_readings.saturating_mul(4) };
+            HowToRead { batch_rows: ROWS_READ, most_in_memory: self.task.cell_readings.saturating_mul(2) };
         let mut computed = Computed {
             reason: cell.reason,
             record: CellRecord { start: cell.window.start, end: cell.window.end, ..CellRecord::default() },

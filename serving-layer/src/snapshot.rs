@@ -41,6 +41,8 @@ pub struct RunFacts {
     pub definitions: Option<u64>,
     /// Everything that was ingested before this time is in the view; `None` where the run is not known.
     pub as_of: Option<Micros>,
+    /// The amendments that were applied.
+    pub amendments: Arc<Vec<String>>,
     /// How late readings came.
     pub lateness: Arc<LatenessHistogram>,
     /// The readings that definitions could not compute.
@@ -82,7 +84,7 @@ enum ViewRows {
 
 impl BatchSnapshot {
     /// Reads what is needed of a view. Where it has files of the view before, only the other files are read: a newer view of
-    /// the same definitions has every window that an older one has. This is computation: call it where computing is allowed.
+    /// the same definitions and amendments has every window that an older one has. This is computation: call it where computing is allowed.
     ///
     /// # Errors
     /// [`ServingError::Tables`], [`ServingError::Run`] or [`ServingError::View`] when its files cannot be read.
@@ -146,11 +148,14 @@ impl BatchSnapshot {
         Ok(loaded)
     }
 
-    /// What is known of a newer view of the same definitions, and the part of it that is not.
+    /// What is known of a newer view of the same definitions and amendments, and the part of it that is not.
     fn known_to(&self, view: &ViewSnapshot) -> Option<(SeriesWindows, ViewSnapshot)> {
         let ViewRows::Files(mine) = &self.rows else { return None };
-        let definitions = view.run.as_ref().and_then(|run| RunFacts::of(run).definitions);
-        let is_same = self.usable && definitions == self.facts.definitions && mine.version() < view.version();
+        let facts = RunFacts::of(view.run.as_ref()?);
+        let is_same = self.usable
+            && facts.definitions == self.facts.definitions
+            && facts.amendments == self.facts.amendments
+            && mine.version() < view.version();
         is_same.then(|| view.only_new(mine)).flatten().map(|new| (self.windows.clone(), new))
     }
 
@@ -263,6 +268,7 @@ impl RunFacts {
         Self {
             definitions: run.definitions.parse().ok(),
             as_of: Some(run.as_of),
+            amendments: Arc::new(run.amendments.clone()),
             lateness: Arc::new(run.lateness.clone()),
             failures: Arc::new(run.failures.clone()),
         }

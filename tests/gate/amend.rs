@@ -49,6 +49,12 @@ fn sums_by(api: &Api, group: &str, metric: &str) -> Result<String> {
     Ok(rows.join(" "))
 }
 
+/// The newest value of each device.
+fn newest(api: &Api) -> Result<String> {
+    let sql = "SELECT string_agg(CAST(CAST(current_value AS BIGINT) AS VARCHAR), ' ' ORDER BY metric_key) FROM unified_metrics WHERE metric = 't'";
+    api.sql(sql)?.value()
+}
+
 #[test]
 fn amendments_change_what_they_are_about_until_they_are_revoked() -> Result<()> {
     let mut site = Site::new()?;
@@ -66,6 +72,7 @@ fn amendments_change_what_they_are_about_until_they_are_revoked() -> Result<()> 
     ensure!(reasons(&site)? == json!({"everything": 1}), "the first run");
     let before = ["a,2 b,20 c,200".to_owned(), "1,22 2,200".to_owned()];
     ensure!(sums(&api)? == before, "{:?}", sums(&api)?);
+    ensure!(newest(&api)? == "1 10 100", "{}", newest(&api)?);
 
     // Wrong arguments change nothing.
     for (words, word) in [
@@ -95,6 +102,7 @@ fn amendments_change_what_they_are_about_until_they_are_revoked() -> Result<()> 
     let run = done(&site, &["batch", "run", "--json"])?;
     ensure!(run["computed_cells"] == json!({"amended": 1}) && run["dropped"] == 2, "{run}");
     ensure!(sums(&api)? == ["a,2 b,2", "1,2 3,2"], "{:?}", sums(&api)?);
+    ensure!(newest(&api)? == "1 1", "{}", newest(&api)?);
     let stored: i64 =
         api.sql("SELECT count(*) FROM readings WHERE device_id = 'c' AND value = 100")?.value()?;
     ensure!(stored == 2, "the readings stay as they are");

@@ -2,12 +2,19 @@
 //! other half is left to steps that cannot, such as the merge of what was spilled. In DataFusion's
 //! [`FairSpillPool`](datafusion::execution::memory_pool::FairSpillPool), of which this is a variant, steps that spill can
 //! fill all memory, and a merge then fails.
+//!
+//! Two requests are granted in any case. DataFusion counts the memory that parts of a batch share once for each part, so both
+//! ask for more than they use: a step that can spill and has nothing yet, since it cannot work without one batch; and the merge
+//! of sorted streams, which has one batch of each.
 
 use std::fmt::{Display, Formatter};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use datafusion::error::DataFusionError;
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryLimit, MemoryPool, MemoryReservation};
+
+/// How DataFusion names the merge of sorted streams.
+const MERGE: &str = "SortPreservingMergeExec";
 
 /// The memory of a job.
 #[derive(Debug)]
@@ -83,7 +90,7 @@ impl MemoryPool for JobMemory {
 
     fn try_grow(&self, reservation: &MemoryReservation, additional: usize) -> Result<(), DataFusionError> {
         let limit = self.used().limit(self.size, reservation);
-        if reservation.size() + additional > limit {
+        if reservation.size() + additional > limit && !is_granted(reservation) {
             return Err(DataFusionError::ResourcesExhausted(format!(
                 "{} has {} bytes and needs {additional} more; it can have {limit}",
                 reservation.consumer().name(),
@@ -104,6 +111,12 @@ impl MemoryPool for JobMemory {
     }
 }
 
+/// Whether a request is granted in any case.
+fn is_granted(reservation: &MemoryReservation) -> bool {
+    let consumer = reservation.consumer();
+    (consumer.can_spill() && reservation.size() == 0) || consumer.name().starts_with(MERGE)
+}
+
 impl Display for JobMemory {
     fn fmt(&self, formatter: &mut Formatter<'_>) -> std::fmt::Result {
         write!(formatter, "memory of a job ({} bytes)", self.size)
@@ -121,20 +134,32 @@ mod tests {
         let memory: Arc<dyn MemoryPool> = Arc::new(JobMemory::new(100));
         let spillers =
             ["a", "b"].map(|name| MemoryConsumer::new(name).with_can_spill(true).register(&memory));
-        assert!(spillers[0].try_grow(26).is_err());
         for spiller in &spillers {
-            spiller.try_grow(25).unwrap();
+            spiller.try_grow(20).unwrap();
+            spiller.try_grow(5).unwrap();
         }
+        assert!(spillers[0].try_grow(1).is_err());
         let other = MemoryConsumer::new("c").register(&memory);
         other.try_grow(50).unwrap();
         assert!(other.try_grow(1).is_err());
         // The more it has, the less is left to the others.
-        spillers[0].free();
+        spillers[0].shrink(20);
         other.try_grow(20).unwrap();
-        assert!(spillers[0].try_grow(16).is_err());
-        spillers[0].try_grow(5).unwrap();
-        assert_eq!(memory.reserved(), 25 + 70 + 5);
+        spillers[0].try_grow(10).unwrap();
+        assert!(spillers[0].try_grow(1).is_err());
+        assert_eq!(memory.reserved(), 15 + 25 + 70);
         drop(other);
-        assert_eq!(memory.reserved(), 25 + 5);
+        assert_eq!(memory.reserved(), 15 + 25);
+    }
+
+    #[test]
+    fn one_batch_and_a_merge_are_always_granted() {
+        let memory: Arc<dyn MemoryPool> = Arc::new(JobMemory::new(100));
+        let spiller = MemoryConsumer::new("a").with_can_spill(true).register(&memory);
+        spiller.try_grow(60).unwrap();
+        assert!(spiller.try_grow(1).is_err());
+        let merge = MemoryConsumer::new(format!("{MERGE}[0]")).register(&memory);
+        merge.try_grow(60).unwrap();
+        merge.try_grow(60).unwrap();
     }
 }

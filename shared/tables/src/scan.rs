@@ -143,7 +143,7 @@ impl ReadingsSnapshot {
     fn plan_inputs(&self, inputs: &[&Input], scan: &SortedScan<'_>) -> Result<Arc<dyn ExecutionPlan>> {
         let mut parts = Vec::new();
         let samples = inputs.iter().filter_map(|input| Some((input.tags.as_ref()?, input.rows)));
-        for range in devices::ranges(samples, scan.plan_partitions) {
+        for (range, _) in devices::ranges(samples, scan.plan_partitions) {
             parts.extend(self.part(&range, inputs, scan)?);
         }
         if parts.len() > 1 {

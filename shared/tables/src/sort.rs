@@ -78,6 +78,11 @@ impl SortedRows {
         Self { rows: Rows::with_capacity(rows) }
     }
 
+    /// How many rows there are.
+    pub(crate) fn len(&self) -> usize {
+        self.rows.len()
+    }
+
     /// Adds rows.
     ///
     /// # Errors

@@ -71,8 +71,7 @@ impl FilesBelow {
         let count = usize::try_from(all.div_ceil(readings.max(1))).unwrap_or(usize::MAX);
         let tags = inputs.iter().filter_map(|(input, rows)| Some((input.tags.as_ref()?, *rows)));
         let ranges = devices::ranges(tags, count);
-        let each = all.div_ceil(ranges.len().max(1) as u64);
-        ranges.into_iter().map(|devices| Piece { window, devices, readings: each }).collect()
+        ranges.into_iter().map(|(devices, readings)| Piece { window, devices, readings }).collect()
     }
 
     /// The readings of a piece in the order of [`crate::columns::READING_ORDER`], with the columns of [`stored_schema`].
@@ -100,10 +99,7 @@ impl FilesBelow {
             batch_size: Some(how.batch_rows),
         };
         if piece.readings > how.most_in_memory {
-            let Some(plan) = self.snapshot.part(&piece.devices, &inputs, &scan)? else {
-                return Ok(futures::stream::empty().boxed());
-            };
-            return Ok(execute_stream(plan, context)?.boxed());
+            return self.merged(piece, &inputs, &scan, context);
         }
         let mut rows = SortedRows::with_capacity(usize::try_from(piece.readings).unwrap_or_default());
         if !inputs.is_empty() {
@@ -116,12 +112,31 @@ impl FilesBelow {
                 columns: &columns,
                 batch_size: Some(how.batch_rows),
             };
-            let mut stream = execute_stream(plan.build()?, context)?;
+            let mut stream = execute_stream(plan.build()?, Arc::clone(&context))?;
             while let Some(batch) = stream.try_next().await? {
                 rows.push(&batch).map_err(|error| DataFusionError::External(error.into()))?;
+                // There were more than the files say.
+                if rows.len() as u64 > how.most_in_memory {
+                    drop(rows);
+                    return self.merged(piece, &inputs, &scan, context);
+                }
             }
         }
         Ok(futures::stream::iter(rows.sorted(how.batch_rows).map(Ok)).boxed())
+    }
+
+    /// A piece by a merge of its files, which takes less memory than sorting it.
+    fn merged(
+        &self,
+        piece: &Piece,
+        inputs: &[&Input],
+        scan: &SortedScan<'_>,
+        context: Arc<TaskContext>,
+    ) -> Result<BoxStream<'static, Result<RecordBatch>>> {
+        Ok(match self.snapshot.part(&piece.devices, inputs, scan)? {
+            Some(plan) => execute_stream(plan, context)?.boxed(),
+            None => futures::stream::empty().boxed(),
+        })
     }
 
     /// The files with readings of a stretch of event time, each with about how many.

@@ -26,8 +26,11 @@ impl DeviceRange {
 }
 
 /// At most `count` ranges that cover all devices, with about equal numbers of rows. The files' tags have samples of devices;
-/// each file has so many rows.
-pub(super) fn ranges<'a>(files: impl Iterator<Item = (&'a FileTags, u64)>, count: usize) -> Vec<DeviceRange> {
+/// each file has so many rows. Each range comes with about how many rows it has.
+pub(super) fn ranges<'a>(
+    files: impl Iterator<Item = (&'a FileTags, u64)>,
+    count: usize,
+) -> Vec<(DeviceRange, u64)> {
     let mut samples: Vec<(&str, f64)> = Vec::new();
     for (tags, rows) in files {
         let share = rows as f64 / tags.devices.len().max(1) as f64;
@@ -52,5 +55,12 @@ pub(super) fn ranges<'a>(files: impl Iterator<Item = (&'a FileTags, u64)>, count
         ranges.push(DeviceRange { from: from.replace(cut.to_owned()), until: Some(cut.to_owned()) });
     }
     ranges.push(DeviceRange { from, until: None });
-    ranges
+    ranges.into_iter().map(|range| with_rows(range, &samples)).collect()
+}
+
+/// A range with about how many rows it has: those of its samples.
+fn with_rows(range: DeviceRange, samples: &[(&str, f64)]) -> (DeviceRange, u64) {
+    let inside = samples.iter().filter(|(device, _)| range.overlaps(Some((device, device))));
+    let rows: f64 = inside.map(|(_, share)| share).sum();
+    (range, rows as u64)
 }

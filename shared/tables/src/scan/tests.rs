@@ -118,7 +118,9 @@ async fn scans_equal_a_naive_filter_and_are_sorted() {
             let mut expected =
                 all.iter().filter(|row| is_below(row, Some(&horizon))).cloned().collect::<Vec<_>>();
             expected.retain(|row| (start..end).contains(&row.event_time));
-            for (readings, most_in_memory) in [(1 << 20, 1 << 20), (20, 1 << 20), (20, 0)] {
+            for (readings, most_in_memory) in
+                [(1 << 20, 1 << 20), (20, 1 << 20), (20, 0), (20, 25), (1 << 20, 30)]
+            {
                 let found = cell(&below, window, readings, most_in_memory).await;
                 assert_eq!(found.concat(), expected, "seed {seed}, {window:?}, {readings}, {most_in_memory}");
                 let mut seen = BTreeSet::new();

@@ -95,6 +95,7 @@ impl Serving {
         let facts = RunFacts {
             definitions: Some(view.definitions),
             as_of: Some(Micros(view.as_of)),
+            amendments: Arc::default(),
             lateness: Arc::new(view.lateness.clone()),
             failures: Arc::new(view.tally.failures.clone()),
         };
