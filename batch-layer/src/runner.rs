@@ -69,6 +69,7 @@ pub struct BatchRunner {
     expectations: Arc<Expectations>,
     patience: Duration,
     cell_readings: u64,
+    threads: usize,
     turn: Mutex<()>,
 }
 
@@ -84,9 +85,22 @@ impl BatchRunner {
         let expectations = Arc::new(Expectations::new(&parts.plans).map_err(BatchError::Compute)?);
         let amendments = Amendments::open(&parts.root).map_err(BatchError::tables("open the amendments"))?;
         let control = ControlLog::new(parts.log.clone())?;
-        let BatchSettings { patience, cell_readings, .. } = *settings;
+        let BatchSettings { patience, cell_readings, threads, .. } = *settings;
+        let cores = parts.compute.threads();
+        let threads = if threads == 0 { cores } else { threads.min(cores) };
         let turn = Mutex::new(());
-        Ok(Self { parts, readings, views, amendments, control, expectations, patience, cell_readings, turn })
+        Ok(Self {
+            parts,
+            readings,
+            views,
+            amendments,
+            control,
+            expectations,
+            patience,
+            cell_readings,
+            threads,
+            turn,
+        })
     }
 
     /// Carries out one run. Dropping the returned future cancels it, at any time: the view is then the old one or the new one.
@@ -298,7 +312,7 @@ impl Execution<'_> {
             amending: self.amending.clone(),
             horizon: task.horizon.clone(),
             as_of: task.as_of,
-            threads: runner.parts.compute.threads(),
+            threads: runner.threads,
             cell_readings: runner.cell_readings,
             progress: self.progress.clone(),
         };

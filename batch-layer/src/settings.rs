@@ -47,6 +47,8 @@ pub struct BatchSettings {
     pub schedule: Option<Cron>,
     /// About how many readings a cell has at most; at least 1. See [`crate::cells`].
     pub cell_readings: u64,
+    /// How many cells are computed at the same time; zero: as many as the machine has cores.
+    pub threads: usize,
     /// How long the files of a replaced view are kept; 1 s to 1 day.
     #[serde(with = "humantime_serde")]
     pub keep_versions: Duration,
@@ -132,6 +134,7 @@ mod tests {
                 interval: Duration::from_millis(1),
                 schedule: None,
                 cell_readings: 0,
+                threads: 0,
                 keep_versions: Duration::from_secs(86_401),
                 patience: Duration::ZERO,
             },

@@ -58,6 +58,7 @@ pub(crate) fn batch_settings(patience: Duration) -> BatchSettings {
         interval: Duration::ZERO,
         schedule: None,
         cell_readings: 1_000,
+        threads: 0,
         keep_versions: Duration::from_secs(60),
         patience,
     }

@@ -7,7 +7,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::RecordBatch;
+use arrow::array::{BooleanArray, RecordBatch};
+use arrow::compute::{filter_record_batch, not};
+use arrow::error::ArrowError;
 use chrono::NaiveDate;
 use datafusion::catalog::TableProvider;
 use deltalake::kernel::Add;
@@ -27,7 +29,7 @@ use crate::store::{TableName, TableRoot};
 pub(crate) mod compaction;
 pub(crate) mod file_tags;
 
-use file_tags::FileTags;
+use file_tags::{FileTags, late_rows};
 
 const ARCHIVED: PartitionTransactions = PartitionTransactions("wye-archive/readings/");
 const TABLE: TableName = TableName::Readings;
@@ -115,10 +117,12 @@ impl Readings {
         });
         let mut writing = Vec::new();
         for SortedDay { ingest_date, readings } in days.await? {
-            for start in (0..readings.num_rows()).step_by(ROWS_PER_FILE) {
-                let rows = readings.slice(start, ROWS_PER_FILE.min(readings.num_rows() - start));
-                let file = write_sorted(self.log.clone(), ingest_date, rows);
-                writing.push(on_blocking_thread(&self.log, file));
+            for readings in by_arrival(readings)? {
+                for start in (0..readings.num_rows()).step_by(ROWS_PER_FILE) {
+                    let rows = readings.slice(start, ROWS_PER_FILE.min(readings.num_rows() - start));
+                    let file = write_sorted(self.log.clone(), ingest_date, rows);
+                    writing.push(on_blocking_thread(&self.log, file));
+                }
             }
         }
         let (mut adds, mut failed) = (Vec::with_capacity(writing.len()), None);
@@ -185,6 +189,20 @@ impl ReadingsSnapshot {
         let table = self.snapshot.delta_table(&self.log);
         table.table_provider().await.map_err(|source| TablesError::Scan { table: TABLE, source })
     }
+}
+
+/// Readings that arrived in time, and late ones, apart: so the former are files of a short stretch of event time, and only
+/// few bytes are read for the stretches that have nothing but late ones.
+fn by_arrival(readings: RecordBatch) -> Result<Vec<RecordBatch>, TablesError> {
+    let late = late_rows(&readings).unwrap_or_default();
+    let count = late.iter().filter(|late| **late).count();
+    if count == 0 || count == readings.num_rows() {
+        return Ok(vec![readings]);
+    }
+    let late = BooleanArray::from(late);
+    let failed = |error: ArrowError| TablesError::Shape { table: TABLE, reason: error.to_string() };
+    let in_time = filter_record_batch(&readings, &not(&late).map_err(failed)?).map_err(failed)?;
+    Ok(vec![in_time, filter_record_batch(&readings, &late).map_err(failed)?])
 }
 
 async fn write_sorted(

@@ -45,25 +45,27 @@ impl Default for CompactionPolicy {
 }
 
 impl Readings {
-    /// Merges the small files of each ingest day that has enough of them, one commit a day, and sorts files that another
-    /// engine has written.
+    /// Merges the small files of each ingest day that has enough of them, those with late readings apart, and sorts files that
+    /// another engine has written.
     ///
     /// # Errors
     /// [`TablesError::Conflict`] when another compaction came first; nothing is lost then.
     pub async fn compact(&self, policy: CompactionPolicy) -> Result<Compacted, TablesError> {
         let mut done = Compacted::default();
         let snapshot = self.snapshot().await?;
-        let mut days: BTreeMap<&str, Vec<DataFile>> = BTreeMap::new();
+        // Late readings stay apart, see `by_arrival`.
+        let mut days: BTreeMap<(&str, bool), Vec<DataFile>> = BTreeMap::new();
         for file in snapshot.snapshot.files.iter() {
             let day = file.add.partition_values.get(INGEST_DATE).and_then(Option::as_deref);
             let Some(day) = day else { continue };
             if !file.is_sorted_by(&READING_ORDER) {
                 done += self.merge(&snapshot, day, vec![file.clone()]).await?;
             } else if file.rows < policy.small_rows {
-                days.entry(day).or_default().push(file.clone());
+                let is_late = FileTags::of(file).is_some_and(|tags| tags.late == Some(true));
+                days.entry((day, is_late)).or_default().push(file.clone());
             }
         }
-        for (day, files) in days {
+        for ((day, _), files) in days {
             if files.len() >= policy.least_files.max(2) {
                 done += self.merge(&snapshot, day, files).await?;
             }

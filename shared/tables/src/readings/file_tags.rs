@@ -2,7 +2,7 @@
 //! know how scans use it.
 //!
 //! Stability contract: the tags `wye.offsets`, `wye.devices`, `wye.order` and `wye.file` are in the logs of all existing
-//! tables, and `wye.arrival` and `wye.times` of newer ones. A file without them (of another engine), or with those of another file, is
+//! tables, and `wye.arrival`, `wye.times` and `wye.late` of newer ones. A file without them (of another engine), or with those of another file, is
 //! filtered, sorted and read for them by each scan.
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,7 +12,7 @@ use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
 use serde::{Deserialize, Serialize};
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::TextColumn;
-use wye_domain::time::Micros;
+use wye_domain::time::{Micros, Span};
 use wye_metrics::confidence::Arrival;
 
 use crate::columns::{DEVICE_ID, EVENT_TIME, INGEST_TIME, KAFKA_OFFSET, KAFKA_PARTITION, READING_ORDER};
@@ -23,6 +23,10 @@ const OFFSETS: &str = "wye.offsets";
 const DEVICES: &str = "wye.devices";
 const ARRIVAL: &str = "wye.arrival";
 const TIMES: &str = "wye.times";
+const LATE: &str = "wye.late";
+
+/// A reading that arrives this long after its event time is late.
+const LATE_AFTER: Span = Span::from_mins(1);
 
 /// About how many devices are sampled per file.
 const SAMPLES: usize = 8;
@@ -42,6 +46,8 @@ pub(crate) struct FileTags {
     pub(crate) arrival: Option<Arrival>,
     /// When they were measured; `None` where that was not stored.
     pub(crate) times: Option<EventTimes>,
+    /// Whether all rows are late ([`is_late`]); `None` without rows, and where that was not stored.
+    pub(crate) late: Option<bool>,
 }
 
 impl FileTags {
@@ -61,6 +67,10 @@ impl FileTags {
         if let Some(arrived) = arrival_of(readings) {
             self.arrival.get_or_insert_default().merge(&arrived);
         }
+        if let Some(late) = late_rows(readings) {
+            let all = late.iter().all(|late| *late);
+            self.late = Some(self.late.unwrap_or(true) && all);
+        }
         if let Some(times) = times_of(readings, EVENT_TIME) {
             self.times.get_or_insert_default().add(times, OF_FILE);
         }
@@ -77,6 +87,7 @@ impl FileTags {
             devices: serde_json::from_str(file.tag(DEVICES)?).ok()?,
             arrival: file.tag(ARRIVAL).and_then(|arrival| serde_json::from_str(arrival).ok()),
             times: file.tag(TIMES).and_then(|times| serde_json::from_str(times).ok()),
+            late: file.tag(LATE).map(|late| late == "true"),
         })
     }
 
@@ -94,6 +105,9 @@ impl FileTags {
         }
         if let Some(times) = &self.times {
             tags.insert(TIMES.to_owned(), Some(serde_json::to_string(times)?));
+        }
+        if let Some(late) = self.late {
+            tags.insert(LATE.to_owned(), Some(late.to_string()));
         }
         Ok(tags)
     }
@@ -113,4 +127,16 @@ pub(crate) fn arrival_of(readings: &RecordBatch) -> Option<Arrival> {
 pub(crate) fn times_of<'a>(readings: &'a RecordBatch, name: &str) -> Option<&'a [i64]> {
     let column = readings.column_by_name(name)?.as_primitive_opt::<TimestampMicrosecondType>()?;
     Some(column.values())
+}
+
+/// By row: whether it is late; `None` where the rows lack a time.
+pub(crate) fn late_rows(readings: &RecordBatch) -> Option<Vec<bool>> {
+    let (event_time, ingest_time) = times_of(readings, EVENT_TIME).zip(times_of(readings, INGEST_TIME))?;
+    let rows = event_time.iter().zip(ingest_time);
+    Some(rows.map(|(event_time, ingest_time)| is_late(Micros(*event_time), Micros(*ingest_time))).collect())
+}
+
+/// Whether a reading has arrived late.
+fn is_late(event_time: Micros, ingest_time: Micros) -> bool {
+    ingest_time - event_time > LATE_AFTER
 }

@@ -63,6 +63,36 @@ async fn appends_continue_where_the_last_one_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn late_readings_are_in_files_of_their_own() {
+    let (_directory, root) = new_root();
+    let readings = Readings::open(&root).await.unwrap();
+    const MINUTE: i64 = 60_000_000;
+    let mut expected = Vec::new();
+    for append in 0..8 {
+        // Two in time, one an hour late, one from the future.
+        let now = 100 * MINUTE + append * MINUTE;
+        let times = [now, now - MINUTE, now - 60 * MINUTE, now + 60 * MINUTE];
+        let rows: Vec<Row> = (0..).zip(times).map(|(at, time)| row("a", time, 0, append * 4 + at)).collect();
+        let rows = ingested(now, <[Row; 4]>::try_from(rows).unwrap());
+        readings.append(vec![archive(0, append * 4, append * 4 + 4, &rows)]).await.unwrap();
+        expected.extend(rows);
+    }
+    expected.sort();
+    let late = |snapshot: &ReadingsSnapshot| -> Vec<(u64, Option<bool>)> {
+        let files = snapshot.snapshot.files.iter();
+        let mut late: Vec<_> = files.map(|file| (file.rows, FileTags::of(file).unwrap().late)).collect();
+        late.sort_unstable();
+        late
+    };
+    let found = late(&readings.snapshot().await.unwrap());
+    assert_eq!(found, [vec![(1, Some(true)); 8], vec![(3, Some(false)); 8]].concat());
+    assert_eq!(all_rows(&readings).await, expected);
+    readings.compact(CompactionPolicy::default()).await.unwrap();
+    assert_eq!(late(&readings.snapshot().await.unwrap()), [(8, Some(true)), (24, Some(false))]);
+    assert_eq!(all_rows(&readings).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_of_two_concurrent_appends_wins() {
     for place in Place::all() {
         let root = place.root().await;
