@@ -12,7 +12,7 @@ use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
 use wye_domain::series::SeriesKey;
 use wye_domain::sketches::Sketches;
 use wye_domain::summary::Summary;
-use wye_domain::time::{Micros, Span, WindowSize};
+use wye_domain::time::{Micros, Span, Window, WindowSize};
 use wye_metrics::confidence::{Evidence, LatenessHistogram, judge};
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::failures::Failures;
@@ -313,6 +313,21 @@ async fn commit_files(
     let expected_version = views.latest_version().await.unwrap();
     let horizon = self::horizon(horizon);
     views.commit(ViewCommit { schema, files, replaces, horizon, run, expected_version }).await.unwrap();
+}
+
+/// Replaces one cell by these rows, in a run that has applied an amendment.
+pub(crate) async fn commit_amended(views: &BatchViews, directory: &Directory, cell: Window, rows: &[Row]) {
+    let record = CellRecord { start: cell.start, end: cell.end, ..CellRecord::default() };
+    let view = views.latest().await.unwrap().unwrap();
+    let commit = ViewCommit {
+        schema: Arc::clone(ViewSchema::of(directory.plans()).arrow()),
+        files: ViewFile::of_cell(write(views, directory, &[rows.to_vec()]).await, &record).unwrap(),
+        replaces: Replaces::Cells([cell.start].into()),
+        horizon: view.horizon.clone(),
+        run: RunRecord { amendments: vec!["1".to_owned()], ..run(directory.plans()) },
+        expected_version: Some(view.version()),
+    };
+    views.commit(commit).await.unwrap();
 }
 
 /// The record of a batch run.

@@ -7,7 +7,7 @@ use tokio::runtime::Runtime;
 use wye_tables::views::{BatchViews, Replaces};
 
 use super::*;
-use crate::testing::{Row, Site, cells, commit_cells, family, minute, summary};
+use crate::testing::{Row, Site, cells, commit_amended, commit_cells, family, minute, summary};
 
 /// Device, minute, and whether there is a reading or a conflict only.
 type Change = (u8, u8, bool);
@@ -72,4 +72,23 @@ proptest! {
             }
         });
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_amendment_may_take_the_newest_window_away() {
+    let site = Site::new().await;
+    let length = WindowSize::parse("20m").unwrap();
+    let (views, directory): (&BatchViews, _) = (&site.views, site.hub.directory());
+    let context = site.engine.runtime().task_context();
+    let row = |device: &str, place: i64| (family("t", device), minute(place), summary(&[(1.0, 0)]));
+    let rows = [row("d0", 5), row("d0", 25), row("d1", 25)];
+    commit_cells(views, directory, 1, length, &cells(length, &rows), 3, Replaces::All).await;
+    let view = views.latest().await.unwrap().unwrap();
+    let before = BatchSnapshot::load(view, None, directory, &context).await.unwrap();
+    commit_amended(views, directory, length.window_at(minute(20)), &rows[2..]).await;
+    let view = views.latest().await.unwrap().unwrap();
+    let after = BatchSnapshot::load(view.clone(), Some(&before), directory, &context).await.unwrap();
+    let fresh = BatchSnapshot::load(view, None, directory, &context).await.unwrap();
+    assert_ne!(known(&before, directory), known(&fresh, directory));
+    assert_eq!(known(&after, directory), known(&fresh, directory));
 }
