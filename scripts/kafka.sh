@@ -12,46 +12,35 @@
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/server.sh
+source "$(dirname "${BASH_SOURCE[0]}")/server.sh"
 
+name=Kafka
 version=4.1.0
+address=bootstrap
+log=kafka.log
+mark=server.properties
+taken='Address already in use\|BindException'
 pom="$wye_root/scripts/kafka/pom.xml"
 # The name of the directory has a digest of the list of jars, so another list has another directory.
-libs="$wye_cache/kafka-$version-$(sha256sum "$pom" | cut -c1-12)"
+fetched="$wye_cache/kafka-$version-$(sha256sum "$pom" | cut -c1-12)"
 ready_seconds=90
 stop_seconds=30
 mib=$((1024 * 1024))
 
-usage() {
-    say "usage: kafka.sh start|stop|status DIR, or kafka.sh fetch"
-    exit 2
-}
-
 fetch() {
-    [ -e "$libs/.complete" ] && return
+    [ -e "$fetched/.complete" ] && return
     have mvn || fail "maven is missing: run scripts/install-deps.sh test"
     say "downloading Apache Kafka $version from Maven Central ..."
-    mkdir -p "$libs"
+    mkdir -p "$fetched"
     mvn -q -B -f "$pom" dependency:copy-dependencies \
-        -DoutputDirectory="$libs" -DincludeScope=runtime </dev/null >&2
-    touch "$libs/.complete"
+        -DoutputDirectory="$fetched" -DincludeScope=runtime </dev/null >&2
+    touch "$fetched/.complete"
 }
 
-# Prints three free ports. They differ, since all are bound at the same time.
-free_ports() {
-    python3 -c '
-import socket
-held = [socket.socket() for _ in range(3)]
-for s in held:
-    s.bind(("127.0.0.1", 0))
-print(*(s.getsockname()[1] for s in held))'
-}
-
-# Prints the process ID of the broker of this directory if it runs. The same ID of another process does not count.
-alive() {
-    local pid
-    pid="$(cat "$dir/pid" 2>/dev/null)" || return 1
-    tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "$dir/server.properties" || return 1
-    echo "$pid"
+check() {
+    have java || fail "java is missing: run scripts/install-deps.sh test"
+    have openssl || fail "openssl is missing: run scripts/install-deps.sh test"
 }
 
 # Whether the broker answers the Kafka protocol: an ApiVersions request, version 0, correlation id 7, must come back
@@ -123,8 +112,8 @@ EOF
 }
 
 launch() {
-    local ports pid deadline
-    ports="$(free_ports)"
+    local ports
+    ports="$(free_ports 3)"
     # shellcheck disable=SC2086 # three arguments
     write_properties $ports
     local port="${ports%% *}" secured_port="${ports##* }"
@@ -133,8 +122,8 @@ launch() {
         make_credentials
         user="$(cat "$dir/tls/user")"
         password="$(cat "$dir/tls/password")"
-        id="$(java -cp "$libs/*" kafka.tools.StorageTool random-uuid 2>/dev/null)"
-        java -cp "$libs/*" kafka.tools.StorageTool format -t "$id" -c "$dir/server.properties" \
+        id="$(java -cp "$fetched/*" kafka.tools.StorageTool random-uuid 2>/dev/null)"
+        java -cp "$fetched/*" kafka.tools.StorageTool format -t "$id" -c "$dir/server.properties" \
             --add-scram "SCRAM-SHA-256=[name=$user,password=$password]" \
             --add-scram "SCRAM-SHA-512=[name=$user,password=$password]" >"$dir/kafka.log" 2>&1 \
             || fail "cannot format $dir/data: see $dir/kafka.log"
@@ -142,82 +131,10 @@ launch() {
     # In another session, so that an interrupt at the terminal goes to the tests and not to the broker.
     setsid java -Xms256m -Xmx512m -XX:+UseG1GC \
         "-Dlog4j2.configurationFile=$wye_root/scripts/kafka/log4j2.properties" \
-        -cp "$libs/*" kafka.Kafka "$dir/server.properties" </dev/null >>"$dir/kafka.log" 2>&1 &
-    pid=$!
-    echo "$pid" >"$dir/pid"
-    deadline=$((SECONDS + ready_seconds))
-    until answers "$port"; do
-        kill -0 "$pid" 2>/dev/null || return 1
-        if [ "$SECONDS" -ge "$deadline" ]; then
-            kill -KILL "$pid" 2>/dev/null || true
-            fail "Kafka did not answer within $ready_seconds s: see $dir/kafka.log"
-        fi
-        sleep 0.2
-    done
+        -cp "$fetched/*" kafka.Kafka "$dir/server.properties" </dev/null >>"$dir/kafka.log" 2>&1 &
+    ready $! "$port" || return 1
     echo "127.0.0.1:$secured_port" >"$dir/tls/bootstrap"
-    echo "127.0.0.1:$port" >"$dir/bootstrap.new"
-    mv "$dir/bootstrap.new" "$dir/bootstrap"
+    publish "127.0.0.1:$port"
 }
 
-start() {
-    have java || fail "java is missing: run scripts/install-deps.sh test"
-    have openssl || fail "openssl is missing: run scripts/install-deps.sh test"
-    mkdir -p "$dir"
-    if alive >/dev/null; then
-        say "Kafka already runs at $(cat "$dir/bootstrap")"
-        return
-    fi
-    rm -f "$dir/bootstrap"
-    once "kafka-$version" fetch
-    # Another process may take a port before the broker starts.
-    for _ in 1 2 3; do
-        if launch; then
-            say "Kafka $version at $(cat "$dir/bootstrap")"
-            return
-        fi
-        grep -q 'Address already in use\|BindException' "$dir/kafka.log" || break
-    done
-    tail -n 20 "$dir/kafka.log" >&2
-    fail "Kafka did not start: see $dir/kafka.log"
-}
-
-stop() {
-    local pid deadline
-    if ! pid="$(alive)"; then
-        say "no Kafka is running in $dir"
-        return
-    fi
-    kill -TERM "$pid"
-    deadline=$((SECONDS + stop_seconds))
-    while alive >/dev/null; do
-        if [ "$SECONDS" -ge "$deadline" ]; then
-            say "Kafka did not stop within $stop_seconds s: killed"
-            kill -KILL "$pid"
-            break
-        fi
-        sleep 0.2
-    done
-    rm -f "$dir/pid" "$dir/bootstrap"
-}
-
-status() {
-    if alive >/dev/null; then
-        say "running at $(cat "$dir/bootstrap" 2>/dev/null || echo 'an unknown address')"
-    else
-        say "not running"
-        return 1
-    fi
-}
-
-case "${1:-}" in
-    fetch)
-        once "kafka-$version" fetch
-        echo "$libs"
-        ;;
-    start | stop | status)
-        [ $# -eq 2 ] || usage
-        dir="$(realpath -m "$2")"
-        "$1"
-        ;;
-    *) usage ;;
-esac
+main "$@"

@@ -11,19 +11,21 @@
 set -euo pipefail
 # shellcheck source=scripts/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=scripts/server.sh
+source "$(dirname "${BASH_SOURCE[0]}")/server.sh"
 
+name=versitygw
 version=1.8.0
-programs="$wye_cache/versitygw-$version"
+fetched="$wye_cache/versitygw-$version"
+address=endpoint
+log=s3.log
+mark=objects
+taken='address already in use'
 module=github.com/versity/versitygw
 # What the module needs.
 go_version=1.25.0
 ready_seconds=30
 stop_seconds=10
-
-usage() {
-    say "usage: s3.sh start|stop|status DIR, or s3.sh fetch"
-    exit 2
-}
 
 # Prints the go command that builds the server. Debian's is too old, but it can fetch a newer one, which is a module too.
 go_command() {
@@ -41,36 +43,22 @@ go_command() {
 }
 
 fetch() {
-    [ -e "$programs/.complete" ] && return
+    [ -e "$fetched/.complete" ] && return
     have go || fail "go is missing: run scripts/install-deps.sh test"
     say "building versitygw $version ..."
-    mkdir -p "$programs"
+    mkdir -p "$fetched"
     # Not in the user's caches, and removed with everything else.
-    export GOCACHE="$programs/build" GOMODCACHE="$programs/modules" GOFLAGS=-modcacherw
+    export GOCACHE="$fetched/build" GOMODCACHE="$fetched/modules" GOFLAGS=-modcacherw
     local go
     go="$(go_command)"
-    GOBIN="$programs" GOTOOLCHAIN=local nice -n 19 "$go" install "$module/cmd/versitygw@v$version" \
-        </dev/null >"$programs/build.log" 2>&1 \
-        || fail "cannot build versitygw: see $programs/build.log"
+    GOBIN="$fetched" GOTOOLCHAIN=local nice -n 19 "$go" install "$module/cmd/versitygw@v$version" \
+        </dev/null >"$fetched/build.log" 2>&1 \
+        || fail "cannot build versitygw: see $fetched/build.log"
     rm -rf "$GOCACHE" "$GOMODCACHE"
-    touch "$programs/.complete"
+    touch "$fetched/.complete"
 }
 
-free_port() {
-    python3 -c '
-import socket
-s = socket.socket()
-s.bind(("127.0.0.1", 0))
-print(s.getsockname()[1])'
-}
-
-# Prints the process ID of the server of this directory if it runs. The same ID of another process does not count.
-alive() {
-    local pid
-    pid="$(cat "$dir/pid" 2>/dev/null)" || return 1
-    tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "$dir/objects" || return 1
-    echo "$pid"
-}
+check() { have python3 || fail "python3 is missing: run scripts/install-deps.sh test"; }
 
 # Whether it answers HTTP. A request without a signature is an error for it, and an answer for us.
 answers() {
@@ -84,8 +72,8 @@ answers() {
 }
 
 launch() {
-    local port pid deadline
-    port="$(free_port)"
+    local port
+    port="$(free_ports 1)"
     # The directories in `objects` are the buckets.
     mkdir -p "$dir/objects/wye" "$dir/metadata"
     if [ ! -e "$dir/secret-key" ]; then
@@ -94,80 +82,10 @@ launch() {
     fi
     # In another session, so that an interrupt at the terminal goes to the tests and not to the server.
     ROOT_ACCESS_KEY="$(cat "$dir/access-key")" ROOT_SECRET_KEY="$(cat "$dir/secret-key")" \
-        setsid "$programs/versitygw" --port "127.0.0.1:$port" --keep-alive --quiet \
+        setsid "$fetched/versitygw" --port "127.0.0.1:$port" --keep-alive --quiet \
         posix --sidecar "$dir/metadata" "$dir/objects" </dev/null >>"$dir/s3.log" 2>&1 &
-    pid=$!
-    echo "$pid" >"$dir/pid"
-    deadline=$((SECONDS + ready_seconds))
-    until answers "$port"; do
-        kill -0 "$pid" 2>/dev/null || return 1
-        if [ "$SECONDS" -ge "$deadline" ]; then
-            kill -KILL "$pid" 2>/dev/null || true
-            fail "versitygw did not answer within $ready_seconds s: see $dir/s3.log"
-        fi
-        sleep 0.1
-    done
-    echo "http://127.0.0.1:$port" >"$dir/endpoint.new"
-    mv "$dir/endpoint.new" "$dir/endpoint"
+    ready $! "$port" || return 1
+    publish "http://127.0.0.1:$port"
 }
 
-start() {
-    mkdir -p "$dir"
-    if alive >/dev/null; then
-        say "versitygw already runs at $(cat "$dir/endpoint")"
-        return
-    fi
-    rm -f "$dir/endpoint"
-    once "versitygw-$version" fetch
-    # Another process may take the port before the server does.
-    for _ in 1 2 3; do
-        if launch; then
-            say "versitygw $version at $(cat "$dir/endpoint")"
-            return
-        fi
-        grep -q 'address already in use' "$dir/s3.log" || break
-    done
-    tail -n 20 "$dir/s3.log" >&2
-    fail "versitygw did not start: see $dir/s3.log"
-}
-
-stop() {
-    local pid deadline
-    if ! pid="$(alive)"; then
-        say "no versitygw is running in $dir"
-        return
-    fi
-    kill -TERM "$pid"
-    deadline=$((SECONDS + stop_seconds))
-    while alive >/dev/null; do
-        if [ "$SECONDS" -ge "$deadline" ]; then
-            say "versitygw did not stop within $stop_seconds s: killed"
-            kill -KILL "$pid"
-            break
-        fi
-        sleep 0.1
-    done
-    rm -f "$dir/pid" "$dir/endpoint"
-}
-
-status() {
-    if alive >/dev/null; then
-        say "running at $(cat "$dir/endpoint" 2>/dev/null || echo 'an unknown address')"
-    else
-        say "not running"
-        return 1
-    fi
-}
-
-case "${1:-}" in
-    fetch)
-        once "versitygw-$version" fetch
-        echo "$programs"
-        ;;
-    start | stop | status)
-        [ $# -eq 2 ] || usage
-        dir="$(realpath -m "$2")"
-        "$1"
-        ;;
-    *) usage ;;
-esac
+main "$@"

@@ -119,6 +119,10 @@ impl Since {
         let Some(cells) = view.cells() else {
             return Err("another program has written files of the batch views");
         };
+        let known: HashSet<&str> = amendments.iter().map(|amendment| amendment.id.as_str()).collect();
+        if run.amendments.iter().any(|applied| !known.contains(applied.as_str())) {
+            return Err("an amendment that was applied is not in the table of amendments any more");
+        }
         let amended = changed(amendments, &run.amendments);
         Ok(Self { horizon: view.horizon.clone(), before: Before { cells, as_of: run.as_of }, amended })
     }

@@ -19,7 +19,7 @@ use datafusion::logical_expr::LogicalPlan;
 use datafusion::physical_plan::execute_stream;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::{DFParser, Statement};
-use datafusion::sql::sqlparser::ast::Statement as Sql;
+use wye_metrics::sql_messages::only_reads;
 
 use super::FileJobError;
 use super::messages;
@@ -57,7 +57,7 @@ impl Query {
         let (Some(statement), None) = (statements.pop_front(), statements.pop_front()) else {
             return Err(FileJobError::Arguments("the SQL must be one statement".to_owned()));
         };
-        if !reads(&statement) {
+        if !only_reads(&statement) {
             let word: String = sql.trim_start().chars().take_while(|c| c.is_alphabetic()).collect();
             return Err(FileJobError::Arguments(format!(
                 "{} is not supported: SQL here only reads the inputs. Supported are SELECT, WITH, EXPLAIN, SHOW and DESCRIBE",
@@ -191,23 +191,6 @@ pub(crate) fn file_url(path: &Path) -> String {
         }
     }
     url
-}
-
-/// Whether a statement only reads.
-fn reads(statement: &Statement) -> bool {
-    match statement {
-        Statement::Statement(statement) => matches!(
-            **statement,
-            Sql::Query(_)
-                | Sql::Explain { .. }
-                | Sql::ExplainTable { .. }
-                | Sql::ShowTables { .. }
-                | Sql::ShowColumns { .. }
-                | Sql::ShowFunctions { .. }
-        ),
-        Statement::Explain(explain) => reads(&explain.statement),
-        Statement::CreateExternalTable(_) | Statement::CopyTo(_) | Statement::Reset(_) => false,
-    }
 }
 
 /// Whether the rows of a plan are those of one table, filtered and computed one by one.

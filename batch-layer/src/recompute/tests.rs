@@ -15,14 +15,15 @@ use wye_domain::time::{Micros, Span};
 use wye_metrics::amendment::Amending;
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::{Expectations, MetricPlans};
+use wye_metrics::view_rows::ViewSchema;
 use wye_tables::CompactionPolicy;
 use wye_tables::columns::archive_schema;
 use wye_tables::readings::{ArchiveBatch, Readings};
 use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, ViewCommit};
+use wye_tables::views::{BatchViews, Replaces, ViewCommit};
 
-use super::{Recomputation, Since, recompute};
+use super::{COMPUTATION, Recomputation, Since, recompute};
 use crate::cells::Before;
 use crate::testing::{ViewRows, view_rows};
 
@@ -435,4 +436,39 @@ fn without_readings_the_view_is_empty() {
         divisor: 4.0,
     };
     check(&history).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_starts_from_a_view_only_if_that_was_computed_in_the_same_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = TableRoot::directory(directory.path()).unwrap();
+    let readings = Readings::open(&root).await.unwrap().snapshot().await.unwrap();
+    let (views, plans) = (BatchViews::open(&root).unwrap(), plans());
+    let good = RunRecord {
+        definitions: plans.fingerprint().to_string(),
+        computation: COMPUTATION,
+        readings_table: readings.table_id().to_owned(),
+        ..RunRecord::default()
+    };
+    let amendments = vec!["1".to_owned()];
+    let runs = [
+        (good.clone(), None),
+        (RunRecord { definitions: "0".to_owned(), ..good.clone() }, Some("definitions")),
+        (RunRecord { computation: COMPUTATION + 1, ..good.clone() }, Some("another version")),
+        (RunRecord { readings_table: "other".to_owned(), ..good.clone() }, Some("another table")),
+        (RunRecord { amendments, ..good }, Some("not in the table of amendments")),
+    ];
+    for (run, reason) in runs {
+        let expected_version = views.latest_version().await.unwrap();
+        let schema = Arc::clone(ViewSchema::of(&plans).arrow());
+        let (files, replaces, horizon) = (vec![], Replaces::All, Horizon::default());
+        let commit = ViewCommit { schema, files, replaces, horizon, run, expected_version };
+        views.commit(commit).await.unwrap();
+        let view = views.latest().await.unwrap().unwrap();
+        match (Since::view(&view, &plans, &[], &readings), reason) {
+            (Ok(_), None) => {}
+            (Err(found), Some(reason)) => assert!(found.contains(reason), "{found}"),
+            (found, reason) => panic!("{found:?}, not {reason:?}"),
+        }
+    }
 }

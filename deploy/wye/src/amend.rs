@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use wye_batch::amend::{Affected, affected};
-use wye_domain::time::{Micros, Window, format_rfc3339, parse_rfc3339};
+use wye_domain::time::{Micros, Span, Window, format_rfc3339, parse_rfc3339};
 use wye_metrics::amendment::{Amending, Amendment, Change, Selection, in_force};
 use wye_runtime::clock::{Clock, SystemClock};
 use wye_runtime::unique;
@@ -78,11 +78,12 @@ fn selection(about: &AmendAbout) -> Result<Selection> {
 
 async fn make(about: &AmendAbout, change: Change) -> Result<()> {
     let readings = selection(about)?;
-    let amendment = new(&about.made, readings, change);
+    let root = tables(&about.made.local).await?;
+    let amendments = Amendments::open(&root)?;
+    let amendment = new(&amendments.all().await?, &about.made, readings, change);
     // A wrong expression would end every batch run.
     Amending::plan(std::slice::from_ref(&amendment))
         .map_err(|error| Misused(format!("--value: {}; {}", error.problem, error.remedy)))?;
-    let root = tables(&about.made.local).await?;
     let found = affected(&root, &amendment.readings).await?;
     if about.dry_run {
         return print(
@@ -91,7 +92,7 @@ async fn make(about: &AmendAbout, change: Change) -> Result<()> {
             &format!("would affect {}", words(&found)),
         );
     }
-    Amendments::open(&root)?.append(&amendment).await?;
+    amendments.append(&amendment).await?;
     let answer = json!({ "id": amendment.id, "affects": found });
     print(
         &about.made,
@@ -109,17 +110,20 @@ async fn revoke(arguments: &AmendRevoke) -> Result<()> {
         bail!(Misused(format!("there is no amendment {id}; `wye amend list` prints all")));
     };
     let change = Change::Revoke(arguments.id.clone());
-    let amendment = new(&arguments.made, revoked.readings.clone(), change);
+    let amendment = new(&all, &arguments.made, revoked.readings.clone(), change);
     amendments.append(&amendment).await?;
     let answer = json!({ "id": amendment.id, "revokes": arguments.id });
     let line = format!("amendment {} revokes {}; the next batch run applies it", amendment.id, arguments.id);
     print(&arguments.made, &answer, &line)
 }
 
-fn new(made: &AmendMade, readings: Selection, change: Change) -> Amendment {
+/// An amendment that comes after all that there are, whatever the clock says: a revocation must not come before what it
+/// revokes.
+fn new(all: &[Amendment], made: &AmendMade, readings: Selection, change: Change) -> Amendment {
+    let after_all = all.iter().map(|amendment| amendment.created_at + Span(1)).max();
     Amendment {
         id: unique::name().chars().take(12).collect(),
-        created_at: SystemClock::default().now(),
+        created_at: after_all.max(Some(SystemClock::default().now())).unwrap_or_default(),
         author: made.author.clone(),
         reason: made.reason.clone(),
         readings,
@@ -199,4 +203,27 @@ fn described(amendment: &Amendment, is_in_force: bool) -> Value {
         "revokes": revokes,
         "in_force": is_in_force,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    #[test]
+    fn an_amendment_comes_after_all_others_whatever_the_clock_says() {
+        let words = ["wye", "amend", "revoke", "1", "--reason", "it was right"];
+        let Command::Amend(amend) = Cli::parse_from(words).command else { panic!("another command") };
+        let AmendCommand::Revoke(AmendRevoke { made, .. }) = amend.command else { panic!("another command") };
+        let times = Window { start: Micros(0), end: Micros(1) };
+        let readings = Selection { devices: ["a".to_owned()].into(), metrics: [].into(), times };
+        let mut dropped = new(&[], &made, readings.clone(), Change::Drop);
+        // Its clock was a day ahead.
+        dropped.created_at = dropped.created_at + Span::from_days(1);
+        let all = [dropped];
+        let revoked = new(&all, &made, readings, Change::Revoke(all[0].id.clone()));
+        assert!(revoked.created_at > all[0].created_at && revoked.id != all[0].id);
+    }
 }

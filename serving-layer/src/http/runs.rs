@@ -18,7 +18,7 @@ use super::{Api, BatchRequest};
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Body {
-    /// Whether to run even if nothing is new.
+    /// Whether to compute everything, even if nothing is new.
     force: bool,
     /// How long to wait until the result is in the answers, such as `10s`; by default as long as is allowed.
     wait: Option<String>,

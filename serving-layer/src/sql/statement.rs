@@ -11,6 +11,7 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{self, Query, TableFactor, Visit, Visitor};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer, Word};
+use wye_metrics::sql_messages::only_reads;
 
 use crate::ServingError;
 
@@ -246,20 +247,11 @@ fn inner(statement: &Statement) -> Option<&ast::Statement> {
     }
 }
 
+/// Whether a statement only reads, tables or settings.
 fn reads(statement: &Statement) -> bool {
     use ast::Statement as Sql;
-    let Some(statement) = inner(statement) else { return false };
-    matches!(
-        statement,
-        Sql::Query(_)
-            | Sql::Explain { .. }
-            | Sql::ExplainTable { .. }
-            | Sql::ShowTables { .. }
-            | Sql::ShowColumns { .. }
-            | Sql::ShowFunctions { .. }
-            | Sql::ShowVariable { .. }
-            | Sql::ShowVariables { .. }
-    )
+    only_reads(statement)
+        || matches!(inner(statement), Some(Sql::ShowVariable { .. } | Sql::ShowVariables { .. }))
 }
 
 /// Counts the tables that a statement reads from after every name of a WITH is replaced by its query, as the planner does.

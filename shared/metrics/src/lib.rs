@@ -16,6 +16,7 @@
 //! | What does a summary answer? | [`finish`] |
 //! | What does the batch view hold? | [`view_rows`] |
 //! | Which tables does SQL have? | [`sql_tables`] |
+//! | What does an error of DataFusion mean? | [`sql_messages`] |
 
 pub mod definition;
 
@@ -31,5 +32,6 @@ pub mod expectation;
 
 pub mod finish;
 pub mod merge;
+pub mod sql_messages;
 pub mod sql_tables;
 pub mod view_rows;

@@ -150,8 +150,7 @@ fn batch(station: usize, hours: std::ops::Range<i64>, offset: i64) -> RecordBatc
 async fn scan(readings: &Readings, columns: &[&str], horizon: Option<i64>) -> Result<(), Error> {
     let clock = Instant::now();
     let horizon = horizon.map(horizon_at);
-    let scan =
-        SortedScan { horizon: horizon.as_ref(), window: None, columns, plan_partitions: 2, batch_size: None };
+    let scan = SortedScan { horizon: horizon.as_ref(), window: None, columns, batch_size: None };
     let plan = readings.snapshot().await?.sorted_scan(&scan)?;
     let context = SessionContext::new().task_ctx();
     let mut tasks = tokio::task::JoinSet::new();

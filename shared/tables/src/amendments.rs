@@ -8,7 +8,6 @@ use std::sync::Arc;
 use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, TimestampMicrosecondArray};
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, TimestampMicrosecondType};
-use datafusion::datasource::physical_plan::FileGroup;
 use datafusion::execution::context::SessionContext;
 use datafusion::physical_plan::collect;
 use deltalake::kernel::Action;
@@ -21,11 +20,11 @@ use wye_domain::time::{Micros, Window};
 use wye_metrics::amendment::{Amendment, Change, Selection};
 
 use crate::append::open_append_only;
-use crate::columns::{amendment_schema, names};
+use crate::columns::amendment_schema;
 use crate::delta::{AfterOthers, Commit, DeltaLog};
 use crate::error::TablesError;
 use crate::file_writer::{FileFormat, FileWriter, on_blocking_thread};
-use crate::parquet_plan::{FilePlan, partitioned_file};
+use crate::parquet_plan::all_rows;
 use crate::parquet_properties::letter_properties;
 use crate::store::{TableName, TableRoot};
 
@@ -67,23 +66,12 @@ impl Amendments {
             return Ok(Arc::clone(&read.amendments));
         }
         let _hold = self.log.hold();
-        let schema = amendment_schema();
         let mut amendments = Vec::new();
         if !snapshot.files.is_empty() {
-            let files =
-                snapshot.files.iter().map(|file| partitioned_file(self.log.root(), TABLE, file, &schema));
-            let plan = FilePlan {
-                root: self.log.root(),
-                file_schema: Arc::clone(&schema),
-                groups: vec![FileGroup::new(files.collect::<Result<_, _>>()?)],
-                sorted_by: &[],
-                filter: None,
-                columns: &names(&schema),
-                batch_size: None,
-            };
+            let plan = all_rows(self.log.root(), TABLE, &snapshot.files, &amendment_schema())?;
             let session = SessionContext::new();
             self.log.root().register(&session.runtime_env())?;
-            let batches = collect(plan.build().map_err(scan_error)?, session.task_ctx()).await;
+            let batches = collect(plan, session.task_ctx()).await;
             for batch in batches.map_err(scan_error)? {
                 let rows = Rows::of(&batch)?;
                 for row in 0..batch.num_rows() {

@@ -14,7 +14,6 @@ use std::time::Duration;
 
 use arrow::array::RecordBatch;
 use datafusion::catalog::TableProvider;
-use datafusion::datasource::physical_plan::FileGroup;
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SessionContext;
 use datafusion::physical_plan::execute_stream;
@@ -24,13 +23,13 @@ use wye_domain::horizon::Horizon;
 use wye_domain::place::{KafkaPartition, Offset};
 
 use crate::append::{Claim, PartitionTransactions, open_append_only};
-use crate::columns::{dead_letter_schema, names};
+use crate::columns::dead_letter_schema;
 use crate::delta::cleaning::Cleaned;
 use crate::delta::replacement::Compacted;
 use crate::delta::{DataFile, DeltaLog};
 use crate::error::TablesError;
 use crate::file_writer::{FileFormat, FileWriter, on_blocking_thread};
-use crate::parquet_plan::{FilePlan, partitioned_file};
+use crate::parquet_plan::all_rows;
 use crate::parquet_properties::letter_properties;
 use crate::store::{TableName, TableRoot};
 
@@ -155,21 +154,10 @@ async fn write(log: DeltaLog, letters: Vec<RecordBatch>) -> Result<Add, TablesEr
 
 /// One file of the rows of several.
 async fn merge(log: DeltaLog, files: Vec<DataFile>) -> Result<Add, TablesError> {
-    let schema = dead_letter_schema();
-    let files = files.iter().map(|file| partitioned_file(log.root(), TABLE, file, &schema));
-    let plan = FilePlan {
-        root: log.root(),
-        file_schema: dead_letter_schema(),
-        groups: vec![FileGroup::new(files.collect::<Result<_, _>>()?)],
-        sorted_by: &[],
-        filter: None,
-        columns: &names(&schema),
-        batch_size: None,
-    };
+    let plan = all_rows(log.root(), TABLE, &files, &dead_letter_schema())?;
     let session = SessionContext::new();
     log.root().register(&session.runtime_env())?;
-    let mut letters =
-        execute_stream(plan.build().map_err(scan_error)?, session.task_ctx()).map_err(scan_error)?;
+    let mut letters = execute_stream(plan, session.task_ctx()).map_err(scan_error)?;
     let mut file = new_file(log.clone())?;
     while let Some(batch) = letters.try_next().await.map_err(scan_error)? {
         file = file.write(&batch).await?;

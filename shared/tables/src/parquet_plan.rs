@@ -41,6 +41,29 @@ pub(crate) struct FilePlan<'a> {
     pub(crate) batch_size: Option<usize>,
 }
 
+/// All rows and columns of some files of a table, in the order of the files.
+///
+/// # Errors
+/// [`TablesError::Scan`] when the files cannot be planned.
+pub(crate) fn all_rows(
+    root: &TableRoot,
+    table: TableName,
+    files: &[DataFile],
+    schema: &SchemaRef,
+) -> std::result::Result<Arc<dyn ExecutionPlan>, TablesError> {
+    let files = files.iter().map(|file| partitioned_file(root, table, file, schema));
+    let plan = FilePlan {
+        root,
+        file_schema: Arc::clone(schema),
+        groups: vec![FileGroup::new(files.collect::<std::result::Result<_, _>>()?)],
+        sorted_by: &[],
+        filter: None,
+        columns: &crate::columns::names(schema),
+        batch_size: None,
+    };
+    plan.build().map_err(|source| TablesError::Scan { table, source })
+}
+
 impl FilePlan<'_> {
     /// The plan: a scan, and a filter over it where there is one.
     pub(crate) fn build(self) -> Result<Arc<dyn ExecutionPlan>> {

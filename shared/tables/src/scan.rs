@@ -1,9 +1,8 @@
-//! Reading the master dataset in order, below a horizon, in plan partitions that share no device. Must not know what
-//! is computed from it.
+//! Reading the master dataset in order, below a horizon. Must not know what is computed from it.
 //!
 //! Each file is sorted, except those of other engines, which the plan sorts. Files whose devices do not overlap are read one
-//! after the other as one sorted *chain*; only chains that overlap are merged row by row. The devices are split into as
-//! many ranges as there are plan partitions, so that no plan partition needs rows of another.
+//! after the other as one sorted *chain*; only chains that overlap are merged row by row. A batch run reads
+//! [`cells`].
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -15,7 +14,6 @@ use datafusion::datasource::listing::PartitionedFile;
 use datafusion::datasource::physical_plan::{FileGroup, FileScanConfig};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
-use datafusion::physical_plan::union::UnionExec;
 use object_store::path::Path;
 use wye_domain::horizon::Horizon;
 use wye_domain::time::{Micros, Window};
@@ -51,8 +49,6 @@ pub struct SortedScan<'a> {
     pub window: Option<Window>,
     /// Which columns of [`stored_schema`], in which order.
     pub columns: &'a [&'a str],
-    /// How many plan partitions; the plan has fewer when there are too few devices.
-    pub plan_partitions: usize,
     /// Rows in a batch; the session's setting when absent.
     pub batch_size: Option<usize>,
 }
@@ -81,8 +77,7 @@ struct Chain<'a> {
 }
 
 impl ReadingsSnapshot {
-    /// A plan whose plan partitions are each sorted by [`READING_ORDER`]. A device is in one plan partition only, and the
-    /// plan partitions are in the order of their devices.
+    /// A plan of one plan partition, sorted by [`READING_ORDER`].
     ///
     /// Runs in any session whose runtime has the store, see [`crate::store::TableRoot::register`].
     ///
@@ -141,23 +136,15 @@ impl ReadingsSnapshot {
     }
 
     fn plan_inputs(&self, inputs: &[&Input], scan: &SortedScan<'_>) -> Result<Arc<dyn ExecutionPlan>> {
-        let mut parts = Vec::new();
-        let samples = inputs.iter().filter_map(|input| Some((input.tags.as_ref()?, input.rows)));
-        for (range, _) in devices::ranges(samples, scan.plan_partitions) {
-            parts.extend(self.part(&range, inputs, scan)?);
-        }
-        if parts.len() > 1 {
-            return UnionExec::try_new(parts);
-        }
-        if let Some(part) = parts.pop() {
-            return Ok(part);
+        if let Some(plan) = self.part(&DeviceRange::default(), inputs, scan)? {
+            return Ok(plan);
         }
         let schema = stored_schema();
         let schema = schema.project(&column_indices(&schema, scan.columns)?)?;
         Ok(Arc::new(EmptyExec::new(Arc::new(schema))))
     }
 
-    /// The plan for one range of devices: one plan partition; `None` where no file has any of them.
+    /// The plan for a range of devices; `None` where no file has any of them.
     fn part(
         &self,
         range: &DeviceRange,

@@ -122,13 +122,7 @@ async fn write_merged(
 ) -> Result<(), TablesError> {
     let schema = stored_schema();
     let columns = names(&schema);
-    let scan = SortedScan {
-        horizon: None,
-        window: None,
-        columns: &columns,
-        plan_partitions: 1,
-        batch_size: Some(64 * 1024),
-    };
+    let scan = SortedScan { horizon: None, window: None, columns: &columns, batch_size: Some(64 * 1024) };
     let plan = snapshot.plan(|file| paths.contains(&file.add.path), &scan)?;
     let pool = Arc::new(FairSpillPool::new(SORT_MEMORY));
     let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc().map_err(scan_error)?;

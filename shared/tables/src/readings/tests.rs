@@ -16,8 +16,7 @@ use crate::testing::{
 async fn all_rows(readings: &Readings) -> Vec<Row> {
     let schema = stored_schema();
     let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-    let scan =
-        SortedScan { horizon: None, window: None, columns: &columns, plan_partitions: 1, batch_size: None };
+    let scan = SortedScan { horizon: None, window: None, columns: &columns, batch_size: None };
     let plan = readings.snapshot().await.unwrap().sorted_scan(&scan).unwrap();
     run(plan).await.iter().flatten().flat_map(rows_of).collect()
 }

@@ -95,7 +95,6 @@ impl FilesBelow {
             horizon: Some(&self.horizon),
             window: Some(piece.window),
             columns: &columns,
-            plan_partitions: 1,
             batch_size: Some(how.batch_rows),
         };
         if piece.readings > how.most_in_memory {

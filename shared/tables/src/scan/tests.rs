@@ -123,6 +123,7 @@ async fn scans_equal_a_naive_filter_and_are_sorted() {
             {
                 let found = cell(&below, window, readings, most_in_memory).await;
                 assert_eq!(found.concat(), expected, "seed {seed}, {window:?}, {readings}, {most_in_memory}");
+                assert!(readings > 20 || expected.len() < 60 || found.len() > 1, "seed {seed}");
                 let mut seen = BTreeSet::new();
                 for piece in &found {
                     let devices: BTreeSet<&String> = piece.iter().map(|row| &row.device_id).collect();
@@ -130,50 +131,30 @@ async fn scans_equal_a_naive_filter_and_are_sorted() {
                 }
             }
         }
-        for plan_partitions in [1, 2, 5] {
-            for horizon in [None, Some(&horizon)] {
-                let expected: Vec<Row> = all.iter().filter(|row| is_below(row, horizon)).cloned().collect();
-                let scan = SortedScan {
-                    horizon,
-                    window: None,
-                    columns: &columns,
-                    plan_partitions,
-                    batch_size: Some(64),
-                };
-                let plan = snapshot.sorted_scan(&scan).unwrap();
-                assert!(plan.properties().output_ordering().is_some(), "{plan:?}");
-                let found: Vec<Vec<Row>> =
-                    run(plan).await.iter().map(|part| part.iter().flat_map(rows_of).collect()).collect();
-                // Sorted within and across plan partitions, and no device in two of them.
-                assert_eq!(
-                    found.concat(),
-                    expected,
-                    "seed {seed}, {plan_partitions} plan partitions, {horizon:?}"
-                );
-                let mut seen = BTreeSet::new();
-                for part in &found {
-                    let devices: BTreeSet<&String> = part.iter().map(|row| &row.device_id).collect();
-                    assert!(devices.into_iter().all(|device| seen.insert(device.clone())), "seed {seed}");
-                }
-                assert!(plan_partitions == 1 || horizon.is_some() || found.len() > 1, "seed {seed}");
+        for horizon in [None, Some(&horizon)] {
+            let expected: Vec<Row> = all.iter().filter(|row| is_below(row, horizon)).cloned().collect();
+            let scan = SortedScan { horizon, window: None, columns: &columns, batch_size: Some(64) };
+            let plan = snapshot.sorted_scan(&scan).unwrap();
+            assert!(plan.properties().output_ordering().is_some(), "{plan:?}");
+            let found: Vec<Row> = run(plan).await.iter().flatten().flat_map(rows_of).collect();
+            assert_eq!(found, expected, "seed {seed}, {horizon:?}");
 
-                // Fewer columns, in another order, give the same rows.
-                let columns = ["value", "device_id"];
-                let scan = SortedScan { columns: &columns, batch_size: None, ..scan };
-                let found: Vec<(u64, String)> = run(snapshot.sorted_scan(&scan).unwrap())
-                    .await
-                    .iter()
-                    .flatten()
-                    .flat_map(|batch| {
-                        let values =
-                            batch.column(0).as_primitive::<arrow::datatypes::Float64Type>().values().to_vec();
-                        values.into_iter().map(f64::to_bits).zip(device_of(batch))
-                    })
-                    .collect();
-                let expected: Vec<(u64, String)> =
-                    expected.into_iter().map(|row| (row.value, row.device_id)).collect();
-                assert_eq!(found, expected, "seed {seed}");
-            }
+            // Fewer columns, in another order, give the same rows.
+            let columns = ["value", "device_id"];
+            let scan = SortedScan { columns: &columns, batch_size: None, ..scan };
+            let found: Vec<(u64, String)> = run(snapshot.sorted_scan(&scan).unwrap())
+                .await
+                .iter()
+                .flatten()
+                .flat_map(|batch| {
+                    let values =
+                        batch.column(0).as_primitive::<arrow::datatypes::Float64Type>().values().to_vec();
+                    values.into_iter().map(f64::to_bits).zip(device_of(batch))
+                })
+                .collect();
+            let expected: Vec<(u64, String)> =
+                expected.into_iter().map(|row| (row.value, row.device_id)).collect();
+            assert_eq!(found, expected, "seed {seed}");
         }
     }
 }
@@ -182,13 +163,7 @@ async fn scans_equal_a_naive_filter_and_are_sorted() {
 async fn a_scan_of_an_empty_table_has_no_rows() {
     let directory = tempfile::tempdir().unwrap();
     let readings = Readings::open(&TableRoot::directory(directory.path()).unwrap()).await.unwrap();
-    let scan = SortedScan {
-        horizon: None,
-        window: None,
-        columns: &["metric"],
-        plan_partitions: 2,
-        batch_size: None,
-    };
+    let scan = SortedScan { horizon: None, window: None, columns: &["metric"], batch_size: None };
     let plan = readings.snapshot().await.unwrap().sorted_scan(&scan).unwrap();
     assert_eq!(plan.schema().field(0).name(), "metric");
     assert_eq!(run(plan).await.concat().len(), 0);
