@@ -15,13 +15,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use wye_batch::compute::Compute;
-use wye_batch::recompute::{COMPUTATION, Recomputation, Since, recompute};
+use wye_batch::recompute::{Recomputation, Since, recompute};
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::Registry;
 use wye_domain::time::{Micros, Span};
 use wye_metrics::amendment::Amending;
 use wye_metrics::plan::{Expectations, MetricPlans};
+use wye_metrics::view_rows::COMPUTATION;
 use wye_tables::columns::archive_schema;
 use wye_tables::readings::{ArchiveBatch, Readings};
 use wye_tables::run_record::RunRecord;
@@ -119,6 +120,7 @@ impl Bench {
             expectations: Arc::clone(&self.expectations),
             amending: Amending::default(),
             as_of: None,
+            now: Micros::MAX,
             since: since.transpose()?,
             threads: self.compute.threads(),
             cell_readings: 2_000_000,

@@ -5,8 +5,8 @@
 //! cells form a chain in which each one is a multiple of the one before, and of all windows. So no window crosses
 //! the edge of a cell, and a cell that has become too large can be divided.
 //!
-//! The rows of a cell are a function of its readings, the definitions, the registry, and the time of the run where windows are
-//! not settled. A run computes the cells for which one of these has changed, and leaves the others as they are.
+//! The rows of a cell are a function of its readings, their amendments, the definitions and the registry. A run computes the
+//! cells for which one of these has changed, and leaves the others as they are.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -86,10 +86,6 @@ pub enum Reason {
     Divided,
     /// An amendment of its readings was made or revoked.
     Amended,
-    /// Some of its windows were open when it was computed.
-    WindowsEnded,
-    /// Some of its windows have settled.
-    WindowsSettled,
 }
 
 impl Reason {
@@ -101,8 +97,6 @@ impl Reason {
             Self::NewReadings => "new_readings",
             Self::Divided => "divided",
             Self::Amended => "amended",
-            Self::WindowsEnded => "windows_ended",
-            Self::WindowsSettled => "windows_settled",
         }
     }
 }
@@ -116,15 +110,6 @@ pub struct Cell {
     pub readings: u64,
     /// Why it is computed.
     pub reason: Reason,
-}
-
-/// The view that a run starts from.
-#[derive(Clone, Debug)]
-pub struct Before {
-    /// Its cells.
-    pub cells: Cells,
-    /// Everything that was ingested before this time is in it.
-    pub as_of: Micros,
 }
 
 /// What a run does.
@@ -143,25 +128,20 @@ pub struct Below<'a> {
     pub times: &'a EventTimes,
     /// Those that are not in the view before.
     pub new: &'a EventTimes,
-    /// Everything that was ingested before this time.
-    pub as_of: Micros,
     /// The stretches of time whose readings have been amended since the view before.
     pub amended: &'a [Window],
 }
 
-/// Chooses the cells to compute, with at most `most` readings each where the lengths allow it. Without a view before, these
-/// are all cells.
+/// Chooses the cells to compute, with at most `most` readings each where the lengths allow it. `before` are the cells of the view
+/// that the run starts from; without one, all cells are computed.
 #[must_use]
-pub fn plan(grid: &Grid, most: u64, below: Below<'_>, before: Option<&Before>) -> Plan {
+pub fn plan(grid: &Grid, most: u64, below: Below<'_>, before: Option<&Cells>) -> Plan {
     let none = Cells::new();
-    let known = before.map_or(&none, |before| &before.cells);
+    let known = before.unwrap_or(&none);
     let reason = before.map_or(Reason::Everything, |_| Reason::NewReadings);
     let mut planning = Planning { grid, most, below, known, touched: BTreeMap::new(), compute: Vec::new() };
     planning.find_new(reason);
-    if let Some(before) = before {
-        planning.find_amended();
-        planning.find_unsettled(before.as_of);
-    }
+    planning.find_amended();
     planning.finish()
 }
 
@@ -235,20 +215,6 @@ impl Planning<'_> {
                     self.touched.entry(*start).or_insert(Reason::Amended);
                 }
             }
-        }
-    }
-
-    /// Finds the cells whose rows say less of their windows than is known now.
-    fn find_unsettled(&mut self, was_as_of: Micros) {
-        let now = self.below.as_of;
-        for (start, known) in self.known {
-            let were_open = now > was_as_of && known.last_end.is_some_and(|end| end > was_as_of);
-            let reason = match known.settles_at {
-                _ if were_open => Reason::WindowsEnded,
-                Some(settles_at) if settles_at <= now => Reason::WindowsSettled,
-                _ => continue,
-            };
-            self.touched.entry(*start).or_insert(reason);
         }
     }
 

@@ -86,13 +86,14 @@ impl DryRun {
             amending: Amending::plan(&amendments).map_err(BatchError::Amendment)?,
             plans: self.plans,
             as_of: Some(self.now),
+            now: self.now,
             since: since.ok(),
             threads: 1,
             cell_readings: self.cell_readings,
             progress: None,
         };
         let plan = planned(&task).await?.plan;
-        let before = task.since.map_or_else(Cells::new, |since| since.before.cells);
+        let before = task.since.map_or_else(Cells::new, |since| since.cells);
         let cells: Vec<WouldComputeCell> = plan
             .compute
             .iter()

@@ -11,22 +11,24 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arrow::datatypes::SchemaRef;
 use datafusion::common::runtime::SpawnedTask;
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::{StreamExt, TryStreamExt};
 use wye_domain::fingerprint;
 use wye_domain::horizon::Horizon;
 use wye_domain::time::{Micros, Window};
 use wye_metrics::amendment::{Amending, Amendment, in_force};
-use wye_metrics::confidence::LatenessHistogram;
+use wye_metrics::confidence::{Arrival, LatenessHistogram};
 use wye_metrics::plan::{Expectations, MetricPlans};
-use wye_metrics::view_rows::ViewSchema;
-use wye_metrics::view_rows::maker::{AsOf, RowMaker};
+use wye_metrics::view_rows::maker::RowMaker;
+use wye_metrics::view_rows::{COMPUTATION, ViewSchema};
 use wye_tables::readings::ReadingsSnapshot;
 use wye_tables::scan::cells::{FilesBelow, HowToRead};
 use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, CellRecord, Cells, Replaces, ViewFile, ViewSnapshot, ViewWriter};
 
-use crate::cells::{Before, Below, Cell, Grid, Plan, Reason, plan};
+use crate::cells::{Below, Cell, Grid, Plan, Reason, plan};
 use crate::compute::joined;
 use crate::dedup::Deduplicator;
 use crate::error::BatchError;
@@ -34,11 +36,10 @@ use crate::fold::{Fold, Folded, Tally};
 
 /// Rows of one batch that is read.
 const ROWS_READ: usize = 32 * 1024;
+/// Bytes of memory for sorting files that are not sorted.
+const SORT_MEMORY: usize = 512 << 20;
 /// Rows of one batch that is encoded.
 const ROWS_WRITTEN: usize = 32 * 1024;
-
-/// Which computation this is: to be increased when the same readings give other rows, so that all views are computed again.
-pub const COMPUTATION: u32 = 1;
 
 /// The progress of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,8 @@ pub struct Recomputation {
     /// Everything that was ingested before this time is below the horizon; `None` where that is only known of the
     /// readings themselves.
     pub as_of: Option<Micros>,
+    /// Now. Readings that say that they were ingested later come from a broker whose clock was wrong.
+    pub now: Micros,
     /// The view to start from, of the same definitions; everything is computed where there is none.
     pub since: Option<Since>,
     /// How many threads compute.
@@ -87,8 +90,8 @@ pub struct Recomputation {
 pub struct Since {
     /// Readings below are in the view.
     pub horizon: Horizon,
-    /// Its cells and its time.
-    pub before: Before,
+    /// Its cells.
+    pub cells: Cells,
     /// The stretches of time whose readings have been amended since.
     pub amended: Vec<Window>,
 }
@@ -124,7 +127,7 @@ impl Since {
             return Err("an amendment that was applied is not in the table of amendments any more");
         }
         let amended = changed(amendments, &run.amendments);
-        Ok(Self { horizon: view.horizon.clone(), before: Before { cells, as_of: run.as_of }, amended })
+        Ok(Self { horizon: view.horizon.clone(), cells, amended })
     }
 }
 
@@ -158,8 +161,10 @@ pub struct Recomputed {
     /// Everything that was ingested before this time is in the views; `None` where that is not known, and there are no
     /// readings.
     pub as_of: Option<Micros>,
+    /// When the first reading was ingested; `None` where that is not known.
+    pub first_ingest: Option<Micros>,
     /// How late the readings were.
-    pub lateness: Arc<LatenessHistogram>,
+    pub lateness: LatenessHistogram,
 }
 
 impl Recomputed {
@@ -184,12 +189,6 @@ impl Recomputed {
     pub fn windows(&self) -> u64 {
         self.cells.values().map(|cell| cell.windows).sum()
     }
-
-    /// The time at which the next window is settled; `None` when all are.
-    #[must_use]
-    pub fn settles_at(&self) -> Option<Micros> {
-        self.cells.values().filter_map(|cell| cell.settles_at).min()
-    }
 }
 
 /// Computes the cells that have changed. To be run on the threads of [`crate::compute`].
@@ -197,14 +196,10 @@ impl Recomputed {
 /// # Errors
 /// When the readings cannot be read, a definition fails on them, or the files cannot be written.
 pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
-    let Planned { plan, as_of: time, lateness } = planned(&task).await?;
-    let lateness = Arc::new(lateness);
-    // Without a time there are no windows.
-    let as_of = AsOf { time: time.unwrap_or_default(), lateness: Arc::clone(&lateness) };
-    let before = task.since.as_ref().map(|since| &since.before);
-    let mut cells = before.map(|before| before.cells.clone()).unwrap_or_default();
+    let Planned { plan, as_of, first_ingest, lateness } = planned(&task).await?;
+    let mut cells = task.since.as_ref().map(|since| since.cells.clone()).unwrap_or_default();
     cells.retain(|start, _| !plan.replaces.contains(start));
-    let replaces = if before.is_some() { Replaces::Cells(plan.replaces) } else { Replaces::All };
+    let replaces = if task.since.is_some() { Replaces::Cells(plan.replaces) } else { Replaces::All };
     let mut done = Recomputed {
         schema: Arc::clone(ViewSchema::of(&task.plans).arrow()),
         files: Vec::new(),
@@ -213,17 +208,18 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
         readings_read: 0,
         series: 0,
         cells,
-        as_of: time,
+        as_of,
+        first_ingest,
         lateness,
     };
-    let session = SessionContext::new_with_config(SessionConfig::new().with_batch_size(ROWS_READ));
+    let session = session().map_err(BatchError::Compute)?;
     task.root.register(&session.runtime_env()).map_err(BatchError::tables("open the store"))?;
     let below = task.readings.below(&task.horizon);
     let below = below.map_err(BatchError::tables("plan the reading of the master dataset"))?;
     let total = plan.compute.iter().map(|cell| cell.readings).sum();
     let read = Read { done: AtomicU64::new(0), total, progress: task.progress.clone() };
     let threads = task.threads.max(1);
-    let work = Arc::new(Work { task, as_of, read, below, session });
+    let work = Arc::new(Work { task, read, below, session });
     let mut computing = futures::stream::iter(plan.compute)
         .map(|cell| {
             let computing = SpawnedTask::spawn(Work::compute(Arc::clone(&work), cell));
@@ -246,6 +242,13 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
     Ok(done)
 }
 
+/// What reads readings. Files that other engines have written are sorted in it, on disk where they are too large.
+fn session() -> datafusion::error::Result<SessionContext> {
+    let pool = Arc::new(FairSpillPool::new(SORT_MEMORY));
+    let runtime = RuntimeEnvBuilder::new().with_memory_pool(pool).build_arc()?;
+    Ok(SessionContext::new_with_config_rt(SessionConfig::new().with_batch_size(ROWS_READ), runtime))
+}
+
 /// What a run will do.
 #[derive(Debug)]
 pub struct Planned {
@@ -254,6 +257,8 @@ pub struct Planned {
     /// Everything that was ingested before this time is below the horizon; `None` where that is not known, and there are no
     /// readings.
     pub as_of: Option<Micros>,
+    /// When the first reading was ingested; `None` where that is not known.
+    pub first_ingest: Option<Micros>,
     /// How late the readings were.
     pub lateness: LatenessHistogram,
 }
@@ -266,16 +271,16 @@ pub async fn planned(task: &Recomputation) -> Result<Planned, BatchError> {
     let since = task.since.as_ref().map(|since| since.horizon.clone()).unwrap_or_default();
     let contents = task.readings.contents(&since, &task.horizon).await;
     let contents = contents.map_err(BatchError::tables("read when the readings have arrived"))?;
-    let as_of = contents.arrival.newest.max(task.as_of);
+    let as_of = contents.arrival.newest.max(task.as_of).map(|as_of| as_of.min(task.now));
     let below = Below {
         times: &contents.times,
         new: &contents.new,
-        as_of: as_of.unwrap_or_default(),
         amended: task.since.as_ref().map_or(&[], |since| &since.amended),
     };
-    let before = task.since.as_ref().map(|since| &since.before);
+    let before = task.since.as_ref().map(|since| &since.cells);
     let plan = plan(&Grid::of(&task.plans), task.cell_readings, below, before);
-    Ok(Planned { plan, as_of, lateness: contents.arrival.lateness })
+    let Arrival { oldest: first_ingest, lateness, .. } = contents.arrival;
+    Ok(Planned { plan, as_of, first_ingest, lateness })
 }
 
 /// What all cells together have read.
@@ -297,7 +302,6 @@ impl Read {
 /// What the threads work with.
 struct Work {
     task: Recomputation,
-    as_of: AsOf,
     read: Read,
     below: FilesBelow,
     session: SessionContext,
@@ -357,19 +361,11 @@ impl Work {
     /// Writes summaries that are complete.
     async fn write(&self, folded: Folded, computed: &mut Computed) -> Result<(), BatchError> {
         let failed = BatchError::tables("write batch views");
-        let maker = RowMaker::new(&self.task.plans, &self.task.expectations, &folded.series, &self.as_of);
+        let maker = RowMaker::new(&self.task.plans, &self.task.expectations, &folded.series);
         let stored = maker.stored();
         let order = folded.order(&stored);
         computed.series.extend(stored.iter().map(|stored| fingerprint::of_text(stored)));
-        let age = self.as_of.lateness.settling_age();
-        let record = &mut computed.record;
-        for slot in &order {
-            let end = maker.window(&folded.entries[*slot as usize]).end;
-            record.last_end = record.last_end.max(Some(end));
-            let settles_at = Some(end + age).filter(|time| *time > self.as_of.time);
-            record.settles_at = record.settles_at.into_iter().chain(settles_at).min();
-        }
-        record.windows += order.len() as u64;
+        computed.record.windows += order.len() as u64;
         let mut writer: ViewWriter = self.task.views.writer(maker.schema()).map_err(&failed)?;
         for slots in order.chunks(ROWS_WRITTEN) {
             let entries = slots.iter().map(|slot| &folded.entries[*slot as usize]);

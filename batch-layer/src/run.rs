@@ -59,12 +59,11 @@ pub struct Previous {
     pub version: ViewVersion,
     /// It covers the readings below.
     pub horizon: Horizon,
-    /// The fingerprint of what was computed; `None` where that is not known any more.
+    /// The fingerprint of what was computed; `None` where that is not known any more, or another version of the computation did
+    /// it.
     pub definitions: Option<String>,
     /// The IDs of the amendments that were applied.
     pub amendments: Vec<String>,
-    /// When the next of its windows is settled; `None` where all are.
-    pub settles_at: Option<Micros>,
 }
 
 /// What happens to a run.
@@ -258,7 +257,7 @@ impl Run {
     fn decide(&mut self, archived: &Horizon) -> Vec<Effect> {
         let Chosen { horizon, pinned } = self.choose(archived);
         let as_of = horizon.covers(&self.facts.ends).then_some(self.rules.started);
-        if !self.rules.force && self.is_nothing_new(&horizon, as_of) {
+        if !self.rules.force && self.is_nothing_new(&horizon) {
             self.phase = Phase::Ended;
             return vec![Effect::KeepView(self.left_out(&horizon))];
         }
@@ -298,14 +297,12 @@ impl Run {
         Chosen { horizon, pinned }
     }
 
-    /// Whether a new view would be the same: no more readings, the same definitions and amendments, and time has settled no window,
-    /// given that everything ingested before `as_of` is in the view.
-    fn is_nothing_new(&self, horizon: &Horizon, as_of: Option<Micros>) -> bool {
+    /// Whether a new view would be the same: no more readings, the same definitions and amendments.
+    fn is_nothing_new(&self, horizon: &Horizon) -> bool {
         let Some(previous) = &self.facts.previous else { return Horizon::default().covers(horizon) };
-        let settles = as_of.zip(previous.settles_at).is_some_and(|(as_of, settles_at)| as_of >= settles_at);
         let is_same =
             previous.is_current(&self.rules.definitions) && previous.amendments == self.rules.amendments;
-        previous.horizon.covers(horizon) && is_same && !settles
+        previous.horizon.covers(horizon) && is_same
     }
 
     fn left_out(&self, horizon: &Horizon) -> LeftOut {

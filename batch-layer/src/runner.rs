@@ -14,6 +14,7 @@ use wye_domain::place::KafkaPartition;
 use wye_domain::time::Micros;
 use wye_metrics::amendment::{Amending, Amendment};
 use wye_metrics::plan::Expectations;
+use wye_metrics::view_rows::COMPUTATION;
 use wye_runtime::telemetry::{KafkaPartitionLabel, ReasonLabel};
 use wye_tables::TablesError;
 use wye_tables::amendments::Amendments;
@@ -24,7 +25,7 @@ use wye_tables::views::{BatchViews, ViewCommit, ViewSnapshot, ViewVersion};
 use crate::control_log::ControlLog;
 use crate::error::BatchError;
 use crate::layer::Parts;
-use crate::recompute::{COMPUTATION, OnProgress, Recomputation, Recomputed, Since, recompute};
+use crate::recompute::{OnProgress, Recomputation, Recomputed, Since, recompute};
 use crate::report::{Outcome, RunReport};
 use crate::run::{
     Effect, Facts, Input, LeftOut, Patience, Previous, Rules, Run, Task, missing_announcements,
@@ -312,6 +313,7 @@ impl Execution<'_> {
             amending: self.amending.clone(),
             horizon: task.horizon.clone(),
             as_of: task.as_of,
+            now: self.started,
             threads: runner.threads,
             cell_readings: runner.cell_readings,
             progress: self.progress.clone(),
@@ -354,9 +356,9 @@ impl Execution<'_> {
             series: computed.series,
             definitions: self.runner.definitions(),
             as_of: computed.as_of.unwrap_or_default(),
-            lateness: (*computed.lateness).clone(),
+            first_ingest: computed.first_ingest,
+            lateness: computed.lateness.clone(),
             failures: tally.failures,
-            settles_at: computed.settles_at(),
             computation: COMPUTATION,
             readings_table: String::new(),
             cells: computed.cells.len() as u64,
@@ -423,9 +425,9 @@ fn previous(view: &ViewSnapshot) -> Previous {
     Previous {
         version: view.version(),
         horizon: view.horizon.clone(),
-        definitions: run.map(|run| run.definitions.clone()),
+        // The rows of another computation are as those of other definitions.
+        definitions: run.filter(|run| run.computation == COMPUTATION).map(|run| run.definitions.clone()),
         amendments: run.map(|run| run.amendments.clone()).unwrap_or_default(),
-        settles_at: run.and_then(|run| run.settles_at),
     }
 }
 

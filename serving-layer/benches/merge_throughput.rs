@@ -18,7 +18,7 @@ use wye_domain::registry::Registry;
 use wye_domain::series::SeriesKey;
 use wye_domain::summary::Summary;
 use wye_domain::time::{Micros, Span};
-use wye_metrics::confidence::{Evidence, LatenessHistogram, judge};
+use wye_metrics::confidence::{Evidence, settled};
 use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_metrics::view_rows::ViewSchema;
 use wye_metrics::view_rows::builder::{ViewRowsBuilder, ViewSeries};
@@ -223,7 +223,7 @@ fn rows_of(schema: &ViewSchema, directory: &Directory, info: &SeriesInfo) -> Rec
     for n in 0..WINDOWS {
         let (window, summary) = (series.window_at(start_of(n)), reading(n));
         let evidence = Evidence { summary: &summary, expectation: info.expectation.as_deref(), window };
-        rows.append(&series, window, &summary, judge(evidence, Micros::MAX, &LatenessHistogram::default()));
+        rows.append(&series, window, &summary, &settled(evidence));
     }
     rows.finish()
 }

@@ -128,6 +128,20 @@ impl Coverage {
         self.kafka_partitions.iter().map(PartitionCoverage::lacking).sum()
     }
 
+    /// The answer holds everything that was in the log at this time; `None` where that is not known.
+    pub fn held_at(&self) -> Option<Micros> {
+        let is_known = |partition: &PartitionCoverage| {
+            matches!(partition.reason, None | Some(Reason::Behind | Reason::Flawed(Flaw::Rebuilding)))
+        };
+        self.kafka_partitions.iter().all(is_known).then(|| self.now - self.lacking_for())
+    }
+
+    /// Whether the batch view alone holds everything that is known to be in the log.
+    pub fn is_all_in_batch_view(&self) -> bool {
+        let mut partitions = self.kafka_partitions.iter();
+        self.complete() && partitions.all(|partition| partition.horizon == partition.log_end)
+    }
+
     /// How long the oldest missing record has been in the log; nothing where none is missing.
     pub fn lacking_for(&self) -> Span {
         let each = self.kafka_partitions.iter().map(|partition| partition.lacking_for(self.now));

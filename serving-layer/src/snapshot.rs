@@ -22,11 +22,11 @@ use tracing::warn;
 use wye_domain::horizon::Horizon;
 use wye_domain::series::SeriesId;
 use wye_domain::time::{Micros, Window, WindowSize};
-use wye_metrics::confidence::LatenessHistogram;
+use wye_metrics::confidence::Settling;
 use wye_metrics::failures::Failures;
 use wye_metrics::merge::BatchRow;
-use wye_metrics::view_rows::ViewColumn;
 use wye_metrics::view_rows::reader::row_columns;
+use wye_metrics::view_rows::{COMPUTATION, ViewColumn};
 use wye_tables::run_record::RunRecord;
 use wye_tables::views::{CellRecord, ViewSnapshot, ViewVersion};
 
@@ -37,14 +37,17 @@ use windows::{SeriesWindows, WindowBounds};
 /// What a batch run says of itself that the merge needs.
 #[derive(Clone, Debug, Default)]
 pub struct RunFacts {
-    /// The fingerprint of the definitions that its rows were made with; `None` where the run is not known.
+    /// The fingerprint of the definitions that its rows were made with; `None` where the run is not known, or of another version
+    /// of the computation.
     pub definitions: Option<u64>,
     /// Everything that was ingested before this time is in the view; `None` where the run is not known.
     pub as_of: Option<Micros>,
+    /// When the first reading was ingested; `None` where that is not known.
+    pub first_ingest: Option<Micros>,
     /// The amendments that were applied.
     pub amendments: Arc<Vec<String>>,
-    /// How late readings came.
-    pub lateness: Arc<LatenessHistogram>,
+    /// When readings arrive.
+    pub settling: Arc<Settling>,
     /// The readings that definitions could not compute.
     pub failures: Arc<Failures>,
 }
@@ -75,6 +78,16 @@ pub struct BatchSnapshot {
     cells: Option<Vec<Window>>,
 }
 
+/// What is known of a view from the one before.
+struct Known {
+    /// The windows of the view before.
+    windows: SeriesWindows,
+    /// The part that is not known.
+    new: ViewSnapshot,
+    /// The stretches of time whose rows are all in that part.
+    replaced: Vec<Window>,
+}
+
 /// Where the rows of a view are.
 #[derive(Clone, Debug)]
 enum ViewRows {
@@ -83,8 +96,8 @@ enum ViewRows {
 }
 
 impl BatchSnapshot {
-    /// Reads what is needed of a view. Where it has files of the view before, only the other files are read: a newer view of
-    /// the same definitions and amendments has every window that an older one has. This is computation: call it where computing is allowed.
+    /// Reads what is needed of a view. Where it has files of the view before, only the other files are read. This is
+    /// computation: call it where computing is allowed.
     ///
     /// # Errors
     /// [`ServingError::Tables`], [`ServingError::Run`] or [`ServingError::View`] when its files cannot be read.
@@ -102,16 +115,16 @@ impl BatchSnapshot {
             ViewRows::Files(Box::new(view)),
             directory,
         );
-        let (known, new) = match known {
-            Some((known, new)) if loaded.usable => (known, ViewRows::Files(Box::new(new))),
-            _ => (SeriesWindows::default(), loaded.rows.clone()),
+        let known = known.filter(|_| loaded.usable);
+        let (mut known, mut new, replaced) = match known {
+            Some(Known { windows, new, replaced }) => (windows, ViewRows::Files(Box::new(new)), replaced),
+            None => (SeriesWindows::default(), loaded.rows.clone(), Vec::new()),
         };
-        let mut bounds = known.bounds();
-        if let Some(plan) = loaded.scan_of(&new, &WindowBounds::COLUMNS, &[])? {
-            let mut batches = Batches::of(plan, context);
-            while let Some(batch) = batches.next().await? {
-                bounds.add(&batch, directory)?;
-            }
+        let mut bounds = loaded.bounds(&known, &new, directory, context).await?;
+        if bounds.is_lost(&replaced) {
+            // A reading that counted is a duplicate now, since another one was found before it.
+            (known, new) = (SeriesWindows::default(), loaded.rows.clone());
+            bounds = loaded.bounds(&known, &new, directory, context).await?;
         }
         let first = bounds.first_kept();
         let mut windows = known.within(bounds);
@@ -125,6 +138,24 @@ impl BatchSnapshot {
         }
         loaded.windows = windows;
         Ok(loaded)
+    }
+
+    /// The first and the last windows, with those of rows that are added.
+    async fn bounds(
+        &self,
+        known: &SeriesWindows,
+        rows: &ViewRows,
+        directory: &Directory,
+        context: &Arc<TaskContext>,
+    ) -> Result<WindowBounds, ServingError> {
+        let mut bounds = known.bounds();
+        if let Some(plan) = self.scan_of(rows, &WindowBounds::COLUMNS, &[])? {
+            let mut batches = Batches::of(plan, context);
+            while let Some(batch) = batches.next().await? {
+                bounds.add(&batch, directory)?;
+            }
+        }
+        Ok(bounds)
     }
 
     /// A view whose rows are in memory.
@@ -148,15 +179,19 @@ impl BatchSnapshot {
         Ok(loaded)
     }
 
-    /// What is known of a newer view of the same definitions and amendments, and the part of it that is not.
-    fn known_to(&self, view: &ViewSnapshot) -> Option<(SeriesWindows, ViewSnapshot)> {
+    /// What is known of a newer view of the same definitions and amendments.
+    fn known_to(&self, view: &ViewSnapshot) -> Option<Known> {
         let ViewRows::Files(mine) = &self.rows else { return None };
         let facts = RunFacts::of(view.run.as_ref()?);
         let is_same = self.usable
             && facts.definitions == self.facts.definitions
             && facts.amendments == self.facts.amendments
             && mine.version() < view.version();
-        is_same.then(|| view.only_new(mine)).flatten().map(|new| (self.windows.clone(), new))
+        let new = is_same.then(|| view.only_new(mine)).flatten()?;
+        let (before, now, computed) = (mine.cells()?, view.cells()?, new.cells()?);
+        let gone = before.values().filter(|cell| !now.contains_key(&cell.start));
+        let replaced = computed.values().chain(gone).map(CellRecord::window).collect();
+        Some(Known { windows: self.windows.clone(), new, replaced })
     }
 
     fn without_windows(
@@ -170,7 +205,7 @@ impl BatchSnapshot {
         if !usable {
             warn!(
                 %version,
-                "the batch view was made with other metric definitions; its numbers are left out until the next run"
+                "the batch view was made with other metric definitions, or by another version of Wye; its numbers are left out until the next run"
             );
         }
         let cells = match &rows {
@@ -266,10 +301,11 @@ impl RunFacts {
     /// The facts in the record of a run.
     pub fn of(run: &RunRecord) -> Self {
         Self {
-            definitions: run.definitions.parse().ok(),
+            definitions: run.definitions.parse().ok().filter(|_| run.computation == COMPUTATION),
             as_of: Some(run.as_of),
+            first_ingest: run.first_ingest,
             amendments: Arc::new(run.amendments.clone()),
-            lateness: Arc::new(run.lateness.clone()),
+            settling: Arc::new(run.lateness.settling()),
             failures: Arc::new(run.failures.clone()),
         }
     }

@@ -13,12 +13,12 @@ use wye_domain::series::SeriesKey;
 use wye_domain::sketches::Sketches;
 use wye_domain::summary::Summary;
 use wye_domain::time::{Micros, Span, Window, WindowSize};
-use wye_metrics::confidence::{Evidence, LatenessHistogram, judge};
+use wye_metrics::confidence::{Evidence, LatenessHistogram, settled};
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::failures::Failures;
 use wye_metrics::plan::{Expectations, MetricPlans};
-use wye_metrics::view_rows::ViewSchema;
 use wye_metrics::view_rows::builder::{ViewRowsBuilder, ViewSeries};
+use wye_metrics::view_rows::{COMPUTATION, ViewSchema};
 use wye_tables::amendments::Amendments;
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
@@ -65,7 +65,7 @@ pub(crate) fn plans() -> Arc<MetricPlans> {
         device_id: "a".to_owned(),
         reporting_interval: Some("1s".to_owned()),
         metrics: vec!["t".to_owned()],
-        attributes: BTreeMap::new(),
+        ..DeviceConfig::default()
     };
     let registry =
         Registry::check(RegistryConfig { device: vec![device], metric_limits: Vec::new() }).unwrap();
@@ -209,6 +209,15 @@ impl Site {
         self.serve_newest().await;
     }
 
+    /// The same where the first reading was ingested at this time.
+    pub(crate) async fn batch_ingested_from(&self, first_ingest: Micros, horizon: i64, files: &[Vec<Row>]) {
+        let directory = self.hub.directory();
+        let written = write(&self.views, directory, files).await;
+        let run = RunRecord { first_ingest: Some(first_ingest), ..run(directory.plans()) };
+        commit_run(&self.views, directory, horizon, written, Replaces::All, run).await;
+        self.serve_newest().await;
+    }
+
     /// The same for cells of a length. Each cell has its rows in files of at most this many.
     pub(crate) async fn batch_in_cells(&self, horizon: i64, length: WindowSize, rows: &[Row], most: usize) {
         let cells = cells(length, rows);
@@ -281,7 +290,10 @@ pub(crate) async fn commit_cells(
     for (start, rows) in cells {
         let mut rows = rows.clone();
         rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-        let files: Vec<Vec<Row>> = rows.chunks(most).map(<[Row]>::to_vec).collect();
+        let mut files: Vec<Vec<Row>> = rows.chunks(most).map(<[Row]>::to_vec).collect();
+        if files.is_empty() {
+            files.push(Vec::new());
+        }
         let end = length.window_at(*start).end;
         let cell = CellRecord { start: *start, end, ..CellRecord::default() };
         written.extend(ViewFile::of_cell(write(views, directory, &files).await, &cell).unwrap());
@@ -308,8 +320,18 @@ async fn commit_files(
     files: Vec<ViewFile>,
     replaces: Replaces,
 ) {
+    commit_run(views, directory, horizon, files, replaces, run(directory.plans())).await;
+}
+
+async fn commit_run(
+    views: &BatchViews,
+    directory: &Directory,
+    horizon: i64,
+    files: Vec<ViewFile>,
+    replaces: Replaces,
+    run: RunRecord,
+) {
     let schema = Arc::clone(ViewSchema::of(directory.plans()).arrow());
-    let run = run(directory.plans());
     let expected_version = views.latest_version().await.unwrap();
     let horizon = self::horizon(horizon);
     views.commit(ViewCommit { schema, files, replaces, horizon, run, expected_version }).await.unwrap();
@@ -332,10 +354,14 @@ pub(crate) async fn commit_amended(views: &BatchViews, directory: &Directory, ce
 
 /// The record of a batch run.
 pub(crate) fn run(plans: &MetricPlans) -> RunRecord {
+    let mut lateness = LatenessHistogram::default();
+    lateness.add(Span::from_millis(100));
     RunRecord {
         run_id: "r".to_owned(),
         definitions: plans.fingerprint().to_string(),
+        computation: COMPUTATION,
         as_of: Micros::from_secs(1_000),
+        lateness,
         failures: failures(),
         ..RunRecord::default()
     }
@@ -347,7 +373,7 @@ fn failures() -> Failures {
     serde_json::from_str(&format!(r#"{{"line_heat":{{"readings":3,"example":{example}}}}}"#)).unwrap()
 }
 
-/// Rows of a batch view, all settled.
+/// Rows of a batch view.
 pub(crate) fn view_rows(plans: &MetricPlans, rows: &[Row]) -> RecordBatch {
     let mut rows = rows.to_vec();
     rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
@@ -357,12 +383,12 @@ pub(crate) fn view_rows(plans: &MetricPlans, rows: &[Row]) -> RecordBatch {
         .iter()
         .map(|key| ViewSeries::new(&schema, plans.find(&key.definition).unwrap().definition(), key))
         .collect();
-    let (expectations, lateness) = (Expectations::new(plans).unwrap(), LatenessHistogram::default());
+    let expectations = Expectations::new(plans).unwrap();
     let mut builder = ViewRowsBuilder::with_capacity(&schema, rows.len());
     for ((key, series), (_, window_start, summary)) in keys.iter().zip(&series).zip(&rows) {
         let (window, expectation) = (series.window_at(*window_start), expectations.of(key));
         let evidence = Evidence { summary, expectation: expectation.map(AsRef::as_ref), window };
-        builder.append(series, window, summary, judge(evidence, Micros::MAX, &lateness));
+        builder.append(series, window, summary, &settled(evidence));
     }
     builder.finish()
 }

@@ -6,14 +6,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
+use hashbrown::HashMap;
 use wye_domain::DomainError;
 use wye_domain::series::SeriesId;
 use wye_domain::time::{Micros, WindowSize};
-use wye_metrics::merge::{Answer, Judge, Rollup};
+use wye_metrics::merge::{Answer, Judge, Rollup, missing};
 use wye_metrics::view_rows::reader::ViewRows;
 
 use crate::ServingError;
 use crate::directory::{Directory, SeriesInfo};
+use crate::gaps::ExpectedSeries;
 use crate::hub::{Capture, Facts};
 use crate::realtime::{CapturedRows, EpochView, Selection};
 use crate::view_runs::runs;
@@ -94,22 +96,51 @@ impl WindowMerge {
         }
     }
 
-    /// The windows that have readings; series without one are left out.
-    pub fn finish(self, judge: Judge<'_>) -> Vec<SeriesAnswers> {
-        let step = self.question.step;
-        let mut answers = Vec::with_capacity(self.question.infos.len());
-        for info in self.question.infos {
+    /// The windows that have readings, and those that should have some; series without one are left out. Ends with an error of
+    /// `check` when it does not like the number of windows.
+    ///
+    /// # Errors
+    /// That of `check`.
+    pub fn finish<E>(
+        self,
+        capture: &Capture,
+        judge: Judge<'_>,
+        check: impl Fn(usize) -> Result<(), E>,
+    ) -> Result<Vec<SeriesAnswers>, E> {
+        let Question { infos, windows: asked, step } = self.question;
+        let expected = capture.expected(infos.iter().cloned());
+        let mut expected: HashMap<SeriesId, ExpectedSeries> =
+            expected.into_iter().map(|series| (series.info.id, series)).collect();
+        let starts = asked.start..asked.end.min(judge.as_of);
+        let mut all = Vec::with_capacity(infos.len());
+        let mut count = 0;
+        for info in infos {
             let own = self.windows.range((info.id, Micros::MIN)..=(info.id, Micros::MAX));
-            let own: Vec<Answer> = own
+            let mut answers: Vec<Answer> = own
                 .filter_map(|((_, start), rollup)| {
                     rollup.clone().finish(info.facts(), step.window_at(*start), judge)
                 })
                 .collect();
-            if !own.is_empty() {
-                answers.push((info, own));
+            count += answers.len();
+            if let Some(expected) = expected.remove(&info.id) {
+                let present = answers.iter().map(|answer| step.window_at(answer.window_start)).collect();
+                let with_readings = answers.len();
+                for (info, window) in expected.absent(step, starts.clone(), present) {
+                    if let Some(answer) = missing(info.facts(), window, judge) {
+                        answers.push(answer);
+                        count += 1;
+                        check(count)?;
+                    }
+                }
+                if answers.len() > with_readings {
+                    answers.sort_unstable_by_key(|answer| answer.window_start);
+                }
+            }
+            if !answers.is_empty() {
+                all.push((info, answers));
             }
         }
-        answers
+        Ok(all)
     }
 }
 
@@ -129,7 +160,7 @@ impl Capture {
             merge.add_view(batch, directory)?;
         }
         merge.add_epochs(&self.epochs);
-        let facts = Facts::of(self.snapshot.as_deref());
-        Ok(merge.finish(facts.judge(self.coverage.now)))
+        let facts = Facts::of(self.snapshot.as_deref(), &self.coverage);
+        merge.finish(self, facts.judge(self.coverage.now), |_| Ok(()))
     }
 }

@@ -36,9 +36,8 @@ fn planned(new: &[(i64, u64)], old: &[(i64, u64)], cells: Cells) -> Plan {
     let mut all: BTreeMap<i64, u64> = old.iter().copied().collect();
     new.iter().for_each(|(minute, readings)| *all.entry(*minute).or_default() += readings);
     let (all, new) = (times(&all), times(&new.iter().copied().collect()));
-    let below = Below { times: &all, new: &new, as_of: Micros::EPOCH, amended: &[] };
-    let before = Before { cells, as_of: Micros::EPOCH };
-    plan(&grid(&["1m"]), 100, below, Some(&before))
+    let below = Below { times: &all, new: &new, amended: &[] };
+    plan(&grid(&["1m"]), 100, below, Some(&cells))
 }
 
 #[test]
@@ -61,7 +60,7 @@ fn cells_are_short_where_there_are_many_readings() {
     let mut all: BTreeMap<i64, u64> = (0..60).map(|minute| (minute, 60)).collect();
     all.insert(-80_000_000, 1);
     let all = times(&all);
-    let below = Below { times: &all, new: &all, as_of: Micros::EPOCH, amended: &[] };
+    let below = Below { times: &all, new: &all, amended: &[] };
     let plan = plan(&grid(&["1m"]), 300, below, None);
     assert!(plan.replaces.is_empty());
     let found = cells(&plan);
@@ -97,35 +96,12 @@ fn a_cell_is_divided_when_it_has_twice_too_many() {
 }
 
 #[test]
-fn windows_that_were_open_or_settle_are_computed_again() {
-    let mut before = known(&[(0, 5), (5, 10), (10, 15), (15, 20)]);
-    let mut set = |minute: i64, last_end: i64, settles_at: Option<i64>| {
-        let record = before.get_mut(&Micros(minute * MINUTE)).unwrap();
-        record.last_end = Some(Micros(last_end * MINUTE));
-        record.settles_at = settles_at.map(|at| Micros(at * MINUTE));
-    };
-    set(0, 5, None);
-    set(5, 10, Some(16));
-    set(10, 13, Some(17));
-    set(15, 16, Some(30));
-    let (all, new) = (times(&(0..20).map(|minute| (minute, 1)).collect()), EventTimes::default());
-    let at = |minute: i64, was: i64| {
-        let below = Below { times: &all, new: &new, as_of: Micros(minute * MINUTE), amended: &[] };
-        let before = Before { cells: before.clone(), as_of: Micros(was * MINUTE) };
-        cells(&plan(&grid(&["1m"]), 100, below, Some(&before)))
-    };
-    assert_eq!(at(15, 15), []);
-    assert_eq!(at(16, 15), [(5, 10, Reason::WindowsSettled), (15, 20, Reason::WindowsEnded)]);
-    assert_eq!(at(17, 16), [(5, 10, Reason::WindowsSettled), (10, 15, Reason::WindowsSettled)]);
-}
-
-#[test]
 fn cells_whose_readings_were_amended_are_computed_again() {
     let (all, new) = (times(&(0..20).map(|minute| (minute, 1)).collect()), EventTimes::default());
     let window = |start: i64, end: i64| Window { start: Micros(start * MINUTE), end: Micros(end * MINUTE) };
     let amended = [window(-9, 1), window(9, 10), window(30, 40)];
-    let below = Below { times: &all, new: &new, as_of: Micros::EPOCH, amended: &amended };
-    let before = Before { cells: known(&[(0, 5), (5, 10), (10, 15), (15, 20)]), as_of: Micros::EPOCH };
+    let below = Below { times: &all, new: &new, amended: &amended };
+    let before = known(&[(0, 5), (5, 10), (10, 15), (15, 20)]);
     let plan = plan(&grid(&["1m"]), 100, below, Some(&before));
     assert_eq!(cells(&plan), [(0, 5, Reason::Amended), (5, 10, Reason::Amended)]);
 }
@@ -143,9 +119,8 @@ proptest! {
         for new in runs {
             new.iter().for_each(|(minute, readings)| *all.entry(*minute).or_default() += readings);
             let (all_times, new_times) = (times(&all), times(&new));
-            let below = Below { times: &all_times, new: &new_times, as_of: Micros::EPOCH, amended: &[] };
-            let before = Before { cells: known.clone(), as_of: Micros::EPOCH };
-            let plan = plan(&grid, most, below, Some(&before));
+            let below = Below { times: &all_times, new: &new_times, amended: &[] };
+            let plan = plan(&grid, most, below, Some(&known));
             known.retain(|start, _| !plan.replaces.contains(start));
             for cell in &plan.compute {
                 let Window { start, end } = cell.window;

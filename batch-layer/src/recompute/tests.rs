@@ -15,7 +15,7 @@ use wye_domain::time::{Micros, Span};
 use wye_metrics::amendment::Amending;
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::{Expectations, MetricPlans};
-use wye_metrics::view_rows::ViewSchema;
+use wye_metrics::view_rows::{COMPUTATION, ViewSchema};
 use wye_tables::CompactionPolicy;
 use wye_tables::columns::archive_schema;
 use wye_tables::readings::{ArchiveBatch, Readings};
@@ -23,8 +23,7 @@ use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, Replaces, ViewCommit};
 
-use super::{COMPUTATION, Recomputation, Since, recompute};
-use crate::cells::Before;
+use super::{Recomputation, Since, recompute};
 use crate::testing::{ViewRows, view_rows};
 
 const DEVICES: [&str; 4] = ["anna", "bert", "carl", "dora"];
@@ -133,7 +132,7 @@ fn registry() -> Registry {
         device_id: (*name).into(),
         reporting_interval: Some("15s".into()),
         metrics: METRICS.map(str::to_owned).into(),
-        attributes: BTreeMap::new(),
+        ..DeviceConfig::default()
     });
     Registry::check(RegistryConfig { device: devices.collect(), metric_limits: vec![] }).unwrap()
 }
@@ -278,7 +277,7 @@ impl Views {
         let latest = self.views.latest().await.unwrap();
         let since = latest.as_ref().map(|view| Since {
             horizon: view.horizon.clone(),
-            before: Before { cells: view.cells().unwrap(), as_of: view.run.as_ref().unwrap().as_of },
+            cells: view.cells().unwrap(),
             amended: Vec::new(),
         });
         let task = Recomputation {
@@ -290,6 +289,7 @@ impl Views {
             amending: Amending::default(),
             horizon: horizon.clone(),
             as_of: None,
+            now: Micros::MAX,
             since,
             threads: how.threads,
             cell_readings: how.cell_readings,

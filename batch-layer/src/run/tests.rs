@@ -43,7 +43,6 @@ fn previous(offsets: Horizon) -> Previous {
         version: ViewVersion(3),
         horizon: offsets,
         definitions: Some("now".to_owned()),
-        settles_at: None,
     }
 }
 
@@ -147,24 +146,8 @@ fn a_view_stays_until_something_is_new() {
         let changed = Previous { definitions, ..current.clone() };
         assert_eq!(task(&nothing_to_do(rules(), changed)).horizon, horizon([(0, 5)]));
     }
-    let amended = Previous { amendments: vec!["a".to_owned()], ..current.clone() };
+    let amended = Previous { amendments: vec!["a".to_owned()], ..current };
     assert_eq!(task(&nothing_to_do(rules(), amended)).horizon, horizon([(0, 5)]));
-    let due = Previous { settles_at: Some(Micros(1_000)), ..current.clone() };
-    assert_eq!(task(&nothing_to_do(rules(), due)).as_of, Some(Micros(1_000)));
-    let later = Previous { settles_at: Some(Micros(1_001)), ..current };
-    assert_eq!(only(nothing_to_do(rules(), later)), Effect::KeepView(LeftOut::default()));
-}
-
-#[test]
-fn time_settles_nothing_while_readings_are_above_the_horizon() {
-    let settled = Previous { settles_at: Some(Micros(0)), ..previous(horizon([(0, 5)])) };
-    let facts =
-        Facts { previous: Some(settled), control: control([announced(&[0, 5])]), ends: horizon([(0, 6)]) };
-    let (mut run, _) = Run::start(rules(), facts.clone());
-    run.step(Input::Control(facts.control, Patience::Over));
-    let effect = only(run.step(Input::Archived(horizon([(0, 5)]), Patience::Over)));
-    let left_out = LeftOut { unanswered: vec![KafkaPartition(0)], messages: [(KafkaPartition(0), 1)].into() };
-    assert_eq!(effect, Effect::KeepView(left_out));
 }
 
 #[test]

@@ -6,19 +6,15 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use arrow::array::AsArray;
-use arrow::datatypes::Float64Type;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wye_domain::ErrorKind;
 use wye_domain::control::ControlRecord;
 use wye_domain::place::{Generation, KafkaPartition, Offset};
-use wye_domain::reading::TextColumn;
-use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
 use wye_domain::time::{Micros, Span};
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::MetricPlans;
-use wye_metrics::view_rows::ViewSchema;
+use wye_metrics::view_rows::{COMPUTATION, ViewSchema};
 use wye_tables::run_record::RunRecord;
 use wye_tables::views::{BatchViews, Replaces, ViewCommit, ViewVersion};
 
@@ -92,70 +88,15 @@ async fn reading_ahead(site: &Site, ahead: Span) {
     site.send(wye_log::topics::READINGS, 0, json.as_bytes()).await;
 }
 
-/// Windows of a second, in which a device sends ten readings.
-fn plans_by_second() -> MetricPlans {
-    let config = MetricConfig { name: "*".into(), window: Some("1s".into()), ..MetricConfig::default() };
-    let device = DeviceConfig {
-        device_id: "a".into(),
-        reporting_interval: Some("100ms".into()),
-        metrics: vec!["t".into()],
-        attributes: Default::default(),
-    };
-    let registry = Registry::check(RegistryConfig { device: vec![device], metric_limits: vec![] }).unwrap();
-    MetricPlans::new(vec![Definition::check(&config).unwrap()], Arc::new(registry)).unwrap()
-}
-
-/// The only row of the view: state, expected readings, completeness.
-async fn only_row(site: &Site) -> (String, f64, f64) {
-    let view = BatchViews::open(&site.root).unwrap().latest().await.unwrap().unwrap();
-    let plan = view.scan(&["state", "expected", "completeness"], &[]).unwrap();
-    let context = datafusion::prelude::SessionContext::new().task_ctx();
-    let batches = datafusion::physical_plan::collect(plan, context).await.unwrap();
-    assert_eq!(batches.iter().map(|batch| batch.num_rows()).sum::<usize>(), 1);
-    let batch = batches.iter().find(|batch| batch.num_rows() == 1).unwrap();
-    let state = TextColumn::of(batch, "state").unwrap().text(0).unwrap().to_owned();
-    let [expected, completeness] =
-        [1, 2].map(|column| batch.column(column).as_primitive::<Float64Type>().value(0));
-    (state, expected, completeness)
-}
-
-/// When the next window of the newest view is settled.
-async fn settles_at(site: &Site) -> Micros {
-    let view = BatchViews::open(&site.root).unwrap().latest().await.unwrap().unwrap();
-    view.run.unwrap().settles_at.unwrap()
-}
-
 #[tokio::test(flavor = "multi_thread")]
-async fn time_settles_a_window_and_shows_how_many_readings_are_missing() {
-    let site = Site::start(2).await;
-    reading_ahead(&site, Span::ZERO).await;
-    site.archive([(0, 1)]).await;
-    let runner = site.runner_with(plans_by_second()).await;
-    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::Committed);
-    assert_eq!(only_row(&site).await.0, "PRELIMINARY");
-    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
-    // No reading comes any more; the window ends, and is settled some time later.
-    site.clock.advance_to(settles_at(&site).await);
-    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::Committed);
-    assert_eq!(only_row(&site).await.0, "SETTLED");
-    // Of the ten readings of its second there is one.
-    let (_, expected, completeness) = only_row(&site).await;
-    assert!((expected - 10.0).abs() < 1e-9 && (completeness - 0.1).abs() < 1e-9, "{expected} {completeness}");
-    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn readings_above_the_horizon_keep_windows_open() {
+async fn a_view_is_not_computed_again_because_time_has_passed() {
     let site = Site::start(1).await;
     reading_ahead(&site, Span::from_secs(5)).await;
     site.archive([(0, 1)]).await;
-    let runner = site.runner_with(plans_by_second()).await;
-    runner.run(RunOptions::default()).await.unwrap();
-    // A reading that is not archived may belong to the window.
-    reading_ahead(&site, Span::from_secs(5)).await;
-    site.clock.advance_to(settles_at(&site).await);
+    let runner = site.runner_with(MetricPlans::new(vec![], Arc::default()).unwrap()).await;
+    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::Committed);
+    site.clock.advance_to(site.clock.now() + Span::from_days(2));
     assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::NothingNew);
-    assert_eq!(only_row(&site).await.0, "PRELIMINARY");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -323,7 +264,11 @@ async fn a_commit_that_was_not_announced_is_announced_at_the_start() {
     let runner = Arc::new(site.runner().await);
     let plans = MetricPlans::new(vec![], Arc::default()).unwrap();
     let schema = Arc::clone(ViewSchema::of(&plans).arrow());
-    let run = RunRecord { definitions: plans.fingerprint().to_string(), ..RunRecord::default() };
+    let run = RunRecord {
+        definitions: plans.fingerprint().to_string(),
+        computation: COMPUTATION,
+        ..RunRecord::default()
+    };
     let horizon = horizon([(0, 4), (1, 6)]);
     let commit =
         ViewCommit { schema, files: vec![], replaces: Replaces::All, horizon, run, expected_version: None };
@@ -363,4 +308,28 @@ async fn changed_definitions_are_computed_at_once() {
     })
     .await;
     assert!(!runner.has_other_definitions().await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_view_of_another_version_is_computed_again() {
+    let site = Site::start(1).await;
+    reading_ahead(&site, Span::ZERO).await;
+    site.archive([(0, 1)]).await;
+    let runner = site.runner().await;
+    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::Committed);
+    assert!(!runner.has_other_definitions().await.unwrap());
+    let views = BatchViews::open(&site.root).unwrap();
+    let view = views.latest().await.unwrap().unwrap();
+    let commit = ViewCommit {
+        schema: view.schema(),
+        files: vec![],
+        replaces: Replaces::All,
+        horizon: view.horizon.clone(),
+        run: RunRecord { computation: COMPUTATION + 1, ..view.run.clone().unwrap() },
+        expected_version: Some(view.version()),
+    };
+    views.commit(commit).await.unwrap();
+    assert!(runner.has_other_definitions().await.unwrap());
+    assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::Committed);
+    assert_eq!(site.view().await.len(), 1);
 }

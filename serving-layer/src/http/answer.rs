@@ -108,7 +108,7 @@ pub(super) struct Point<'a> {
     value: Option<Number>,
     values: Values<'a>,
     data_points: u64,
-    last_updated: String,
+    last_updated: Option<String>,
     source: &'static str,
     confidence: Trust,
     state: &'static str,
@@ -145,7 +145,7 @@ impl<'a> Point<'a> {
             value: number(choice.value, answer),
             values: Values { aggregates: &choice.aggregates, answer },
             data_points: answer.summary.count,
-            last_updated: format_rfc3339(answer.summary.last.event_time),
+            last_updated: answer.last_updated().map(format_rfc3339),
             source: answer.source.name(),
             confidence: Trust {
                 score: (confidence.score * 100.0).round() / 100.0,

@@ -21,7 +21,7 @@ const MOST_WINDOWS: usize = 200_000;
 /// Up to so many series are named to the batch view one by one.
 const NAMED_SERIES: usize = 32;
 
-/// The windows of a question; series without readings in the range are left out.
+/// The windows of a question; series without any in the range are left out.
 pub(super) async fn answer(
     question: Question,
     capture: Capture,
@@ -37,17 +37,17 @@ pub(super) async fn answer(
         let mut rows = rows.map_err(ServingError::run)?;
         while let Some(batch) = rows.try_next().await.map_err(ServingError::run)? {
             merge.add_view(&batch, &directory)?;
-            check_size(&merge)?;
+            check_size(merge.len())?;
         }
     }
     merge.add_epochs(&capture.epochs);
-    check_size(&merge)?;
-    let facts = Facts::of(capture.snapshot.as_deref());
-    Ok(merge.finish(facts.judge(capture.coverage.now)))
+    check_size(merge.len())?;
+    let facts = Facts::of(capture.snapshot.as_deref(), &capture.coverage);
+    merge.finish(&capture, facts.judge(capture.coverage.now), check_size)
 }
 
-fn check_size(merge: &WindowMerge) -> Result<(), ServingError> {
-    if merge.len() <= MOST_WINDOWS {
+fn check_size(windows: usize) -> Result<(), ServingError> {
+    if windows <= MOST_WINDOWS {
         return Ok(());
     }
     Err(ServingError::Limit {

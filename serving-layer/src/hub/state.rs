@@ -13,9 +13,9 @@ use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::position::Position;
 use wye_domain::realtime_row::Header;
 use wye_domain::time::Micros;
-use wye_metrics::confidence::LatenessHistogram;
+use wye_metrics::confidence::Settling;
 use wye_metrics::failures::Failures;
-use wye_metrics::merge::{Answer, Judge, Sides, Source, merge};
+use wye_metrics::merge::{self, Answer, Judge, Sides, Source};
 use wye_tables::views::ViewVersion;
 
 use super::{Capture, Current, Edition, Taken};
@@ -270,17 +270,21 @@ impl HubState {
 
     /// The newest windows of some series at `now`, and what a textbook merge would make of them.
     pub fn current_of_both(&self, infos: &[Arc<SeriesInfo>], now: Micros) -> Vec<Current> {
-        let facts = Facts::of(self.snapshot.as_deref());
+        let facts = Facts::of(self.snapshot.as_deref(), &self.coverage(now));
         let judge = facts.judge(now);
         infos.iter().filter_map(|info| self.newest_of_both(info, judge)).collect()
     }
 
     /// The newest windows of some series at `now`.
     pub fn current(&self, infos: &[Arc<SeriesInfo>], now: Micros) -> Taken<Vec<(Arc<SeriesInfo>, Answer)>> {
-        let facts = Facts::of(self.snapshot.as_deref());
+        let coverage = self.coverage(now);
+        let facts = Facts::of(self.snapshot.as_deref(), &coverage);
         let judge = facts.judge(now);
-        let newest = infos.iter().filter_map(|info| Some((Arc::clone(info), self.newest(info, judge)?)));
-        Taken { answers: newest.collect(), coverage: self.coverage(now), edition: self.edition() }
+        let newest = infos.iter().filter_map(|info| {
+            let newest = self.newest(info, judge)?;
+            Some((Arc::clone(info), merge::current(info.facts(), newest, judge)))
+        });
+        Taken { answers: newest.collect(), coverage, edition: self.edition() }
     }
 
     /// From the start of the oldest to the end of the newest window that there is of some series; `None` where there is
@@ -365,21 +369,22 @@ impl HubState {
             batch: snapshot.and_then(|snapshot| snapshot.row_from_newest_on(info.id, window)),
             realtime: self.store.newest_summary(info.id, window),
         };
-        merge(info.facts(), window, sides, judge)
+        merge::merge(info.facts(), window, sides, judge)
     }
 
     fn newest_of_both(&self, info: &Arc<SeriesInfo>, judge: Judge<'_>) -> Option<Current> {
         let answer = self.newest(info, judge)?;
         let batch = self.snapshot.as_ref().and_then(|snapshot| snapshot.newest(info.id));
         let batch = batch.and_then(|row| {
-            merge(info.facts(), row.window_start, Sides { batch: Some(row), realtime: None }, judge)
+            merge::merge(info.facts(), row.window_start, Sides { batch: Some(row), realtime: None }, judge)
         });
         let window = self.store.newest_window(info.id);
         let realtime = window.and_then(|window| {
             let realtime = self.store.newest_summary(info.id, window);
-            merge(info.facts(), window, Sides { batch: None, realtime }, judge)
+            merge::merge(info.facts(), window, Sides { batch: None, realtime }, judge)
         });
         debug_assert!(answer.source != Source::Batch || batch.is_some());
+        let answer = merge::current(info.facts(), answer, judge);
         Some(Current { info: Arc::clone(info), answer, batch, realtime })
     }
 }
@@ -417,23 +422,34 @@ impl LogStart {
     }
 }
 
-/// What confidence is judged by, of one snapshot.
+/// What confidence is judged by, of one state.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
-    lateness: Arc<LatenessHistogram>,
-    as_of: Option<Micros>,
+    settling: Arc<Settling>,
+    as_of: Micros,
 }
 
 impl Facts {
-    /// Those of a snapshot; none without one.
-    pub fn of(snapshot: Option<&BatchSnapshot>) -> Self {
-        let Some(facts) = snapshot.map(BatchSnapshot::facts) else { return Self::default() };
-        Self { lateness: Arc::clone(&facts.lateness), as_of: facts.as_of }
+    /// Those of answers from a snapshot and realtime views.
+    pub fn of(snapshot: Option<&BatchSnapshot>, coverage: &Coverage) -> Self {
+        Self::as_of(snapshot, coverage.held_at())
+    }
+
+    /// Those of answers from a snapshot alone.
+    pub fn of_batch(snapshot: Option<&BatchSnapshot>, coverage: &Coverage) -> Self {
+        Self::as_of(snapshot, coverage.is_all_in_batch_view().then_some(coverage.now))
+    }
+
+    fn as_of(snapshot: Option<&BatchSnapshot>, held_at: Option<Micros>) -> Self {
+        let facts = snapshot.map(BatchSnapshot::facts);
+        Self {
+            settling: facts.map(|facts| Arc::clone(&facts.settling)).unwrap_or_default(),
+            as_of: facts.and_then(|facts| facts.as_of).max(held_at).unwrap_or(Micros::EPOCH),
+        }
     }
 
     /// The judge at `now`.
     pub fn judge(&self, now: Micros) -> Judge<'_> {
-        // Only rows of a batch view are judged as of its run.
-        Judge { lateness: &self.lateness, now, as_of: self.as_of.unwrap_or(Micros::EPOCH) }
+        Judge { settling: &self.settling, now, as_of: self.as_of }
     }
 }

@@ -185,7 +185,7 @@ fn a_state_is_driven_and_asked_without_a_runtime() {
     let view = MemoryView {
         version: ViewVersion(0),
         horizon: horizon(2),
-        facts: RunFacts::of(&testing::run(&plans)),
+        facts: RunFacts { as_of: Some(at(5)), ..RunFacts::of(&testing::run(&plans)) },
         rows: vec![view_rows(&plans, &batch)],
     };
     let snapshot = BatchSnapshot::in_memory(view, &directory).unwrap();
@@ -235,7 +235,7 @@ fn conflicts_of_a_batch_row_without_readings_count_in_the_newest_window() {
     let view = MemoryView {
         version: ViewVersion(1),
         horizon: horizon(2),
-        facts: RunFacts::of(&testing::run(&plans)),
+        facts: RunFacts { as_of: Some(at(5)), ..RunFacts::of(&testing::run(&plans)) },
         rows: vec![view_rows(&plans, &batch)],
     };
     let snapshot = BatchSnapshot::in_memory(view, hub.directory()).unwrap();

@@ -1,27 +1,51 @@
 //! What is known of a view is the same, whether it was read at once, or a part of it after each run.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 use tokio::runtime::Runtime;
+use wye_domain::summary::Summary;
 use wye_tables::views::{BatchViews, Replaces};
 
 use super::*;
 use crate::testing::{Row, Site, cells, commit_amended, commit_cells, family, minute, summary};
 
-/// Device, minute, and whether there is a reading or a conflict only.
-type Change = (u8, u8, bool);
+/// What happens to a window.
+#[derive(Clone, Copy, Debug)]
+enum Happens {
+    Reading,
+    Conflict,
+    /// Its readings are found to be duplicates of others.
+    Lost,
+    /// It has not even conflicts any more.
+    Gone,
+}
 
-/// The rows after some changes. A conflict never takes a reading away.
+/// Device, minute, and what happens.
+type Change = (u8, u8, Happens);
+
+fn happens() -> impl Strategy<Value = Happens> {
+    prop_oneof![
+        6 => Just(Happens::Reading),
+        2 => Just(Happens::Conflict),
+        1 => Just(Happens::Lost),
+        1 => Just(Happens::Gone),
+    ]
+}
+
+/// The rows after some changes.
 fn rows(rows: &mut BTreeMap<(u8, u8), Row>, changes: &[Change]) {
-    for (device, place, has_reading) in changes {
+    for (device, place, happens) in changes {
         let window = minute(i64::from(*place));
         let series = family("t", &format!("d{device}"));
         let row = rows.entry((*device, *place)).or_insert_with(|| (series, window, summary(&[])));
-        if *has_reading {
-            row.2.add(f64::from(*device), window);
-        } else {
-            row.2.conflicts += 1;
+        match happens {
+            Happens::Reading => row.2.add(f64::from(*device), window),
+            Happens::Conflict => row.2.conflicts += 1,
+            Happens::Lost => row.2 = Summary { conflicts: 1, ..summary(&[]) },
+            Happens::Gone => {
+                rows.remove(&(*device, *place));
+            }
         }
     }
 }
@@ -43,7 +67,7 @@ proptest! {
 
     #[test]
     fn a_view_is_the_same_read_at_once_or_part_by_part(
-        runs in prop::collection::vec(prop::collection::vec((0u8..4, 0u8..60, prop::bool::weighted(0.7)), 0..8), 1..6),
+        runs in prop::collection::vec(prop::collection::vec((0u8..4, 0u8..60, happens()), 0..8), 1..6),
     ) {
         Runtime::new().unwrap().block_on(async {
             let site = Site::new().await;
@@ -55,10 +79,11 @@ proptest! {
             for (horizon, changes) in (1..).zip(&runs) {
                 rows(&mut all, changes);
                 let everything: Vec<Row> = all.values().cloned().collect();
-                let mut changed = cells(length, &everything);
-                changed.retain(|start, _| {
-                    changes.iter().any(|(_, place, _)| length.start_of(minute(i64::from(*place))) == *start)
-                });
+                let mut everything = cells(length, &everything);
+                let touched = changes.iter().map(|(_, place, _)| length.start_of(minute(i64::from(*place))));
+                let touched: BTreeSet<Micros> = touched.collect();
+                let changed: BTreeMap<Micros, Vec<Row>> =
+                    touched.into_iter().map(|start| (start, everything.remove(&start).unwrap_or_default())).collect();
                 let replaces = match before {
                     Some(_) => Replaces::Cells(changed.keys().copied().collect()),
                     None => Replaces::All,

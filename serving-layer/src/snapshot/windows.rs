@@ -12,7 +12,7 @@ use wye_domain::DomainError;
 use wye_domain::reading::TextColumn;
 use wye_domain::series::SeriesId;
 use wye_domain::summary_columns::SummaryColumn;
-use wye_domain::time::Micros;
+use wye_domain::time::{Micros, Window};
 use wye_metrics::merge::BatchRow;
 use wye_metrics::view_rows::ViewColumn;
 use wye_metrics::view_rows::reader::{ViewRows, count, window_start};
@@ -28,6 +28,10 @@ pub(super) struct WindowBounds {
     added: BTreeSet<SeriesId>,
     /// The rows without readings that come after the last window with readings, as far as rows were added.
     without_readings: BTreeMap<SeriesId, BTreeSet<Micros>>,
+    /// The bounds before rows were added.
+    before: Vec<Option<(Micros, Micros)>>,
+    /// Those of them that have readings in the rows that were added.
+    confirmed: BTreeSet<(SeriesId, Micros)>,
 }
 
 impl WindowBounds {
@@ -47,6 +51,9 @@ impl WindowBounds {
             for row in range {
                 let start = Micros(starts[row]);
                 if counts[row] > 0 {
+                    if of(&self.before, id).is_some_and(|(first, last)| start == first || start == last) {
+                        self.confirmed.insert((id, start));
+                    }
                     let (oldest, newest) = known.get_or_insert((start, start));
                     *oldest = start.min(*oldest);
                     *newest = start.max(*newest);
@@ -73,9 +80,23 @@ impl WindowBounds {
         is_newest || self.without_readings.get(&series).is_some_and(|starts| starts.contains(&start))
     }
 
-    fn of(&self, series: SeriesId) -> Option<(Micros, Micros)> {
-        *self.by_series.get(series.0 as usize)?
+    /// Whether a window that was the first or the last one of a series has no reading any more, where the rows that were added
+    /// replace all rows in some stretches of time.
+    pub(super) fn is_lost(&self, replaced: &[Window]) -> bool {
+        let is_replaced = |start: Micros| replaced.iter().any(|cell| (cell.start..cell.end).contains(&start));
+        let each =
+            (0..).zip(&self.before).filter_map(|(number, bounds)| Some((SeriesId(number), (*bounds)?)));
+        let mut starts = each.flat_map(|(series, (first, last))| [(series, first), (series, last)]);
+        starts.any(|key| is_replaced(key.1) && !self.confirmed.contains(&key))
     }
+
+    fn of(&self, series: SeriesId) -> Option<(Micros, Micros)> {
+        of(&self.by_series, series)
+    }
+}
+
+fn of(bounds: &[Option<(Micros, Micros)>], series: SeriesId) -> Option<(Micros, Micros)> {
+    *bounds.get(series.0 as usize)?
 }
 
 /// The first and the last window with readings of each series.
@@ -91,7 +112,13 @@ pub(super) struct SeriesWindows {
 impl SeriesWindows {
     /// The bounds of its windows, to which rows of a newer view are to be added.
     pub(super) fn bounds(&self) -> WindowBounds {
-        WindowBounds { added: BTreeSet::new(), ..self.bounds.clone() }
+        let before = self.bounds.by_series.clone();
+        WindowBounds {
+            by_series: self.bounds.by_series.clone(),
+            without_readings: self.bounds.without_readings.clone(),
+            before,
+            ..WindowBounds::default()
+        }
     }
 
     /// With new bounds, and the newest rows that are still the newest within them. The newest rows among those that were

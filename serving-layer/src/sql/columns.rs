@@ -15,9 +15,9 @@ use wye_domain::reading::{TextBuilder, TextColumn, text_type, time_type};
 use wye_domain::summary_columns::SummaryColumn;
 use wye_domain::time::Micros;
 use wye_metrics::definition::Aggregate;
-use wye_metrics::finish::{self, numbers, of_rows, stored_columns};
-use wye_metrics::merge::{Answer, Source};
-use wye_metrics::view_rows::ViewColumn;
+use wye_metrics::finish;
+use wye_metrics::merge::{Answer, Judge, Source};
+use wye_metrics::view_rows::{ViewColumn, judged};
 
 use super::messages::external;
 use crate::directory::{Directory, SeriesInfo};
@@ -85,7 +85,7 @@ impl Column {
             Self::Validity => ViewColumn::Validity.name(),
             Self::Expected => ViewColumn::Expected.name(),
             Self::ExpectedSource => ViewColumn::ExpectedSource.name(),
-            Self::State => ViewColumn::State.name(),
+            Self::State => "state",
             Self::CurrentValue => "current_value",
             Self::DataPoints => "data_points",
             Self::LastUpdated => "last_updated",
@@ -101,9 +101,8 @@ impl Column {
             | Self::ExpectedSource
             | Self::State => (text_type(), false),
             Self::Dimension(_) => (text_type(), true),
-            Self::WindowStart | Self::WindowEnd | Self::FirstTime | Self::LastTime | Self::LastUpdated => {
-                (time_type(), false)
-            }
+            Self::WindowStart | Self::WindowEnd => (time_type(), false),
+            Self::FirstTime | Self::LastTime | Self::LastUpdated => (time_type(), true),
             Self::Aggregate(Aggregate::Count) | Self::DataPoints => (DataType::Int64, false),
             Self::Aggregate(Aggregate::DistinctDevices) => (DataType::Int64, true),
             Self::ConfidenceScore => (SCORE_TYPE, false),
@@ -129,29 +128,47 @@ impl Column {
     /// The columns of a batch view that it is computed from, for rows that are in the batch view only.
     pub(super) fn stored(self, directory: &Directory) -> Vec<&str> {
         match self {
-            Self::Aggregate(aggregate) => stored_columns(aggregate).to_vec(),
+            Self::Aggregate(aggregate) => vec![aggregate.name()],
             Self::Source => vec![],
             Self::CurrentValue => vec![SummaryColumn::Last.name()],
             Self::DataPoints => vec![SummaryColumn::Count.name()],
             Self::LastUpdated => vec![SummaryColumn::LastTime.name()],
+            Self::ConfidenceScore => judged::OF_SCORES.to_vec(),
+            Self::Completeness => judged::OF_COMPLETENESS.to_vec(),
+            Self::State => judged::OF_STATES.to_vec(),
             column => vec![column.name(directory)],
         }
     }
 
-    /// The columns of a batch view, besides [`Column::stored`], that merging it needs.
+    /// The columns of a batch view's summaries that merging them needs.
     pub(super) fn merged_from(self) -> &'static [SummaryColumn] {
+        use SummaryColumn as S;
         match self {
-            Self::Aggregate(Aggregate::First) | Self::FirstTime => {
-                &[SummaryColumn::First, SummaryColumn::FirstTime]
-            }
-            Self::Aggregate(Aggregate::Last) | Self::LastTime | Self::CurrentValue | Self::LastUpdated => {
-                &[SummaryColumn::Last, SummaryColumn::LastTime]
-            }
+            Self::Aggregate(aggregate) => match aggregate {
+                Aggregate::Count => &[S::Count],
+                Aggregate::Sum => &[S::SumHigh, S::SumLow],
+                Aggregate::Avg => &[S::SumHigh, S::SumLow, S::Count],
+                Aggregate::Min => &[S::Min],
+                Aggregate::Max => &[S::Max],
+                Aggregate::Stddev => &[S::M2, S::SumHigh, S::SumLow, S::Count],
+                Aggregate::First => &[S::First, S::FirstTime],
+                Aggregate::Last => &[S::Last, S::LastTime],
+                Aggregate::P50 | Aggregate::P95 | Aggregate::P99 => &[S::Quantiles, S::Min, S::Max],
+                Aggregate::DistinctDevices => &[S::Distinct],
+            },
+            Self::FirstTime => &[S::First, S::FirstTime],
+            Self::LastTime | Self::CurrentValue | Self::LastUpdated => &[S::Last, S::LastTime],
+            Self::DataPoints => &[S::Count],
             Self::ConfidenceScore | Self::Completeness | Self::Validity | Self::Expected => {
-                &[SummaryColumn::Invalid, SummaryColumn::Conflicts, SummaryColumn::DeviceCounts]
+                &[S::Count, S::Invalid, S::Conflicts, S::DeviceCounts]
             }
             _ => &[],
         }
+    }
+
+    /// Whether it changes with time while a window is open.
+    fn is_judged(self) -> bool {
+        matches!(self, Self::ConfidenceScore | Self::Completeness | Self::Expected)
     }
 }
 
@@ -197,12 +214,18 @@ impl MergedColumns {
         self.batch(arrays, infos.len())
     }
 
-    /// Computes the columns of rows that are in the batch view only. All of the rows have readings.
+    /// Whether a column changes with time while a window is open.
+    pub(super) fn are_judged(&self) -> bool {
+        self.columns.iter().any(|column| column.is_judged())
+    }
+
+    /// Computes the columns of rows that are in the batch view only. All of the rows have readings, and their windows have
+    /// ended if [`MergedColumns::are_judged`].
     ///
     /// # Errors
     /// When a column of the batch view is missing or damaged.
-    pub(super) fn of_view(&self, rows: &RecordBatch) -> Result<RecordBatch> {
-        let arrays = self.columns.iter().map(|column| self.column_of_view(*column, rows));
+    pub(super) fn of_view(&self, rows: &RecordBatch, judge: Judge<'_>) -> Result<RecordBatch> {
+        let arrays = self.columns.iter().map(|column| self.column_of_view(*column, rows, judge));
         self.batch(arrays.collect::<Result<_>>()?, rows.num_rows())
     }
 
@@ -249,8 +272,8 @@ impl MergedColumns {
             Column::MetricKey | Column::Definition | Column::Metric | Column::Dimension(_) => {
                 texts(answers.iter().map(|(info, _)| self.series_text(column, info)))
             }
-            Column::WindowStart => times(answers, |answer| answer.window_start),
-            Column::WindowEnd => times(answers, |answer| answer.window_end),
+            Column::WindowStart => times(answers, |answer| Some(answer.window_start)),
+            Column::WindowEnd => times(answers, |answer| Some(answer.window_end)),
             Column::Aggregate(Aggregate::Count) | Column::DataPoints => {
                 counts(answers, |_, answer| Some(answer.summary.count))
             }
@@ -265,8 +288,10 @@ impl MergedColumns {
                     }),
                 }
             }
-            Column::FirstTime => times(answers, |answer| answer.summary.first.event_time),
-            Column::LastTime | Column::LastUpdated => times(answers, |answer| answer.summary.last.event_time),
+            Column::FirstTime => {
+                times(answers, |answer| (answer.summary.count > 0).then_some(answer.summary.first.event_time))
+            }
+            Column::LastTime | Column::LastUpdated => times(answers, Answer::last_updated),
             Column::Source => texts(answers.iter().map(|(_, answer)| Some(answer.source.name()))),
             Column::ConfidenceScore => scores(answers.iter().map(|(_, answer)| answer.confidence.score)),
             Column::Completeness => floats(answers, |_, answer| Some(answer.confidence.completeness)),
@@ -276,16 +301,18 @@ impl MergedColumns {
                 texts(answers.iter().map(|(_, answer)| Some(answer.confidence.expected_source.name())))
             }
             Column::State => texts(answers.iter().map(|(_, answer)| Some(answer.state.name()))),
-            Column::CurrentValue => floats(answers, |_, answer| Some(answer.summary.last.value)),
+            Column::CurrentValue => floats(answers, |_, answer| Aggregate::Last.finish(&answer.summary)),
         }
     }
 
-    fn column_of_view(&self, column: Column, rows: &RecordBatch) -> Result<ArrayRef> {
+    fn column_of_view(&self, column: Column, rows: &RecordBatch, judge: Judge<'_>) -> Result<ArrayRef> {
         match column {
             Column::Source => Ok(constant(Source::Batch.name(), rows.num_rows())),
-            Column::ConfidenceScore => {
-                let stored = numbers(rows, ViewColumn::ConfidenceScore.name()).map_err(external)?;
-                Ok(scores(stored.values().iter().copied()))
+            Column::ConfidenceScore => Ok(scores(judged::scores(rows, judge).map_err(external)?.into_iter())),
+            Column::Completeness => Ok(Arc::new(judged::completeness(rows, judge).map_err(external)?)),
+            Column::State => {
+                let states = judged::states(rows, judge).map_err(external)?;
+                Ok(texts(states.into_iter().map(|state| Some(state.name()))))
             }
             Column::Aggregate(aggregate) => self.aggregate_of_view(aggregate, rows),
             other => match other.stored(&self.directory).as_slice() {
@@ -297,16 +324,16 @@ impl MergedColumns {
 
     fn aggregate_of_view(&self, aggregate: Aggregate, rows: &RecordBatch) -> Result<ArrayRef> {
         let unlisted = self.definitions_without(aggregate);
+        let stored = || finish::column(rows, aggregate.name()).map_err(external);
         if unlisted.is_empty() {
-            return of_rows(aggregate, rows).map_err(external);
+            return stored().cloned();
         }
         if unlisted.len() == self.directory.plans().plans().len() {
             let field = Column::Aggregate(aggregate).field(&self.directory);
             return Ok(arrow::array::new_null_array(field.data_type(), rows.num_rows()));
         }
-        let values = of_rows(aggregate, rows).map_err(external)?;
         let mask = self.in_definitions(rows, &unlisted).map_err(external)?;
-        nullif(&values, &mask).map_err(external)
+        nullif(stored()?, &mask).map_err(external)
     }
 
     /// Which rows belong to some definitions, given by index.
@@ -340,9 +367,9 @@ fn counts(answers: &[SeriesAnswer], value: impl Fn(&SeriesInfo, &Answer) -> Opti
     Arc::new(counts.map(|count| Some(i64::try_from(count?).unwrap_or(i64::MAX))).collect::<Int64Array>())
 }
 
-fn times(answers: &[SeriesAnswer], value: impl Fn(&Answer) -> Micros) -> ArrayRef {
-    let times = answers.iter().map(|(_, answer)| value(answer).0);
-    Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC"))
+fn times(answers: &[SeriesAnswer], value: impl Fn(&Answer) -> Option<Micros>) -> ArrayRef {
+    let times = answers.iter().map(|(_, answer)| Some(value(answer)?.0));
+    Arc::new(times.collect::<TimestampMicrosecondArray>().with_timezone("UTC"))
 }
 
 /// Scores in `[0, 1]`, rounded to two decimals.
@@ -360,11 +387,13 @@ fn constant(word: &str, rows: usize) -> ArrayRef {
 
 #[cfg(test)]
 mod tests {
+    use wye_metrics::view_rows;
+
     use super::*;
     use crate::testing;
 
     /// The columns that neither a batch view nor a list of aggregates has. A dimension may not have such a name either.
-    const ONLY_IN_ANSWERS: [&str; 4] = ["source", "current_value", "data_points", "last_updated"];
+    const ONLY_IN_ANSWERS: [&str; 5] = ["source", "current_value", "data_points", "last_updated", "state"];
 
     #[test]
     fn columns_that_no_batch_view_has_are_listed() {
@@ -375,7 +404,7 @@ mod tests {
         columns.extend(Column::CONFIDENCE);
         for column in columns {
             let name = column.name(&directory);
-            let is_stored = column.stored(&directory) == [name];
+            let is_stored = view_rows::fixed_columns().any(|column| column == name);
             assert_ne!(is_stored, ONLY_IN_ANSWERS.contains(&name), "{name}");
         }
     }

@@ -1,5 +1,5 @@
 //! The operator that merges: streams the rows of a batch view, merges each with the realtime rows of its window, and emits
-//! the other realtime rows at the end.
+//! the other realtime rows at the end, and then the windows that should have readings and have none.
 //!
 //! Rows of the view without realtime rows are computed column by column. Longer windows are complete when the next one
 //! begins, where each plan partition of the view has whole ones. Otherwise they are collected, and merged when the last plan
@@ -9,7 +9,7 @@ use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arrow::array::{BooleanArray, RecordBatch};
 use arrow::compute::filter_record_batch;
@@ -26,20 +26,24 @@ use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use wye_domain::DomainError;
 use wye_domain::series::SeriesId;
-use wye_domain::time::{Micros, WindowSize};
-use wye_metrics::merge::{Judge, Rollup, Sides, merge};
+use wye_domain::time::{Micros, Window, WindowSize};
+use wye_metrics::merge::{Judge, Rollup, Sides, merge, missing};
 use wye_metrics::view_rows::reader::{ViewRows, count};
 
 use super::columns::{MergedColumns, SeriesAnswer};
 use super::messages::external;
 use super::operator::{Operator, OperatorExec, Part};
 use crate::directory::SeriesInfo;
+use crate::gaps::{ExpectedSeries, Presence};
 use crate::hub::Facts;
 use crate::realtime::CapturedRows;
 use crate::view_runs::runs;
 
 /// Rows in a batch of merged answers.
 const ANSWERS_PER_BATCH: usize = 8_192;
+
+/// Windows without readings.
+type Absent = Box<dyn Iterator<Item = (Arc<SeriesInfo>, Window)> + Send>;
 
 /// A series and the start of one of its windows.
 type WindowKey = (SeriesId, Micros);
@@ -55,6 +59,10 @@ pub(super) struct MergePlan {
     pub(super) has_whole_windows: bool,
     pub(super) facts: Facts,
     pub(super) now: Micros,
+    /// The series of which windows without readings are answered.
+    pub(super) expected: Vec<ExpectedSeries>,
+    /// The starts of the windows that are asked for.
+    pub(super) windows: Range<Micros>,
 }
 
 /// The operator.
@@ -74,8 +82,17 @@ struct Execution {
     /// The groups of realtime rows that were merged with a row of the view.
     merged: AtomicBits,
     unfinished_partitions: AtomicUsize,
-    /// The longer windows that were collected by plan partitions that have ended.
-    collected: Mutex<HashMap<WindowKey, Rollup>>,
+    /// What plan partitions that have ended have found.
+    found: Mutex<Found>,
+}
+
+/// What plan partitions have found.
+#[derive(Debug, Default)]
+struct Found {
+    /// The longer windows so far, where they may have rows in several plan partitions.
+    collected: HashMap<WindowKey, Rollup>,
+    /// The windows with readings of the series of which others are answered too.
+    present: Presence,
 }
 
 /// Bits that several threads set. Who reads them has to synchronize with who sets them.
@@ -103,6 +120,44 @@ impl MergePlan {
     fn judge(&self) -> Judge<'_> {
         self.facts.judge(self.now)
     }
+
+    /// The length of the windows of a series.
+    fn window_of(&self, info: &SeriesInfo) -> WindowSize {
+        self.step.unwrap_or(info.window)
+    }
+
+    /// The expected series of a number.
+    fn expected(&self, series: SeriesId) -> Option<&ExpectedSeries> {
+        let place = self.expected.binary_search_by_key(&series, |expected| expected.info.id);
+        place.ok().map(|place| &self.expected[place])
+    }
+
+    /// The windows without readings, once all that have some were found.
+    fn absent(&self, execution: &Execution) -> Absent {
+        let mut present = std::mem::take(&mut execution.found().present);
+        let expected = self.expected.clone().into_iter();
+        let (step, windows) = (self.step, self.windows.start..self.windows.end.min(self.judge().as_of));
+        Box::new(expected.flat_map(move |series| {
+            let (step, present) = (step.unwrap_or(series.info.window), present.take(series.info.id));
+            series.absent(step, windows.clone(), present)
+        }))
+    }
+
+    /// The windows with realtime rows of the expected series.
+    fn present_in_realtime(&self) -> Presence {
+        let mut present = Presence::default();
+        for ExpectedSeries { info, .. } in &self.expected {
+            let starts = self.rows.of_series(info.id).map(|group| self.rows.key(group).1);
+            present.add(info.id, starts.map(|start| self.window_of(info).window_at(start)));
+        }
+        present
+    }
+}
+
+impl Execution {
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Merge {
@@ -117,7 +172,7 @@ impl Merge {
         let execution = Arc::new(Execution {
             merged: AtomicBits::zeros(self.plan.rows.len()),
             unfinished_partitions: AtomicUsize::new(part.plan_partitions),
-            collected: Mutex::default(),
+            found: Mutex::new(Found { present: self.plan.present_in_realtime(), ..Found::default() }),
         });
         *newest = Some((Arc::clone(&execution), HashSet::from([part.plan_partition])));
         execution
@@ -146,7 +201,8 @@ impl Operator for Merge {
     }
 
     fn describe(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "realtime_windows={}", self.plan.rows.len())?;
+        let MergePlan { rows, expected, .. } = &*self.plan;
+        write!(f, "realtime_windows={}, expected_series={}", rows.len(), expected.len())?;
         self.plan.step.map_or(Ok(()), |step| write!(f, ", step={step}"))
     }
 
@@ -154,14 +210,16 @@ impl Operator for Merge {
         let execution = self.execution(&part);
         let merging = Merging {
             plan: Arc::clone(&self.plan),
-            execution,
+            execution: Arc::clone(&execution),
             view: self.has_view.then_some(part.input),
             unmerged: match self.has_view {
                 true => 0..0,
                 false => share(self.plan.rows.len(), part.plan_partition, part.plan_partitions),
             },
+            // Without a view, the first plan partition emits them.
+            absent: (!self.has_view && part.plan_partition == 0).then(|| self.plan.absent(&execution)),
             open: None,
-            collected: HashMap::new(),
+            found: Found::default(),
             ready: VecDeque::new(),
         };
         let batches = futures::stream::try_unfold(merging, |mut merging| async move {
@@ -186,8 +244,10 @@ struct Merging {
     unmerged: Range<usize>,
     /// The longer window that the last row of the view is in.
     open: Option<(WindowKey, Rollup)>,
-    /// The longer windows so far, where they may have rows in other plan partitions too.
-    collected: HashMap<WindowKey, Rollup>,
+    /// What it has found.
+    found: Found,
+    /// The windows without readings that are still to be answered here, if they should have some.
+    absent: Option<Absent>,
     ready: VecDeque<RecordBatch>,
 }
 
@@ -205,7 +265,20 @@ impl Merging {
                 continue;
             }
             if self.unmerged.is_empty() {
-                return Ok(None);
+                let Some(absent) = &mut self.absent else { return Ok(None) };
+                let judge = self.plan.judge();
+                let (mut answers, mut looked_at) = (Vec::new(), 0);
+                for (info, window) in absent.take(ANSWERS_PER_BATCH) {
+                    looked_at += 1;
+                    answers.extend(missing(info.facts(), window, judge).map(|answer| (info, answer)));
+                }
+                if looked_at < ANSWERS_PER_BATCH {
+                    self.absent = None;
+                }
+                self.emit(&answers)?;
+                // There may be years of windows without an answer.
+                tokio::task::yield_now().await;
+                continue;
             }
             let chunk = self.unmerged.start..self.unmerged.end.min(self.unmerged.start + ANSWERS_PER_BATCH);
             self.unmerged.start = chunk.end;
@@ -224,7 +297,7 @@ impl Merging {
                     None => rows,
                 };
                 if view_only.num_rows() > 0 {
-                    self.ready.push_back(self.plan.columns.of_view(&view_only)?);
+                    self.ready.push_back(self.plan.columns.of_view(&view_only, self.plan.judge())?);
                 }
                 answers
             }
@@ -235,34 +308,49 @@ impl Merging {
     /// Merges rows of the view, in the windows of the definition, with their realtime rows. Returns the answers, and which
     /// rows are to be computed from the view only (`None`: all).
     fn merge(
-        &self,
+        &mut self,
         rows: &RecordBatch,
     ) -> std::result::Result<(Vec<SeriesAnswer>, Option<Vec<bool>>), DomainError> {
-        let plan = &self.plan;
+        let plan = Arc::clone(&self.plan);
         let mut kept = with_readings(rows)?;
         let mut answers = Vec::new();
-        if plan.rows.is_empty() {
+        let are_judged = plan.columns.are_judged();
+        if plan.rows.is_empty() && !are_judged && plan.expected.is_empty() {
             return Ok((answers, kept));
         }
         let view = ViewRows::of(rows)?;
+        let as_of = plan.judge().as_of;
         for (range, id) in runs(&view.series, view.len(), &plan.columns.directory) {
-            let Some((id, groups)) = id.map(|id| (id, plan.rows.of_series(id))) else { continue };
-            if groups.is_empty() {
+            let Some(id) = id else { continue };
+            if let Some(ExpectedSeries { info, .. }) = plan.expected(id) {
+                let with_readings = range.clone().filter(|row| kept.as_ref().is_none_or(|kept| kept[*row]));
+                let windows = with_readings.map(|row| info.window.window_at(view.window_start(row)));
+                self.found.present.add(id, windows);
+            }
+            let groups = plan.rows.of_series(id);
+            let windows =
+                (!groups.is_empty()).then(|| plan.rows.key(groups.start).1..=plan.rows.key(groups.end - 1).1);
+            if windows.is_none() && !are_judged {
                 continue;
             }
-            let windows = plan.rows.key(groups.start).1..=plan.rows.key(groups.end - 1).1;
             let info = plan.columns.directory.info(id);
             for row in range {
-                let window_start = view.window_start(row);
-                if !windows.contains(&window_start) {
+                let start = view.window_start(row);
+                let group = windows.as_ref().filter(|windows| windows.contains(&start));
+                let group = group.and_then(|_| plan.rows.find(groups.clone(), start));
+                // Of an open window, less is expected than the view says.
+                let is_open = are_judged && info.window.window_at(start).end > as_of;
+                if group.is_none() && !is_open {
                     continue;
                 }
-                let Some(group) = plan.rows.find(groups.clone(), window_start) else { continue };
-                self.execution.merged.set(group);
                 kept.get_or_insert_with(|| vec![true; rows.num_rows()])[row] = false;
                 let batch = view.row(row)?;
-                let sides = Sides { batch: Some(&batch), realtime: Some(plan.rows.summary(group)) };
-                if let Some(answer) = merge(info.facts(), window_start, sides, plan.judge()) {
+                let realtime = group.map(|group| {
+                    self.execution.merged.set(group);
+                    plan.rows.summary(group)
+                });
+                let sides = Sides { batch: Some(&batch), realtime };
+                if let Some(answer) = merge(info.facts(), start, sides, plan.judge()) {
                     answers.push((Arc::clone(&info), answer));
                 }
             }
@@ -300,7 +388,7 @@ impl Merging {
         if self.plan.has_whole_windows {
             return self.complete(key, rollup);
         }
-        match self.collected.entry(key) {
+        match self.found.collected.entry(key) {
             Entry::Occupied(mut known) => known.get_mut().add(&rollup),
             Entry::Vacant(new) => drop(new.insert(rollup)),
         }
@@ -308,15 +396,18 @@ impl Merging {
     }
 
     /// The answer of a longer window that has all of its rows of the view.
-    fn complete(&self, (id, start): WindowKey, mut rollup: Rollup) -> Option<SeriesAnswer> {
-        let plan = &self.plan;
+    fn complete(&mut self, (id, start): WindowKey, mut rollup: Rollup) -> Option<SeriesAnswer> {
+        let plan = Arc::clone(&self.plan);
         if let Some(group) = plan.rows.find(plan.rows.of_series(id), start) {
             self.execution.merged.set(group);
             rollup.add_realtime(&plan.rows.summary(group));
         }
         let info = plan.columns.directory.info(id);
-        let window = plan.step.unwrap_or(info.window).window_at(start);
+        let window = plan.window_of(&info).window_at(start);
         let answer = rollup.finish(info.facts(), window, plan.judge())?;
+        if plan.expected(id).is_some() {
+            self.found.present.add(id, [window].into_iter());
+        }
         Some((info, answer))
     }
 
@@ -327,17 +418,21 @@ impl Merging {
         if let Some((key, rollup)) = self.open.take() {
             answers.extend(self.end_window(key, rollup));
         }
-        {
-            let mut all = self.execution.collected.lock().unwrap_or_else(PoisonError::into_inner);
-            for (key, rollup) in self.collected.drain() {
-                all.entry(key).or_default().add(&rollup);
+        let is_last = {
+            let mut all = self.execution.found();
+            let Found { collected, present } = std::mem::take(&mut self.found);
+            for (key, rollup) in collected {
+                all.collected.entry(key).or_default().add(&rollup);
             }
-        }
-        if self.execution.unfinished_partitions.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let all = &self.execution.collected;
-            let all = std::mem::take(&mut *all.lock().unwrap_or_else(PoisonError::into_inner));
+            all.present.merge(present);
+            self.execution.unfinished_partitions.fetch_sub(1, Ordering::AcqRel) == 1
+        };
+        if is_last {
+            let all = std::mem::take(&mut self.execution.found().collected);
             answers.extend(all.into_iter().filter_map(|(key, rollup)| self.complete(key, rollup)));
+            self.execution.found().present.merge(std::mem::take(&mut self.found.present));
             self.unmerged = 0..self.plan.rows.len();
+            self.absent = Some(self.plan.absent(&self.execution));
         }
         self.emit(&answers)
     }

@@ -26,6 +26,7 @@ use super::columns::{Column, MergedColumns};
 use super::merged::MergePlan;
 use super::messages::external;
 use crate::directory::{Directory, SeriesInfo};
+use crate::gaps::ExpectedSeries;
 use crate::hub::{Capture, Facts};
 use crate::realtime::{CapturedRows, Selection};
 use crate::snapshot::time_literal;
@@ -131,6 +132,23 @@ impl MergedTable {
         Ok(Some(wanted))
     }
 
+    /// The series of which windows without readings are answered, by number. `wanted` as [`MergedTable::wanted_series`] has it.
+    fn expected(&self, wanted: Option<&[bool]>) -> Vec<ExpectedSeries> {
+        if self.spec.layers != Layers::Both {
+            return Vec::new();
+        }
+        let infos = self.directory().infos().into_iter().filter(|info| {
+            wanted.is_none_or(|wanted| wanted.get(info.id.0 as usize).copied().unwrap_or(false))
+        });
+        self.capture.expected(infos)
+    }
+
+    /// The starts of the windows that can be in the answer.
+    fn answered_starts(&self, filters: &[Expr]) -> Range<Micros> {
+        // A longer window has no row of its own: that it starts in the stretch is checked after the merge.
+        WindowStarts::of(filters).range()
+    }
+
     fn shows(&self, info: &SeriesInfo) -> bool {
         self.spec.definition.is_none_or(|definition| info.definition == definition)
             && self.spec.metric.as_ref().is_none_or(|metric| info.key.metric == *metric)
@@ -166,12 +184,9 @@ impl MergedTable {
 }
 
 /// The columns of the batch view that are needed to merge its rows with others.
-fn merge_columns(columns: &MergedColumns, step: Option<WindowSize>) -> impl Iterator<Item = &str> {
+fn merge_columns(columns: &MergedColumns) -> impl Iterator<Item = &str> {
     let merged = columns.columns.iter().flat_map(|column| column.merged_from());
-    merged
-        .map(|column| column.name())
-        .chain([ViewColumn::Series.name(), ViewColumn::WindowStart.name()])
-        .chain(step.map(|_| ViewColumn::State.name()))
+    merged.map(|column| column.name()).chain([ViewColumn::Series.name(), ViewColumn::WindowStart.name()])
 }
 
 #[async_trait]
@@ -215,9 +230,10 @@ impl TableProvider for MergedTable {
             Layers::Batch => CapturedRows::none(),
             Layers::Both | Layers::Realtime => CapturedRows::collect(&self.capture.epochs, &selection),
         };
+        let expected = self.expected(selection.series.as_deref());
         let mut view_columns = self.view_columns(&columns);
-        if !rows.is_empty() || self.spec.step.is_some() {
-            view_columns.extend(merge_columns(&columns, self.spec.step));
+        if !expected.is_empty() || !rows.is_empty() || self.spec.step.is_some() || columns.are_judged() {
+            view_columns.extend(merge_columns(&columns));
         }
         view_columns.sort_unstable();
         view_columns.dedup();
@@ -234,8 +250,15 @@ impl TableProvider for MergedTable {
             has_whole_windows: self.spec.step.is_some_and(|step| {
                 self.capture.snapshot.as_ref().is_some_and(|snapshot| snapshot.has_whole(step))
             }),
-            facts: Facts::of(self.capture.snapshot.as_deref()),
+            facts: match self.spec.layers {
+                Layers::Batch => Facts::of_batch(self.capture.snapshot.as_deref(), &self.capture.coverage),
+                Layers::Both | Layers::Realtime => {
+                    Facts::of(self.capture.snapshot.as_deref(), &self.capture.coverage)
+                }
+            },
             now: self.now,
+            expected,
+            windows: self.answered_starts(filters),
         };
         Ok(plan.over(view, state.config().target_partitions()))
     }

@@ -368,3 +368,33 @@ proptest! {
         });
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn windows_that_should_have_readings_and_have_none_are_rows() {
+    let site = Site::new().await;
+    // Of device a, a reading is expected each second.
+    let rows = [0, 1, 4].map(|place| one_reading("a", minute(place), 1.0));
+    let (a, b) = ([rows.to_vec(), vec![one_reading("b", minute(0), 1.0)]].concat(), vec![]);
+    site.batch_ingested_from(minute(0), 10, &[a, b]).await;
+    begin(&site.hub, 10);
+    flush(&site.hub, 10, &[one_reading("a", minute(6), 1.0)]);
+    let windows = "SELECT date_part('minute', window_start)::BIGINT, state, count FROM";
+    let missing = "WHERE state = 'INSUFFICIENT_DATA' AND window_start < '1970-01-01T00:10:00Z' ORDER BY 1";
+    let expected = [2, 3, 5, 7, 8, 9].map(|place| format!("{place},INSUFFICIENT_DATA,0")).join("\n");
+    for table in ["unified_series", "t"] {
+        assert_eq!(site.sql(&format!("{windows} {table} {missing}")).await, expected);
+        let one = format!("{windows} {table} WHERE window_start = '1970-01-01T00:03:00Z'");
+        assert_eq!(site.sql(&one).await, "3,INSUFFICIENT_DATA,0");
+        let none =
+            format!("{windows} {table} WHERE window_start = '1970-01-01T00:03:00Z' AND device_id = 'b'");
+        assert_eq!(site.sql(&none).await, "");
+    }
+    let row = "SELECT avg, last_time, expected, confidence_score FROM unified_series";
+    assert_eq!(site.sql(&format!("{row} WHERE window_start = '1970-01-01T00:03:00Z'")).await, ",,60.0,0.00");
+    let batch = "SELECT count(*) FROM batch_metrics WHERE state = 'INSUFFICIENT_DATA'";
+    assert_eq!(site.sql(batch).await, "0");
+    let plan = site.sql("EXPLAIN SELECT avg FROM t WHERE device_id = 'a'").await;
+    assert!(plan.contains("expected_series=1"), "{plan}");
+    let current = "SELECT current_value, state, confidence_score FROM unified_metrics WHERE device_id = 'a'";
+    assert_eq!(site.sql(current).await, "1.0,INSUFFICIENT_DATA,0.00");
+}

@@ -9,7 +9,7 @@
 //! | What is a reading, and how does a message become readings? | [`reading`], [`tags`], [`wire`], [`assemble`] |
 //! | What becomes of a message that is not accepted? | [`dead_letter`] |
 //! | When is a reading a duplicate of another? | [`identity`] |
-//! | What does the registry say of a device? | [`registry`] |
+//! | What does the registry say of a device, and when does it report? | [`registry`], [`schedule`] |
 //! | What is a series, and what is the summary of its readings? | [`series`], [`summary`], [`sketches`], [`device_counts`] |
 //! | How are summaries stored and sent? | [`summary_columns`], [`realtime_row`] |
 //! | Who owns a Kafka partition, and where do epochs start? | [`control`], [`epoch`] |
@@ -40,6 +40,7 @@ pub mod summary_columns;
 
 pub mod identity;
 pub mod registry;
+pub mod schedule;
 
 pub mod control;
 pub mod epoch;

@@ -3,13 +3,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry;
 use serde::Deserialize;
 
 use crate::ErrorKind;
-use crate::time::{Span, WindowSize};
+use crate::schedule::{Schedule, ScheduleParts};
+use crate::time::{Micros, Span, Window, WindowSize, parse_rfc3339};
 
 /// A registry file as it is written.
 #[derive(Debug, Default, Deserialize)]
@@ -24,7 +26,7 @@ pub struct RegistryConfig {
 }
 
 /// One `[[device]]`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceConfig {
     /// The device's name in its readings.
@@ -32,12 +34,44 @@ pub struct DeviceConfig {
     /// How often it reports each of its metrics, such as `"1s"` or `"1h"`.
     #[serde(default)]
     pub reporting_interval: Option<String>,
+    /// No reading is expected before this time, RFC 3339.
+    #[serde(default)]
+    pub since: Option<String>,
+    /// No reading is expected from this time on, RFC 3339.
+    #[serde(default)]
+    pub until: Option<String>,
+    /// Other reporting intervals, from some time on.
+    #[serde(default)]
+    pub interval_change: Vec<IntervalChangeConfig>,
+    /// When no reading is expected.
+    #[serde(default)]
+    pub maintenance: Vec<MaintenanceConfig>,
     /// The reading names that it reports; needed for expectations of groups that span devices.
     #[serde(default)]
     pub metrics: Vec<String>,
     /// Further facts, usable in metric definitions by name.
     #[serde(default)]
     pub attributes: BTreeMap<String, String>,
+}
+
+/// One `[[device.interval_change]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IntervalChangeConfig {
+    /// From when on, RFC 3339.
+    pub from: String,
+    /// The interval from then on.
+    pub reporting_interval: String,
+}
+
+/// One `[[device.maintenance]]`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MaintenanceConfig {
+    /// From when on, RFC 3339.
+    pub from: String,
+    /// Until when, RFC 3339.
+    pub to: String,
 }
 
 /// One `[[metric_limits]]`.
@@ -66,8 +100,8 @@ pub struct DeviceNumber(pub u32);
 pub struct Device {
     /// Its number, which holds for this registry only.
     pub number: DeviceNumber,
-    /// How often it reports each of its metrics; positive.
-    pub interval: Option<Span>,
+    /// When it reports each of its metrics; `None` where that is not known.
+    pub schedule: Option<Arc<Schedule>>,
     /// Reported reading names.
     pub metrics: Vec<String>,
     /// Further facts.
@@ -145,9 +179,10 @@ impl Registry {
     /// [`RegistryError`] naming the entry, the key, the problem and what to write instead.
     pub fn check(config: RegistryConfig) -> Result<Self, RegistryError> {
         let mut registry = Self::default();
-        for DeviceConfig { device_id, reporting_interval, metrics, attributes } in config.device {
-            let interval = reporting_interval.map(|text| interval(&device_id, &text)).transpose()?;
-            let device = Device { number: DeviceNumber(0), interval, metrics, attributes };
+        for device in config.device {
+            let schedule = schedule(&device)?.map(Arc::new);
+            let DeviceConfig { device_id, metrics, attributes, .. } = device;
+            let device = Device { number: DeviceNumber(0), schedule, metrics, attributes };
             match registry.devices.entry(device_id) {
                 Entry::Occupied(known) => {
                     return Err(RegistryError::twice("device", known.key().clone(), "device_id"));
@@ -211,27 +246,86 @@ struct Fingerprinted<'a>(&'a Device);
 
 impl fmt::Debug for Fingerprinted<'_> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Device { number, interval, metrics, attributes } = self.0;
-        formatter
-            .debug_struct("Device")
-            .field("number", number)
+        let Device { number, schedule, metrics, attributes } = self.0;
+        let interval = schedule.as_ref().and_then(|schedule| schedule.only_interval());
+        let mut text = formatter.debug_struct("Device");
+        text.field("number", number)
             .field("interval", &interval.map(|interval| interval.0))
             .field("metrics", metrics)
-            .field("attributes", attributes)
-            .finish()
+            .field("attributes", attributes);
+        if let (None, Some(schedule)) = (interval, schedule) {
+            text.field("schedule", schedule);
+        }
+        text.finish()
     }
 }
 
-/// A device's reporting interval, from the text of the registry.
-fn interval(device_id: &str, text: &str) -> Result<Span, RegistryError> {
-    let interval = WindowSize::parse(text).map_err(|_| RegistryError {
+/// When a device reports, from the texts of the registry; `None` without an interval.
+fn schedule(config: &DeviceConfig) -> Result<Option<Schedule>, RegistryError> {
+    let error = |key: &'static str, problem: String, remedy: &'static str| RegistryError {
         table: "device",
-        name: device_id.to_owned(),
-        key: "reporting_interval",
-        problem: format!("{text:?} is not a duration"),
-        remedy: "write for example \"1s\" or \"1h\"",
-    })?;
-    Ok(interval.span())
+        name: config.device_id.clone(),
+        key,
+        problem,
+        remedy,
+    };
+    let time = |key, text: &str| {
+        let problem =
+            || error(key, format!("{text:?} is not a time"), "write for example \"2026-03-01T00:00:00Z\"");
+        parse_rfc3339(text).map_err(|_| problem())
+    };
+    let interval = |key, text: &str| {
+        let problem =
+            || error(key, format!("{text:?} is not a duration"), "write for example \"1s\" or \"1h\"");
+        WindowSize::parse(text).map(WindowSize::span).map_err(|_| problem())
+    };
+    let since = config.since.as_deref().map(|text| time("since", text)).transpose()?;
+    let until = config.until.as_deref().map(|text| time("until", text)).transpose()?;
+    let (since, until) = (since.unwrap_or(Micros::MIN), until.unwrap_or(Micros::MAX));
+    if since >= until {
+        return Err(error("until", "it is not after `since`".to_owned(), "write a later time"));
+    }
+    let mut changes = Vec::with_capacity(config.interval_change.len());
+    for change in &config.interval_change {
+        let key = "interval_change";
+        let from = time(key, &change.from)?;
+        if changes.iter().any(|(known, _)| *known == from) {
+            return Err(error(key, format!("there are two from {}", change.from), "keep one of them"));
+        }
+        changes.push((from, interval(key, &change.reporting_interval)?));
+    }
+    let mut maintenance = Vec::with_capacity(config.maintenance.len());
+    for stretch in &config.maintenance {
+        let key = "maintenance";
+        let window = Window { start: time(key, &stretch.from)?, end: time(key, &stretch.to)? };
+        if window.start >= window.end {
+            return Err(error(
+                key,
+                format!("{} is not after {}", stretch.to, stretch.from),
+                "write a later `to`",
+            ));
+        }
+        maintenance.push(window);
+    }
+    match &config.reporting_interval {
+        Some(text) => {
+            let interval = interval("reporting_interval", text)?;
+            Ok(Some(Schedule::new(ScheduleParts { since, until, interval, changes, maintenance })))
+        }
+        None if since == Micros::MIN
+            && until == Micros::MAX
+            && changes.is_empty()
+            && maintenance.is_empty() =>
+        {
+            Ok(None)
+        }
+        None => Err(error(
+            "reporting_interval",
+            "it is missing, and the device has `since`, `until`, `interval_change` or `maintenance`"
+                .to_owned(),
+            "write how often the device reports, for example \"10s\"",
+        )),
+    }
 }
 
 #[cfg(test)]
@@ -244,6 +338,7 @@ mod tests {
             reporting_interval: Some(interval.into()),
             metrics: vec!["t".into()],
             attributes: [("line".to_owned(), line.to_owned())].into(),
+            ..DeviceConfig::default()
         }
     }
 
@@ -262,7 +357,9 @@ mod tests {
     fn the_fingerprint_follows_every_fact() {
         let base = fingerprint([device("a", "1", "1s"), device("b", "1", "1s")], 5.0);
         assert_eq!(fingerprint([device("b", "1", "1s"), device("a", "1", "1s")], 5.0), base);
+        let later = DeviceConfig { since: Some(text(1, 0)), ..device("b", "1", "1s") };
         for other in [
+            fingerprint([device("a", "1", "1s"), later], 5.0),
             fingerprint([device("a", "1", "1s"), device("b", "2", "1s")], 5.0),
             fingerprint([device("a", "1", "1s"), device("b", "1", "2s")], 5.0),
             fingerprint([device("a", "1", "1s"), device("b", "1", "1s")], 6.0),
@@ -284,6 +381,48 @@ mod tests {
         assert!(soon.to_string().contains("write for example"), "{soon}");
         let twice = refused([device("a", "1", "1s"), device("a", "1", "2s")]);
         assert_eq!((twice.table, twice.name.as_str(), twice.key), ("device", "a", "device_id"));
+    }
+
+    fn scheduled(change: impl FnOnce(&mut DeviceConfig)) -> Result<Option<Arc<Schedule>>, RegistryError> {
+        let mut config = device("a", "1", "10s");
+        change(&mut config);
+        let registry = Registry::check(RegistryConfig { device: vec![config], metric_limits: vec![] })?;
+        Ok(registry.device("a").unwrap().schedule.clone())
+    }
+
+    fn text(minute: u32, second: u32) -> String {
+        format!("1970-01-01T00:{minute:02}:{second:02}Z")
+    }
+
+    #[test]
+    fn schedules_are_read_and_checked() {
+        let change =
+            |from, interval: &str| IntervalChangeConfig { from, reporting_interval: interval.into() };
+        let read = scheduled(|device| {
+            device.since = Some(text(1, 0));
+            device.interval_change.push(change(text(2, 0), "5s"));
+            device.maintenance.push(MaintenanceConfig { from: text(2, 30), to: text(2, 40) });
+        });
+        let schedule = read.unwrap().unwrap();
+        let minutes = Window { start: Micros::EPOCH, end: Micros::from_secs(180) };
+        let parts: Vec<_> = schedule.within(minutes).collect();
+        let seconds = |length, interval| (Span::from_secs(length), Span::from_secs(interval));
+        assert_eq!(parts, [seconds(60, 10), seconds(30, 5), seconds(20, 5)]);
+        let refused = [
+            scheduled(|device| device.since = Some("soon".into())),
+            scheduled(|device| (device.since, device.until) = (Some(text(2, 0)), Some(text(1, 0)))),
+            scheduled(|device| {
+                device.maintenance.push(MaintenanceConfig { from: text(1, 0), to: text(1, 0) });
+            }),
+            scheduled(|device| device.interval_change.push(change(text(1, 0), "0s"))),
+            scheduled(|device| {
+                device.interval_change.extend([change(text(1, 0), "1s"), change(text(1, 0), "2s")]);
+            }),
+            scheduled(|device| (device.since, device.reporting_interval) = (Some(text(1, 0)), None)),
+        ];
+        let keys = refused.map(|refused| refused.unwrap_err().key);
+        let changes = "interval_change";
+        assert_eq!(keys, ["since", "until", "maintenance", changes, changes, "reporting_interval"]);
     }
 
     #[test]

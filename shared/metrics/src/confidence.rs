@@ -10,6 +10,8 @@ use wye_domain::time::{Micros, Span, Window};
 
 /// The largest score where the number of expected readings is unknown.
 pub const UNKNOWN_EXPECTATION_CAP: f64 = 0.9;
+/// The share of readings that have arrived by a usual age.
+const USUAL: f64 = 0.99;
 /// From this settledness on a batch number is settled.
 pub const SETTLED: f64 = 0.999;
 
@@ -45,11 +47,13 @@ pub enum State {
     Preliminary,
     /// Recomputed by the batch layer; hardly any reading is still missing.
     Settled,
+    /// There is no reading, and there should be some.
+    InsufficientData,
 }
 
 impl State {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Live, Self::Preliminary, Self::Settled];
+    pub const ALL: [Self; 4] = [Self::Live, Self::Preliminary, Self::Settled, Self::InsufficientData];
 
     /// The name in answers.
     pub fn name(self) -> &'static str {
@@ -57,6 +61,7 @@ impl State {
             Self::Live => "LIVE",
             Self::Preliminary => "PRELIMINARY",
             Self::Settled => "SETTLED",
+            Self::InsufficientData => "INSUFFICIENT_DATA",
         }
     }
 }
@@ -102,42 +107,70 @@ pub struct Judged {
 /// Judges a summary that has all readings received up to `at`, with the distribution of lateness. Of a window that is still
 /// open, only the readings of the part that has passed are expected.
 ///
-/// The state is that of a number of the batch layer: preliminary or settled.
+/// The state is that of a number of the batch layer: preliminary or settled. Without a reading it is insufficient data.
 #[inline]
-pub fn judge(evidence: Evidence<'_>, at: Micros, lateness: &LatenessHistogram) -> Judged {
+pub fn judge(evidence: Evidence<'_>, at: Micros, settling: &Settling) -> Judged {
     let Evidence { summary, expectation, window } = evidence;
-    let settledness = lateness.settledness(at - window.end);
-    let state = if settledness >= SETTLED { State::Settled } else { State::Preliminary };
-    Judged { confidence: score(summary, expectation, window.elapsed_at(at), settledness), state }
+    let settledness = settling.settledness(at - window.end);
+    let passed = Window { start: window.start, end: window.end.min(at).max(window.start) };
+    Judged {
+        confidence: score(summary, expectation, passed, settledness),
+        state: if summary.count == 0 { State::InsufficientData } else { batch_state(settledness) },
+    }
 }
 
-/// Scores a summary that holds the readings of a time of `elapsed`, against what was expected of it, at a `settledness`
+/// The score of a summary once all readings of its window have arrived: what a batch view stores, since it does not change
+/// with time.
+#[inline]
+pub fn settled(evidence: Evidence<'_>) -> Confidence {
+    score(evidence.summary, evidence.expectation, evidence.window, 1.0)
+}
+
+/// The state of a number of the batch layer at a settledness.
+#[inline]
+pub(crate) fn batch_state(settledness: f64) -> State {
+    if settledness >= SETTLED { State::Settled } else { State::Preliminary }
+}
+
+/// Whether a window that has no reading should have some by `at`: at least one expected reading should have arrived.
+pub fn lacks_data(expectation: &Expectation, window: Window, at: Micros, settling: &Settling) -> bool {
+    let settledness = settling.settledness(at - window.end);
+    settledness > 0.0 && expectation.readings(window) * settledness >= 1.0
+}
+
+/// Whether a series that has had no reading since a time is silent at `at`: two readings that should have arrived by then are
+/// missing.
+pub fn is_silent(expectation: &Expectation, since: Micros, at: Micros, settling: &Settling) -> bool {
+    expectation.readings(Window { start: since, end: at - settling.usual() }) >= 2.0
+}
+
+/// Scores a summary that holds the readings of a stretch of time, against what was expected of it, at a `settledness`
 /// in `[0, 1]`.
-fn score(
-    summary: &Summary,
-    expectation: Option<&Expectation>,
-    elapsed: Span,
-    settledness: f64,
-) -> Confidence {
+fn score(summary: &Summary, expectation: Option<&Expectation>, time: Window, settledness: f64) -> Confidence {
     let validity = if summary.count == 0 { 0.0 } else { summary.valid() as f64 / summary.count as f64 };
-    let expected = expectation.map(|expectation| expectation.readings(elapsed));
-    let (completeness, cap) = match (expectation, expected) {
+    let expected = expectation.map(|expectation| expectation.readings(time));
+    let completeness = match (expectation, expected) {
         (Some(expectation), Some(expected)) if expected > 0.0 => {
-            ((expectation.received(summary, elapsed) as f64 / expected).min(1.0), 1.0)
+            Some((expectation.received(summary, time) as f64 / expected).min(1.0))
         }
-        _ => (settledness.clamp(0.0, 1.0), UNKNOWN_EXPECTATION_CAP),
+        _ => None,
     };
     let expected_source =
         if expectation.is_some() { ExpectedSource::Registry } else { ExpectedSource::Unknown };
     let precision = 1.0;
-    Confidence {
-        expected,
-        expected_source,
-        completeness,
-        validity,
-        precision,
-        score: (completeness * validity * precision).min(cap),
-    }
+    let (completeness, score) = product(completeness, settledness, validity, precision);
+    Confidence { expected, expected_source, completeness, validity, precision, score }
+}
+
+/// The completeness and the score. Where the number of expected readings is unknown, so is the completeness: the settledness
+/// stands for it, and the score is capped.
+#[inline]
+pub(crate) fn product(known: Option<f64>, settledness: f64, validity: f64, precision: f64) -> (f64, f64) {
+    let (completeness, cap) = match known {
+        Some(completeness) => (completeness, 1.0),
+        None => (settledness.clamp(0.0, 1.0), UNKNOWN_EXPECTATION_CAP),
+    };
+    (completeness, (completeness * validity * precision).min(cap))
 }
 
 /// The distribution of lateness, ingest time minus event time, in powers of two of a millisecond.
@@ -174,34 +207,54 @@ impl LatenessHistogram {
         }
     }
 
-    /// The age from which a window is settled: readings later than that are rarer than one in a thousand.
-    pub fn settling_age(&self) -> Span {
-        (0..self.buckets.len())
-            .map(|bucket| Span::from_millis(1 << bucket.saturating_sub(1)))
-            .find(|age| self.settledness(*age) >= SETTLED)
-            .unwrap_or(Self::BACKLOG)
-            .min(Self::BACKLOG)
+    /// The share of readings that have arrived by each age.
+    pub fn settling(&self) -> Settling {
+        let total: u64 = self.buckets.iter().sum();
+        let mut arrived = 0;
+        let shares = self.buckets.iter().map(|readings| {
+            let share = if total == 0 { 0.0 } else { arrived as f64 / total as f64 };
+            arrived += readings;
+            share
+        });
+        Settling { shares: shares.collect() }
     }
+}
 
+/// Which share of the readings of a window has arrived, by the time since its end.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settling {
+    /// By bucket of age: the share of readings in lower buckets of lateness.
+    shares: Vec<f64>,
+}
+
+impl Settling {
     /// The share of readings that have arrived when a window closed `age` ago. Before the first reading: 1 for an age of a
     /// backlog or more, else 0.
     #[inline]
     pub fn settledness(&self, age: Span) -> f64 {
-        if age >= Self::BACKLOG {
+        if age >= LatenessHistogram::BACKLOG {
             return 1.0;
         }
-        let total: u64 = self.buckets.iter().sum();
-        if total == 0 || age < Span::ZERO {
+        if age < Span::ZERO {
             return 0.0;
         }
-        let arrived: u64 = self.buckets.iter().take(bucket(age)).sum();
-        arrived as f64 / total as f64
+        self.shares.get(bucket(age)).copied().unwrap_or(0.0)
+    }
+
+    /// An age by which 99 % of the readings have arrived.
+    pub fn usual(&self) -> Span {
+        let bucket = self.shares.iter().position(|share| *share >= USUAL);
+        let age = bucket.map(|bucket| Span::from_millis(1 << bucket.saturating_sub(1)));
+        age.unwrap_or(LatenessHistogram::BACKLOG).min(LatenessHistogram::BACKLOG)
     }
 }
 
 /// When readings have arrived.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Arrival {
+    /// The oldest ingest time; `None` without readings, and where it was not stored.
+    #[serde(default)]
+    pub oldest: Option<Micros>,
     /// The newest ingest time; `None` without readings.
     pub newest: Option<Micros>,
     /// How late they were.
@@ -212,12 +265,14 @@ impl Arrival {
     /// Adds a reading.
     #[inline]
     pub fn add(&mut self, event_time: Micros, ingest_time: Micros) {
+        self.oldest = Some(self.oldest.map_or(ingest_time, |oldest| oldest.min(ingest_time)));
         self.newest = self.newest.max(Some(ingest_time));
         self.lateness.add(ingest_time - event_time);
     }
 
     /// Adds other readings.
     pub fn merge(&mut self, other: &Self) {
+        self.oldest = self.oldest.into_iter().chain(other.oldest).min();
         self.newest = self.newest.max(other.newest);
         self.lateness.merge(&other.lateness);
     }
@@ -232,8 +287,13 @@ fn bucket(lateness: Span) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+
     use crate::expectation::ExpectedDevice;
     use wye_domain::registry::DeviceNumber;
+    use wye_domain::schedule::Schedule;
+
+    const MINUTE: Window = Window { start: Micros::EPOCH, end: Micros::from_secs(60) };
 
     fn received(count: u64, invalid: u64) -> Summary {
         Summary { count, invalid, ..Summary::EMPTY }
@@ -241,13 +301,14 @@ mod tests {
 
     #[test]
     fn scores_multiply_and_are_capped() {
-        let device = ExpectedDevice { device: DeviceNumber(0), interval: Span::from_secs(1), metrics: 1 };
+        let schedule = Arc::new(Schedule::always(Span::from_secs(1)));
+        let device = ExpectedDevice { device: DeviceNumber(0), schedule, metrics: 1 };
         let expectation = Expectation::new(vec![device]);
         for (count, invalid, expected) in [(60, 0, 1.0), (30, 15, 0.25), (90, 0, 1.0), (0, 0, 0.0)] {
             let summary = received(count, invalid);
-            assert_eq!(score(&summary, expectation.as_ref(), Span::from_mins(1), 0.0).score, expected);
+            assert_eq!(score(&summary, expectation.as_ref(), MINUTE, 0.0).score, expected);
         }
-        assert_eq!(score(&received(1, 0), None, Span::from_mins(1), 1.0).score, UNKNOWN_EXPECTATION_CAP);
+        assert_eq!(score(&received(1, 0), None, MINUTE, 1.0).score, UNKNOWN_EXPECTATION_CAP);
     }
 
     #[test]
@@ -258,9 +319,33 @@ mod tests {
         }
         histogram.add(Span::from_secs(5));
         histogram.add(LatenessHistogram::BACKLOG * 400);
-        assert_eq!(histogram.settledness(Span(-1)), 0.0);
-        assert_eq!(histogram.settledness(Span::from_secs(1)), 0.99);
-        assert_eq!(histogram.settledness(Span::from_secs(10)), 1.0);
-        assert_eq!(LatenessHistogram::default().settledness(LatenessHistogram::BACKLOG), 1.0);
+        let settling = histogram.settling();
+        assert_eq!(settling.settledness(Span(-1)), 0.0);
+        assert_eq!(settling.settledness(Span::from_secs(1)), 0.99);
+        assert_eq!(settling.settledness(Span::from_secs(10)), 1.0);
+        assert!(settling.settledness(settling.usual()) >= 0.99 && settling.usual() < Span::from_secs(1));
+        assert_eq!(Settling::default().usual(), LatenessHistogram::BACKLOG);
+        for none in [LatenessHistogram::default().settling(), Settling::default()] {
+            assert_eq!(none.settledness(LatenessHistogram::BACKLOG), 1.0);
+            assert_eq!(none.settledness(LatenessHistogram::BACKLOG - Span(1)), 0.0);
+        }
+    }
+
+    #[test]
+    fn a_window_lacks_data_once_a_reading_should_have_arrived() {
+        let mut histogram = LatenessHistogram::default();
+        [1, 1, 1, 7].into_iter().for_each(|seconds| histogram.add(Span::from_secs(seconds)));
+        let settling = histogram.settling();
+        let lacks = |interval, age| {
+            let schedule = Arc::new(Schedule::always(Span::from_secs(interval)));
+            let device = ExpectedDevice { device: DeviceNumber(0), schedule, metrics: 1 };
+            let expectation = Expectation::new(vec![device]).unwrap();
+            lacks_data(&expectation, MINUTE, MINUTE.end + Span::from_secs(age), &settling)
+        };
+        assert_eq!([-1, 0, 3, 60].map(|age| lacks(10, age)), [false, false, true, true]);
+        // One reading is expected, which may still come.
+        assert_eq!([3, 60].map(|age| lacks(60, age)), [false, true]);
+        // A device that reports less than once a window.
+        assert!(!lacks(61, 3_600));
     }
 }

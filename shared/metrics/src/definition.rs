@@ -97,7 +97,7 @@ impl Aggregate {
         [Self::Count, Self::Sum, Self::Avg, Self::Min, Self::Max, Self::Stddev, Self::First, Self::Last];
 
     /// The name in definitions, columns and parameters.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Count => "count",
             Self::Sum => "sum",
@@ -153,7 +153,8 @@ pub struct Definition {
 }
 
 /// The columns that only answers have; the others are those of stored views and aggregates. `value` is a reading's.
-const ANSWER_COLUMNS: [&str; 5] = ["source", "value", "current_value", "data_points", "last_updated"];
+const ANSWER_COLUMNS: [&str; 6] =
+    ["source", "state", "value", "current_value", "data_points", "last_updated"];
 
 /// Whether answers or stored views have a column of this name, so that no dimension may have it.
 fn is_column(name: &str) -> bool {

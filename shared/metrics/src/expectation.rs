@@ -5,27 +5,32 @@
 //! of another.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use wye_domain::registry::DeviceNumber;
+use wye_domain::schedule::Schedule;
 use wye_domain::summary::Summary;
-use wye_domain::time::Span;
+use wye_domain::time::{Micros, Span, Window};
 
 /// What one device should send to a series.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpectedDevice {
     /// The device.
     pub device: DeviceNumber,
-    /// Its reporting interval, positive.
-    pub interval: Span,
+    /// When it reports.
+    pub schedule: Arc<Schedule>,
     /// How many of its reading names go into the series.
     pub metrics: u32,
 }
 
 impl ExpectedDevice {
-    /// The most readings that a device can send in a time if it keeps to its interval.
-    fn most(&self, elapsed: Span) -> u64 {
-        let elapsed = elapsed.0.max(0).unsigned_abs();
-        u64::from(self.metrics) * elapsed.div_ceil(self.interval.0.max(1).unsigned_abs())
+    /// The most readings that a device can send in a stretch of time if it keeps to its schedule.
+    fn most(&self, time: Window) -> u64 {
+        let parts = self.schedule.within(time);
+        let each = parts.map(|(length, interval)| {
+            length.0.unsigned_abs().div_ceil(interval.max(Span(1)).0.unsigned_abs())
+        });
+        u64::from(self.metrics) * each.sum::<u64>()
     }
 }
 
@@ -33,46 +38,54 @@ impl ExpectedDevice {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expectation {
     devices: Vec<ExpectedDevice>,
-    /// How many readings are expected in each interval, by its length: added up before they are divided, so that
-    /// devices with one interval make a round number.
-    by_interval: BTreeMap<Span, u64>,
+    /// How many reading names of all devices have a schedule: added up before they are divided, so that devices with one
+    /// interval make a round number.
+    by_schedule: BTreeMap<Arc<Schedule>, u64>,
 }
 
 impl Expectation {
     /// Of these devices, each named once; `None` when there is none.
     pub fn new(devices: Vec<ExpectedDevice>) -> Option<Self> {
-        let mut by_interval: BTreeMap<Span, u64> = BTreeMap::new();
+        let mut by_schedule: BTreeMap<Arc<Schedule>, u64> = BTreeMap::new();
         for device in &devices {
-            *by_interval.entry(device.interval.max(Span(1))).or_default() += u64::from(device.metrics);
+            *by_schedule.entry(Arc::clone(&device.schedule)).or_default() += u64::from(device.metrics);
         }
-        (!devices.is_empty()).then_some(Self { devices, by_interval })
+        (!devices.is_empty()).then_some(Self { devices, by_schedule })
     }
 
-    /// Expected readings in a time.
-    pub fn readings(&self, elapsed: Span) -> f64 {
-        let elapsed = elapsed.0.max(0) as f64;
-        let each = self.by_interval.iter();
-        each.map(|(interval, readings)| *readings as f64 * elapsed / interval.0 as f64).sum()
+    /// Expected readings in a stretch of time.
+    pub fn readings(&self, time: Window) -> f64 {
+        let each = self.by_schedule.iter().flat_map(|(schedule, names)| {
+            let parts = schedule.within(time);
+            parts.map(|(length, interval)| *names as f64 * length.0 as f64 / interval.0.max(1) as f64)
+        });
+        each.sum()
     }
 
-    /// How many of a summary's readings meet the expectation: of each device no more than it can send in that time,
+    /// How many of a summary's readings meet the expectation in a stretch of time: of each device no more than it can send,
     /// where the summary counts them by device, else all.
-    pub fn received(&self, summary: &Summary, elapsed: Span) -> u64 {
+    pub fn received(&self, summary: &Summary, time: Window) -> u64 {
         let Some(counts) = summary.device_counts() else { return summary.count };
         self.devices
             .iter()
-            .map(|expected| u64::from(counts.of(expected.device)).min(expected.most(elapsed)))
+            .map(|expected| u64::from(counts.of(expected.device)).min(expected.most(time)))
             .sum()
+    }
+
+    /// From when on the first device is expected to report; `None` where that is not known.
+    pub fn since(&self) -> Option<Micros> {
+        let each = self.by_schedule.keys().map(|schedule| schedule.since());
+        each.min().flatten()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wye_domain::schedule::ScheduleParts;
     use wye_domain::sketches::{Needs, Sketches};
-    use wye_domain::time::Micros;
 
-    const MINUTE: Span = Span::from_mins(1);
+    const MINUTE: Window = Window { start: Micros::EPOCH, end: Micros::from_secs(60) };
 
     fn summary(readings: &[(u32, u32)]) -> Summary {
         let needs = Needs { devices: true, ..Needs::default() };
@@ -87,9 +100,12 @@ mod tests {
     }
 
     fn every(seconds: i64, devices: std::ops::Range<u32>) -> Expectation {
-        let (interval, metrics) = (Span::from_secs(seconds), 1);
-        let devices =
-            devices.map(|number| ExpectedDevice { device: DeviceNumber(number), interval, metrics });
+        let schedule = Arc::new(Schedule::always(Span::from_secs(seconds)));
+        let devices = devices.map(|number| ExpectedDevice {
+            device: DeviceNumber(number),
+            schedule: Arc::clone(&schedule),
+            metrics: 1,
+        });
         Expectation::new(devices.collect()).unwrap()
     }
 
@@ -108,6 +124,24 @@ mod tests {
         let expectation = every(3_600, 0..60);
         assert_eq!(expectation.readings(MINUTE), 1.0);
         assert_eq!(expectation.received(&summary(&[(17, 1)]), MINUTE), 1);
+    }
+
+    #[test]
+    fn a_new_interval_does_not_rescale_history() {
+        let schedule = Arc::new(Schedule::new(ScheduleParts {
+            since: Micros::from_secs(60),
+            until: Micros::MAX,
+            interval: Span::from_secs(10),
+            changes: vec![(Micros::from_secs(150), Span::from_secs(1))],
+            maintenance: vec![],
+        }));
+        let device = ExpectedDevice { device: DeviceNumber(0), schedule, metrics: 2 };
+        let expectation = Expectation::new(vec![device]).unwrap();
+        let starts = (0..4).map(|minute| Micros::from_secs(60 * minute));
+        let minutes = starts.map(|start| Window { start, end: start + Span::from_mins(1) });
+        let expected: Vec<f64> = minutes.map(|minute| expectation.readings(minute)).collect();
+        assert_eq!(expected, [0.0, 12.0, 6.0 + 60.0, 120.0]);
+        assert_eq!(expectation.since(), Some(Micros::from_secs(60)));
     }
 
     #[test]

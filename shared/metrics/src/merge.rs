@@ -4,7 +4,7 @@
 //! summaries is exact. A longer window is a merge of the summaries in it; its confidence is
 //! computed again from the expected, received and valid readings, never as a mean of scores.
 
-use crate::confidence::{Confidence, Evidence, Judged, LatenessHistogram, State, judge};
+use crate::confidence::{Confidence, Evidence, Judged, Settling, State, is_silent, judge, lacks_data};
 use crate::expectation::Expectation;
 use wye_domain::summary::Summary;
 use wye_domain::time::{Micros, Window, WindowSize};
@@ -19,8 +19,8 @@ pub struct SeriesFacts<'a> {
 }
 
 impl SeriesFacts<'_> {
-    fn judge(self, window: Window, summary: &Summary, at: Micros, lateness: &LatenessHistogram) -> Judged {
-        judge(Evidence { summary, expectation: self.expectation, window }, at, lateness)
+    fn judge(self, window: Window, summary: &Summary, at: Micros, settling: &Settling) -> Judged {
+        judge(Evidence { summary, expectation: self.expectation, window }, at, settling)
     }
 }
 
@@ -46,15 +46,13 @@ impl Source {
     }
 }
 
-/// One row of the batch view, as the batch layer judged it.
+/// One row of the batch view.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BatchRow {
     /// Window start.
     pub window_start: Micros,
     /// The summary of the readings below the horizon.
     pub summary: Summary,
-    /// The confidence and state as of the batch run.
-    pub judged: Judged,
 }
 
 /// One answer: a series in a window.
@@ -64,7 +62,7 @@ pub struct Answer {
     pub window_start: Micros,
     /// Window end.
     pub window_end: Micros,
-    /// The merged summary; never empty.
+    /// The merged summary; empty where there is no reading and there should be some ([`missing`]).
     pub summary: Summary,
     /// Which layers it comes from.
     pub source: Source,
@@ -81,16 +79,21 @@ impl Answer {
         let Window { start: window_start, end: window_end } = window;
         (summary.count > 0).then_some(Self { window_start, window_end, summary, source, confidence, state })
     }
+
+    /// The event time of its last reading; `None` without one.
+    pub fn last_updated(&self) -> Option<Micros> {
+        (self.summary.count > 0).then_some(self.summary.last.event_time)
+    }
 }
 
 /// What confidence is judged by.
 #[derive(Clone, Copy, Debug)]
 pub struct Judge<'a> {
-    /// How late readings are, measured by the last batch run.
-    pub lateness: &'a LatenessHistogram,
-    /// Now.
+    /// When readings arrive, measured by the last batch run.
+    pub settling: &'a Settling,
+    /// Windows with realtime rows are judged as of this time: now.
     pub now: Micros,
-    /// The newest ingest time of the readings in the batch view.
+    /// Other windows are judged as of this time: all that was in the log then is in the answer.
     pub as_of: Micros,
 }
 
@@ -105,7 +108,8 @@ pub fn merge(
     match sides {
         Sides { batch: None, realtime: None } => None,
         Sides { batch: Some(batch), realtime: None } => {
-            Answer::new(window, batch.summary.clone(), Source::Batch, batch.judged)
+            let judged = series.judge(window, &batch.summary, judge.as_of, judge.settling);
+            Answer::new(window, batch.summary.clone(), Source::Batch, judged)
         }
         Sides { batch, realtime: Some(mut summary) } => {
             let mut source = Source::Realtime;
@@ -113,10 +117,38 @@ pub fn merge(
                 summary.merge(&batch.summary);
                 source = Source::Merged;
             }
-            let judged = series.judge(window, &summary, judge.now, judge.lateness);
+            let judged = series.judge(window, &summary, judge.now, judge.settling);
             Answer::new(window, summary, source, Judged { state: State::Live, ..judged })
         }
     }
+}
+
+/// The answer for a window without a reading, if it should have some.
+pub fn missing(series: SeriesFacts<'_>, window: Window, judge: Judge<'_>) -> Option<Answer> {
+    if !lacks_data(series.expectation?, window, judge.as_of, judge.settling) {
+        return None;
+    }
+    let Judged { confidence, state } = series.judge(window, &Summary::EMPTY, judge.as_of, judge.settling);
+    Some(Answer {
+        window_start: window.start,
+        window_end: window.end,
+        summary: Summary::EMPTY,
+        source: Source::Merged,
+        confidence,
+        state,
+    })
+}
+
+/// The newest answer of a series as its current value: where the series has fallen silent since, the number is not to be trusted.
+pub fn current(series: SeriesFacts<'_>, newest: Answer, judge: Judge<'_>) -> Answer {
+    let is_silent = series
+        .expectation
+        .is_some_and(|expectation| is_silent(expectation, newest.window_end, judge.as_of, judge.settling));
+    if !is_silent {
+        return newest;
+    }
+    let confidence = Confidence { completeness: 0.0, score: 0.0, ..newest.confidence };
+    Answer { confidence, state: State::InsufficientData, ..newest }
 }
 
 /// What the two layers have of one window.
@@ -132,10 +164,7 @@ pub struct Sides<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct Rollup {
     summary: Summary,
-    batch_rows: usize,
-    /// Of the only batch row so far.
-    stored: Option<(Judged, Micros)>,
-    preliminary: bool,
+    batch: bool,
     realtime: bool,
 }
 
@@ -143,9 +172,7 @@ impl Rollup {
     /// Adds a row of the batch view.
     pub fn add_batch(&mut self, row: &BatchRow) {
         self.summary.merge(&row.summary);
-        self.batch_rows += 1;
-        self.stored = (self.batch_rows == 1).then_some((row.judged, row.window_start));
-        self.preliminary |= row.judged.state != State::Settled;
+        self.batch = true;
     }
 
     /// Adds rows of realtime epochs.
@@ -157,48 +184,35 @@ impl Rollup {
     /// Adds another part of the same window.
     pub fn add(&mut self, other: &Self) {
         self.summary.merge(&other.summary);
-        self.batch_rows += other.batch_rows;
-        self.stored = match (self.batch_rows, other.batch_rows) {
-            (1, 1) => other.stored,
-            (1, 0) => self.stored,
-            _ => None,
-        };
-        self.preliminary |= other.preliminary;
+        self.batch |= other.batch;
         self.realtime |= other.realtime;
     }
 
     /// The answer for a window; `None` when there is no reading in it.
     pub fn finish(self, series: SeriesFacts<'_>, window: Window, judge: Judge<'_>) -> Option<Answer> {
-        if self.summary.count == 0 {
-            return None;
-        }
-        let source = match (self.batch_rows > 0, self.realtime) {
+        let source = match (self.batch, self.realtime) {
             (_, false) => Source::Batch,
             (false, true) => Source::Realtime,
             (true, true) => Source::Merged,
         };
-        let judged = match self.stored {
-            // A batch row that is the whole window has been judged already.
-            Some((judged, start)) if !self.realtime && series.window.window_at(start) == window => judged,
-            _ => {
-                let at = if self.realtime { judge.now } else { judge.as_of };
-                let state = match (self.realtime, self.preliminary) {
-                    (true, _) => State::Live,
-                    (false, true) => State::Preliminary,
-                    (false, false) => State::Settled,
-                };
-                Judged { state, ..series.judge(window, &self.summary, at, judge.lateness) }
-            }
-        };
+        let at = if self.realtime { judge.now } else { judge.as_of };
+        let mut judged = series.judge(window, &self.summary, at, judge.settling);
+        if self.realtime {
+            judged.state = State::Live;
+        }
         Answer::new(window, self.summary, source, judged)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::confidence::LatenessHistogram;
     use crate::expectation::ExpectedDevice;
     use wye_domain::registry::DeviceNumber;
+    use wye_domain::schedule::Schedule;
     use wye_domain::time::Span;
 
     const fn at(seconds: i64) -> Micros {
@@ -206,11 +220,8 @@ mod tests {
     }
 
     fn every_second() -> Option<Expectation> {
-        Expectation::new(vec![ExpectedDevice {
-            device: DeviceNumber(0),
-            interval: Span::from_secs(1),
-            metrics: 1,
-        }])
+        let schedule = Arc::new(Schedule::always(Span::from_secs(1)));
+        Expectation::new(vec![ExpectedDevice { device: DeviceNumber(0), schedule, metrics: 1 }])
     }
 
     fn minutes(expectation: &Option<Expectation>) -> SeriesFacts<'_> {
@@ -226,22 +237,18 @@ mod tests {
         summary
     }
 
-    fn row(readings: std::ops::Range<i64>, judge: Judge<'_>, series: SeriesFacts<'_>) -> BatchRow {
+    fn row(readings: std::ops::Range<i64>, series: SeriesFacts<'_>) -> BatchRow {
         let window_start = series.window.start_of(at(readings.start));
-        let window = series.window.window_at(window_start);
-        let summary = summary(readings);
-        let judged = series.judge(window, &summary, judge.as_of, judge.lateness);
-        BatchRow { window_start, summary, judged: Judged { state: State::Settled, ..judged } }
+        BatchRow { window_start, summary: summary(readings) }
     }
 
     #[test]
     fn both_sides_make_one_window() {
-        let lateness = LatenessHistogram::default();
-        let judge = Judge { lateness: &lateness, now: at(90), as_of: at(30) };
+        let settling = Settling::default();
+        let judge = Judge { settling: &settling, now: at(90), as_of: at(30) };
         let expectation = every_second();
         let series = minutes(&expectation);
-        let batch = row(0..30, judge, series);
-        assert_eq!(batch.judged.confidence.expected, Some(30.0));
+        let batch = row(0..30, series);
         let merged =
             merge(series, at(0), Sides { batch: Some(&batch), realtime: Some(summary(30..45)) }, judge)
                 .unwrap();
@@ -249,22 +256,61 @@ mod tests {
         assert_eq!(merged.summary.sum.value(), summary(0..45).sum.value());
         assert_eq!((merged.confidence.expected, merged.confidence.score), (Some(60.0), 0.75));
         let alone = merge(series, at(0), Sides { batch: Some(&batch), realtime: None }, judge).unwrap();
-        assert_eq!(
-            (alone.source, alone.state, alone.confidence),
-            (Source::Batch, State::Settled, batch.judged.confidence)
-        );
+        assert_eq!((alone.source, alone.state), (Source::Batch, State::Preliminary));
+        // Of the open window, half a minute has passed.
+        assert_eq!((alone.confidence.expected, alone.confidence.score), (Some(30.0), 1.0));
+        let later = Judge { as_of: at(60) + LatenessHistogram::BACKLOG, ..judge };
+        let alone = merge(series, at(0), Sides { batch: Some(&batch), realtime: None }, later).unwrap();
+        assert_eq!((alone.state, alone.confidence.score), (State::Settled, 0.5));
         assert!(merge(series, at(0), Sides { batch: None, realtime: Some(Summary::EMPTY) }, judge).is_none());
     }
 
     #[test]
+    fn windows_without_readings_are_answered_where_there_should_be_some() {
+        let mut lateness = LatenessHistogram::default();
+        lateness.add(Span::from_millis(100));
+        let settling = lateness.settling();
+        let judge = Judge { settling: &settling, now: at(200), as_of: at(121) };
+        let expectation = every_second();
+        let series = minutes(&expectation);
+        let window = |start| Window { start: at(start), end: at(start + 60) };
+        let answer = missing(series, window(60), judge).unwrap();
+        assert_eq!((answer.summary.count, answer.state), (0, State::InsufficientData));
+        assert_eq!((answer.confidence.expected, answer.confidence.score), (Some(60.0), 0.0));
+        // A window that has not ended, and one of which nobody knows what to expect.
+        assert!(missing(series, window(120), judge).is_none());
+        assert!(missing(minutes(&None), window(60), judge).is_none());
+    }
+
+    #[test]
+    fn the_current_value_of_a_silent_series_is_not_trusted() {
+        let mut lateness = LatenessHistogram::default();
+        lateness.add(Span::from_millis(100));
+        let settling = lateness.settling();
+        let expectation = every_second();
+        let series = minutes(&expectation);
+        let state = |as_of, series| {
+            let judge = Judge { settling: &settling, now: as_of, as_of };
+            let batch = row(0..60, minutes(&None));
+            let newest = merge(series, at(0), Sides { batch: Some(&batch), realtime: None }, judge).unwrap();
+            let current = current(series, newest, judge);
+            (current.state, current.confidence.score, current.summary.count)
+        };
+        assert_eq!(state(at(61), series), (State::Settled, 1.0, 60));
+        assert_eq!(state(at(63), series), (State::InsufficientData, 0.0, 60));
+        assert_eq!(state(at(63), minutes(&None)), (State::Settled, 0.9, 60));
+    }
+
+    #[test]
     fn rolling_up_sums_and_never_averages() {
-        let lateness = LatenessHistogram::default();
-        let judge = Judge { lateness: &lateness, now: at(7_200), as_of: at(7_200) };
+        let settling = Settling::default();
+        let at_end = at(3_600) + LatenessHistogram::BACKLOG;
+        let judge = Judge { settling: &settling, now: at_end, as_of: at_end };
         let expectation = every_second();
         let series = minutes(&expectation);
         let mut rollup = Rollup::default();
-        rollup.add_batch(&row(0..60, judge, series));
-        rollup.add_batch(&row(60..120, judge, series));
+        rollup.add_batch(&row(0..60, series));
+        rollup.add_batch(&row(60..120, series));
         let hour = rollup.finish(series, Window { start: at(0), end: at(3_600) }, judge).unwrap();
         // Two full minutes of sixty: not one, which the mean of their scores would be.
         assert_eq!(hour.confidence.completeness, 120.0 / 3_600.0);

@@ -81,7 +81,7 @@ fn is_device(dimension: &Arc<dyn PhysicalExpr>) -> bool {
 
 /// Whether the registry says how many readings of which names a device sends.
 fn has_expectation(device: &Device) -> bool {
-    device.interval.is_some() && !device.metrics.is_empty()
+    device.schedule.is_some() && !device.metrics.is_empty()
 }
 
 /// All planned definitions.

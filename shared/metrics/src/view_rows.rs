@@ -9,17 +9,22 @@
 //! | `series` | Utf8 | no | [`SeriesKey::encode`] |
 //! | `window_start`, `window_end` | Timestamp(µs, UTC) | no | the window |
 //! | those of [`wye_domain::summary_columns`] | | | the summary |
-//! | `expected` | Float64 | yes | expected readings |
+//! | `sum`, `avg`, `stddev`, `p50`, `p95`, `p99` | Float64 | where there is none | the answers that the summary gives |
+//! | `distinct_devices` | Int64 | where there is none | the same |
+//! | `expected` | Float64 | yes | expected readings of the whole window |
 //! | `expected_source` | Utf8 | no | where the expectation comes from |
 //! | `completeness`, `validity`, `precision` | Float64 | no | the factors of the score |
 //! | `confidence_score` | Float64 | no | the score, 0 to 1, not rounded |
-//! | `state` | Utf8 | no | `PRELIMINARY` or `SETTLED` |
+//!
+//! The score is that of a window of which all readings have arrived, so a row is a function of its readings, the definitions
+//! and the registry. The score and the state at some moment are computed when a row is read ([`judged`]).
 //!
 //! Stability contract: these names, types and meanings are stored in the Delta table `batch_views`.
 //!
 //! [`SeriesKey::encode`]: wye_domain::series::SeriesKey::encode
 
 pub mod builder;
+pub mod judged;
 pub mod maker;
 pub mod reader;
 
@@ -29,7 +34,12 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use wye_domain::reading::{text_type, time_type};
 use wye_domain::summary_columns::{SummaryColumn, schema_fields};
 
+use crate::definition::Aggregate;
 use crate::plan::MetricPlans;
+
+/// Which computation makes the rows: to be increased when the same readings give other rows, so that all views are computed
+/// again, and rows of another one are not served.
+pub const COMPUTATION: u32 = 2;
 
 /// A column that every view has; the others are those of summaries ([`SummaryColumn`]) and dimensions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,8 +68,8 @@ pub enum ViewColumn {
     Precision,
     /// The score.
     ConfidenceScore,
-    /// How far along the number is.
-    State,
+    /// An answer that the summary gives, and that is no column of it.
+    Finished(Aggregate),
 }
 
 impl ViewColumn {
@@ -67,15 +77,24 @@ impl ViewColumn {
     const NAMES: [Self; 3] = [Self::MetricKey, Self::Definition, Self::Metric];
     /// The columns after the dimensions; those of the summary come after them.
     const WINDOW: [Self; 3] = [Self::Series, Self::WindowStart, Self::WindowEnd];
+    /// The columns after those of the summary.
+    const FINISHED: [Self; 7] = [
+        Self::Finished(Aggregate::Sum),
+        Self::Finished(Aggregate::Avg),
+        Self::Finished(Aggregate::Stddev),
+        Self::Finished(Aggregate::P50),
+        Self::Finished(Aggregate::P95),
+        Self::Finished(Aggregate::P99),
+        Self::Finished(Aggregate::DistinctDevices),
+    ];
     /// The last columns.
-    const CONFIDENCE: [Self; 7] = [
+    const CONFIDENCE: [Self; 6] = [
         Self::Expected,
         Self::ExpectedSource,
         Self::Completeness,
         Self::Validity,
         Self::Precision,
         Self::ConfidenceScore,
-        Self::State,
     ];
 
     /// The column's name.
@@ -94,26 +113,25 @@ impl ViewColumn {
             Self::Validity => "validity",
             Self::Precision => "precision",
             Self::ConfidenceScore => "confidence_score",
-            Self::State => "state",
+            Self::Finished(aggregate) => aggregate.name(),
         }
     }
 
     fn field(self) -> Field {
         let data_type = match self {
-            Self::MetricKey
-            | Self::Definition
-            | Self::Metric
-            | Self::Series
-            | Self::ExpectedSource
-            | Self::State => text_type(),
+            Self::MetricKey | Self::Definition | Self::Metric | Self::Series | Self::ExpectedSource => {
+                text_type()
+            }
             Self::WindowStart | Self::WindowEnd => time_type(),
-            Self::Expected
+            Self::Finished(Aggregate::DistinctDevices) => DataType::Int64,
+            Self::Finished(_)
+            | Self::Expected
             | Self::Completeness
             | Self::Validity
             | Self::Precision
             | Self::ConfidenceScore => DataType::Float64,
         };
-        Field::new(self.name(), data_type, self == Self::Expected)
+        Field::new(self.name(), data_type, matches!(self, Self::Expected | Self::Finished(_)))
     }
 }
 
@@ -134,6 +152,7 @@ impl ViewSchema {
         fields.extend(dimensions.iter().map(|name| Field::new(name, text_type(), true)));
         fields.extend(ViewColumn::WINDOW.map(ViewColumn::field));
         fields.extend(schema_fields());
+        fields.extend(ViewColumn::FINISHED.map(ViewColumn::field));
         fields.extend(ViewColumn::CONFIDENCE.map(ViewColumn::field));
         Self { schema: Arc::new(Schema::new(fields)), dimensions }
     }
@@ -155,7 +174,8 @@ impl ViewSchema {
 pub fn fixed_columns() -> impl Iterator<Item = &'static str> {
     let own = ViewColumn::NAMES.into_iter().chain(ViewColumn::WINDOW).map(ViewColumn::name);
     let summary = SummaryColumn::ALL.into_iter().map(SummaryColumn::name);
-    own.chain(summary).chain(ViewColumn::CONFIDENCE.into_iter().map(ViewColumn::name))
+    let last = ViewColumn::FINISHED.into_iter().chain(ViewColumn::CONFIDENCE);
+    own.chain(summary).chain(last.map(ViewColumn::name))
 }
 
 #[cfg(test)]

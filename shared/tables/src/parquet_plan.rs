@@ -9,7 +9,7 @@ use datafusion::datasource::physical_plan::{FileGroup, FileScanConfigBuilder, Pa
 use datafusion::datasource::source::DataSourceExec;
 use datafusion::physical_expr::expressions::Column;
 use datafusion::physical_expr::utils::{collect_columns, reassign_expr_columns};
-use datafusion::physical_expr::{LexOrdering, PhysicalExpr, PhysicalSortExpr};
+use datafusion::physical_expr::{LexOrdering, Partitioning, PhysicalExpr, PhysicalSortExpr};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::filter::FilterExecBuilder;
 use datafusion::physical_plan::projection::ProjectionExec;
@@ -81,12 +81,15 @@ impl FilePlan<'_> {
             source = source.with_predicate(Arc::clone(filter));
         }
         let ordering = ordering(&self.file_schema, self.sorted_by)?;
+        // Said aloud, so that no optimizer deals out parts of the files anew.
+        let partitioning = Partitioning::UnknownPartitioning(self.groups.len());
         let config = FileScanConfigBuilder::new(self.root.object_store_url(), Arc::new(source))
             .with_file_groups(self.groups)
             .with_output_ordering(ordering.into_iter().collect())
             .with_projection_indices(Some(read))?
             .with_batch_size(self.batch_size)
             .with_preserve_order(true)
+            .with_output_partitioning(Some(partitioning))
             .build();
         let scan: Arc<dyn ExecutionPlan> = DataSourceExec::from_data_source(config);
         let Some(filter) = self.filter else { return Ok(scan) };

@@ -38,12 +38,12 @@ pub struct RunRecord {
     pub definitions: String,
     /// All readings that were ingested before this time are in the views.
     pub as_of: Micros,
+    /// When the first reading was ingested; `None` where that is not known.
+    pub first_ingest: Option<Micros>,
     /// How late readings were.
     pub lateness: LatenessHistogram,
     /// Readings that definitions could not compute.
     pub failures: Failures,
-    /// When the next window settles; `None` when all windows are settled.
-    pub settles_at: Option<Micros>,
     /// Which computation made the view: it changes when the same readings give other rows.
     pub computation: u32,
     /// The ID of the table of readings.
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     /// A record as it is stored. A change breaks all existing tables.
-    const STORED: &str = r#"{"run_id":"r1","started_at":10,"finished_at":20,"readings":5,"duplicates":2,"conflicts":1,"windows":3,"series":2,"definitions":"7","as_of":9,"lateness":LATENESS,"failures":{},"settles_at":30,"computation":1,"readings_table":"t","cells":4,"computed_cells":{"new_readings":2},"readings_read":3,"dropped":1,"amendments":["a"]}"#;
+    const STORED: &str = r#"{"run_id":"r1","started_at":10,"finished_at":20,"readings":5,"duplicates":2,"conflicts":1,"windows":3,"series":2,"definitions":"7","as_of":9,"first_ingest":3,"lateness":LATENESS,"failures":{},"computation":1,"readings_table":"t","cells":4,"computed_cells":{"new_readings":2},"readings_read":3,"dropped":1,"amendments":["a"]}"#;
 
     #[test]
     fn the_stored_form_is_pinned() {
@@ -95,7 +95,7 @@ mod tests {
             series: 2,
             definitions: "7".to_owned(),
             as_of: Micros(9),
-            settles_at: Some(Micros(30)),
+            first_ingest: Some(Micros(3)),
             computation: 1,
             readings_table: "t".to_owned(),
             cells: 4,

@@ -3,11 +3,11 @@
 //! An answer that says that it is complete is compared whenever it is given. One that is not is compared with what it says
 //! that it covers, unless its reason is that rows are missing or left out.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use anyhow::{Context, Result, ensure};
 
-use super::confidence;
+use super::confidence::{self, Kind};
 use super::events::Event;
 use super::exact::{self, ExactSum};
 use super::layers::Answered;
@@ -62,10 +62,14 @@ pub(crate) fn compare(world: &World, server: &Server) -> Result<Compared> {
         newest_horizon: newest.map_or_else(|| vec![0; world.log.len()], |view| view.horizon.clone()),
         duplicate_window: world.setup.duplicate_window,
     };
+    // What is behind is known to be so; if the log does not answer, nothing is known since the batch run.
+    let is_known = reasons.iter().all(|reason| matches!(reason, None | Some("behind" | "rebuilding")));
+    let oldest_missing = covered.iter().filter_map(|covered| covered.lacking_since).min();
+    let held_at = is_known.then(|| oldest_missing.map_or(now, |since| since.min(now)));
     let compared = if is_flushing {
         compare_least(world, server, &scope)
     } else {
-        compare_exactly(world, server, &scope)
+        compare_exactly(world, server, &scope, held_at)
     };
     compared.with_context(|| {
         let (horizon, covered) = (&scope.horizon, &scope.covered);
@@ -113,25 +117,29 @@ fn check_complete(world: &World, server: &Server, covered: &[i64]) -> Result<()>
     Ok(())
 }
 
-/// Compares all windows of all metrics.
-fn compare_exactly(world: &World, server: &Server, scope: &Scope<'_>) -> Result<()> {
+/// Compares all windows of all metrics. At `held_at` (µs), everything that was in the log is in the answer.
+fn compare_exactly(world: &World, server: &Server, scope: &Scope<'_>, held_at: Option<i64>) -> Result<()> {
     let judged = oracle::judge(scope);
-    let facts = match &server.view {
+    let mut facts = match &server.view {
         Some(view) => RunFacts::new(&judged, view.as_of_start),
         None => RunFacts::default(),
     };
+    facts.as_of = facts.as_of.max(held_at.unwrap_or(facts.as_of));
     let version = &VERSIONS[server.version];
     let taken = server.serving.take(world.now);
     let context = Judgement { version, facts: &facts, now: world.now, notes: &world.notes };
     let mut newest: BTreeMap<(usize, Series), i64> = BTreeMap::new();
     let mut own = Vec::with_capacity(version.metrics.len());
     for (place, metric) in version.metrics.iter().enumerate() {
+        own.push(oracle::windows(&judged, version, metric, metric.length));
         for length in [metric.length, metric.length * ROLLUP] {
             let answers = taken.answers(place, length)?;
             let windows = oracle::windows(&judged, version, metric, length);
+            let (missing, answers): (Vec<_>, Vec<_>) =
+                answers.into_iter().partition(|answer| answer.count == 0);
             compare_metric(&windows, &context, metric, &answers)?;
+            compare_missing(&own[place], &windows, &context, (metric, length), &missing)?;
             if length == metric.length {
-                own.push(windows);
                 for answer in &answers {
                     let series = (answer.metric.clone(), answer.group.clone());
                     let known = newest.entry((place, series)).or_insert(answer.window_start);
@@ -147,7 +155,7 @@ fn compare_exactly(world: &World, server: &Server, scope: &Scope<'_>) -> Result<
             expected == Some(answer.window_start),
             "EQ-1: the newest window of a series starts at {expected:?}; answered {answer:?}"
         );
-        check_window(&own[place], &context, &version.metrics[place], &answer)?;
+        check_window(&own[place], &context, &version.metrics[place], &answer, Kind::Current)?;
     }
     ensure!(newest.is_empty(), "EQ-1: these series have no newest window: {newest:?}");
     Ok(())
@@ -163,6 +171,11 @@ pub(crate) struct Judgement<'a> {
 }
 
 impl Judgement<'_> {
+    /// Counts a current value of a series that has fallen silent.
+    pub(crate) fn count_silent(&self) {
+        self.notes.count(Event::CurrentSilent);
+    }
+
     fn count(&self, metric: &Metric, answer: &Answered) {
         let found = [
             (metric.has_quantiles(), Event::WindowWithQuantiles),
@@ -186,7 +199,7 @@ fn compare_metric(
 ) -> Result<()> {
     let mut answered = HashSet::with_capacity(answers.len());
     for answer in answers {
-        check_window(windows, context, metric, answer)?;
+        check_window(windows, context, metric, answer, Kind::Window)?;
         let key = (&answer.metric, &answer.group, answer.window_start);
         ensure!(answered.insert(key), "a window is answered twice: {answer:?}");
     }
@@ -196,11 +209,55 @@ fn compare_metric(
     Ok(())
 }
 
+/// The windows without readings: all that should have some, and no other.
+fn compare_missing(
+    own: &oracle::Windows,
+    windows: &oracle::Windows,
+    context: &Judgement<'_>,
+    (metric, length): (&Metric, i64),
+    answers: &[Answered],
+) -> Result<()> {
+    let mut answered: BTreeMap<Series, BTreeSet<i64>> = BTreeMap::new();
+    for answer in answers {
+        confidence::check_missing(answer).with_context(|| format!("{}: answered {answer:?}", metric.name))?;
+        context.notes.count(Event::WindowMissing);
+        let series = (answer.metric.clone(), answer.group.clone());
+        let is_new = answered.entry(series).or_default().insert(answer.window_start);
+        ensure!(is_new, "a window is answered twice: {answer:?}");
+    }
+    let mut oldest: BTreeMap<&Series, i64> = BTreeMap::new();
+    let mut doubtful: HashSet<&Series> = HashSet::new();
+    for ((series, start), window) in own {
+        if window.doubtful > 0 {
+            doubtful.insert(series);
+        }
+        if !window.values.is_empty() {
+            let known = oldest.entry(series).or_insert(*start);
+            *known = (*known).min(*start);
+        }
+    }
+    for (series, oldest) in oldest.iter().filter(|(series, _)| !doubtful.contains(*series)) {
+        let of_series =
+            windows.iter().filter(|((other, _), window)| other == *series && !window.values.is_empty());
+        let present: BTreeSet<i64> = of_series.map(|((_, start), _)| *start).collect();
+        let expected = confidence::missing(context, metric, series.1.as_deref(), (length, *oldest), &present);
+        let found = answered.remove(*series).unwrap_or_default();
+        ensure!(
+            found == expected,
+            "windows of {series:?} without readings: {found:?}, expected {expected:?}, of {length} µs"
+        );
+    }
+    answered.retain(|series, _| !doubtful.contains(series));
+    ensure!(answered.is_empty(), "these windows have no readings and are not expected: {answered:?}");
+    Ok(())
+}
+
 fn check_window(
     windows: &oracle::Windows,
     context: &Judgement<'_>,
     metric: &Metric,
     answer: &Answered,
+    kind: Kind,
 ) -> Result<()> {
     let key = ((answer.metric.clone(), answer.group.clone()), answer.window_start);
     let expected = windows.get(&key);
@@ -218,7 +275,7 @@ fn check_window(
         Some(expected) => {
             context.count(metric, answer);
             check_numbers(expected, metric, answer)
-                .and_then(|()| confidence::check(context, metric, expected, answer))
+                .and_then(|()| confidence::check(context, metric, expected, answer, kind))
         }
     };
     checked.with_context(|| format!("EQ-1: {}: answered {answer:?}, expected {expected:?}", metric.name))
@@ -285,6 +342,7 @@ fn compare_least(world: &World, server: &Server, scope: &Scope<'_>) -> Result<()
         let answers = taken.answers(place, metric.length)?;
         let counts: BTreeMap<_, _> = answers
             .into_iter()
+            .filter(|answer| answer.count > 0)
             .map(|answer| (((answer.metric, answer.group), answer.window_start), answer.count))
             .collect();
         for (key, window) in &most {

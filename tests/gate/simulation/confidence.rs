@@ -1,5 +1,7 @@
 //! The oracle for confidence: what a window should get, how much of that it got, and how far along it is.
 
+use std::collections::BTreeSet;
+
 use anyhow::{Result, ensure};
 
 use super::comparison::Judgement;
@@ -22,12 +24,20 @@ struct ExpectedDevice {
     names: i64,
 }
 
-/// Checks source, state and confidence of an answer.
+/// Whether an answer is one of all windows, or the current value of its series.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Window,
+    Current,
+}
+
+/// Checks source, state and confidence of an answer with readings.
 pub(crate) fn check(
     context: &Judgement<'_>,
     metric: &Metric,
     expected: &Expected,
     answer: &Answered,
+    kind: Kind,
 ) -> Result<()> {
     let is_batch = !expected.batch_windows.is_empty();
     let source = match (is_batch, expected.is_live) {
@@ -36,17 +46,24 @@ pub(crate) fn check(
         (false, _) => "realtime",
     };
     ensure!(answer.source == source, "the source is {source}");
-    let state = state(context.facts, metric, expected);
+    let devices = expected_devices(context.version, metric, answer.group.as_deref());
+    let as_of = context.facts.as_of;
+    let silence = (answer.window_end, as_of - context.facts.usual_age());
+    let is_silent = kind == Kind::Current
+        && devices.as_ref().is_some_and(|devices| readings(devices, silence.0, silence.1) >= 2.0);
+    let state = match is_silent {
+        true => "INSUFFICIENT_DATA",
+        false => state(context.facts, expected, answer.window_end),
+    };
+    if is_silent {
+        context.count_silent();
+    }
     ensure!(answer.state == state, "the state is {state}");
 
     let at = if expected.is_live { context.now } else { context.facts.as_of };
     let (start, end) = (answer.window_start, answer.window_end);
     let elapsed = (at.min(end) - start).max(0);
-    let devices = expected_devices(context.version, metric, answer);
-    let readings = devices.as_ref().map(|devices| {
-        let each = devices.iter().map(|device| device.names as f64 * elapsed as f64 / device.interval as f64);
-        each.sum::<f64>()
-    });
+    let readings = devices.as_ref().map(|devices| readings(devices, start, start + elapsed));
     let (completeness, cap) = match (&devices, readings) {
         (Some(devices), Some(readings)) if readings > 0.0 => (
             ((received(context.version, metric, expected, devices, elapsed) as f64) / readings).min(1.0),
@@ -66,14 +83,64 @@ pub(crate) fn check(
         },
         "expected readings are {readings:?}"
     );
+    let score = if is_silent { 0.0 } else { (completeness * validity).min(cap) };
+    let completeness = if is_silent { 0.0 } else { completeness };
     for (name, answered, right) in [
         ("completeness", answer.completeness, completeness),
         ("validity", answer.validity, validity),
         ("precision", answer.precision, 1.0),
-        ("score", answer.score, (completeness * validity).min(cap)),
+        ("score", answer.score, score),
     ] {
         ensure!(is_close(answered, right), "{name} is {right}");
     }
+    Ok(())
+}
+
+/// How many readings devices should send in a stretch of time (µs).
+fn readings(devices: &[ExpectedDevice], start: i64, end: i64) -> f64 {
+    let length = (end - start).max(0) as f64;
+    devices.iter().map(|device| device.names as f64 * length / device.interval as f64).sum()
+}
+
+/// The starts of the windows of a series that should have readings and have none. `present` are those that have some, `oldest`
+/// is the first of the metric's own windows that has.
+pub(crate) fn missing(
+    context: &Judgement<'_>,
+    metric: &Metric,
+    group: Option<&str>,
+    (length, oldest): (i64, i64),
+    present: &BTreeSet<i64>,
+) -> BTreeSet<i64> {
+    let facts = context.facts;
+    let (Some(devices), Some(first_ingest)) =
+        (expected_devices(context.version, metric, group), facts.first_ingest)
+    else {
+        return BTreeSet::new();
+    };
+    let from = oldest.max(first_ingest);
+    let first = from.div_euclid(length) * length;
+    let first = if first < from { first + length } else { first };
+    let starts = (0..).map(|place| first + place * length).take_while(|start| start + length <= facts.as_of);
+    let lacks = |start: &i64| {
+        let landed = facts.settledness(facts.as_of - (start + length));
+        landed > 0.0 && readings(&devices, *start, start + length) * landed >= 1.0
+    };
+    starts.filter(|start| !present.contains(start)).filter(lacks).collect()
+}
+
+/// Checks the confidence of an answer without readings.
+pub(crate) fn check_missing(answer: &Answered) -> Result<()> {
+    ensure!(
+        answer.count == 0 && answer.state == "INSUFFICIENT_DATA" && answer.source == "merged",
+        "it is missing"
+    );
+    ensure!(answer.expected.is_some_and(|expected| expected >= 1.0), "a reading is expected");
+    let factors = [answer.completeness, answer.validity, answer.score];
+    ensure!(factors == [0.0; 3] && answer.precision == 1.0, "its score is 0");
+    ensure!(
+        answer.aggregates.iter().all(|(name, value)| *name == "count" || value.is_none()),
+        "it has no number"
+    );
     Ok(())
 }
 
@@ -81,17 +148,16 @@ fn is_close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-9 * b.abs().max(1.0)
 }
 
-fn state(facts: &RunFacts, metric: &Metric, expected: &Expected) -> &'static str {
-    let is_settled = |start: &i64| facts.settledness(facts.as_of - (start + metric.length)) >= SETTLED;
+fn state(facts: &RunFacts, expected: &Expected, end: i64) -> &'static str {
     match expected.is_live {
         true => "LIVE",
-        false if expected.batch_windows.iter().all(is_settled) => "SETTLED",
+        false if facts.settledness(facts.as_of - end) >= SETTLED => "SETTLED",
         false => "PRELIMINARY",
     }
 }
 
-/// The devices that the registry expects in the series of an answer; `None` where nothing is known.
-fn expected_devices(version: &Version, metric: &Metric, answer: &Answered) -> Option<Vec<ExpectedDevice>> {
+/// The devices that the registry expects in the series of a group; `None` where nothing is known.
+fn expected_devices(version: &Version, metric: &Metric, group: Option<&str>) -> Option<Vec<ExpectedDevice>> {
     if !metric.is_predictable {
         return None;
     }
@@ -100,7 +166,7 @@ fn expected_devices(version: &Version, metric: &Metric, answer: &Answered) -> Op
         let Some(interval) = device.interval else { continue };
         let names = if metric.is_by_device() {
             // Each series of a device is expected at its interval.
-            i64::from(answer.group == Some(device_name(device.number)))
+            i64::from(group == Some(&*device_name(device.number)))
         } else {
             let named = device.metrics.iter().filter(|name| {
                 let plain = Sent {
@@ -113,9 +179,9 @@ fn expected_devices(version: &Version, metric: &Metric, answer: &Answered) -> Op
                     line: None,
                     is_refused: false,
                 };
-                let group = (metric.group)(&plain, version);
+                let own = (metric.group)(&plain, version);
                 // Without an attribute in the registry, a tag decides.
-                group.is_some() && group == answer.group && (metric.wants)(&plain)
+                own.is_some() && own.as_deref() == group && (metric.wants)(&plain)
             });
             named.count() as i64
         };

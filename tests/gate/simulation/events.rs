@@ -79,6 +79,10 @@ pub(crate) enum Event {
     WindowPreliminary,
     WindowSettled,
     WindowMerged,
+    /// A window without readings that should have some.
+    WindowMissing,
+    /// The current value of a series that has fallen silent.
+    CurrentSilent,
     // Duplicates above a horizon whose first copy is below it.
     DuplicateRemembered,
     DuplicateRememberedInFiniteWindow,
@@ -152,6 +156,8 @@ impl Event {
         Self::WindowPreliminary,
         Self::WindowSettled,
         Self::WindowMerged,
+        Self::WindowMissing,
+        Self::CurrentSilent,
         Self::DuplicateRemembered,
         Self::DuplicateRememberedInFiniteWindow,
         Self::DuplicateForgotten,

@@ -61,6 +61,7 @@ impl Plans {
             reporting_interval: device.interval.map(|interval| format!("{}s", interval / SECOND)),
             metrics: device.metrics.iter().map(|metric| format!("m{metric}")).collect(),
             attributes: device.line.map(|line| ("line".to_owned(), line.to_owned())).into_iter().collect(),
+            ..DeviceConfig::default()
         });
         let limits = version.limits.iter().map(|limits| LimitsConfig {
             metric: format!("m{}", limits.metric),

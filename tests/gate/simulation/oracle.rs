@@ -195,8 +195,10 @@ fn is_invalid(reading: &Sent, ingest_time: i64, version: &Version) -> bool {
 pub(crate) struct RunFacts {
     /// How late each reading below the horizon has come, as a [`power`], without backlogs; ascending.
     lateness: Vec<u32>,
-    /// In µs.
+    /// In µs: what was in the log then is in the answer.
     pub(crate) as_of: i64,
+    /// When (µs) the first reading below the horizon was ingested.
+    pub(crate) first_ingest: Option<i64>,
 }
 
 impl RunFacts {
@@ -204,13 +206,24 @@ impl RunFacts {
     pub(crate) fn new(judged: &[Judged<'_>], as_of_start: Option<i64>) -> Self {
         let below = judged.iter().filter(|judged| judged.is_below_horizon);
         let newest = below.clone().map(|judged| judged.place.time).max();
+        let first_ingest = below.clone().map(|judged| judged.place.time).min();
         let mut lateness: Vec<u32> = below
             .map(|judged| judged.place.time - judged.reading.event_time)
             .filter(|lateness| *lateness < DAY)
             .map(power)
             .collect();
         lateness.sort_unstable();
-        Self { lateness, as_of: newest.max(as_of_start).unwrap_or(0) }
+        Self { lateness, as_of: newest.max(as_of_start).unwrap_or(0), first_ingest }
+    }
+
+    /// An age (µs) by which 99 % of the readings have landed: half of a power of two of a millisecond.
+    pub(crate) fn usual_age(&self) -> i64 {
+        let is_enough = |power: &u32| {
+            let landed = self.lateness.partition_point(|lateness| lateness < power);
+            landed as f64 / self.lateness.len() as f64 >= 0.99
+        };
+        let power = (1..40).find(is_enough);
+        power.map_or(DAY, |power| (1_000 << (power - 1)).min(DAY))
     }
 
     /// The share of readings that have landed when a window has ended so many µs ago.

@@ -94,7 +94,7 @@ impl MetricPlans {
     /// The registry's number of a device, if readings are expected of it.
     fn counted_device(&self, device_id: &str) -> Option<DeviceNumber> {
         let device = self.registry.device(device_id)?;
-        device.interval.map(|_| device.number)
+        device.schedule.as_ref().map(|_| device.number)
     }
 }
 

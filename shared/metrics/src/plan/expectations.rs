@@ -20,8 +20,9 @@ use hashbrown::HashMap;
 use wye_domain::DomainError;
 use wye_domain::reading::{self, Reading, ReadingBatchBuilder};
 use wye_domain::registry::{DeviceNumber, Registry};
+use wye_domain::schedule::Schedule;
 use wye_domain::series::{SeriesKey, SeriesTable};
-use wye_domain::time::{Micros, Span};
+use wye_domain::time::Micros;
 
 use super::{MetricPlan, MetricPlans};
 
@@ -36,7 +37,7 @@ pub struct Expectations {
 struct Pair<'a> {
     device_id: &'a str,
     number: DeviceNumber,
-    interval: Span,
+    schedule: &'a Arc<Schedule>,
 }
 
 impl Expectations {
@@ -54,7 +55,7 @@ impl Expectations {
         let mut pairs = Vec::new();
         let mut builder = ReadingBatchBuilder::default();
         for (device_id, device) in registry.devices() {
-            let Some(interval) = device.interval else { continue };
+            let Some(schedule) = &device.schedule else { continue };
             for metric in &device.metrics {
                 builder.append(&Reading {
                     device_id,
@@ -65,7 +66,7 @@ impl Expectations {
                     unit: registry.limits(metric).and_then(|limits| limits.unit.as_deref()),
                     tags: None,
                 });
-                pairs.push(Pair { device_id, number: device.number, interval });
+                pairs.push(Pair { device_id, number: device.number, schedule });
             }
         }
         if pairs.is_empty() {
@@ -80,13 +81,13 @@ impl Expectations {
         for (plan, contributions) in plans.plans().iter().zip(plans.contributions(&batch, &mut series)?) {
             let Some(attributes) = plan.attributes_of_series() else { continue };
             contributions.for_each(|contribution| {
-                let Pair { device_id, number, interval } = pairs[contribution.row];
+                let Pair { device_id, number, schedule } = pairs[contribution.row];
                 if attributes.iter().any(|name| registry.attribute(device_id, name).is_none()) {
                     return;
                 }
                 let key = series.key(contribution.series).as_ref().clone();
-                let expected = ExpectedDevice { device: number, interval, metrics: 0 };
-                found.entry(key).or_default().entry(number).or_insert(expected).metrics += 1;
+                let new = || ExpectedDevice { device: number, schedule: Arc::clone(schedule), metrics: 0 };
+                found.entry(key).or_default().entry(number).or_insert_with(new).metrics += 1;
             });
         }
         let by_series = found.into_iter().filter_map(|(key, devices)| {
@@ -138,7 +139,8 @@ fn is_by_device_alone(plan: &MetricPlan) -> bool {
 fn expected_devices(registry: &Registry) -> HashMap<String, Arc<Expectation>> {
     let devices = registry.devices().into_iter();
     let expected = devices.filter_map(|(device_id, device)| {
-        let device = ExpectedDevice { device: device.number, interval: device.interval?, metrics: 1 };
+        let schedule = Arc::clone(device.schedule.as_ref()?);
+        let device = ExpectedDevice { device: device.number, schedule, metrics: 1 };
         Some((device_id.to_owned(), Arc::new(Expectation::new(vec![device])?)))
     });
     expected.collect()

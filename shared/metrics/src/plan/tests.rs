@@ -12,12 +12,14 @@ use datafusion::physical_plan::PhysicalExpr;
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::{DeviceConfig, Registry, RegistryConfig};
 use wye_domain::series::{SeriesKey, SeriesTable};
-use wye_domain::time::{Micros, Span};
+use wye_domain::time::{Micros, Window};
 
 use super::expectations::with_ingest_time;
 use super::isolate::isolate;
 use super::{Expectations, MetricPlans};
 use crate::failures::{FailedRow, Failures};
+
+const MINUTE: Window = Window { start: Micros::EPOCH, end: Micros::from_secs(60) };
 
 fn definition(filter: &str, value: &str, by: &[&str]) -> Definition {
     Definition::check(&MetricConfig {
@@ -38,6 +40,7 @@ fn registry() -> Arc<Registry> {
         reporting_interval: Some("10s".into()),
         metrics: vec!["temperature".into(), "pressure".into()],
         attributes: [("line".to_owned(), line.to_owned())].into(),
+        ..DeviceConfig::default()
     });
     Arc::new(Registry::check(RegistryConfig { device: device.into(), metric_limits: vec![] }).unwrap())
 }
@@ -126,7 +129,7 @@ fn expectations_follow_the_groups() {
     let per_minute: Vec<Option<i64>> = series
         .keys()
         .iter()
-        .map(|key| expectations.of(key).map(|expected| expected.readings(Span::from_mins(1)).round() as i64))
+        .map(|key| expectations.of(key).map(|expected| expected.readings(MINUTE).round() as i64))
         .collect();
     assert_eq!(per_minute, [Some(12), None, Some(6), None]);
 }
@@ -140,7 +143,7 @@ fn expected_of_north(filter: &str, value: &str) -> (Option<f64>, bool) {
         group: Box::new([Some("north".into())]),
     };
     let expectations = Expectations::new(&plans).unwrap();
-    let expected = expectations.of(&key).map(|expectation| expectation.readings(Span::from_mins(1)).round());
+    let expected = expectations.of(&key).map(|expectation| expectation.readings(MINUTE).round());
     (expected, plans.plans()[0].needs().devices)
 }
 

@@ -1,9 +1,10 @@
-//! Builds batches of view rows from judged summaries. Must not know how they are judged, nor where they come from.
+//! Builds batches of view rows from summaries and their scores. Must not know how they are scored, nor where they come from.
 
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, DictionaryArray, Float64Array, Int32Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    ArrayRef, DictionaryArray, Float64Array, Int32Array, Int64Array, RecordBatch, StringArray,
+    TimestampMicrosecondArray,
 };
 use arrow::buffer::{NullBuffer, ScalarBuffer};
 use arrow::datatypes::Int32Type;
@@ -14,8 +15,8 @@ use wye_domain::summary_columns::SummaryColumnsBuilder;
 use wye_domain::time::{Micros, Window, WindowSize};
 
 use super::{ViewColumn, ViewSchema};
-use crate::confidence::{ExpectedSource, Judged, State};
-use crate::definition::Definition;
+use crate::confidence::{Confidence, ExpectedSource};
+use crate::definition::{Aggregate, Definition};
 
 /// What all rows of a series have in common.
 #[derive(Clone, Debug)]
@@ -80,8 +81,8 @@ pub struct ViewRowsBuilder<'a> {
     validity: Vec<f64>,
     precision: Vec<f64>,
     score: Vec<f64>,
-    /// By row: the place in [`State::ALL`].
-    state: Vec<i32>,
+    /// By column of [`ViewColumn::FINISHED`], and row.
+    finished: [Vec<Option<f64>>; ViewColumn::FINISHED.len()],
 }
 
 impl<'a> ViewRowsBuilder<'a> {
@@ -101,13 +102,19 @@ impl<'a> ViewRowsBuilder<'a> {
             validity: Vec::with_capacity(rows),
             precision: Vec::with_capacity(rows),
             score: Vec::with_capacity(rows),
-            state: Vec::with_capacity(rows),
+            finished: ViewColumn::FINISHED.map(|_| Vec::with_capacity(rows)),
         }
     }
 
     /// Appends a row.
     #[inline]
-    pub fn append(&mut self, series: &'a ViewSeries, window: Window, summary: &Summary, judged: Judged) {
+    pub fn append(
+        &mut self,
+        series: &'a ViewSeries,
+        window: Window,
+        summary: &Summary,
+        confidence: &Confidence,
+    ) {
         if self.runs.last().is_none_or(|last| !std::ptr::eq(*last, series)) {
             self.runs.push(series);
         }
@@ -115,14 +122,16 @@ impl<'a> ViewRowsBuilder<'a> {
         self.window_start.push(window.start.0);
         self.window_end.push(window.end.0);
         self.summaries.append(summary);
-        let Judged { confidence, state } = judged;
+        for (column, answers) in ViewColumn::FINISHED.iter().zip(&mut self.finished) {
+            let ViewColumn::Finished(aggregate) = column else { continue };
+            answers.push(aggregate.finish(summary));
+        }
         self.expected.push(confidence.expected);
         self.expected_source.push(confidence.expected_source as i32);
         self.completeness.push(confidence.completeness);
         self.validity.push(confidence.validity);
         self.precision.push(confidence.precision);
         self.score.push(confidence.score);
-        self.state.push(state as i32);
     }
 
     /// The rows.
@@ -137,6 +146,7 @@ impl<'a> ViewRowsBuilder<'a> {
         );
         columns.extend(ViewColumn::WINDOW.map(|column| self.column(column, &runs)));
         columns.extend(self.summaries.finish());
+        columns.extend(ViewColumn::FINISHED.map(|column| self.column(column, &runs)));
         columns.extend(ViewColumn::CONFIDENCE.map(|column| self.column(column, &runs)));
         batch::of_columns(Arc::clone(&self.schema.schema), columns)
     }
@@ -158,7 +168,18 @@ impl<'a> ViewRowsBuilder<'a> {
             ViewColumn::Validity => numbers(std::mem::take(&mut self.validity)),
             ViewColumn::Precision => numbers(std::mem::take(&mut self.precision)),
             ViewColumn::ConfidenceScore => numbers(std::mem::take(&mut self.score)),
-            ViewColumn::State => words(std::mem::take(&mut self.state), &State::ALL.map(State::name)),
+            ViewColumn::Finished(aggregate) => {
+                let place = ViewColumn::FINISHED.iter().position(|finished| *finished == column);
+                let answers =
+                    place.map(|place| std::mem::take(&mut self.finished[place])).unwrap_or_default();
+                match aggregate {
+                    // Counts are whole numbers far below 2^53.
+                    Aggregate::DistinctDevices => {
+                        Arc::new(answers.into_iter().map(|count| Some(count? as i64)).collect::<Int64Array>())
+                    }
+                    _ => Arc::new(Float64Array::from(answers)),
+                }
+            }
         }
     }
 

@@ -1,27 +1,18 @@
-//! Makes view rows from the summaries of a batch run, each judged as of the run.
+//! Makes view rows from the summaries of a batch run.
 
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use wye_domain::series::SeriesTable;
-use wye_domain::time::{Micros, Window};
+use wye_domain::time::Window;
 
 use super::ViewSchema;
 use super::builder::{ViewRowsBuilder, ViewSeries};
-use crate::confidence::{Evidence, LatenessHistogram, judge};
+use crate::confidence::{Evidence, settled};
 use crate::expectation::Expectation;
 use crate::plan::{Expectations, MetricPlans};
 use crate::window_table::Entry;
-
-/// The time as of which summaries are judged.
-#[derive(Clone, Debug)]
-pub struct AsOf {
-    /// All readings that were ingested before this time are in the summaries.
-    pub time: Micros,
-    /// How late readings are.
-    pub lateness: Arc<LatenessHistogram>,
-}
 
 /// Makes rows from summaries. All threads that write share it.
 #[derive(Debug)]
@@ -29,7 +20,6 @@ pub struct RowMaker {
     schema: ViewSchema,
     /// By series ID, with the readings that the series should receive.
     series: Vec<(ViewSeries, Option<Arc<Expectation>>)>,
-    as_of: AsOf,
 }
 
 impl RowMaker {
@@ -37,13 +27,13 @@ impl RowMaker {
     ///
     /// # Panics
     /// When the definition of a series is not in `plans`.
-    pub fn new(plans: &MetricPlans, expectations: &Expectations, series: &SeriesTable, as_of: &AsOf) -> Self {
+    pub fn new(plans: &MetricPlans, expectations: &Expectations, series: &SeriesTable) -> Self {
         let schema = ViewSchema::of(plans);
         let series = series.keys().iter().map(|key| {
             let plan = plans.find(&key.definition).expect("contributions of these plans made every series");
             (ViewSeries::new(&schema, plan.definition(), key), expectations.of(key).cloned())
         });
-        Self { series: series.collect(), schema, as_of: as_of.clone() }
+        Self { series: series.collect(), schema }
     }
 
     /// The stored forms of the series, by id.
@@ -68,7 +58,7 @@ impl RowMaker {
             let (series, expectation) = &self.series[entry.series.0 as usize];
             let (summary, window) = (&entry.summary, series.window_at(entry.window_start));
             let evidence = Evidence { summary, expectation: expectation.as_deref(), window };
-            rows.append(series, window, summary, judge(evidence, self.as_of.time, &self.as_of.lateness));
+            rows.append(series, window, summary, &settled(evidence));
         }
         rows.finish()
     }

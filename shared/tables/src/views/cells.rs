@@ -41,10 +41,6 @@ pub struct CellRecord {
     pub failures: Failures,
     /// Rows of the view: windows of all series.
     pub windows: u64,
-    /// The end of the last window; absent without a window.
-    pub last_end: Option<Micros>,
-    /// When the next window settles; absent when all are settled.
-    pub settles_at: Option<Micros>,
 }
 
 impl CellRecord {
@@ -115,7 +111,7 @@ mod tests {
     use super::*;
 
     /// A record as it is stored. A change breaks all existing tables.
-    const STORED: &str = r#"{"start":-60,"end":60,"readings":5,"duplicates":2,"conflicts":1,"dropped":4,"failures":{},"windows":3,"last_end":50,"settles_at":70}"#;
+    const STORED: &str = r#"{"start":-60,"end":60,"readings":5,"duplicates":2,"conflicts":1,"dropped":4,"failures":{},"windows":3}"#;
 
     #[test]
     fn the_stored_form_is_pinned() {
@@ -128,8 +124,6 @@ mod tests {
             dropped: 4,
             failures: Failures::default(),
             windows: 3,
-            last_end: Some(Micros(50)),
-            settles_at: Some(Micros(70)),
         };
         assert_eq!(serde_json::to_string(&record).unwrap(), STORED);
         assert_eq!(serde_json::from_str::<CellRecord>(STORED).unwrap(), record);

@@ -13,7 +13,7 @@ use wye_domain::place::Offset;
 use wye_domain::reading::TextColumn;
 use wye_domain::time::Micros;
 use wye_metrics::confidence::{Arrival, LatenessHistogram};
-use wye_metrics::view_rows::maker::{AsOf, RowMaker};
+use wye_metrics::view_rows::maker::RowMaker;
 use wye_tables::columns::READING_ORDER;
 
 use super::{Plans, acceptance};
@@ -69,11 +69,11 @@ pub(crate) struct BatchView {
     pub(super) horizon: Vec<i64>,
     pub(super) definitions: u64,
     pub(super) as_of: i64,
+    /// When the first reading was ingested (µs).
+    pub(super) first_ingest: Option<i64>,
     pub(super) tally: Tally,
     pub(super) lateness: LatenessHistogram,
     pub(super) rows: Vec<RecordBatch>,
-    /// The next time (µs) at which a window is settled.
-    pub(super) settles_at: Option<i64>,
 }
 
 /// Computes a batch view from the readings below a horizon, in two pieces. `as_of` (µs) where everything that
@@ -98,26 +98,21 @@ pub(crate) fn recompute(
         Some(first) => fold(plans, &concat_batches(&first.schema(), below)?, repeat)?,
     };
     let time = arrival.newest.max(as_of.map(Micros)).unwrap_or_default();
-    let judged = AsOf { time, lateness: Arc::new(arrival.lateness) };
-    let age = judged.lateness.settling_age();
-    let (mut rows, mut settles_at) = (Vec::new(), None::<i64>);
+    let mut rows = Vec::new();
     for folded in folded {
-        let maker = RowMaker::new(&plans.plans, &plans.expectations, &folded.series, &judged);
+        let maker = RowMaker::new(&plans.plans, &plans.expectations, &folded.series);
         let order = folded.order(&maker.stored());
-        let entries = order.iter().map(|slot| &folded.entries[*slot as usize]);
-        rows.push(maker.rows(entries.clone()));
-        let settling = entries.map(|entry| maker.window(entry).end + age);
-        settles_at = settling.filter(|at| *at > time).map(|at| at.0).chain(settles_at).min();
+        rows.push(maker.rows(order.iter().map(|slot| &folded.entries[*slot as usize])));
     }
     let definitions = plans.plans.fingerprint();
     Ok(BatchView {
         horizon: horizon.to_vec(),
         definitions,
         as_of: time.0,
+        first_ingest: arrival.oldest.map(|oldest| oldest.0),
         tally,
-        lateness: (*judged.lateness).clone(),
+        lateness: arrival.lateness,
         rows,
-        settles_at,
     })
 }
 

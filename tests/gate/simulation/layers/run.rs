@@ -75,7 +75,6 @@ impl BatchRun {
             horizon: horizon(&view.horizon),
             definitions: Some(view.definitions.to_string()),
             amendments: Vec::new(),
-            settles_at: view.settles_at.map(Micros),
         });
         let facts = Facts { previous, control: control_views(start.control), ends: horizon(&start.ends) };
         let (run, effects) = Run::start(rules, facts);

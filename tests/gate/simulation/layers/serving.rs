@@ -25,6 +25,8 @@ pub(crate) struct Covered {
     pub(crate) offset: i64,
     /// Why it is not complete.
     pub(crate) reason: Option<&'static str>,
+    /// Since when (µs) the oldest missing record has been in the log.
+    pub(crate) lacking_since: Option<i64>,
 }
 
 /// One answer of the serving layer: a series in a window.
@@ -95,8 +97,9 @@ impl Serving {
         let facts = RunFacts {
             definitions: Some(view.definitions),
             as_of: Some(Micros(view.as_of)),
+            first_ingest: view.first_ingest.map(Micros),
             amendments: Arc::default(),
-            lateness: Arc::new(view.lateness.clone()),
+            settling: Arc::new(view.lateness.settling()),
             failures: Arc::new(view.tally.failures.clone()),
         };
         let view = MemoryView {
@@ -146,6 +149,7 @@ impl Serving {
             .map(|partition| Covered {
                 offset: partition.covered.0,
                 reason: partition.reason.map(Reason::name),
+                lacking_since: partition.lacking_since.map(|since| since.0),
             })
             .collect()
     }
