@@ -63,6 +63,8 @@ by_clippy() {
 prepare() {
     scripts/install-deps.sh test
     python="$(scripts/venv.sh)"
+    scripts/venv.sh open-tables
+    scripts/spark.sh
     tools="$(scripts/tools.sh)"
 }
 

@@ -124,6 +124,7 @@ impl Bench {
             since: since.transpose()?,
             threads: self.compute.threads(),
             cell_readings: 2_000_000,
+            restating: None,
             progress: None,
         };
         let done = self.compute.run(recompute(task)).await??;

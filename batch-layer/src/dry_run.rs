@@ -90,6 +90,7 @@ impl DryRun {
             since: since.ok(),
             threads: 1,
             cell_readings: self.cell_readings,
+            restating: None,
             progress: None,
         };
         let plan = planned(&task).await?.plan;

@@ -1,8 +1,10 @@
 //! What can go wrong in the batch layer, by operation, and what the caller can do about it.
 
+use std::error::Error;
 use std::time::Duration;
 
 use datafusion::error::DataFusionError;
+use datafusion::object_store;
 use wye_domain::ErrorKind;
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_log::LogError;
@@ -73,6 +75,7 @@ impl BatchError {
             Self::Log { source, .. } => source.kind(),
             Self::Tables { source, .. } => source.kind(),
             Self::AnotherRunFirst(_) => ErrorKind::Conflict,
+            Self::Compute(source) if is_of_store(source) => ErrorKind::Unavailable,
             Self::Compute(_) | Self::Amendment(_) | Self::OtherLog { .. } => ErrorKind::Invalid,
             Self::Threads(_) | Self::NotArchived { .. } | Self::Stopping => ErrorKind::Unavailable,
         }
@@ -86,5 +89,37 @@ impl BatchError {
     /// For `map_err`: a failed operation on the log.
     pub(crate) fn log(what: &'static str) -> impl Fn(LogError) -> Self {
         move |source| Self::Log { what, source: Box::new(source) }
+    }
+}
+
+/// Whether files could not be read: the store is away, or slow.
+fn is_of_store(error: &DataFusionError) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<object_store::Error>() || error.is::<std::io::Error>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_is_away_may_come_back() {
+        let away = || object_store::Error::Generic { store: "S3", source: "no answer".into() };
+        let of_parquet = datafusion::parquet::errors::ParquetError::External(Box::new(away()));
+        let read = [
+            DataFusionError::ObjectStore(Box::new(away())),
+            DataFusionError::ParquetError(Box::new(of_parquet)),
+            DataFusionError::External(Box::new(away())).context("scan"),
+        ];
+        let kinds = read.map(|source| BatchError::Compute(source).kind());
+        assert_eq!(kinds, [ErrorKind::Unavailable; 3]);
+        let wrong = DataFusionError::Plan("no column x".to_owned());
+        assert_eq!(BatchError::Compute(wrong).kind(), ErrorKind::Invalid);
     }
 }

@@ -105,6 +105,7 @@ async fn work(job: FileJob, destination: Destination) -> Result<JobReport, FileJ
     let query = Query::parse(&job.sql)?;
     destination.check()?;
     input::check_names(&job.inputs)?;
+    destination.check_apart(&job.inputs)?;
     let scratch = Scratch::new(&job.temp_dir)?;
     let runtime = runtime(&job, &scratch)?;
     let mut config = SessionConfig::new().with_target_partitions(1);

@@ -25,6 +25,7 @@ pub mod runner;
 
 pub mod cells;
 pub mod recompute;
+pub mod restate;
 
 pub mod dedup;
 pub mod fold;

@@ -15,6 +15,7 @@ use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{SessionConfig, SessionContext};
 use futures::{StreamExt, TryStreamExt};
+use tokio::sync::Mutex;
 use wye_domain::fingerprint;
 use wye_domain::horizon::Horizon;
 use wye_domain::time::{Micros, Window};
@@ -24,6 +25,7 @@ use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_metrics::view_rows::maker::RowMaker;
 use wye_metrics::view_rows::{COMPUTATION, ViewSchema};
 use wye_tables::readings::ReadingsSnapshot;
+use wye_tables::restatements::{RestatementFile, RestatementWriter, Restatements};
 use wye_tables::scan::cells::{FilesBelow, HowToRead};
 use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, CellRecord, Cells, Replaces, ViewFile, ViewSnapshot, ViewWriter};
@@ -33,6 +35,7 @@ use crate::compute::joined;
 use crate::dedup::Deduplicator;
 use crate::error::BatchError;
 use crate::fold::{Fold, Folded, Tally};
+use crate::restate::{Comparison, OldRows};
 
 /// Rows of one batch that is read.
 const ROWS_READ: usize = 32 * 1024;
@@ -81,8 +84,20 @@ pub struct Recomputation {
     pub threads: usize,
     /// About how many readings a cell has at most, where its windows are short enough.
     pub cell_readings: u64,
+    /// What the numbers are compared with, and where those go that were settled and have changed; `None` where there is no
+    /// view before.
+    pub restating: Option<Restating>,
     /// Called with the progress.
     pub progress: Option<OnProgress>,
+}
+
+/// Finds settled numbers that have changed.
+#[derive(Clone, Debug)]
+pub struct Restating {
+    /// What the numbers are compared with.
+    pub comparison: Arc<Comparison>,
+    /// Where the file of those goes that have changed.
+    pub table: Restatements,
 }
 
 /// The view that a run starts from.
@@ -132,7 +147,7 @@ impl Since {
 }
 
 /// The stretches of time of amendments that were made or revoked since those of these IDs were applied.
-fn changed(amendments: &[Amendment], applied: &[String]) -> Vec<Window> {
+pub(crate) fn changed(amendments: &[Amendment], applied: &[String]) -> Vec<Window> {
     let now: HashSet<&str> = in_force(amendments).iter().map(|amendment| amendment.id.as_str()).collect();
     let before: HashSet<&str> = applied.iter().map(String::as_str).collect();
     let changed = amendments
@@ -156,6 +171,10 @@ pub struct Recomputed {
     pub readings_read: u64,
     /// Series in the computed cells.
     pub series: u64,
+    /// Settled numbers that have changed.
+    pub restated: u64,
+    /// The file of them; `None` without any.
+    pub restatements: Option<RestatementFile>,
     /// All cells of the view, with those that were not computed.
     pub cells: Cells,
     /// Everything that was ingested before this time is in the views; `None` where that is not known, and there are no
@@ -207,6 +226,8 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
         computed_cells: BTreeMap::new(),
         readings_read: 0,
         series: 0,
+        restated: 0,
+        restatements: None,
         cells,
         as_of,
         first_ingest,
@@ -219,7 +240,8 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
     let total = plan.compute.iter().map(|cell| cell.readings).sum();
     let read = Read { done: AtomicU64::new(0), total, progress: task.progress.clone() };
     let threads = task.threads.max(1);
-    let work = Arc::new(Work { task, read, below, session });
+    let writer = task.restating.as_ref().map(|restating| Mutex::new(restating.table.writer()));
+    let work = Arc::new(Work { task, read, below, session, restatements: writer });
     let mut computing = futures::stream::iter(plan.compute)
         .map(|cell| {
             let computing = SpawnedTask::spawn(Work::compute(Arc::clone(&work), cell));
@@ -231,6 +253,7 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
         *done.computed_cells.entry(computed.reason.name().to_owned()).or_default() += 1;
         series.extend(computed.series);
         done.readings_read += computed.record.readings;
+        done.restated += computed.restated;
         // Cells without a reading come from counts that are not exact.
         if computed.record.readings > 0 {
             let files = ViewFile::of_cell(computed.files, &computed.record);
@@ -239,6 +262,12 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
         }
     }
     done.series = series.len() as u64;
+    drop(computing);
+    let writer = Arc::into_inner(work).and_then(|work| work.restatements);
+    if let Some(writer) = writer {
+        let finished = writer.into_inner().finish().await;
+        done.restatements = finished.map_err(BatchError::tables("write restatements"))?;
+    }
     Ok(done)
 }
 
@@ -305,6 +334,7 @@ struct Work {
     read: Read,
     below: FilesBelow,
     session: SessionContext,
+    restatements: Option<Mutex<RestatementWriter>>,
 }
 
 /// A cell that was computed.
@@ -314,6 +344,8 @@ struct Computed {
     files: Vec<ViewFile>,
     /// The fingerprints of its series.
     series: HashSet<u64>,
+    /// Settled numbers that have changed.
+    restated: u64,
 }
 
 impl Work {
@@ -326,6 +358,14 @@ impl Work {
             record: CellRecord { start: cell.window.start, end: cell.window.end, ..CellRecord::default() },
             files: Vec::new(),
             series: HashSet::new(),
+            restated: 0,
+        };
+        let (plans, context) = (&self.task.plans, self.session.task_ctx());
+        let mut old = match &self.task.restating {
+            Some(Restating { comparison, .. }) => {
+                OldRows::read(comparison, plans, cell.window, &context).await?
+            }
+            None => None,
         };
         let mut fold = Fold::new(Arc::clone(&self.task.plans));
         let amending = self.task.amending.within(cell.window);
@@ -344,13 +384,20 @@ impl Work {
             }
             drop(batches);
             if pieces.peek().is_some() {
-                self.write(fold.take_complete(), &mut computed).await?;
+                self.write(fold.take_complete(), &mut computed, &mut old).await?;
             }
         }
         let (rest, tally) = fold.finish();
         // So that each cell has a file, it may be one without a row.
         if !rest.entries.is_empty() || computed.files.is_empty() {
-            self.write(rest, &mut computed).await?;
+            self.write(rest, &mut computed, &mut old).await?;
+        }
+        if let (Some(old), Some(restatements)) = (old, &self.restatements)
+            && let Some(rows) = old.finish(&context).await?
+        {
+            computed.restated = rows.num_rows() as u64;
+            let written = restatements.lock().await.write(&rows).await;
+            written.map_err(BatchError::tables("write restatements"))?;
         }
         let Tally { readings, duplicates, conflicts, dropped, failures } = tally;
         computed.record =
@@ -359,7 +406,12 @@ impl Work {
     }
 
     /// Writes summaries that are complete.
-    async fn write(&self, folded: Folded, computed: &mut Computed) -> Result<(), BatchError> {
+    async fn write(
+        &self,
+        folded: Folded,
+        computed: &mut Computed,
+        old: &mut Option<OldRows>,
+    ) -> Result<(), BatchError> {
         let failed = BatchError::tables("write batch views");
         let maker = RowMaker::new(&self.task.plans, &self.task.expectations, &folded.series);
         let stored = maker.stored();
@@ -369,7 +421,11 @@ impl Work {
         let mut writer: ViewWriter = self.task.views.writer(maker.schema()).map_err(&failed)?;
         for slots in order.chunks(ROWS_WRITTEN) {
             let entries = slots.iter().map(|slot| &folded.entries[*slot as usize]);
-            writer.write(&maker.rows(entries)).await.map_err(&failed)?;
+            let rows = maker.rows(entries);
+            if let Some(old) = old {
+                old.compare(&rows)?;
+            }
+            writer.write(&rows).await.map_err(&failed)?;
             tokio::task::yield_now().await;
         }
         computed.files.extend(writer.finish().await.map_err(&failed)?);

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use wye_domain::horizon::Horizon;
 use wye_domain::place::KafkaPartition;
+use wye_metrics::failures::Failures;
 use wye_tables::run_record::RunRecord;
 use wye_tables::views::ViewVersion;
 
@@ -14,7 +15,7 @@ use wye_tables::views::ViewVersion;
 pub enum Outcome {
     /// There is a new view.
     Committed,
-    /// Since the last run there is no new reading, no window was settled, and the definitions are the same: the view stays.
+    /// Since the last run there is no new reading, and definitions and amendments are the same: the view stays.
     NothingNew,
 }
 
@@ -45,6 +46,12 @@ pub struct RunReport {
     /// Readings in the cells that were computed.
     #[serde(default)]
     pub readings_read: u64,
+    /// Settled numbers that the run has changed; they are in the table `restatements`.
+    #[serde(default)]
+    pub restated: u64,
+    /// By definition, or `amendment ID`: readings below the horizon that it could not compute, with an example.
+    #[serde(default)]
+    pub failures: Failures,
     /// Why all cells were computed; absent where the run has computed those that have changed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub everything_because: Option<String>,
@@ -76,6 +83,8 @@ impl RunReport {
             cells: run.cells,
             computed_cells: run.computed_cells.clone(),
             readings_read: run.readings_read,
+            restated: run.restated,
+            failures: run.failures.clone(),
             everything_because: None,
             horizon,
             duration_ms: 0,

@@ -1,6 +1,6 @@
 //! Carries out batch runs: reads the facts, and does what a [`Run`] decides. Must not know the reasons for a decision.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,14 +19,16 @@ use wye_runtime::telemetry::{KafkaPartitionLabel, ReasonLabel};
 use wye_tables::TablesError;
 use wye_tables::amendments::Amendments;
 use wye_tables::readings::{Readings, ReadingsSnapshot};
+use wye_tables::restatements::Restatements;
 use wye_tables::run_record::RunRecord;
 use wye_tables::views::{BatchViews, ViewCommit, ViewSnapshot, ViewVersion};
 
 use crate::control_log::ControlLog;
 use crate::error::BatchError;
 use crate::layer::Parts;
-use crate::recompute::{OnProgress, Recomputation, Recomputed, Since, recompute};
+use crate::recompute::{OnProgress, Recomputation, Recomputed, Restating, Since, changed, recompute};
 use crate::report::{Outcome, RunReport};
+use crate::restate::{Cause, Comparison};
 use crate::run::{
     Effect, Facts, Input, LeftOut, Patience, Previous, Rules, Run, Task, missing_announcements,
 };
@@ -66,6 +68,7 @@ pub struct BatchRunner {
     readings: Readings,
     views: BatchViews,
     amendments: Amendments,
+    restatements: Restatements,
     control: ControlLog,
     expectations: Arc<Expectations>,
     patience: Duration,
@@ -85,6 +88,8 @@ impl BatchRunner {
         let views = BatchViews::open(&parts.root).map_err(BatchError::tables("open the batch views"))?;
         let expectations = Arc::new(Expectations::new(&parts.plans).map_err(BatchError::Compute)?);
         let amendments = Amendments::open(&parts.root).map_err(BatchError::tables("open the amendments"))?;
+        let restatements =
+            Restatements::open(&parts.root).await.map_err(BatchError::tables("open the restatements"))?;
         let control = ControlLog::new(parts.log.clone())?;
         let BatchSettings { patience, cell_readings, threads, .. } = *settings;
         let cores = parts.compute.threads();
@@ -95,6 +100,7 @@ impl BatchRunner {
             readings,
             views,
             amendments,
+            restatements,
             control,
             expectations,
             patience,
@@ -122,6 +128,10 @@ impl BatchRunner {
     async fn run_in_turn(&self, options: RunOptions) -> Result<RunReport, BatchError> {
         let (started, begin) = (self.parts.clock.now(), self.parts.clock.monotonic());
         let view = self.latest().await?;
+        if let Some(view) = &view {
+            // The process that has committed it may have ended before it added them.
+            self.add_restatements(view.version(), view.run.as_ref()).await?;
+        }
         let facts = Facts {
             previous: view.as_ref().map(previous),
             control: self.control.views().await?,
@@ -147,6 +157,7 @@ impl BatchRunner {
             amendments,
             amending,
             everything_because: if options.force { ASKED_FOR } else { FIRST_RUN },
+            before: view.clone(),
             view: view.clone().filter(|_| !options.force),
             report: report_of(view.as_ref()),
         };
@@ -164,6 +175,16 @@ impl BatchRunner {
             }
         }
         Ok(execution.report)
+    }
+
+    /// Adds what a run has found to the table of restatements, unless that has it.
+    async fn add_restatements(
+        &self,
+        version: ViewVersion,
+        run: Option<&RunRecord>,
+    ) -> Result<(), BatchError> {
+        let Some(file) = run.and_then(|run| run.restatements.as_ref()) else { return Ok(()) };
+        self.restatements.add(version, file).await.map_err(BatchError::tables("add restatements"))
     }
 
     /// Announces the horizon of the newest view in the control topic, where that does not have it.
@@ -199,6 +220,8 @@ impl BatchRunner {
         if cleaned.files > 0 {
             info!(files = cleaned.files, bytes = cleaned.bytes, "old batch views removed");
         }
+        // Files of runs that were not committed.
+        self.restatements.vacuum(keep).await.map_err(BatchError::tables("clean the restatements"))?;
         Ok(())
     }
 
@@ -217,6 +240,10 @@ impl BatchRunner {
 
     fn definitions(&self) -> String {
         self.parts.plans.fingerprint().to_string()
+    }
+
+    fn registry(&self) -> String {
+        self.parts.plans.registry().fingerprint().to_string()
     }
 
     /// A wait that starts now.
@@ -240,6 +267,8 @@ struct Execution<'a> {
     archive: Option<Waiting>,
     /// What was last read of the master dataset.
     readings: Option<ReadingsSnapshot>,
+    /// The newest view.
+    before: Option<ViewSnapshot>,
     /// The view to start from; `None` where everything is to be computed.
     view: Option<ViewSnapshot>,
     /// All amendments.
@@ -303,6 +332,7 @@ impl Execution<'_> {
             None => Err(self.everything_because),
         };
         let everything_because = since.as_ref().err().map(|reason| (*reason).to_owned());
+        let restating = self.before.as_ref().and_then(|view| self.restating(view, &readings_table));
         let recomputation = Recomputation {
             root: runner.parts.root.clone(),
             readings,
@@ -316,11 +346,12 @@ impl Execution<'_> {
             now: self.started,
             threads: runner.threads,
             cell_readings: runner.cell_readings,
+            restating,
             progress: self.progress.clone(),
         };
         let computed = runner.parts.compute.run(recompute(recomputation)).await??;
         let run = RunRecord { readings_table, ..self.record(&computed) };
-        let mut report = RunReport::of(&run, task.horizon.clone());
+        let (mut report, record) = (RunReport::of(&run, task.horizon.clone()), run.clone());
         let commit = ViewCommit {
             schema: computed.schema,
             files: computed.files,
@@ -339,14 +370,43 @@ impl Execution<'_> {
         self.report = report;
         self.finish(task.left_out);
         self.measure();
+        runner.add_restatements(version, Some(&record)).await?;
         Ok(version)
+    }
+
+    /// What the numbers are compared with: those of the view before, where the same computation has made it of the same readings.
+    fn restating(&self, view: &ViewSnapshot, readings_table: &str) -> Option<Restating> {
+        let runner = self.runner;
+        let run = view.run.as_ref()?;
+        if run.computation != COMPUTATION || run.readings_table != readings_table {
+            return None;
+        }
+        let cause = if run.definitions == runner.definitions() {
+            Cause::Readings(changed(&self.amendments, &run.amendments))
+        } else if run.registry == runner.registry() {
+            Cause::Definition
+        } else {
+            Cause::Registry
+        };
+        let comparison = Comparison {
+            view: view.clone(),
+            settled_until: run.lateness.settling().settled_until(run.as_of),
+            cause,
+            run_id: self.run_id(),
+            started: self.started,
+        };
+        Some(Restating { comparison: Arc::new(comparison), table: runner.restatements.clone() })
+    }
+
+    fn run_id(&self) -> String {
+        format!("{}-{}", self.started.0, self.runner.parts.process_id)
     }
 
     /// The record that is stored with the views.
     fn record(&self, computed: &Recomputed) -> RunRecord {
         let tally = computed.tally();
         RunRecord {
-            run_id: format!("{}-{}", self.started.0, self.runner.parts.process_id),
+            run_id: self.run_id(),
             started_at: self.started,
             finished_at: self.runner.clock().now(),
             readings: tally.readings,
@@ -366,6 +426,9 @@ impl Execution<'_> {
             readings_read: computed.readings_read,
             dropped: tally.dropped,
             amendments: self.amending.ids(),
+            registry: self.runner.registry(),
+            restated: computed.restated,
+            restatements: computed.restatements.clone(),
         }
     }
 
@@ -435,5 +498,7 @@ fn previous(view: &ViewSnapshot) -> Previous {
 fn report_of(view: Option<&ViewSnapshot>) -> RunReport {
     let run = view.and_then(|view| view.run.clone()).unwrap_or_default();
     let horizon = view.map(|view| view.horizon.clone()).unwrap_or_default();
-    RunReport { version: view.map(ViewSnapshot::version), ..RunReport::of(&run, horizon) }
+    // It has computed nothing itself.
+    let (computed_cells, version) = (BTreeMap::new(), view.map(ViewSnapshot::version));
+    RunReport { version, computed_cells, readings_read: 0, restated: 0, ..RunReport::of(&run, horizon) }
 }

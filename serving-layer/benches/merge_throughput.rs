@@ -31,6 +31,7 @@ use wye_serving::sql::{EngineParts, Limits, Sources, SqlEngine, UnknownHost};
 use wye_tables::amendments::Amendments;
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
+use wye_tables::restatements::Restatements;
 use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, Replaces, ViewCommit};
@@ -55,6 +56,7 @@ async fn main() -> Result<()> {
         dead_letters: DeadLetters::open(&root).await?,
         views: views.clone(),
         amendments: Amendments::open(&root)?,
+        restatements: Restatements::open(&root).await?,
     };
     let limits = Limits { threads: 2, ..Limits::default() };
     let parts = EngineParts {

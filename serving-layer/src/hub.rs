@@ -2,6 +2,8 @@
 //!
 //! The lock is held for microseconds by readers; a query takes a [`Capture`] and works on that.
 
+#[cfg(test)]
+mod outage_tests;
 mod state;
 #[cfg(test)]
 mod tests;

@@ -18,6 +18,7 @@ use wye_runtime::telemetry::Telemetry;
 use wye_tables::amendments::Amendments;
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
+use wye_tables::restatements::Restatements;
 use wye_tables::store::TableRoot;
 use wye_tables::views::BatchViews;
 
@@ -103,6 +104,7 @@ pub async fn start(
         dead_letters: DeadLetters::open(&root).await?,
         views: BatchViews::open(&root)?,
         amendments: Amendments::open(&root)?,
+        restatements: Restatements::open(&root).await?,
     };
     let views = sources.views.clone();
     let limits = query_limits(&settings.sql, parts.spill_folder);

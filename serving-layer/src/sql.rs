@@ -47,6 +47,7 @@ mod watchdog;
 use wye_tables::amendments::Amendments;
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
+use wye_tables::restatements::Restatements;
 use wye_tables::views::BatchViews;
 
 pub use answer::Rows;
@@ -67,4 +68,6 @@ pub struct Sources {
     pub views: BatchViews,
     /// Changes to how readings are computed.
     pub amendments: Amendments,
+    /// The restatements.
+    pub restatements: Restatements,
 }

@@ -22,6 +22,7 @@ use wye_metrics::view_rows::{COMPUTATION, ViewSchema};
 use wye_tables::amendments::Amendments;
 use wye_tables::dead_letters::DeadLetters;
 use wye_tables::readings::Readings;
+use wye_tables::restatements::Restatements;
 use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
 use wye_tables::views::{BatchViews, CellRecord, Replaces, ViewCommit, ViewFile};
@@ -179,6 +180,7 @@ impl Site {
             dead_letters: DeadLetters::open(&root).await.unwrap(),
             views: views.clone(),
             amendments: Amendments::open(&root).unwrap(),
+            restatements: Restatements::open(&root).await.unwrap(),
         };
         let hub = Arc::new(hub());
         hub.step(Input::CaughtUp);

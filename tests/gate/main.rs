@@ -22,6 +22,7 @@ mod file_jobs;
 mod foreign;
 mod intake;
 mod mistakes;
+mod open_tables;
 mod s3;
 mod simulation;
 mod structure;

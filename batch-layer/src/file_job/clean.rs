@@ -86,8 +86,11 @@ impl Cleaning {
             missing,
         };
         for column in &source.columns {
-            let rules =
-                recipe.and_then(|recipe| recipe.columns.get(&column.name)).cloned().unwrap_or_default();
+            let rules = recipe.and_then(|recipe| recipe.columns.get(&column.name)).cloned();
+            let rules = rules.unwrap_or_else(|| ColumnRules {
+                decimal_comma: recipe.is_some_and(|recipe| recipe.decimal_comma),
+                ..ColumnRules::default()
+            });
             let kind = match rules.kind {
                 Some(kind) => Kind::Written(kind),
                 None if source.is_csv() => Kind::Guessed(ColumnType::Text),

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use wye_runtime::unique;
 
 use super::FileJobError;
-use super::input::Format;
+use super::input::{Format, Input};
 use super::messages;
 use super::query::{Rows, failed_query};
 
@@ -68,6 +68,20 @@ impl Destination {
             )));
         }
         refuse_existing(path, *existing)
+    }
+
+    /// Checks that the file is not one that the same job would read the next time.
+    pub(crate) fn check_apart(&self, inputs: &[Input]) -> Result<(), FileJobError> {
+        let Self::File { path, .. } = self else { return Ok(()) };
+        let Ok(folder) = folder_of(path).canonicalize() else { return Ok(()) };
+        let is_folder = |input: &&Input| input.path.canonicalize().is_ok_and(|input| input == folder);
+        inputs.iter().find(is_folder).map_or(Ok(()), |input| {
+            Err(FileJobError::Arguments(format!(
+                "the output {} is in the folder of the input {}, so the next job would read it; write it to another folder",
+                path.display(),
+                input.path.display()
+            )))
+        })
     }
 
     /// The file, if it is one.

@@ -133,6 +133,7 @@ impl Query {
             SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
         options.verify_plan(&plan).map_err(|error| wrong(&error))?;
         let schema = readable_names(plan.schema().as_arrow(), tables);
+        check_names(&schema)?;
         let optimized = several.state().optimize(&plan).map_err(|error| wrong(&error))?;
         let session = if keeps_order(&optimized).map_err(&failed)? { session(runtime, 1) } else { several };
         let physical = session.state().create_physical_plan(&plan).await.map_err(|error| wrong(&error))?;
@@ -221,6 +222,17 @@ fn readable_names(schema: &Schema, tables: &[Table]) -> SchemaRef {
         Field::new(name, field.data_type().clone(), true)
     });
     Arc::new(Schema::new(fields.collect::<Vec<_>>()))
+}
+
+/// Checks that no two columns of a result have one name: readers of the output would see one of them.
+fn check_names(schema: &Schema) -> Result<(), FileJobError> {
+    let names: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
+    let twice = names.iter().enumerate().find(|(place, name)| names[..*place].contains(name));
+    twice.map_or(Ok(()), |(_, name)| {
+        Err(FileJobError::Arguments(format!(
+            "the result has several columns named {name:?}; name them apart, as in SELECT a.{name} AS {name}_of_a"
+        )))
+    })
 }
 
 fn without_tables(name: &str, tables: &[Table]) -> String {

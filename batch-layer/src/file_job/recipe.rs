@@ -42,6 +42,7 @@ pub struct Recipe {
     pub(crate) source: String,
     pub(crate) trim: bool,
     pub(crate) missing: Missing,
+    pub(crate) decimal_comma: bool,
     pub(crate) columns: BTreeMap<String, ColumnRules>,
     pub(crate) dedupe: Option<Dedupe>,
 }
@@ -176,6 +177,7 @@ impl Written {
             source: source.to_owned(),
             trim: self.trim,
             missing: self.missing.map(missing).transpose()?.unwrap_or_default(),
+            decimal_comma: self.decimal_comma,
             columns,
             dedupe: self.dedupe,
         })

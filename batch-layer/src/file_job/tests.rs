@@ -312,3 +312,45 @@ async fn the_query_spills_to_disk_where_memory_is_short() {
         assert_eq!(rows, "s,c\n80000200000,400000");
     }
 }
+
+#[tokio::test]
+async fn a_format_is_for_numbers_too() {
+    let json = "{\"t\":1767225600,\"d\":20260131}\n{\"t\":60,\"d\":20261331}\n";
+    let recipe = "[columns.t]\ntype = \"timestamp\"\nformat = \"%s\"\n[columns.d]\ntype = \"date\"\nformat = \"%Y%m%d\"\ninvalid = \"null\"\n";
+    let bench = Bench::new(&[("t.json", json)]);
+    let (report, rows) = bench.run(bench.job(&["t.json"], recipe, "SELECT * FROM t")).await.unwrap();
+    assert_eq!(report.failures, [] as [String; 0]);
+    assert_eq!(rows, "d,t\n2026-01-31,2026-01-01T00:00:00\n,1970-01-01T00:01:00");
+    assert_eq!(rule(&report, "d", Rule::Invalid).values, 1);
+}
+
+#[tokio::test]
+async fn numbers_are_finite_and_keep_their_digits() {
+    let text = "x,y,z\n1.5,0.5,\"1,5\"\nnan,9007199254740993,2\ninf,1,3\n1e999,2,4\n-Infinity,3,5\n";
+    let bench = Bench::new(&[("t.csv", text)]);
+    let recipe = "decimal_comma = true\n[columns.x]\ntype = \"float\"\ninvalid = \"null\"\n";
+    let (report, rows) = bench.run(bench.job(&["t.csv"], recipe, "SELECT * FROM t")).await.unwrap();
+    assert_eq!(rows, "x,y,z\n1.5,0.5,1.5\n,9007199254740993,2.0\n,1,3.0\n,2,4.0\n,3,5.0");
+    assert_eq!(rule(&report, "x", Rule::Invalid).values, 4);
+}
+
+#[tokio::test]
+async fn columns_of_a_result_have_different_names() {
+    let bench = Bench::new(&[("a.csv", "id,n\n1,2\n"), ("b.csv", "id,n\n1,3\n")]);
+    let error = bench.error(&["a.csv", "b.csv"], "", "SELECT * FROM a JOIN b ON a.id = b.id").await;
+    assert_eq!(error.kind(), ErrorKind::Invalid);
+    assert!(error.to_string().contains("several columns named \"id\""), "{error}");
+}
+
+#[tokio::test]
+async fn an_output_is_not_in_the_folder_of_an_input() {
+    let bench = Bench::new(&[]);
+    std::fs::create_dir(bench.path("data")).unwrap();
+    std::fs::write(bench.path("data/a.csv"), "x\n1\n").unwrap();
+    let output = |name: &str| Destination::File { path: bench.path(name), existing: Existing::Replace };
+    let job = || bench.job(&["data"], "", "SELECT * FROM data");
+    let refused = run(job(), output("data/all.csv"), CancellationToken::new()).await.unwrap_err();
+    assert!(refused.to_string().contains("would read it"), "{refused}");
+    run(job(), output("all.csv"), CancellationToken::new()).await.unwrap();
+    assert_eq!(std::fs::read_to_string(bench.path("all.csv")).unwrap(), "x\n1\n");
+}

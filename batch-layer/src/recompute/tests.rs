@@ -293,6 +293,7 @@ impl Views {
             since,
             threads: how.threads,
             cell_readings: how.cell_readings,
+            restating: None,
             progress: None,
         };
         let done = recompute(task).await.unwrap();

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
+use arrow::array::{Array, AsArray};
+use arrow::datatypes::{DataType, TimestampMicrosecondType};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use wye_domain::ErrorKind;
@@ -15,6 +17,7 @@ use wye_domain::time::{Micros, Span};
 use wye_metrics::definition::{Definition, MetricConfig};
 use wye_metrics::plan::MetricPlans;
 use wye_metrics::view_rows::{COMPUTATION, ViewSchema};
+use wye_tables::restatements::Restatements;
 use wye_tables::run_record::RunRecord;
 use wye_tables::views::{BatchViews, Replaces, ViewCommit, ViewVersion};
 
@@ -332,4 +335,98 @@ async fn a_view_of_another_version_is_computed_again() {
     assert!(runner.has_other_definitions().await.unwrap());
     assert_eq!(runner.run(RunOptions::default()).await.unwrap().outcome, Outcome::Committed);
     assert_eq!(site.view().await.len(), 1);
+}
+
+/// A reading of device `a`, so many seconds after the time of the first.
+async fn reading_at(site: &Site, from: Micros, second: i64, value: f64) {
+    let time = from.millis() + second * 1_000;
+    let json = format!(r#"{{"device_id":"a","metric":"t","value":{value},"event_time":{time}}}"#);
+    site.send(wye_log::topics::READINGS, 0, json.as_bytes()).await;
+}
+
+/// What the table of restatements has of the minute after a time: second of the window, reason, old and new sum.
+async fn restated(site: &Site, from: Micros) -> Vec<(i64, String, Option<f64>, Option<f64>)> {
+    let table = Restatements::open(&site.root).await.unwrap().provider().await.unwrap();
+    let session = datafusion::prelude::SessionContext::new();
+    let frame = session.read_table(table).unwrap();
+    let mut found = Vec::new();
+    for batch in frame.collect().await.unwrap() {
+        let text = |name: &str, row: usize| {
+            let column =
+                datafusion::arrow::compute::cast(batch.column_by_name(name).unwrap(), &DataType::Utf8);
+            let column = column.unwrap();
+            let column = column.as_string::<i32>();
+            column.is_valid(row).then(|| column.value(row).to_owned())
+        };
+        let sum = |json: Option<String>| {
+            let value: serde_json::Value = serde_json::from_str(&json?).unwrap();
+            value["sum"].as_f64()
+        };
+        for row in 0..batch.num_rows() {
+            let start = batch.column_by_name("window_start").unwrap();
+            let start = start.as_primitive::<TimestampMicrosecondType>().value(row) / 1_000_000;
+            let (old, new) = (sum(text("old", row)), sum(text("new", row)));
+            found.push((start - from.seconds(), text("reason", row).unwrap(), old, new));
+        }
+    }
+    found.retain(|(second, ..)| *second < 60);
+    found.sort_by(|a, b| a.partial_cmp(b).unwrap());
+    found
+}
+
+fn by_second(value: &str) -> MetricPlans {
+    let aggregates = Some(vec!["sum".to_owned()]);
+    let (window, value) = (Some("1s".into()), Some(value.into()));
+    let config = MetricConfig { name: "*".into(), window, value, aggregates, ..MetricConfig::default() };
+    MetricPlans::new(vec![Definition::check(&config).unwrap()], Arc::default()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settled_numbers_that_change_are_restated() {
+    let site = Site::start(1).await;
+    // The windows are 5 minutes old, and begin with a minute.
+    let from = Micros((site.clock.now().0 / 60_000_000 - 5) * 60_000_000);
+    for second in 0..4 {
+        reading_at(&site, from, second, 1.0).await;
+    }
+    // Most readings come at once, so these are settled.
+    for _ in 0..8 {
+        for second in 0..999 {
+            reading_at(&site, site.clock.now(), second % 2, 1.0).await;
+        }
+    }
+    site.archive([(0, 7_996)]).await;
+    let runner = site.runner_with(by_second("value")).await;
+    let report = runner.run(RunOptions::default()).await.unwrap();
+    assert_eq!((report.outcome, report.restated), (Outcome::Committed, 0));
+
+    // One reading more in a window, and one in a window without any; the others are as they were.
+    reading_at(&site, from, 1, 10.0).await;
+    let json =
+        format!(r#"{{"device_id":"a","metric":"t","value":5,"event_time":{}}}"#, from.millis() + 1_500);
+    site.send(wye_log::topics::READINGS, 0, json.as_bytes()).await;
+    reading_at(&site, from, 9, 2.0).await;
+    site.archive([(0, 7_999)]).await;
+    let report = runner.run(RunOptions::default()).await.unwrap();
+    let late = |second, old, new| (second, "late_readings".to_owned(), old, new);
+    // The first of the three is a conflict, which changes the score alone.
+    let expected = [late(1, Some(1.0), Some(6.0)), late(9, None, Some(2.0))];
+    assert_eq!((report.restated, restated(&site, from).await), (2, expected.to_vec()));
+
+    // Nothing is restated twice, by whomever.
+    let latest = runner.latest().await.unwrap().unwrap();
+    runner.add_restatements(latest.version(), latest.run.as_ref()).await.unwrap();
+    let forced = runner.run(RunOptions { force: true, progress: None }).await.unwrap();
+    assert_eq!((forced.outcome, forced.restated), (Outcome::Committed, 0));
+    assert_eq!(restated(&site, from).await.len(), 2);
+
+    let other = site.runner_with(by_second("value * 2")).await;
+    let report = other.run(RunOptions::default()).await.unwrap();
+    let found = restated(&site, from).await;
+    let changed: Vec<_> = found.iter().filter(|row| row.1 == "definition").cloned().collect();
+    let definition = |second, old| (second, "definition".to_owned(), Some(old), Some(2.0 * old));
+    let expected =
+        [(0, 1.0), (1, 6.0), (2, 1.0), (3, 1.0), (9, 2.0)].map(|(second, old)| definition(second, old));
+    assert_eq!(changed, expected);
+    assert!(report.restated >= 5);
 }

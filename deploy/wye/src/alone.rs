@@ -191,6 +191,7 @@ pub(crate) fn passing(error: anyhow::Error) -> anyhow::Error {
     let kind = error
         .downcast_ref::<TablesError>()
         .map(TablesError::kind)
+        .or_else(|| error.downcast_ref::<BatchError>().map(BatchError::kind))
         .or_else(|| error.downcast_ref::<LogError>().map(LogError::kind))
         .or_else(|| error.downcast_ref::<IngestError>().map(IngestError::kind))
         .or_else(|| error.downcast_ref::<BrokerError>().map(BrokerError::kind));

@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use wye_batch::amend::{Affected, affected};
+use wye_domain::ErrorKind;
 use wye_domain::time::{Micros, Span, Window, format_rfc3339, parse_rfc3339};
 use wye_metrics::amendment::{Amending, Amendment, Change, Selection, in_force};
 use wye_runtime::clock::{Clock, SystemClock};
 use wye_runtime::unique;
+use wye_tables::TablesError;
 use wye_tables::amendments::Amendments;
 use wye_tables::store::TableRoot;
 
@@ -92,7 +94,7 @@ async fn make(about: &AmendAbout, change: Change) -> Result<()> {
             &format!("would affect {}", words(&found)),
         );
     }
-    amendments.append(&amendment).await?;
+    amendments.append(&amendment).await.map_err(|error| not_known(error, &amendment))?;
     let answer = json!({ "id": amendment.id, "affects": found });
     print(
         &about.made,
@@ -111,10 +113,21 @@ async fn revoke(arguments: &AmendRevoke) -> Result<()> {
     };
     let change = Change::Revoke(arguments.id.clone());
     let amendment = new(&all, &arguments.made, revoked.readings.clone(), change);
-    amendments.append(&amendment).await?;
+    amendments.append(&amendment).await.map_err(|error| not_known(error, &amendment))?;
     let answer = json!({ "id": amendment.id, "revokes": arguments.id });
     let line = format!("amendment {} revokes {}; the next batch run applies it", amendment.id, arguments.id);
     print(&arguments.made, &answer, &line)
+}
+
+/// An error of storing an amendment. Where it may have been stored, to try again is wrong: a correction would be made twice.
+fn not_known(error: TablesError, amendment: &Amendment) -> anyhow::Error {
+    match error.kind() {
+        ErrorKind::Unavailable => anyhow!(
+            "it is not known whether amendment {} was stored: {error}; `wye amend list` says it, look before you try again",
+            amendment.id
+        ),
+        _ => error.into(),
+    }
 }
 
 /// An amendment that comes after all that there are, whatever the clock says: a revocation must not come before what it

@@ -280,7 +280,7 @@ pub(crate) struct AmendDrop {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct AmendCorrect {
     /// SQL expression of the new value over the columns of a reading, such as "value / 10"
-    #[arg(long, value_name = "SQL")]
+    #[arg(long, value_name = "SQL", allow_hyphen_values = true)]
     pub value: String,
     /// Which readings, and why.
     #[command(flatten)]

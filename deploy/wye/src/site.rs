@@ -9,16 +9,18 @@ use tokio_util::sync::CancellationToken;
 use wye_batch::compute::Compute;
 use wye_batch::telemetry::BatchTelemetry;
 use wye_broker::{Broker, BrokerConfig, BrokerError, Limits, Port};
-use wye_domain::ErrorKind;
 use wye_domain::ledger::Tables;
+use wye_domain::{ErrorKind, error_chain};
 use wye_log::client::{Log, LogConfig};
 use wye_runtime::clock::Clock;
 use wye_runtime::telemetry::Telemetry;
 use wye_speed::ingest::telemetry::IngestTelemetry;
 use wye_speed::ingest::{self, Ingest};
+use wye_tables::TablesError;
 use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
 
+use crate::client::Misused;
 use crate::settings::{EmbeddedPort, LogSection};
 use crate::terminal::program;
 use check::Checked;
@@ -116,6 +118,8 @@ pub(crate) async fn table_root(
         location => location,
     };
     match shutdown.run_until_cancelled(TableRoot::open(location, &checked.s3)).await {
+        // A wrong location is a wrong setting.
+        Some(Err(error @ TablesError::Location { .. })) => bail!(Misused(error_chain(&error))),
         Some(root) => Ok(root?),
         None => bail!("stopped before the store of the tables has answered"),
     }

@@ -282,7 +282,7 @@ impl HubState {
         let judge = facts.judge(now);
         let newest = infos.iter().filter_map(|info| {
             let newest = self.newest(info, judge)?;
-            Some((Arc::clone(info), merge::current(info.facts(), newest, judge)))
+            Some((Arc::clone(info), self.as_current(info, newest, judge)))
         });
         Taken { answers: newest.collect(), coverage, edition: self.edition() }
     }
@@ -372,6 +372,23 @@ impl HubState {
         merge::merge(info.facts(), window, sides, judge)
     }
 
+    /// The newest window of a series as its current value.
+    fn as_current(&self, info: &SeriesInfo, newest: Answer, judge: Judge<'_>) -> Answer {
+        let before = newest.window_start - info.window.span();
+        let snapshot = self.snapshot.as_ref();
+        // Older rows of the batch view are not at hand.
+        let is_known = snapshot.and_then(|snapshot| snapshot.newest(info.id));
+        let is_known = is_known.is_none_or(|row| row.window_start <= before);
+        let answer = || {
+            let sides = Sides {
+                batch: snapshot.and_then(|snapshot| snapshot.row_from_newest_on(info.id, before)),
+                realtime: self.store.newest_summary(info.id, before),
+            };
+            merge::merge(info.facts(), before, sides, judge).filter(|_| is_known)
+        };
+        merge::current(info.facts(), newest, answer, judge)
+    }
+
     fn newest_of_both(&self, info: &Arc<SeriesInfo>, judge: Judge<'_>) -> Option<Current> {
         let answer = self.newest(info, judge)?;
         let batch = self.snapshot.as_ref().and_then(|snapshot| snapshot.newest(info.id));
@@ -384,7 +401,7 @@ impl HubState {
             merge::merge(info.facts(), window, Sides { batch: None, realtime }, judge)
         });
         debug_assert!(answer.source != Source::Batch || batch.is_some());
-        let answer = merge::current(info.facts(), answer, judge);
+        let answer = self.as_current(info, answer, judge);
         Some(Current { info: Arc::clone(info), answer, batch, realtime })
     }
 }

@@ -81,6 +81,7 @@ impl SchemaProvider for CaptureSchema {
                 let all = self.sources.amendments.all().await.map_err(external)?;
                 in_memory(system_tables::amendments(&all)?)?
             }
+            SqlTable::Restatements => self.sources.restatements.provider().await.map_err(external)?,
             SqlTable::Coverage => in_memory(system_tables::coverage(&self.capture.coverage)?)?,
             SqlTable::RealtimeMetrics => self.all_series(Layers::Realtime),
             SqlTable::BatchMetrics => self.all_series(Layers::Batch),

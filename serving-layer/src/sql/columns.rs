@@ -219,8 +219,8 @@ impl MergedColumns {
         self.columns.iter().any(|column| column.is_judged())
     }
 
-    /// Computes the columns of rows that are in the batch view only. All of the rows have readings, and their windows have
-    /// ended if [`MergedColumns::are_judged`].
+    /// Computes the columns of rows that are in the batch view only. All of the rows have readings, and their windows are not
+    /// open ([`Judge::is_open`]) if [`MergedColumns::are_judged`].
     ///
     /// # Errors
     /// When a column of the batch view is missing or damaged.

@@ -319,7 +319,6 @@ impl Merging {
             return Ok((answers, kept));
         }
         let view = ViewRows::of(rows)?;
-        let as_of = plan.judge().as_of;
         for (range, id) in runs(&view.series, view.len(), &plan.columns.directory) {
             let Some(id) = id else { continue };
             if let Some(ExpectedSeries { info, .. }) = plan.expected(id) {
@@ -339,7 +338,7 @@ impl Merging {
                 let group = windows.as_ref().filter(|windows| windows.contains(&start));
                 let group = group.and_then(|_| plan.rows.find(groups.clone(), start));
                 // Of an open window, less is expected than the view says.
-                let is_open = are_judged && info.window.window_at(start).end > as_of;
+                let is_open = are_judged && plan.judge().is_open(info.window.window_at(start));
                 if group.is_none() && !is_open {
                     continue;
                 }

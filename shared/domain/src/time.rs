@@ -186,13 +186,6 @@ impl Window {
     pub fn length(self) -> Span {
         self.end - self.start
     }
-
-    /// How much of it has passed at a point in time; zero before its start.
-    #[must_use]
-    #[inline]
-    pub fn elapsed_at(self, at: Micros) -> Span {
-        (at.min(self.end) - self.start).max(Span::ZERO)
-    }
 }
 
 /// The length of a tumbling window; always positive.

@@ -4,14 +4,15 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::expectation::Expectation;
+use crate::expectation::{Expectation, Stretch};
 use wye_domain::summary::Summary;
 use wye_domain::time::{Micros, Span, Window};
 
 /// The largest score where the number of expected readings is unknown.
 pub const UNKNOWN_EXPECTATION_CAP: f64 = 0.9;
-/// The share of readings that have arrived by a usual age.
-const USUAL: f64 = 0.99;
+/// The share of readings that have arrived by half of the usual age. One outage after which many readings come late does not
+/// change it.
+const USUAL: f64 = 0.5;
 /// From this settledness on a batch number is settled.
 pub const SETTLED: f64 = 0.999;
 
@@ -105,16 +106,15 @@ pub struct Judged {
 }
 
 /// Judges a summary that has all readings received up to `at`, with the distribution of lateness. Of a window that is still
-/// open, only the readings of the part that has passed are expected.
+/// open, only the readings are expected that are due, and have had the usual time to arrive.
 ///
 /// The state is that of a number of the batch layer: preliminary or settled. Without a reading it is insufficient data.
 #[inline]
 pub fn judge(evidence: Evidence<'_>, at: Micros, settling: &Settling) -> Judged {
     let Evidence { summary, expectation, window } = evidence;
     let settledness = settling.settledness(at - window.end);
-    let passed = Window { start: window.start, end: window.end.min(at).max(window.start) };
     Judged {
-        confidence: score(summary, expectation, passed, settledness),
+        confidence: score(summary, expectation, Stretch::of(window, settling.due(at)), settledness),
         state: if summary.count == 0 { State::InsufficientData } else { batch_state(settledness) },
     }
 }
@@ -123,7 +123,7 @@ pub fn judge(evidence: Evidence<'_>, at: Micros, settling: &Settling) -> Judged 
 /// with time.
 #[inline]
 pub fn settled(evidence: Evidence<'_>) -> Confidence {
-    score(evidence.summary, evidence.expectation, evidence.window, 1.0)
+    score(evidence.summary, evidence.expectation, Stretch::Whole(evidence.window), 1.0)
 }
 
 /// The state of a number of the batch layer at a settledness.
@@ -135,26 +135,30 @@ pub(crate) fn batch_state(settledness: f64) -> State {
 /// Whether a window that has no reading should have some by `at`: at least one expected reading should have arrived.
 pub fn lacks_data(expectation: &Expectation, window: Window, at: Micros, settling: &Settling) -> bool {
     let settledness = settling.settledness(at - window.end);
-    settledness > 0.0 && expectation.readings(window) * settledness >= 1.0
+    settledness > 0.0 && expectation.readings(Stretch::Whole(window)) * settledness >= 1.0
 }
 
 /// Whether a series that has had no reading since a time is silent at `at`: two readings that should have arrived by then are
 /// missing.
 pub fn is_silent(expectation: &Expectation, since: Micros, at: Micros, settling: &Settling) -> bool {
-    expectation.readings(Window { start: since, end: at - settling.usual() }) >= 2.0
+    let usual = settling.usual().unwrap_or(LatenessHistogram::BACKLOG);
+    expectation.readings(Stretch::Whole(Window { start: since, end: at - usual })) >= 2.0
 }
 
 /// Scores a summary that holds the readings of a stretch of time, against what was expected of it, at a `settledness`
-/// in `[0, 1]`.
-fn score(summary: &Summary, expectation: Option<&Expectation>, time: Window, settledness: f64) -> Confidence {
+/// in `[0, 1]`. Where nothing is expected, nothing is missing.
+fn score(
+    summary: &Summary,
+    expectation: Option<&Expectation>,
+    stretch: Stretch,
+    settledness: f64,
+) -> Confidence {
     let validity = if summary.count == 0 { 0.0 } else { summary.valid() as f64 / summary.count as f64 };
-    let expected = expectation.map(|expectation| expectation.readings(time));
-    let completeness = match (expectation, expected) {
-        (Some(expectation), Some(expected)) if expected > 0.0 => {
-            Some((expectation.received(summary, time) as f64 / expected).min(1.0))
-        }
-        _ => None,
-    };
+    let expected = expectation.map(|expectation| expectation.readings(stretch));
+    let completeness = expectation.zip(expected).map(|(expectation, expected)| match expected > 0.0 {
+        true => (expectation.received(summary, stretch) as f64 / expected).min(1.0),
+        false => 1.0,
+    });
     let expected_source =
         if expectation.is_some() { ExpectedSource::Registry } else { ExpectedSource::Unknown };
     let precision = 1.0;
@@ -241,11 +245,23 @@ impl Settling {
         self.shares.get(bucket(age)).copied().unwrap_or(0.0)
     }
 
-    /// An age by which 99 % of the readings have arrived.
-    pub fn usual(&self) -> Span {
-        let bucket = self.shares.iter().position(|share| *share >= USUAL);
+    /// Windows that have ended by then are settled at `at`.
+    pub fn settled_until(&self, at: Micros) -> Micros {
+        let bucket = self.shares.iter().position(|share| *share >= SETTLED);
         let age = bucket.map(|bucket| Span::from_millis(1 << bucket.saturating_sub(1)));
-        age.unwrap_or(LatenessHistogram::BACKLOG).min(LatenessHistogram::BACKLOG)
+        at - age.unwrap_or(LatenessHistogram::BACKLOG).min(LatenessHistogram::BACKLOG)
+    }
+
+    /// Readings that were sent before this time have usually arrived at `at`.
+    pub fn due(&self, at: Micros) -> Micros {
+        at - self.usual().unwrap_or_default()
+    }
+
+    /// An age by which readings have usually arrived: twice the median, rounded up to a power of two of a millisecond; `None`
+    /// where nothing is known.
+    pub fn usual(&self) -> Option<Span> {
+        let bucket = self.shares.iter().position(|share| *share >= USUAL)?;
+        Some(Span::from_millis(1 << bucket).min(LatenessHistogram::BACKLOG))
     }
 }
 
@@ -306,9 +322,9 @@ mod tests {
         let expectation = Expectation::new(vec![device]);
         for (count, invalid, expected) in [(60, 0, 1.0), (30, 15, 0.25), (90, 0, 1.0), (0, 0, 0.0)] {
             let summary = received(count, invalid);
-            assert_eq!(score(&summary, expectation.as_ref(), MINUTE, 0.0).score, expected);
+            assert_eq!(score(&summary, expectation.as_ref(), Stretch::Whole(MINUTE), 0.0).score, expected);
         }
-        assert_eq!(score(&received(1, 0), None, MINUTE, 1.0).score, UNKNOWN_EXPECTATION_CAP);
+        assert_eq!(score(&received(1, 0), None, Stretch::Whole(MINUTE), 1.0).score, UNKNOWN_EXPECTATION_CAP);
     }
 
     #[test]
@@ -323,8 +339,14 @@ mod tests {
         assert_eq!(settling.settledness(Span(-1)), 0.0);
         assert_eq!(settling.settledness(Span::from_secs(1)), 0.99);
         assert_eq!(settling.settledness(Span::from_secs(10)), 1.0);
-        assert!(settling.settledness(settling.usual()) >= 0.99 && settling.usual() < Span::from_secs(1));
-        assert_eq!(Settling::default().usual(), LatenessHistogram::BACKLOG);
+        let usual = settling.usual().unwrap();
+        assert!(settling.settledness(usual) >= 0.99 && usual == Span::from_millis(8));
+        assert_eq!(Settling::default().usual(), None);
+        let until = settling.settled_until(Micros::EPOCH);
+        assert!(
+            settling.settledness(Micros::EPOCH - until) >= SETTLED
+                && Micros::EPOCH - until < Span::from_secs(9)
+        );
         for none in [LatenessHistogram::default().settling(), Settling::default()] {
             assert_eq!(none.settledness(LatenessHistogram::BACKLOG), 1.0);
             assert_eq!(none.settledness(LatenessHistogram::BACKLOG - Span(1)), 0.0);

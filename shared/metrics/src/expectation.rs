@@ -2,7 +2,8 @@
 //! registry's intervals.
 //!
 //! A group that spans devices is counted device by device: extra readings of one device do not make up for missing ones
-//! of another.
+//! of another. Nobody knows at which moment of its interval a device reports, so in a window that is still open only the
+//! readings of whole intervals are due.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use wye_domain::registry::DeviceNumber;
 use wye_domain::schedule::Schedule;
 use wye_domain::summary::Summary;
-use wye_domain::time::{Micros, Span, Window};
+use wye_domain::time::{Micros, Window};
 
 /// What one device should send to a series.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,15 +24,40 @@ pub struct ExpectedDevice {
     pub metrics: u32,
 }
 
-impl ExpectedDevice {
-    /// The most readings that a device can send in a stretch of time if it keeps to its schedule.
-    fn most(&self, time: Window) -> u64 {
-        let parts = self.schedule.within(time);
-        let each = parts.map(|(length, interval)| {
-            length.0.unsigned_abs().div_ceil(interval.max(Span(1)).0.unsigned_abs())
-        });
-        u64::from(self.metrics) * each.sum::<u64>()
+/// The stretch of a window for which readings are expected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stretch {
+    /// All of it.
+    Whole(Window),
+    /// The first part of a window that is open.
+    Begun(Window),
+}
+
+impl Stretch {
+    /// The stretch of a window of which readings have arrived at a time.
+    pub fn of(window: Window, at: Micros) -> Self {
+        if window.end <= at {
+            return Self::Whole(window);
+        }
+        Self::Begun(Window { start: window.start, end: at.max(window.start) })
     }
+}
+
+impl ExpectedDevice {
+    /// The most readings that count of a device.
+    fn most(&self, stretch: Stretch) -> u64 {
+        u64::from(self.metrics)
+            * match stretch {
+                Stretch::Whole(time) => intervals(&self.schedule, time, u64::div_ceil),
+                Stretch::Begun(time) => intervals(&self.schedule, time, |length, interval| length / interval),
+            }
+    }
+}
+
+/// How many intervals of a schedule are in a stretch of time, each part rounded.
+fn intervals(schedule: &Schedule, time: Window, rounded: impl Fn(u64, u64) -> u64) -> u64 {
+    let parts = schedule.within(time);
+    parts.map(|(length, interval)| rounded(length.0.unsigned_abs(), interval.0.unsigned_abs().max(1))).sum()
 }
 
 /// What all devices of a series should send; never without a device.
@@ -53,22 +79,30 @@ impl Expectation {
         (!devices.is_empty()).then_some(Self { devices, by_schedule })
     }
 
-    /// Expected readings in a stretch of time.
-    pub fn readings(&self, time: Window) -> f64 {
-        let each = self.by_schedule.iter().flat_map(|(schedule, names)| {
-            let parts = schedule.within(time);
-            parts.map(|(length, interval)| *names as f64 * length.0 as f64 / interval.0.max(1) as f64)
+    /// Readings that are expected: of a whole window by the length of the intervals, of a window that has begun those that
+    /// are due, whatever the moment at which a device reports.
+    pub fn readings(&self, stretch: Stretch) -> f64 {
+        let each = self.by_schedule.iter().map(|(schedule, names)| match stretch {
+            Stretch::Whole(time) => {
+                let parts = schedule.within(time);
+                parts
+                    .map(|(length, interval)| *names as f64 * length.0 as f64 / interval.0.max(1) as f64)
+                    .sum()
+            }
+            Stretch::Begun(time) => {
+                (names * intervals(schedule, time, |length, interval| length / interval)) as f64
+            }
         });
         each.sum()
     }
 
-    /// How many of a summary's readings meet the expectation in a stretch of time: of each device no more than it can send,
-    /// where the summary counts them by device, else all.
-    pub fn received(&self, summary: &Summary, time: Window) -> u64 {
+    /// How many of a summary's readings meet the expectation: of each device no more than it can send, or than are due, where
+    /// the summary counts them by device, else all.
+    pub fn received(&self, summary: &Summary, stretch: Stretch) -> u64 {
         let Some(counts) = summary.device_counts() else { return summary.count };
         self.devices
             .iter()
-            .map(|expected| u64::from(counts.of(expected.device)).min(expected.most(time)))
+            .map(|expected| u64::from(counts.of(expected.device)).min(expected.most(stretch)))
             .sum()
     }
 
@@ -84,8 +118,9 @@ mod tests {
     use super::*;
     use wye_domain::schedule::ScheduleParts;
     use wye_domain::sketches::{Needs, Sketches};
+    use wye_domain::time::Span;
 
-    const MINUTE: Window = Window { start: Micros::EPOCH, end: Micros::from_secs(60) };
+    const MINUTE: Stretch = Stretch::Whole(Window { start: Micros::EPOCH, end: Micros::from_secs(60) });
 
     fn summary(readings: &[(u32, u32)]) -> Summary {
         let needs = Needs { devices: true, ..Needs::default() };
@@ -127,6 +162,24 @@ mod tests {
     }
 
     #[test]
+    fn of_a_window_that_has_begun_whole_intervals_are_due() {
+        let expectation = every(10, 0..2);
+        let begun = |seconds| {
+            Stretch::of(
+                Window { start: Micros::EPOCH, end: Micros::from_secs(60) },
+                Micros::from_secs(seconds),
+            )
+        };
+        assert_eq!(
+            [-9, 0, 9, 10, 29, 59].map(|at| expectation.readings(begun(at))),
+            [0.0, 0.0, 0.0, 2.0, 4.0, 10.0]
+        );
+        assert_eq!(begun(60), MINUTE);
+        // One device has sent its third reading already, the other is silent since its first one.
+        assert_eq!(expectation.received(&summary(&[(0, 3), (1, 1)]), begun(29)), 3);
+    }
+
+    #[test]
     fn a_new_interval_does_not_rescale_history() {
         let schedule = Arc::new(Schedule::new(ScheduleParts {
             since: Micros::from_secs(60),
@@ -139,7 +192,7 @@ mod tests {
         let expectation = Expectation::new(vec![device]).unwrap();
         let starts = (0..4).map(|minute| Micros::from_secs(60 * minute));
         let minutes = starts.map(|start| Window { start, end: start + Span::from_mins(1) });
-        let expected: Vec<f64> = minutes.map(|minute| expectation.readings(minute)).collect();
+        let expected: Vec<f64> = minutes.map(|minute| expectation.readings(Stretch::Whole(minute))).collect();
         assert_eq!(expected, [0.0, 12.0, 6.0 + 60.0, 120.0]);
         assert_eq!(expectation.since(), Some(Micros::from_secs(60)));
     }

@@ -4,7 +4,9 @@
 //! summaries is exact. A longer window is a merge of the summaries in it; its confidence is
 //! computed again from the expected, received and valid readings, never as a mean of scores.
 
-use crate::confidence::{Confidence, Evidence, Judged, Settling, State, is_silent, judge, lacks_data};
+use crate::confidence::{
+    Confidence, Evidence, Judged, Settling, State, is_silent, judge, lacks_data, settled,
+};
 use crate::expectation::Expectation;
 use wye_domain::summary::Summary;
 use wye_domain::time::{Micros, Window, WindowSize};
@@ -97,6 +99,13 @@ pub struct Judge<'a> {
     pub as_of: Micros,
 }
 
+impl Judge<'_> {
+    /// Whether readings of a window of the batch view may be on their way, so that less is expected than of all of it.
+    pub fn is_open(&self, window: Window) -> bool {
+        window.end > self.settling.due(self.as_of)
+    }
+}
+
 /// Merges the two sides of one window; `None` when there is no reading in it.
 pub fn merge(
     series: SeriesFacts<'_>,
@@ -128,27 +137,38 @@ pub fn missing(series: SeriesFacts<'_>, window: Window, judge: Judge<'_>) -> Opt
     if !lacks_data(series.expectation?, window, judge.as_of, judge.settling) {
         return None;
     }
-    let Judged { confidence, state } = series.judge(window, &Summary::EMPTY, judge.as_of, judge.settling);
+    let evidence = Evidence { summary: &Summary::EMPTY, expectation: series.expectation, window };
     Some(Answer {
         window_start: window.start,
         window_end: window.end,
         summary: Summary::EMPTY,
         source: Source::Merged,
-        confidence,
-        state,
+        confidence: settled(evidence),
+        state: State::InsufficientData,
     })
 }
 
-/// The newest answer of a series as its current value: where the series has fallen silent since, the number is not to be trusted.
-pub fn current(series: SeriesFacts<'_>, newest: Answer, judge: Judge<'_>) -> Answer {
-    let is_silent = series
-        .expectation
-        .is_some_and(|expectation| is_silent(expectation, newest.window_end, judge.as_of, judge.settling));
-    if !is_silent {
+/// The newest answer of a series as its current value. Where the series has fallen silent since, the number is not to be trusted.
+/// Where nothing is due yet of the newest window, it is as complete as the window `before`.
+pub fn current(
+    series: SeriesFacts<'_>,
+    newest: Answer,
+    before: impl FnOnce() -> Option<Answer>,
+    judge: Judge<'_>,
+) -> Answer {
+    let Some(expectation) = series.expectation else { return newest };
+    let confidence = newest.confidence;
+    if is_silent(expectation, newest.window_end, judge.as_of, judge.settling) {
+        let confidence = Confidence { completeness: 0.0, score: 0.0, ..confidence };
+        return Answer { confidence, state: State::InsufficientData, ..newest };
+    }
+    if confidence.expected.is_some_and(|expected| expected > 0.0) {
         return newest;
     }
-    let confidence = Confidence { completeness: 0.0, score: 0.0, ..newest.confidence };
-    Answer { confidence, state: State::InsufficientData, ..newest }
+    let Some(before) = before() else { return newest };
+    let completeness = before.confidence.completeness;
+    let score = completeness * confidence.validity * confidence.precision;
+    Answer { confidence: Confidence { completeness, score, ..confidence }, ..newest }
 }
 
 /// What the two layers have of one window.
@@ -293,12 +313,31 @@ mod tests {
             let judge = Judge { settling: &settling, now: as_of, as_of };
             let batch = row(0..60, minutes(&None));
             let newest = merge(series, at(0), Sides { batch: Some(&batch), realtime: None }, judge).unwrap();
-            let current = current(series, newest, judge);
+            let current = current(series, newest, || None, judge);
             (current.state, current.confidence.score, current.summary.count)
         };
         assert_eq!(state(at(61), series), (State::Settled, 1.0, 60));
         assert_eq!(state(at(63), series), (State::InsufficientData, 0.0, 60));
         assert_eq!(state(at(63), minutes(&None)), (State::Settled, 0.9, 60));
+    }
+
+    #[test]
+    fn a_window_of_which_nothing_is_due_is_as_complete_as_the_one_before() {
+        let settling = Settling::default();
+        let schedule = Arc::new(Schedule::always(Span::from_secs(10)));
+        let device = ExpectedDevice { device: DeviceNumber(0), schedule, metrics: 1 };
+        let expectation = Expectation::new(vec![device]);
+        let series = minutes(&expectation);
+        let score = |now| {
+            let judge = Judge { settling: &settling, now: at(now), as_of: at(now) };
+            let live = |window, readings| {
+                merge(series, at(window), Sides { batch: None, realtime: Some(summary(readings)) }, judge)
+            };
+            // Three of six readings, then one in the first seconds of the next minute.
+            let newest = live(60, 62..63).unwrap();
+            current(series, newest, || live(0, 0..3), judge).confidence.score
+        };
+        assert_eq!([65, 71, 85].map(score), [0.5, 1.0, 0.5]);
     }
 
     #[test]

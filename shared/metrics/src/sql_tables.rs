@@ -24,13 +24,15 @@ pub enum SqlTable {
     BatchRuns,
     /// Changes to how readings are computed.
     Amendments,
+    /// Settled numbers that a later batch run has changed.
+    Restatements,
     /// How far answers cover the log.
     Coverage,
 }
 
 impl SqlTable {
     /// All of them, in the order in which they are listed.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Readings,
         Self::RealtimeMetrics,
         Self::BatchMetrics,
@@ -40,6 +42,7 @@ impl SqlTable {
         Self::DeadLetters,
         Self::BatchRuns,
         Self::Amendments,
+        Self::Restatements,
         Self::Coverage,
     ];
 
@@ -56,6 +59,7 @@ impl SqlTable {
             Self::DeadLetters => "dead_letters",
             Self::BatchRuns => "batch_runs",
             Self::Amendments => "amendments",
+            Self::Restatements => "restatements",
             Self::Coverage => "coverage",
         }
     }

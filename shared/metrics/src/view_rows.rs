@@ -19,7 +19,7 @@
 //! The score is that of a window of which all readings have arrived, so a row is a function of its readings, the definitions
 //! and the registry. The score and the state at some moment are computed when a row is read ([`judged`]).
 //!
-//! Stability contract: these names, types and meanings are stored in the Delta table `batch_views`.
+//! Stability contract: these names, types and meanings are stored in the Delta table `batch_metrics`.
 //!
 //! [`SeriesKey::encode`]: wye_domain::series::SeriesKey::encode
 

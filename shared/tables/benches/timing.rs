@@ -227,8 +227,8 @@ async fn write_view(root: &TableRoot, rows: u64) -> Result<(), Error> {
     println!("  asking for the newest version: {:.2} ms", clock.elapsed().as_secs_f64() * 10.0);
     let clock = Instant::now();
     let session = SessionContext::new();
-    session.register_table("batch_views", view.provider().await?)?;
-    let found = session.sql("select count(*) from batch_views where device_id = 'station-03' and window_start < timestamp '2013-03-02T00:00:00Z'").await?.collect().await?;
+    session.register_table("batch_metrics", view.provider().await?)?;
+    let found = session.sql("select count(*) from batch_metrics where device_id = 'station-03' and window_start < timestamp '2013-03-02T00:00:00Z'").await?.collect().await?;
     println!(
         "  selective query of it: {:.3} s, {} row(s) of answer",
         clock.elapsed().as_secs_f64(),

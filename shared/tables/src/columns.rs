@@ -148,6 +148,36 @@ pub fn amendment_schema() -> SchemaRef {
     Arc::clone(&SCHEMA)
 }
 
+/// The Delta table `restatements`, and a batch to be written to it.
+///
+/// | column | type | null | meaning |
+/// |---|---|---|---|
+/// | `run_id` | Utf8 | no | the batch run that has changed the number |
+/// | `restated_at` | Timestamp(µs, UTC) | no | when the run started |
+/// | `metric_key`, `definition`, `metric` | Utf8 | no | the series |
+/// | `window_start`, `window_end` | Timestamp(µs, UTC) | no | the window |
+/// | `reason` | Utf8 | no | `late_readings`, `amendment`, `definition` or `registry` |
+/// | `old`, `new` | Utf8 | where there is no reading | JSON objects: `count`, the aggregates of the definition, `confidence_score` |
+pub fn restatement_schema() -> SchemaRef {
+    static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
+        let text = |name: &str, is_null| Field::new(name, DataType::Utf8, is_null);
+        let time = |name: &str| Field::new(name, time_type(), false);
+        Arc::new(Schema::new(vec![
+            text("run_id", false),
+            time("restated_at"),
+            text("metric_key", false),
+            text("definition", false),
+            text("metric", false),
+            time("window_start"),
+            time("window_end"),
+            text("reason", false),
+            text("old", true),
+            text("new", true),
+        ]))
+    });
+    Arc::clone(&SCHEMA)
+}
+
 /// The names of all columns of a schema.
 pub(crate) fn names(schema: &Schema) -> Vec<&str> {
     schema.fields().iter().map(|field| field.name().as_str()).collect()

@@ -276,8 +276,8 @@ async fn views_are_the_same_after_an_optimize() {
             .into();
     assert_eq!(rows_of_view(&new).await, [expected]);
     assert_eq!(views.history(5).await.unwrap().len(), 1);
-    let sql = "select sum(count) from batch_views";
-    assert_eq!(number("batch_views", new.provider().await.unwrap(), sql).await, 15);
+    let sql = "select sum(count) from batch_metrics";
+    assert_eq!(number("batch_metrics", new.provider().await.unwrap(), sql).await, 15);
 
     // The next run replaces the file of the other engine.
     let mut writer = views.writer(&parts[1].schema()).unwrap();

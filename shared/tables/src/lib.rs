@@ -12,6 +12,7 @@ pub mod columns;
 pub mod dead_letters;
 pub mod event_times;
 pub mod readings;
+pub mod restatements;
 pub mod run_record;
 pub mod s3;
 pub mod scan;

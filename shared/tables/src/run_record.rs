@@ -12,6 +12,7 @@ use wye_domain::time::Micros;
 use wye_metrics::confidence::LatenessHistogram;
 use wye_metrics::failures::Failures;
 
+use crate::restatements::RestatementFile;
 use crate::views::ViewVersion;
 
 /// The record of a batch run.
@@ -58,6 +59,12 @@ pub struct RunRecord {
     pub dropped: u64,
     /// The IDs of the amendments that were applied.
     pub amendments: Vec<String>,
+    /// The fingerprint of the registry.
+    pub registry: String,
+    /// Settled numbers that the run has changed.
+    pub restated: u64,
+    /// The file of them; absent without any.
+    pub restatements: Option<RestatementFile>,
 }
 
 /// A run that was committed.
@@ -78,7 +85,7 @@ mod tests {
     use super::*;
 
     /// A record as it is stored. A change breaks all existing tables.
-    const STORED: &str = r#"{"run_id":"r1","started_at":10,"finished_at":20,"readings":5,"duplicates":2,"conflicts":1,"windows":3,"series":2,"definitions":"7","as_of":9,"first_ingest":3,"lateness":LATENESS,"failures":{},"computation":1,"readings_table":"t","cells":4,"computed_cells":{"new_readings":2},"readings_read":3,"dropped":1,"amendments":["a"]}"#;
+    const STORED: &str = r#"{"run_id":"r1","started_at":10,"finished_at":20,"readings":5,"duplicates":2,"conflicts":1,"windows":3,"series":2,"definitions":"7","as_of":9,"first_ingest":3,"lateness":LATENESS,"failures":{},"computation":1,"readings_table":"t","cells":4,"computed_cells":{"new_readings":2},"readings_read":3,"dropped":1,"amendments":["a"],"registry":"6","restated":0,"restatements":null}"#;
 
     #[test]
     fn the_stored_form_is_pinned() {
@@ -103,6 +110,7 @@ mod tests {
             readings_read: 3,
             dropped: 1,
             amendments: vec!["a".to_owned()],
+            registry: "6".to_owned(),
             ..RunRecord::default()
         };
         assert_eq!(serde_json::to_string(&record).unwrap(), stored);

@@ -54,8 +54,8 @@ async fn one_of_two_runs_at_once_commits_its_views() {
         }
         let newest = one.latest().await.unwrap().unwrap();
         assert_eq!((Some(newest.version()), newest.horizon.clone()), (expected, horizon([(0, 5)])));
-        let sql = "select sum(count) from batch_views";
-        assert_eq!(number("batch_views", newest.provider().await.unwrap(), sql).await, 5);
+        let sql = "select sum(count) from batch_metrics";
+        assert_eq!(number("batch_metrics", newest.provider().await.unwrap(), sql).await, 5);
         assert_eq!(one.history(10).await.unwrap().len(), 5);
     }
 }
@@ -72,8 +72,8 @@ async fn a_file_of_several_parts_is_stored() {
         let rows = RecordBatch::try_new(Arc::new(schema), vec![rows]).unwrap();
         views.commit(prepared(&views, &rows, 1, None).await).await.unwrap();
         let newest = views.latest().await.unwrap().unwrap();
-        let sql = "select count(distinct sketch) from batch_views";
-        assert_eq!(number("batch_views", newest.provider().await.unwrap(), sql).await, 25);
+        let sql = "select count(distinct sketch) from batch_metrics";
+        assert_eq!(number("batch_metrics", newest.provider().await.unwrap(), sql).await, 25);
         assert!(newest.bytes() > 25 << 20, "{} bytes", newest.bytes());
     }
 }

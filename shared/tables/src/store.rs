@@ -32,6 +32,8 @@ pub enum TableName {
     DeadLetters,
     /// Changes to how readings are computed.
     Amendments,
+    /// Settled numbers that batch runs have changed.
+    Restatements,
 }
 
 impl TableName {
@@ -39,9 +41,10 @@ impl TableName {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Readings => "readings",
-            Self::BatchViews => "batch_views",
+            Self::BatchViews => "batch_metrics",
             Self::DeadLetters => "dead_letters",
             Self::Amendments => "amendments",
+            Self::Restatements => "restatements",
         }
     }
 }

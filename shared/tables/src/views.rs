@@ -1,7 +1,7 @@
 //! The batch views: what the last batch run computed, and the horizon up to which it read, both from one commit. Must not
 //! know what the columns mean.
 //!
-//! Stability contract: the newest version of the Delta table `batch_views` has all rows below one horizon and no others. A
+//! Stability contract: the newest version of the Delta table `batch_metrics` has all rows below one horizon and no others. A
 //! run may have left files of earlier runs as they are ([`Replaces`]). The
 //! application transactions `wye-horizon/readings/<kafka_partition>` have its horizon (HOR-1, HOR-3), and the `commitInfo`
 //! of the newest version that a run committed has its [`RunRecord`] under `wyeRun`. Versions after that one are commits of

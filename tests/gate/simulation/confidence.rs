@@ -8,7 +8,7 @@ use super::comparison::Judgement;
 use super::layers::Answered;
 use super::oracle::{Expected, RunFacts};
 use super::readings::Sent;
-use super::versions::{Metric, Version, device_name};
+use super::versions::{DAY, Metric, Version, device_name};
 
 /// From this settledness on a window of a batch view is settled.
 const SETTLED: f64 = 0.999;
@@ -48,7 +48,7 @@ pub(crate) fn check(
     ensure!(answer.source == source, "the source is {source}");
     let devices = expected_devices(context.version, metric, answer.group.as_deref());
     let as_of = context.facts.as_of;
-    let silence = (answer.window_end, as_of - context.facts.usual_age());
+    let silence = (answer.window_end, as_of - context.facts.usual_age().unwrap_or(DAY));
     let is_silent = kind == Kind::Current
         && devices.as_ref().is_some_and(|devices| readings(devices, silence.0, silence.1) >= 2.0);
     let state = match is_silent {
@@ -62,13 +62,19 @@ pub(crate) fn check(
 
     let at = if expected.is_live { context.now } else { context.facts.as_of };
     let (start, end) = (answer.window_start, answer.window_end);
-    let elapsed = (at.min(end) - start).max(0);
-    let readings = devices.as_ref().map(|devices| readings(devices, start, start + elapsed));
+    // Of a window that may still be filled, only the readings of whole intervals are due.
+    let due = at - context.facts.usual_age().unwrap_or(0);
+    let elapsed = (end <= due).then_some(end - start).ok_or_else(|| (due - start).max(0));
+    let readings = devices.as_ref().map(|devices| match elapsed {
+        Ok(_) => readings(devices, start, end),
+        Err(begun) => devices.iter().map(|device| (device.names * (begun / device.interval)) as f64).sum(),
+    });
     let (completeness, cap) = match (&devices, readings) {
         (Some(devices), Some(readings)) if readings > 0.0 => (
             ((received(context.version, metric, expected, devices, elapsed) as f64) / readings).min(1.0),
             1.0,
         ),
+        (Some(_), Some(_)) => (1.0, 1.0),
         _ => (context.facts.settledness(at - end), CAP),
     };
     let count = expected.values.len() as f64;
@@ -85,6 +91,16 @@ pub(crate) fn check(
     );
     let score = if is_silent { 0.0 } else { (completeness * validity).min(cap) };
     let completeness = if is_silent { 0.0 } else { completeness };
+    // The current value is then as complete as the window before, if that is at hand.
+    let is_nothing_due = readings == Some(0.0) && kind == Kind::Current && !is_silent;
+    if is_nothing_due {
+        let score = answer.completeness * validity;
+        ensure!(
+            (0.0..=1.0).contains(&answer.completeness) && is_close(answer.score, score),
+            "the score is {score}"
+        );
+        return Ok(());
+    }
     for (name, answered, right) in [
         ("completeness", answer.completeness, completeness),
         ("validity", answer.validity, validity),
@@ -192,13 +208,14 @@ fn expected_devices(version: &Version, metric: &Metric, group: Option<&str>) -> 
     (!found.is_empty()).then_some(found)
 }
 
-/// How many readings meet the expectation: of each device no more than it can send, where a group spans devices.
+/// How many readings meet the expectation: of each device no more than it can send in a whole window (`Ok`, in µs), or than are
+/// due of one that has begun (`Err`), where a group spans devices.
 fn received(
     version: &Version,
     metric: &Metric,
     expected: &Expected,
     devices: &[ExpectedDevice],
-    elapsed: i64,
+    elapsed: std::result::Result<i64, i64>,
 ) -> u64 {
     let is_counted = !metric.is_by_device()
         && version.devices.iter().any(|device| device.interval.is_some() && !device.metrics.is_empty());
@@ -206,7 +223,11 @@ fn received(
         return expected.values.len() as u64;
     }
     let each = devices.iter().map(|device| {
-        let most = device.names * ((elapsed + device.interval - 1) / device.interval);
+        let most = device.names
+            * match elapsed {
+                Ok(whole) => (whole + device.interval - 1) / device.interval,
+                Err(begun) => begun / device.interval,
+            };
         expected.devices.get(&device.number).copied().unwrap_or(0).min(most as u64)
     });
     each.sum()

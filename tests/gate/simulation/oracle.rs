@@ -216,14 +216,14 @@ impl RunFacts {
         Self { lateness, as_of: newest.max(as_of_start).unwrap_or(0), first_ingest }
     }
 
-    /// An age (µs) by which 99 % of the readings have landed: half of a power of two of a millisecond.
-    pub(crate) fn usual_age(&self) -> i64 {
+    /// Twice an age (µs) by which half of the readings have landed: a power of two of a millisecond.
+    pub(crate) fn usual_age(&self) -> Option<i64> {
         let is_enough = |power: &u32| {
             let landed = self.lateness.partition_point(|lateness| lateness < power);
-            landed as f64 / self.lateness.len() as f64 >= 0.99
+            landed as f64 / self.lateness.len() as f64 >= 0.5
         };
         let power = (1..40).find(is_enough);
-        power.map_or(DAY, |power| (1_000 << (power - 1)).min(DAY))
+        power.map(|power| (1_000 << power).min(DAY))
     }
 
     /// The share of readings that have landed when a window has ended so many µs ago.

@@ -29,8 +29,8 @@ use crate::file_job::values::{ColumnType, is_text};
 
 /// What is trimmed: spaces, tabs, line ends and the no-break space.
 const SPACES: &str = " \t\r\n\u{a0}";
-/// Texts of digits that are no guessed numbers: a number would lose leading zeros, or the last of many digits.
-const KEEPS_DIGITS: &str = "^[+-]?(0[0-9]|[0-9]{18,}$)";
+/// Texts of digits that are no guessed floats: a float would lose leading zeros, or the last of many digits.
+const KEEPS_DIGITS: &str = "^[+-]?(0[0-9]|[0-9]{16,}$)";
 /// Characters of a date such as 2026-01-31.
 const DATE_LENGTH: i64 = 10;
 
@@ -273,7 +273,7 @@ impl Adding<'_> {
         self.add('x', present.clone().and(differs.clone()));
         let mut no_float = None;
         if kind == ColumnType::Integer {
-            let float = try_cast(text.clone(), DataType::Float64);
+            let float = self.column.float(text.clone()).unwrap_or_else(|_| lit(ScalarValue::Float64(None)));
             let differs = differs.and(self::differs(ColumnType::Float, text, &float));
             self.add('y', present.clone().and(differs));
             no_float = Some(name('y', self.place));
@@ -314,16 +314,28 @@ impl Column {
         }
         Ok(match &self.rules.format {
             Some(format) if self.is_text() => parsed(value, format, kind),
-            _ if kind == ColumnType::Float && self.rules.decimal_comma && self.is_text() => {
-                try_cast(replace(value, lit(","), lit(".")), kind.arrow())
-            }
+            // Such as seconds since 1970.
+            Some(format) if self.data_type.is_numeric() => parsed(cast(value, DataType::Utf8), format, kind),
+            _ if kind == ColumnType::Float && self.is_text() => self.float(value)?,
             // A conversion of 1.5 would be 1.
-            _ if kind == ColumnType::Integer && self.data_type.is_floating() => {
+            _ if kind == ColumnType::Integer
+                && !self.data_type.is_integer()
+                && self.data_type.is_numeric() =>
+            {
                 let converted = try_cast(value.clone(), kind.arrow());
                 let is_same = cast(converted.clone(), DataType::Float64).eq(cast(value, DataType::Float64));
                 when(is_same, converted).otherwise(lit(ScalarValue::Int64(None)))?
             }
             _ => try_cast(value, kind.arrow()),
         })
+    }
+
+    /// A text as a finite number; none where it is no such number.
+    fn float(&self, text: Expr) -> Result<Expr, DataFusionError> {
+        let text = if self.rules.decimal_comma { replace(text, lit(","), lit(".")) } else { text };
+        let number = try_cast(text, DataType::Float64);
+        // Comparisons take NaN for larger than all numbers.
+        let is_finite = number.clone().between(lit(f64::MIN), lit(f64::MAX));
+        when(is_finite, number).otherwise(lit(ScalarValue::Float64(None)))
     }
 }

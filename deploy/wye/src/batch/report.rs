@@ -72,6 +72,24 @@ fn print_lines(report: &Value) -> Result<()> {
     if let Some(reason) = report.get("everything_because").and_then(Value::as_str) {
         say(format!("all cells were computed: {reason}"))?;
     }
+    let restated = report.get("restated").and_then(Value::as_u64).unwrap_or_default();
+    if restated > 0 {
+        say(format!(
+            "restated       {:>12}   settled numbers; SELECT * FROM restatements",
+            grouped(restated)
+        ))?;
+    }
+    for (name, failure) in report.get("failures").and_then(Value::as_object).into_iter().flatten() {
+        let readings = failure.get("readings").and_then(Value::as_u64).unwrap_or_default();
+        let example = |key: &str| failure.pointer(&format!("/example/{key}")).and_then(Value::as_str);
+        let (device, message) = (example("device_id"), example("message"));
+        say(format!(
+            "not computed   {:>12}   readings by {name}, one of {}: {}",
+            grouped(readings),
+            device.unwrap_or_default(),
+            message.unwrap_or_default()
+        ))?;
+    }
     let duration = report.get("duration_ms").and_then(Value::as_f64).unwrap_or_default();
     say(format!("duration       {:>12}", seconds(Duration::from_secs_f64(duration / 1e3))))?;
     if let Some(version) = report.get("version").and_then(Value::as_u64) {

@@ -46,6 +46,7 @@ pub(super) fn batch_runs(runs: &[CommittedRun]) -> Result<RecordBatch> {
         ("cells", counts(runs, |run| run.run.cells)),
         ("computed_cells", Arc::new(StringArray::from(computed))),
         ("readings_read", counts(runs, |run| run.run.readings_read)),
+        ("restated", counts(runs, |run| run.run.restated)),
         ("horizon", Arc::new(StringArray::from(horizons))),
     ])?)
 }

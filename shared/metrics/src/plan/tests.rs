@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::definition::{Definition, MetricConfig};
+use crate::expectation::Stretch;
 use arrow::array::RecordBatch;
 use arrow::datatypes::{DataType, Schema};
 use datafusion::error::Result;
@@ -19,7 +20,7 @@ use super::isolate::isolate;
 use super::{Expectations, MetricPlans};
 use crate::failures::{FailedRow, Failures};
 
-const MINUTE: Window = Window { start: Micros::EPOCH, end: Micros::from_secs(60) };
+const MINUTE: Stretch = Stretch::Whole(Window { start: Micros::EPOCH, end: Micros::from_secs(60) });
 
 fn definition(filter: &str, value: &str, by: &[&str]) -> Definition {
     Definition::check(&MetricConfig {

@@ -1,5 +1,5 @@
-//! The confidence of rows of a batch view at some moment, column by column, for windows that have ended by then. It is
-//! what [`crate::confidence::judge`] gives for each row; a test compares both.
+//! The confidence of rows of a batch view at some moment, column by column, for windows that are not open by then
+//! ([`Judge::is_open`]). It is what [`crate::confidence::judge`] gives for each row; a test compares both.
 
 use arrow::array::{Array, Float64Array, RecordBatch, TimestampMicrosecondArray};
 use wye_domain::DomainError;
@@ -70,8 +70,5 @@ fn settledness<'a>(
 fn known_completeness(rows: &RecordBatch) -> Result<impl Fn(usize) -> Option<f64> + use<'_>, DomainError> {
     let expected = numbers(rows, ViewColumn::Expected.name())?;
     let completeness = numbers(rows, ViewColumn::Completeness.name())?;
-    Ok(move |row| {
-        let is_known = expected.is_valid(row) && expected.value(row) > 0.0;
-        is_known.then(|| completeness.value(row))
-    })
+    Ok(move |row| expected.is_valid(row).then(|| completeness.value(row)))
 }

@@ -62,8 +62,8 @@ async fn prepared(
 }
 
 async fn sum(snapshot: &ViewSnapshot) -> i64 {
-    let sql = "select sum(count) from batch_views";
-    number("batch_views", snapshot.provider().await.unwrap(), sql).await
+    let sql = "select sum(count) from batch_metrics";
+    number("batch_metrics", snapshot.provider().await.unwrap(), sql).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -247,8 +247,8 @@ async fn columns_may_change_from_run_to_run() {
     views.commit(prepared(&views, &changed, 2, Some(first)).await).await.unwrap();
     let new = views.latest().await.unwrap().unwrap();
     assert_eq!(new.schema().fields(), changed.schema().fields());
-    let sql = "select count(*) from batch_views where line is null and count > 2";
-    assert_eq!(number("batch_views", new.provider().await.unwrap(), sql).await, 1);
+    let sql = "select count(*) from batch_metrics where line is null and count > 2";
+    assert_eq!(number("batch_metrics", new.provider().await.unwrap(), sql).await, 1);
     assert_eq!(sum(&old).await, 1);
 
     let unusable = Arc::new(Schema::new(vec![Field::new("a b", DataType::Int64, true)]));
@@ -303,7 +303,7 @@ async fn cleaning_keeps_what_readers_need() {
             views.commit(prepared(&views, &rows(&["a"], &[round]), round, version).await).await.unwrap(),
         );
     }
-    for entry in std::fs::read_dir(directory.path().join("batch_views/_delta_log")).unwrap() {
+    for entry in std::fs::read_dir(directory.path().join("batch_metrics/_delta_log")).unwrap() {
         let path = entry.unwrap().path();
         let number = path.file_name().unwrap().to_string_lossy().split('.').next().unwrap().parse::<u64>();
         if number.is_ok_and(|number| number < 59) {
