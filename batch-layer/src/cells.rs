@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use wye_domain::time::{Micros, Span, Window};
 use wye_metrics::plan::MetricPlans;
-use wye_tables::event_times::{EventTimes, LENGTHS};
+use wye_tables::event_times::{LENGTHS, TableTimes};
 use wye_tables::views::Cells;
 
 #[cfg(test)]
@@ -86,6 +86,8 @@ pub enum Reason {
     Divided,
     /// An amendment of its readings was made or revoked.
     Amended,
+    /// Nothing has changed; it was asked for.
+    AskedFor,
 }
 
 impl Reason {
@@ -97,6 +99,7 @@ impl Reason {
             Self::NewReadings => "new_readings",
             Self::Divided => "divided",
             Self::Amended => "amended",
+            Self::AskedFor => "asked_for",
         }
     }
 }
@@ -125,11 +128,13 @@ pub struct Plan {
 #[derive(Clone, Copy, Debug)]
 pub struct Below<'a> {
     /// All readings.
-    pub times: &'a EventTimes,
+    pub times: &'a TableTimes,
     /// Those that are not in the view before.
-    pub new: &'a EventTimes,
+    pub new: &'a TableTimes,
     /// The stretches of time whose readings have been amended since the view before.
     pub amended: &'a [Window],
+    /// A stretch of time that is computed even if nothing has changed.
+    pub again: Option<Window>,
 }
 
 /// Chooses the cells to compute, with at most `most` readings each where the lengths allow it. `before` are the cells of the view
@@ -141,7 +146,8 @@ pub fn plan(grid: &Grid, most: u64, below: Below<'_>, before: Option<&Cells>) ->
     let reason = before.map_or(Reason::Everything, |_| Reason::NewReadings);
     let mut planning = Planning { grid, most, below, known, touched: BTreeMap::new(), compute: Vec::new() };
     planning.find_new(reason);
-    planning.find_amended();
+    below.amended.iter().for_each(|amended| planning.find_known(*amended, Reason::Amended));
+    below.again.iter().for_each(|again| planning.find_known(*again, Reason::AskedFor));
     planning.finish()
 }
 
@@ -160,7 +166,7 @@ impl Planning<'_> {
     fn find_new(&mut self, reason: Reason) {
         let longest = self.grid.0.len() - 1;
         let mut searched = None;
-        for (stretch, _) in self.below.new.stretches() {
+        for stretch in self.below.new.stretches() {
             let mut cell = self.grid.cell(longest, stretch.start);
             while cell.start < stretch.end && cell.start < cell.end {
                 if searched.is_none_or(|searched| cell.start > searched) {
@@ -207,13 +213,11 @@ impl Planning<'_> {
         self.grid.divided(level, cell).for_each(|(level, cell)| self.divide(level, cell, reason));
     }
 
-    /// Finds the cells whose readings have been amended.
-    fn find_amended(&mut self) {
-        for amended in self.below.amended {
-            for (start, known) in self.known.range(..amended.end) {
-                if known.end > amended.start {
-                    self.touched.entry(*start).or_insert(Reason::Amended);
-                }
+    /// Finds the known cells that have a part of a stretch of time.
+    fn find_known(&mut self, stretch: Window, reason: Reason) {
+        for (start, known) in self.known.range(..stretch.end) {
+            if known.end > stretch.start {
+                self.touched.entry(*start).or_insert(reason);
             }
         }
     }

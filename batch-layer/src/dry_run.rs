@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde::Serialize;
-use wye_domain::time::{Micros, format_rfc3339};
+use wye_domain::time::{Micros, Window, format_rfc3339};
 use wye_metrics::amendment::Amending;
 use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_tables::amendments::Amendments;
@@ -26,6 +26,8 @@ pub struct DryRun {
     pub cell_readings: u64,
     /// Whether the run is to compute everything.
     pub full: bool,
+    /// A stretch of time that the run is to compute even if nothing has changed.
+    pub again: Option<Window>,
     /// Now.
     pub now: Micros,
 }
@@ -76,6 +78,7 @@ impl DryRun {
             Some(view) => Since::view(&view, &self.plans, &amendments, &readings),
             None => Err(if self.full { ASKED_FOR } else { FIRST_RUN }),
         };
+        let since = since.map(|since| Since { again: self.again, ..since });
         let (all, everything_because) = (readings.readings(), since.as_ref().err().copied());
         let task = Recomputation {
             root: self.root,

@@ -28,7 +28,9 @@ use wye_tables::readings::ReadingsSnapshot;
 use wye_tables::restatements::{RestatementFile, RestatementWriter, Restatements};
 use wye_tables::scan::cells::{FilesBelow, HowToRead};
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, CellRecord, Cells, Replaces, ViewFile, ViewSnapshot, ViewWriter};
+use wye_tables::views::{
+    BatchViews, CellRecord, Cells, Replaces, ViewFile, ViewSnapshot, ViewVersion, ViewWriter,
+};
 
 use crate::cells::{Below, Cell, Grid, Plan, Reason, plan};
 use crate::compute::joined;
@@ -98,6 +100,8 @@ pub struct Restating {
     pub comparison: Arc<Comparison>,
     /// Where the file of those goes that have changed.
     pub table: Restatements,
+    /// The version of the views that the run is to commit.
+    pub version: ViewVersion,
 }
 
 /// The view that a run starts from.
@@ -109,6 +113,8 @@ pub struct Since {
     pub cells: Cells,
     /// The stretches of time whose readings have been amended since.
     pub amended: Vec<Window>,
+    /// A stretch of time that is computed even if nothing has changed.
+    pub again: Option<Window>,
 }
 
 impl Since {
@@ -142,7 +148,7 @@ impl Since {
             return Err("an amendment that was applied is not in the table of amendments any more");
         }
         let amended = changed(amendments, &run.amendments);
-        Ok(Self { horizon: view.horizon.clone(), cells, amended })
+        Ok(Self { horizon: view.horizon.clone(), cells, amended, again: None })
     }
 }
 
@@ -240,7 +246,8 @@ pub async fn recompute(task: Recomputation) -> Result<Recomputed, BatchError> {
     let total = plan.compute.iter().map(|cell| cell.readings).sum();
     let read = Read { done: AtomicU64::new(0), total, progress: task.progress.clone() };
     let threads = task.threads.max(1);
-    let writer = task.restating.as_ref().map(|restating| Mutex::new(restating.table.writer()));
+    let writer =
+        task.restating.as_ref().map(|restating| Mutex::new(restating.table.writer(restating.version)));
     let work = Arc::new(Work { task, read, below, session, restatements: writer });
     let mut computing = futures::stream::iter(plan.compute)
         .map(|cell| {
@@ -305,6 +312,7 @@ pub async fn planned(task: &Recomputation) -> Result<Planned, BatchError> {
         times: &contents.times,
         new: &contents.new,
         amended: task.since.as_ref().map_or(&[], |since| &since.amended),
+        again: task.since.as_ref().and_then(|since| since.again),
     };
     let before = task.since.as_ref().map(|since| &since.cells);
     let plan = plan(&Grid::of(&task.plans), task.cell_readings, below, before);
@@ -392,12 +400,8 @@ impl Work {
         if !rest.entries.is_empty() || computed.files.is_empty() {
             self.write(rest, &mut computed, &mut old).await?;
         }
-        if let (Some(old), Some(restatements)) = (old, &self.restatements)
-            && let Some(rows) = old.finish(&context).await?
-        {
-            computed.restated = rows.num_rows() as u64;
-            let written = restatements.lock().await.write(&rows).await;
-            written.map_err(BatchError::tables("write restatements"))?;
+        if let (Some(old), Some(restatements)) = (old, &self.restatements) {
+            computed.restated = old.finish(&context, restatements).await?;
         }
         let Tally { readings, duplicates, conflicts, dropped, failures } = tally;
         computed.record =

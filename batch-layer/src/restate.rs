@@ -1,15 +1,17 @@
 //! Settled numbers that a run changes: compares the rows of a cell with those of the view before. Must not know how rows are
 //! computed, nor commit anything.
 //!
-//! First only a digest of each old row is kept, and compared as the new rows are written. The numbers themselves are read again
-//! for the rows that differ, mostly none.
+//! First only a digest of each old row is kept, and compared as the new rows are written. The old numbers are read again for the
+//! rows that differ, mostly none.
 
 use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use arrow::array::{
     Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
+    UInt32Array,
 };
+use arrow::compute::take_record_batch;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
 use datafusion::common::ScalarValue;
 use datafusion::execution::TaskContext;
@@ -18,6 +20,7 @@ use datafusion::prelude::{Expr, col, lit};
 use futures::TryStreamExt;
 use hashbrown::{DefaultHashBuilder, HashMap};
 use serde_json::{Map, Value};
+use tokio::sync::Mutex;
 use wye_domain::DomainError;
 use wye_domain::batch;
 use wye_domain::fingerprint;
@@ -27,6 +30,7 @@ use wye_metrics::definition::Aggregate;
 use wye_metrics::plan::MetricPlans;
 use wye_metrics::view_rows::ViewColumn;
 use wye_tables::columns::restatement_schema;
+use wye_tables::restatements::RestatementWriter;
 use wye_tables::views::ViewSnapshot;
 
 use crate::error::BatchError;
@@ -69,8 +73,8 @@ impl Cause {
         }
     }
 
-    /// Whether a number that was not there, or is not there any more, is a change: other definitions make other windows.
-    fn counts_absent(&self) -> bool {
+    /// Whether it is a change that a number is not there any more: other definitions make other windows.
+    fn counts_gone(&self) -> bool {
         matches!(self, Self::Readings(_))
     }
 }
@@ -85,9 +89,12 @@ struct Changed {
     definition: String,
     metric: String,
     window: Window,
-    old: Option<Value>,
+    old: Value,
     new: Option<Value>,
 }
+
+/// The place of a row: its batch, and its number in it.
+type Place = (usize, usize);
 
 /// The settled rows that the view before has in the place of a cell.
 #[derive(Debug)]
@@ -98,11 +105,14 @@ pub(crate) struct OldRows {
     window: Window,
     /// By key: a digest of the numbers of the rows that were not met yet.
     digests: HashMap<Key, u64>,
-    changed: HashMap<Key, Changed>,
+    /// New rows that differ from old ones, and where they are by key.
+    new_rows: Vec<RecordBatch>,
+    changed: HashMap<Key, Place>,
 }
 
 /// The columns that digests are of. Where none of these numbers differs, no aggregate does.
-const DIGESTED: [&str; 7] = ["count", "invalid", "conflicts", "sum_high", "m2", "last", "confidence_score"];
+const DIGESTED: [&str; 10] =
+    ["count", "invalid", "conflicts", "sum_high", "m2", "min", "max", "first", "last", "confidence_score"];
 
 impl OldRows {
     /// Reads the digests; `None` where no window of the cell was settled.
@@ -121,6 +131,7 @@ impl OldRows {
             hasher: DefaultHashBuilder::default(),
             window,
             digests: HashMap::new(),
+            new_rows: Vec::new(),
             changed: HashMap::new(),
         };
         let key = [ViewColumn::Series, ViewColumn::WindowStart, ViewColumn::WindowEnd].map(ViewColumn::name);
@@ -144,6 +155,7 @@ impl OldRows {
             col(ViewColumn::WindowStart.name()).lt(time(self.window.end)),
             col(ViewColumn::WindowEnd.name()).lt_eq(time(*settled_until)),
         ];
+        let view = view.overlapping(self.window);
         let plan = view.scan(columns, &filters).map_err(BatchError::tables("read the batch view before"))?;
         execute_stream(plan, Arc::clone(context)).map_err(BatchError::Compute)
     }
@@ -173,46 +185,53 @@ impl OldRows {
 
     /// Compares rows that take the place of old ones.
     pub(crate) fn compare(&mut self, batch: &RecordBatch) -> Result<(), BatchError> {
+        let mut rows = Vec::new();
         for (row, key, digest) in self.digested(batch).map_err(wrong_shape)? {
-            let is_changed = match self.digests.remove(&key) {
-                Some(old) => old != digest,
-                None => self.comparison.cause.counts_absent(),
-            };
-            if is_changed {
-                let mut changed = self.described(batch, row).map_err(wrong_shape)?;
-                std::mem::swap(&mut changed.old, &mut changed.new);
-                self.changed.insert(key, changed);
+            // A number that was not there was not settled.
+            if self.digests.remove(&key).is_some_and(|old| old != digest) {
+                self.changed.insert(key, (self.new_rows.len(), rows.len()));
+                rows.push(row as u32);
             }
+        }
+        if !rows.is_empty() {
+            let names = self.columns().map(|name| batch.schema().index_of(name));
+            let columns = names.collect::<Result<Vec<_>, _>>().and_then(|places| batch.project(&places));
+            let taken = columns.and_then(|columns| take_record_batch(&columns, &UInt32Array::from(rows)));
+            self.new_rows.push(taken.map_err(|error| BatchError::Compute(error.into()))?);
         }
         Ok(())
     }
 
-    /// The rows of the table of restatements, once all new rows were compared; `None` where nothing has changed.
+    /// Once all new rows were compared: writes the rows of the table of restatements, and returns how many there are.
     pub(crate) async fn finish(
         mut self,
         context: &Arc<TaskContext>,
-    ) -> Result<Option<RecordBatch>, BatchError> {
-        if !self.comparison.cause.counts_absent() {
+        writer: &Mutex<RestatementWriter>,
+    ) -> Result<u64, BatchError> {
+        if !self.comparison.cause.counts_gone() {
             self.digests.clear();
         }
+        let mut restated = 0;
         if self.changed.is_empty() && self.digests.is_empty() {
-            return Ok(None);
+            return Ok(restated);
         }
         let columns: Vec<&str> = self.columns().collect();
         let mut rows = self.scan(&columns, context)?;
         while let Some(batch) = rows.try_next().await.map_err(BatchError::Compute)? {
+            let mut changed = Vec::new();
             for (row, key, _) in self.digested(&batch).map_err(wrong_shape)? {
-                if let Some(changed) = self.changed.get_mut(&key) {
-                    changed.old = values(&self.plans, &batch, row, &changed.definition);
-                } else if self.digests.contains_key(&key) {
-                    let gone = self.described(&batch, row).map_err(wrong_shape)?;
-                    self.changed.insert(key, gone);
+                let new = self.changed.get(&key).map(|(at, row)| (&self.new_rows[*at], *row));
+                if new.is_some() || self.digests.contains_key(&key) {
+                    changed.push(self.described(&batch, row, new).map_err(wrong_shape)?);
                 }
             }
+            if !changed.is_empty() {
+                restated += changed.len() as u64;
+                let written = writer.lock().await.write(&rows_of(&self.comparison, &changed)).await;
+                written.map_err(BatchError::tables("write restatements"))?;
+            }
         }
-        let mut all: Vec<Changed> = self.changed.into_values().collect();
-        all.sort_by(|a, b| (&a.metric_key, a.window.start).cmp(&(&b.metric_key, b.window.start)));
-        Ok(Some(rows_of(&self.comparison, &all)))
+        Ok(restated)
     }
 
     /// The columns that a row is described by.
@@ -225,35 +244,38 @@ impl OldRows {
         names.map(ViewColumn::name).chain(DIGESTED).chain(aggregates)
     }
 
-    /// A row with its numbers as the old ones.
-    fn described(&self, batch: &RecordBatch, row: usize) -> Result<Changed, DomainError> {
-        let text = |name: ViewColumn| {
-            Ok(TextColumn::of(batch, name.name())?.text(row).unwrap_or_default().to_owned())
-        };
-        let time = |name: ViewColumn| {
-            Ok(Micros(column::<TimestampMicrosecondArray>(batch, name.name())?.value(row)))
-        };
+    /// An old row, and the new one in its place.
+    fn described(
+        &self,
+        old: &RecordBatch,
+        row: usize,
+        new: Option<(&RecordBatch, usize)>,
+    ) -> Result<Changed, DomainError> {
+        let text =
+            |name: ViewColumn| Ok(TextColumn::of(old, name.name())?.text(row).unwrap_or_default().to_owned());
+        let time =
+            |name: ViewColumn| Ok(Micros(column::<TimestampMicrosecondArray>(old, name.name())?.value(row)));
         let definition = text(ViewColumn::Definition)?;
         Ok(Changed {
             metric_key: text(ViewColumn::MetricKey)?,
             metric: text(ViewColumn::Metric)?,
             window: Window { start: time(ViewColumn::WindowStart)?, end: time(ViewColumn::WindowEnd)? },
-            old: values(&self.plans, batch, row, &definition),
-            new: None,
+            old: values(&self.plans, old, row, &definition),
+            new: new.map(|(new, row)| values(&self.plans, new, row, &definition)),
             definition,
         })
     }
 }
 
 /// The numbers of a row: its count, the aggregates of its definition, and the score.
-fn values(plans: &MetricPlans, batch: &RecordBatch, row: usize, definition: &str) -> Option<Value> {
+fn values(plans: &MetricPlans, batch: &RecordBatch, row: usize, definition: &str) -> Value {
     let listed = plans.find(definition).map(|plan| plan.definition().aggregates.clone()).unwrap_or_default();
     let names = Aggregate::ALL
         .into_iter()
         .filter(|aggregate| *aggregate == Aggregate::Count || listed.contains(aggregate));
     let names = names.map(Aggregate::name).chain([ViewColumn::ConfidenceScore.name()]);
     let values = names.filter_map(|name| Some((name.to_owned(), number(batch.column_by_name(name)?, row))));
-    Some(Value::Object(values.collect::<Map<String, Value>>()))
+    Value::Object(values.collect::<Map<String, Value>>())
 }
 
 fn number(array: &ArrayRef, row: usize) -> Value {
@@ -289,7 +311,6 @@ fn rows_of(comparison: &Comparison, all: &[Changed]) -> RecordBatch {
         let times = all.iter().map(|changed| time(changed).0);
         Arc::new(TimestampMicrosecondArray::from_iter_values(times).with_timezone("UTC"))
     };
-    let json = |value: &Option<Value>| value.as_ref().map(Value::to_string);
     let columns = vec![
         texts(&|_| Some(comparison.run_id.clone())),
         times(&|_| comparison.started),
@@ -299,8 +320,8 @@ fn rows_of(comparison: &Comparison, all: &[Changed]) -> RecordBatch {
         times(&|changed| changed.window.start),
         times(&|changed| changed.window.end),
         texts(&|changed| Some(comparison.cause.of(changed.window).to_owned())),
-        texts(&|changed| json(&changed.old)),
-        texts(&|changed| json(&changed.new)),
+        texts(&|changed| Some(changed.old.to_string())),
+        texts(&|changed| changed.new.as_ref().map(Value::to_string)),
     ];
     batch::of_columns(restatement_schema(), columns)
 }

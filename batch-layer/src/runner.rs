@@ -9,9 +9,9 @@ use tokio::sync::Mutex;
 use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{info, warn};
 use wye_domain::control::ControlRecord;
-use wye_domain::error_chain;
 use wye_domain::place::KafkaPartition;
-use wye_domain::time::Micros;
+use wye_domain::time::{Micros, Window};
+use wye_domain::{ErrorKind, error_chain};
 use wye_metrics::amendment::{Amending, Amendment};
 use wye_metrics::plan::Expectations;
 use wye_metrics::view_rows::COMPUTATION;
@@ -52,13 +52,16 @@ pub(crate) const FIRST_RUN: &str = "there is no batch view yet";
 pub struct RunOptions {
     /// Computes all cells, and commits even if there is nothing new.
     pub force: bool,
+    /// Computes the cells of this stretch of time too, and commits even if there is nothing new.
+    pub again: Option<Window>,
     /// Called from time to time with the progress of the run.
     pub progress: Option<OnProgress>,
 }
 
 impl fmt::Debug for RunOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RunOptions").field("force", &self.force).finish_non_exhaustive()
+        let Self { force, again, .. } = self;
+        f.debug_struct("RunOptions").field("force", force).field("again", again).finish_non_exhaustive()
     }
 }
 
@@ -128,10 +131,8 @@ impl BatchRunner {
     async fn run_in_turn(&self, options: RunOptions) -> Result<RunReport, BatchError> {
         let (started, begin) = (self.parts.clock.now(), self.parts.clock.monotonic());
         let view = self.latest().await?;
-        if let Some(view) = &view {
-            // The process that has committed it may have ended before it added them.
-            self.add_restatements(view.version(), view.run.as_ref()).await?;
-        }
+        // The process that has committed it may have ended before it added them.
+        self.add_restatements(view.as_ref().and_then(|view| view.run.as_ref())).await?;
         let facts = Facts {
             previous: view.as_ref().map(previous),
             control: self.control.views().await?,
@@ -144,7 +145,7 @@ impl BatchRunner {
             definitions: self.definitions(),
             amendments: amending.ids(),
             asked_by: format!("batch run, pid {}", self.parts.process_id),
-            force: options.force,
+            force: options.force || options.again.is_some(),
         };
         let mut execution = Execution {
             runner: self,
@@ -157,6 +158,7 @@ impl BatchRunner {
             amendments,
             amending,
             everything_because: if options.force { ASKED_FOR } else { FIRST_RUN },
+            again: options.again,
             before: view.clone(),
             view: view.clone().filter(|_| !options.force),
             report: report_of(view.as_ref()),
@@ -177,14 +179,18 @@ impl BatchRunner {
         Ok(execution.report)
     }
 
-    /// Adds what a run has found to the table of restatements, unless that has it.
-    async fn add_restatements(
-        &self,
-        version: ViewVersion,
-        run: Option<&RunRecord>,
-    ) -> Result<(), BatchError> {
+    /// Adds what a run has found to the table of restatements, unless that has it. What can never be added is given up, so that it
+    /// does not stop all runs.
+    async fn add_restatements(&self, run: Option<&RunRecord>) -> Result<(), BatchError> {
         let Some(file) = run.and_then(|run| run.restatements.as_ref()) else { return Ok(()) };
-        self.restatements.add(version, file).await.map_err(BatchError::tables("add restatements"))
+        match self.restatements.add(file).await {
+            Err(error) if error.kind() != ErrorKind::Unavailable => {
+                let error = error_chain(&error);
+                warn!(error, "the restatements of the last run cannot be added, and are given up");
+                Ok(())
+            }
+            added => added.map_err(BatchError::tables("add restatements")),
+        }
     }
 
     /// Announces the horizon of the newest view in the control topic, where that does not have it.
@@ -220,6 +226,8 @@ impl BatchRunner {
         if cleaned.files > 0 {
             info!(files = cleaned.files, bytes = cleaned.bytes, "old batch views removed");
         }
+        let latest = self.latest().await?;
+        self.add_restatements(latest.as_ref().and_then(|view| view.run.as_ref())).await?;
         // Files of runs that were not committed.
         self.restatements.vacuum(keep).await.map_err(BatchError::tables("clean the restatements"))?;
         Ok(())
@@ -267,6 +275,8 @@ struct Execution<'a> {
     archive: Option<Waiting>,
     /// What was last read of the master dataset.
     readings: Option<ReadingsSnapshot>,
+    /// The stretch of time that is computed even if nothing has changed.
+    again: Option<Window>,
     /// The newest view.
     before: Option<ViewSnapshot>,
     /// The view to start from; `None` where everything is to be computed.
@@ -331,6 +341,7 @@ impl Execution<'_> {
             Some(view) => Since::view(view, &runner.parts.plans, &self.amendments, &readings),
             None => Err(self.everything_because),
         };
+        let since = since.map(|since| Since { again: self.again, ..since });
         let everything_because = since.as_ref().err().map(|reason| (*reason).to_owned());
         let restating = self.before.as_ref().and_then(|view| self.restating(view, &readings_table));
         let recomputation = Recomputation {
@@ -370,7 +381,10 @@ impl Execution<'_> {
         self.report = report;
         self.finish(task.left_out);
         self.measure();
-        runner.add_restatements(version, Some(&record)).await?;
+        if let Err(error) = runner.add_restatements(Some(&record)).await {
+            let error = error_chain(&error);
+            warn!(error, "cannot add the restatements of this run; the next one will");
+        }
         Ok(version)
     }
 
@@ -395,7 +409,9 @@ impl Execution<'_> {
             run_id: self.run_id(),
             started: self.started,
         };
-        Some(Restating { comparison: Arc::new(comparison), table: runner.restatements.clone() })
+        // Only a run that follows this version commits.
+        let version = ViewVersion(view.version().0 + 1);
+        Some(Restating { comparison: Arc::new(comparison), table: runner.restatements.clone(), version })
     }
 
     fn run_id(&self) -> String {
@@ -427,6 +443,8 @@ impl Execution<'_> {
             dropped: tally.dropped,
             amendments: self.amending.ids(),
             registry: self.runner.registry(),
+            peak_memory_bytes: peak_memory(),
+            code_version: env!("CARGO_PKG_VERSION").to_owned(),
             restated: computed.restated,
             restatements: computed.restatements.clone(),
         }
@@ -480,6 +498,13 @@ impl Waiting {
     fn patience(&self, clock: &dyn Clock) -> Patience {
         if clock.monotonic() < self.deadline { Patience::Left } else { Patience::Over }
     }
+}
+
+/// The most memory that this process has had so far, in bytes; `None` where the system does not say.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1_024)
 }
 
 /// The facts about a view that a run starts from.

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use wye_domain::series::SeriesId;
 use wye_domain::time::{Micros, Window, WindowSize};
 
@@ -24,14 +24,23 @@ pub struct ExpectedSeries {
 }
 
 impl Capture {
-    /// Those of some series that should have readings.
-    pub fn expected(&self, infos: impl Iterator<Item = Arc<SeriesInfo>>) -> Vec<ExpectedSeries> {
-        let with_expectation = infos.filter_map(|info| Some((info.expectation.as_ref()?.since(), info)));
+    /// Those of some series that should have readings in each window of a length, or of the series' own where there is none.
+    pub fn expected(
+        &self,
+        infos: impl Iterator<Item = Arc<SeriesInfo>>,
+        step: Option<WindowSize>,
+    ) -> Vec<ExpectedSeries> {
+        let with_expectation = infos.filter_map(|info| {
+            let expectation =
+                info.expectation.as_ref().filter(|it| it.may_lack(step.unwrap_or(info.window)))?;
+            Some((expectation.since(), info))
+        });
         let expected: Vec<(Option<Micros>, Arc<SeriesInfo>)> = with_expectation.collect();
-        let snapshot = self.snapshot.as_deref();
+        let snapshot = self.snapshot.as_deref().filter(|snapshot| snapshot.usable());
         let first_ingest = snapshot.and_then(|snapshot| snapshot.facts().first_ingest);
         let needs_oldest = first_ingest.is_some() && expected.iter().any(|(since, _)| since.is_none());
-        let in_epochs = if needs_oldest { self.oldest_in_epochs() } else { HashMap::new() };
+        let wanted: HashSet<SeriesId> = expected.iter().map(|(_, info)| info.id).collect();
+        let in_epochs = if needs_oldest { self.oldest_in_epochs(&wanted) } else { HashMap::new() };
         expected
             .into_iter()
             .filter_map(|(since, info)| {
@@ -43,11 +52,12 @@ impl Capture {
             .collect()
     }
 
-    /// The first window with readings of each series in realtime epochs.
-    fn oldest_in_epochs(&self) -> HashMap<SeriesId, Micros> {
+    /// The first window with readings of some series in realtime epochs.
+    fn oldest_in_epochs(&self, wanted: &HashSet<SeriesId>) -> HashMap<SeriesId, Micros> {
         let mut oldest: HashMap<SeriesId, Micros> = HashMap::new();
         for epoch in &self.epochs {
-            for (_, series, start) in epoch.keys().filter(|(row, ..)| epoch.has_readings(*row)) {
+            let rows = epoch.keys().filter(|(_, series, _)| wanted.contains(series));
+            for (_, series, start) in rows.filter(|(row, ..)| epoch.has_readings(*row)) {
                 let known = oldest.entry(series).or_insert(start);
                 *known = start.min(*known);
             }

@@ -29,7 +29,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use futures::future::BoxFuture;
 use wye_domain::ErrorKind;
-use wye_domain::time::Micros;
+use wye_domain::time::{Micros, Window};
 use wye_runtime::telemetry::Telemetry;
 
 pub use encode::readable;
@@ -52,8 +52,10 @@ pub type Probe = Arc<dyn Fn() -> Option<String> + Send + Sync>;
 /// What a batch run should do.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct BatchRequest {
-    /// Whether to recompute even if nothing is new.
+    /// Whether to compute everything, even if nothing is new.
     pub force: bool,
+    /// A stretch of time that is computed even if nothing is new.
+    pub again: Option<Window>,
 }
 
 /// Why there was no batch run.

@@ -295,6 +295,17 @@ impl RealtimeStore {
         merged
     }
 
+    /// The merged summary of a window in all epochs; `None` without a row.
+    pub fn summary(&self, series: SeriesId, window_start: Micros) -> Option<Summary> {
+        let mut merged: Option<Summary> = None;
+        for epoch in self.capture() {
+            if epoch.find(series, window_start).is_some() {
+                epoch.merge_into(series, window_start, merged.get_or_insert(Summary::EMPTY));
+            }
+        }
+        merged
+    }
+
     /// A number that grows with every change.
     pub fn changes(&self) -> u64 {
         self.changes

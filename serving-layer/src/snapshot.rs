@@ -187,10 +187,10 @@ impl BatchSnapshot {
             && facts.definitions == self.facts.definitions
             && facts.amendments == self.facts.amendments
             && mine.version() < view.version();
-        let new = is_same.then(|| view.only_new(mine)).flatten()?;
-        let (before, now, computed) = (mine.cells()?, view.cells()?, new.cells()?);
-        let gone = before.values().filter(|cell| !now.contains_key(&cell.start));
-        let replaced = computed.values().chain(gone).map(CellRecord::window).collect();
+        let (new, mut replaced) = is_same.then(|| view.only_new(mine)).flatten()?;
+        let (before, now) = (mine.cells()?, view.cells()?);
+        replaced
+            .extend(before.values().filter(|cell| !now.contains_key(&cell.start)).map(CellRecord::window));
         Some(Known { windows: self.windows.clone(), new, replaced })
     }
 

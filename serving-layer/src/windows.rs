@@ -108,7 +108,7 @@ impl WindowMerge {
         check: impl Fn(usize) -> Result<(), E>,
     ) -> Result<Vec<SeriesAnswers>, E> {
         let Question { infos, windows: asked, step } = self.question;
-        let expected = capture.expected(infos.iter().cloned());
+        let expected = capture.expected(infos.iter().cloned(), Some(step));
         let mut expected: HashMap<SeriesId, ExpectedSeries> =
             expected.into_iter().map(|series| (series.info.id, series)).collect();
         let starts = asked.start..asked.end.min(judge.as_of);

@@ -1,6 +1,7 @@
 //! Cells cover all readings, do not overlap, and are divided where they have too many.
 
 use proptest::prelude::*;
+use wye_tables::event_times::EventTimes;
 use wye_tables::views::CellRecord;
 
 use super::*;
@@ -12,9 +13,11 @@ fn grid(windows: &[&str]) -> Grid {
     Grid::for_windows(spans)
 }
 
-fn times(minutes: &BTreeMap<i64, u64>) -> EventTimes {
+fn times(minutes: &BTreeMap<i64, u64>) -> TableTimes {
     let rows: Vec<(i64, u64)> = minutes.iter().map(|(minute, readings)| (*minute, *readings)).collect();
-    serde_json::from_value(serde_json::json!({"slot": MINUTE, "rows": rows})).unwrap()
+    let times: EventTimes =
+        serde_json::from_value(serde_json::json!({"slot": MINUTE, "rows": rows})).unwrap();
+    times.into()
 }
 
 fn cells(plan: &Plan) -> Vec<(i64, i64, Reason)> {
@@ -36,7 +39,7 @@ fn planned(new: &[(i64, u64)], old: &[(i64, u64)], cells: Cells) -> Plan {
     let mut all: BTreeMap<i64, u64> = old.iter().copied().collect();
     new.iter().for_each(|(minute, readings)| *all.entry(*minute).or_default() += readings);
     let (all, new) = (times(&all), times(&new.iter().copied().collect()));
-    let below = Below { times: &all, new: &new, amended: &[] };
+    let below = Below { times: &all, new: &new, amended: &[], again: None };
     plan(&grid(&["1m"]), 100, below, Some(&cells))
 }
 
@@ -60,7 +63,7 @@ fn cells_are_short_where_there_are_many_readings() {
     let mut all: BTreeMap<i64, u64> = (0..60).map(|minute| (minute, 60)).collect();
     all.insert(-80_000_000, 1);
     let all = times(&all);
-    let below = Below { times: &all, new: &all, amended: &[] };
+    let below = Below { times: &all, new: &all, amended: &[], again: None };
     let plan = plan(&grid(&["1m"]), 300, below, None);
     assert!(plan.replaces.is_empty());
     let found = cells(&plan);
@@ -96,14 +99,15 @@ fn a_cell_is_divided_when_it_has_twice_too_many() {
 }
 
 #[test]
-fn cells_whose_readings_were_amended_are_computed_again() {
-    let (all, new) = (times(&(0..20).map(|minute| (minute, 1)).collect()), EventTimes::default());
+fn cells_that_were_amended_or_asked_for_are_computed_again() {
+    let (all, new) = (times(&(0..20).map(|minute| (minute, 1)).collect()), TableTimes::default());
     let window = |start: i64, end: i64| Window { start: Micros(start * MINUTE), end: Micros(end * MINUTE) };
     let amended = [window(-9, 1), window(9, 10), window(30, 40)];
-    let below = Below { times: &all, new: &new, amended: &amended };
+    let below = Below { times: &all, new: &new, amended: &amended, again: Some(window(4, 11)) };
     let before = known(&[(0, 5), (5, 10), (10, 15), (15, 20)]);
     let plan = plan(&grid(&["1m"]), 100, below, Some(&before));
-    assert_eq!(cells(&plan), [(0, 5, Reason::Amended), (5, 10, Reason::Amended)]);
+    let asked_for = (10, 15, Reason::AskedFor);
+    assert_eq!(cells(&plan), [(0, 5, Reason::Amended), (5, 10, Reason::Amended), asked_for]);
 }
 
 proptest! {
@@ -119,7 +123,7 @@ proptest! {
         for new in runs {
             new.iter().for_each(|(minute, readings)| *all.entry(*minute).or_default() += readings);
             let (all_times, new_times) = (times(&all), times(&new));
-            let below = Below { times: &all_times, new: &new_times, amended: &[] };
+            let below = Below { times: &all_times, new: &new_times, amended: &[], again: None };
             let plan = plan(&grid, most, below, Some(&known));
             known.retain(|start, _| !plan.replaces.contains(start));
             for cell in &plan.compute {

@@ -279,6 +279,7 @@ impl Views {
             horizon: view.horizon.clone(),
             cells: view.cells().unwrap(),
             amended: Vec::new(),
+            again: None,
         });
         let task = Recomputation {
             root: root.clone(),

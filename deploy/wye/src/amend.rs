@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 use wye_batch::amend::{Affected, affected};
 use wye_domain::ErrorKind;
-use wye_domain::time::{Micros, Span, Window, format_rfc3339, parse_rfc3339};
+use wye_domain::time::{Span, Window, format_rfc3339};
 use wye_metrics::amendment::{Amending, Amendment, Change, Selection, in_force};
 use wye_runtime::clock::{Clock, SystemClock};
 use wye_runtime::unique;
@@ -18,7 +18,7 @@ use wye_tables::store::TableRoot;
 
 use crate::alone::{no_data_dir, passing};
 use crate::cli::{AmendAbout, AmendCommand, AmendList, AmendMade, AmendRetag, AmendRevoke, LocalArguments};
-use crate::client::Misused;
+use crate::client::{Misused, time};
 use crate::site::check::{Given, check};
 use crate::site::{data_dir, table_root};
 use crate::terminal::{grouped, say};
@@ -58,12 +58,6 @@ fn tags(arguments: &AmendRetag) -> Result<BTreeMap<String, Option<String>>> {
     }
     tags.extend(arguments.remove_tag.iter().map(|name| (name.clone(), None)));
     Ok(tags)
-}
-
-fn time(option: &str, text: &str) -> Result<Micros, Misused> {
-    parse_rfc3339(text).map_err(|_| {
-        Misused(format!("{option} {text:?} is not a time; write for example 2026-01-31T12:00:00Z"))
-    })
 }
 
 fn selection(about: &AmendAbout) -> Result<Selection> {
@@ -221,6 +215,7 @@ fn described(amendment: &Amendment, is_in_force: bool) -> Value {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use wye_domain::time::Micros;
 
     use super::*;
     use crate::cli::{Cli, Command};

@@ -10,13 +10,14 @@ mod remote;
 mod report;
 pub(crate) mod sql;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use wye_domain::time::Window;
 
 use crate::alone::{Found, find};
 use crate::cli::BatchRun;
-use crate::client::Client;
+use crate::client::{Client, Misused, time};
 
 /// How often a run is started because another one has committed first.
 const ATTEMPTS: usize = 10;
@@ -26,8 +27,9 @@ const ATTEMPTS: usize = 10;
 /// # Errors
 /// Those of [`remote::run`] and [`local::run`].
 pub(crate) async fn run(arguments: &BatchRun) -> Result<()> {
+    let again = again(arguments)?;
     if arguments.dry_run {
-        return dry_run::run(arguments).await;
+        return dry_run::run(arguments, again).await;
     }
     if let Some(url) = &arguments.url {
         return remote::run(&Client::at_url(url)?, arguments).await;
@@ -42,9 +44,19 @@ pub(crate) async fn run(arguments: &BatchRun) -> Result<()> {
             asked.unwrap_or_else(|| Err(remote::left()))
         }
         Found::Alone(alone) => {
-            let outcome = local::run(&alone, arguments, &shutdown).await;
+            let outcome = local::run(&alone, arguments, again, &shutdown).await;
             alone.close().await;
             outcome
         }
     }
+}
+
+/// The stretch of time that is to be computed even if nothing has changed.
+fn again(arguments: &BatchRun) -> Result<Option<Window>> {
+    let (Some(from), Some(to)) = (&arguments.from, &arguments.to) else { return Ok(None) };
+    let window = Window { start: time("--from", from)?, end: time("--to", to)? };
+    if window.end <= window.start {
+        bail!(Misused(format!("--to {to} is not after --from {from}")));
+    }
+    Ok(Some(window))
 }

@@ -222,9 +222,18 @@ pub(crate) enum WhenBusy {
 /// `wye batch run`
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BatchRun {
+    /// Compute what has changed since the last run; this is the default
+    #[arg(long, conflicts_with_all = ["full", "from"])]
+    pub incremental: bool,
     /// Run even if nothing is new, and compute everything again
     #[arg(long, alias = "force")]
     pub full: bool,
+    /// Compute what is from this time on too, even if nothing has changed there, such as 2026-01-31T12:00:00Z
+    #[arg(long, value_name = "TIME", requires = "to", conflicts_with = "full")]
+    pub from: Option<String>,
+    /// Where that ends
+    #[arg(long, value_name = "TIME", requires = "from")]
+    pub to: Option<String>,
     /// Only print which stretches of time would be computed, and why; of what is archived now
     #[arg(long, conflicts_with_all = ["no_wait", "url"])]
     pub dry_run: bool,

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use reqwest::{Response, StatusCode};
 use wye_domain::first_cause;
+use wye_domain::time::{Micros, parse_rfc3339};
 use wye_runtime::http_error::ErrorBody;
 
 use crate::cli::Target;
@@ -131,4 +132,14 @@ pub(crate) async fn body_of(response: Response) -> Result<Vec<u8>> {
         }
         _ => Err(anyhow!(message)),
     }
+}
+
+/// The time of an option.
+///
+/// # Errors
+/// When it is none.
+pub(crate) fn time(option: &str, text: &str) -> Result<Micros, Misused> {
+    parse_rfc3339(text).map_err(|_| {
+        Misused(format!("{option} {text:?} is not a time; write for example 2026-01-31T12:00:00Z"))
+    })
 }

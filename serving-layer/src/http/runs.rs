@@ -9,9 +9,11 @@ use axum::extract::State;
 use serde::Deserialize;
 use serde_json::Value;
 use wye_domain::ErrorKind;
+use wye_domain::time::Window;
 use wye_tables::views::ViewVersion;
 
 use super::error::ApiError;
+use super::params::time;
 use super::wait::bounded;
 use super::{Api, BatchRequest};
 
@@ -20,6 +22,10 @@ use super::{Api, BatchRequest};
 struct Body {
     /// Whether to compute everything, even if nothing is new.
     force: bool,
+    /// Computes what is from this time on too, even if nothing is new there; RFC 3339, with `to`.
+    from: Option<String>,
+    /// Where that ends.
+    to: Option<String>,
     /// How long to wait until the result is in the answers, such as `10s`; by default as long as is allowed.
     wait: Option<String>,
 }
@@ -41,7 +47,19 @@ pub(super) async fn run(State(api): State<Arc<Api>>, body: Bytes) -> Result<Json
         })?
     };
     let wait = bounded(body.wait.as_deref(), api.max_wait, api.max_wait)?;
-    let mut report = trigger(BatchRequest { force: body.force })
+    let again = match (body.from.as_deref(), body.to.as_deref()) {
+        (None, None) => None,
+        (Some(from), Some(to)) => {
+            let now = api.clock.now();
+            let window = Window { start: time("from", from, now)?, end: time("to", to, now)? };
+            if window.start >= window.end {
+                return Err(ApiError::invalid("from must be before to"));
+            }
+            Some(window)
+        }
+        _ => return Err(ApiError::invalid("from and to are needed together")),
+    };
+    let mut report = trigger(BatchRequest { force: body.force, again })
         .await
         .map_err(|refusal| ApiError::new(refusal.kind, refusal.message))?;
     let version = report.get("version").and_then(Value::as_u64).map(ViewVersion);

@@ -382,7 +382,7 @@ impl HubState {
         let answer = || {
             let sides = Sides {
                 batch: snapshot.and_then(|snapshot| snapshot.row_from_newest_on(info.id, before)),
-                realtime: self.store.newest_summary(info.id, before),
+                realtime: self.store.summary(info.id, before),
             };
             merge::merge(info.facts(), before, sides, judge).filter(|_| is_known)
         };
@@ -458,7 +458,8 @@ impl Facts {
     }
 
     fn as_of(snapshot: Option<&BatchSnapshot>, held_at: Option<Micros>) -> Self {
-        let facts = snapshot.map(BatchSnapshot::facts);
+        // The rows of a view that cannot be used are left out, so answers hold nothing of it.
+        let facts = snapshot.filter(|snapshot| snapshot.usable()).map(BatchSnapshot::facts);
         Self {
             settling: facts.map(|facts| Arc::clone(&facts.settling)).unwrap_or_default(),
             as_of: facts.and_then(|facts| facts.as_of).max(held_at).unwrap_or(Micros::EPOCH),

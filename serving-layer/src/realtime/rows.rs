@@ -121,6 +121,13 @@ impl CapturedRows {
         self.refs[self.starts[group] as usize].key(self.step)
     }
 
+    /// Whether a group has readings.
+    pub fn has_readings(&self, group: usize) -> bool {
+        let end = self.starts.get(group + 1).map_or(self.refs.len(), |end| *end as usize);
+        let mut parts = self.refs[self.starts[group] as usize..end].iter();
+        parts.any(|part| self.epochs[part.epoch as usize].has_readings(part.row))
+    }
+
     /// The merged summary of a group.
     pub fn summary(&self, group: usize) -> Summary {
         let end = self.starts.get(group + 1).map_or(self.refs.len(), |end| *end as usize);

@@ -147,7 +147,8 @@ impl MergePlan {
     fn present_in_realtime(&self) -> Presence {
         let mut present = Presence::default();
         for ExpectedSeries { info, .. } in &self.expected {
-            let starts = self.rows.of_series(info.id).map(|group| self.rows.key(group).1);
+            let groups = self.rows.of_series(info.id).filter(|group| self.rows.has_readings(*group));
+            let starts = groups.map(|group| self.rows.key(group).1);
             present.add(info.id, starts.map(|start| self.window_of(info).window_at(start)));
         }
         present

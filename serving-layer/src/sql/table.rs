@@ -140,7 +140,7 @@ impl MergedTable {
         let infos = self.directory().infos().into_iter().filter(|info| {
             wanted.is_none_or(|wanted| wanted.get(info.id.0 as usize).copied().unwrap_or(false))
         });
-        self.capture.expected(infos)
+        self.capture.expected(infos, self.spec.step)
     }
 
     /// The starts of the windows that can be in the answer.

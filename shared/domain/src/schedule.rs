@@ -74,6 +74,12 @@ impl Schedule {
         }
     }
 
+    /// The shortest interval that is ever in force; `None` where there is none.
+    #[must_use]
+    pub fn shortest_interval(&self) -> Option<Span> {
+        self.pieces.iter().filter_map(|(_, interval)| *interval).min()
+    }
+
     /// The parts of a stretch of time in which readings are expected: how long each is, and the interval.
     pub fn within(&self, window: Window) -> impl Iterator<Item = (Span, Span)> {
         let ends = self.pieces.iter().skip(1).map(|(from, _)| *from).chain([Micros::MAX]);
@@ -129,5 +135,6 @@ mod tests {
         assert_eq!(within(&schedule, 540, 660), [(10, 5), (10, 2)]);
         assert_eq!(within(&schedule, 560, 640), []);
         assert_eq!((schedule.since(), schedule.only_interval()), (Some(at(100)), None));
+        assert_eq!(schedule.shortest_interval(), Some(Span::from_secs(2)));
     }
 }

@@ -132,10 +132,13 @@ pub(crate) fn batch_state(settledness: f64) -> State {
     if settledness >= SETTLED { State::Settled } else { State::Preliminary }
 }
 
-/// Whether a window that has no reading should have some by `at`: at least one expected reading should have arrived.
+/// Whether a window that has no reading should have some by `at`: at least one expected reading should have arrived, or the
+/// window is settled.
 pub fn lacks_data(expectation: &Expectation, window: Window, at: Micros, settling: &Settling) -> bool {
     let settledness = settling.settledness(at - window.end);
-    settledness > 0.0 && expectation.readings(Stretch::Whole(window)) * settledness >= 1.0
+    let expected = expectation.readings(Stretch::Whole(window));
+    let arrived = if settledness >= SETTLED { 1.0 } else { settledness };
+    arrived > 0.0 && expected * arrived >= 1.0
 }
 
 /// Whether a series that has had no reading since a time is silent at `at`: two readings that should have arrived by then are

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use wye_domain::registry::DeviceNumber;
 use wye_domain::schedule::Schedule;
 use wye_domain::summary::Summary;
-use wye_domain::time::{Micros, Window};
+use wye_domain::time::{Micros, Window, WindowSize};
 
 /// What one device should send to a series.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +106,14 @@ impl Expectation {
             .sum()
     }
 
+    /// Whether some window of a length should have a reading: one is expected in each, at the shortest intervals.
+    pub fn may_lack(&self, window: WindowSize) -> bool {
+        let most = self.by_schedule.iter().filter_map(|(schedule, names)| {
+            Some(*names as f64 * window.span().0 as f64 / schedule.shortest_interval()?.0.max(1) as f64)
+        });
+        most.sum::<f64>() >= 1.0
+    }
+
     /// From when on the first device is expected to report; `None` where that is not known.
     pub fn since(&self) -> Option<Micros> {
         let each = self.by_schedule.keys().map(|schedule| schedule.since());
@@ -159,6 +167,7 @@ mod tests {
         let expectation = every(3_600, 0..60);
         assert_eq!(expectation.readings(MINUTE), 1.0);
         assert_eq!(expectation.received(&summary(&[(17, 1)]), MINUTE), 1);
+        assert!(expectation.may_lack(WindowSize::MINUTE) && !every(61, 0..1).may_lack(WindowSize::MINUTE));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Where there are too many slots, those with hardly any reading become one *rest*, so that a few wrong clocks do not make
 //! all slots long; if that does not help, the slots become longer.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 use wye_domain::time::{Micros, Span, Window};
@@ -58,6 +58,64 @@ pub struct EventTimes {
     slots: HashMap<i64, u64, foldhash::fast::FixedState>,
     /// The readings that are in no slot.
     rest: Option<Rest>,
+}
+
+/// The readings of all files of a table by event time: in slots of the length of each file, so that a file of a long stretch of
+/// time does not make the slots of all others long.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TableTimes {
+    /// By the place of the slots' length in [`LENGTHS`].
+    by_level: BTreeMap<usize, EventTimes>,
+}
+
+impl From<EventTimes> for TableTimes {
+    fn from(times: EventTimes) -> Self {
+        let mut all = Self::default();
+        all.merge(&times);
+        all
+    }
+}
+
+impl TableTimes {
+    /// Adds readings by their event times, in microseconds.
+    pub(crate) fn add(&mut self, times: &[i64]) {
+        let mut own = EventTimes::default();
+        own.add(times, OF_FILE);
+        self.merge(&own);
+    }
+
+    /// Adds the readings of a file.
+    pub(crate) fn merge(&mut self, file: &EventTimes) {
+        let own = self.by_level.entry(file.level).or_default();
+        own.merge(file, OF_TABLE);
+        // Where a level has too many slots, they have become longer.
+        if own.level > file.level
+            && let Some(longer) = self.by_level.remove(&file.level)
+        {
+            self.merge(&longer);
+        }
+    }
+
+    /// The stretches of time that have readings, earliest first. They may overlap.
+    #[must_use]
+    pub fn stretches(&self) -> Vec<Window> {
+        let each = self.by_level.values().flat_map(EventTimes::stretches);
+        let mut stretches: Vec<Window> = each.map(|(window, _)| window).collect();
+        stretches.sort_unstable_by_key(|window| (window.start, window.end));
+        stretches
+    }
+
+    /// About how many readings there are in a stretch of time; 0 only if there is none.
+    #[must_use]
+    pub fn within(&self, window: Window) -> u64 {
+        self.by_level.values().map(|times| times.within(window)).sum()
+    }
+
+    /// How many readings there are.
+    #[must_use]
+    pub fn readings(&self) -> u64 {
+        self.by_level.values().map(EventTimes::readings).sum()
+    }
 }
 
 /// Few readings, anywhere between two times.
@@ -301,6 +359,29 @@ mod tests {
                 all.stretches().iter().any(|(stretch, _)| (stretch.start.0..stretch.end.0).contains(time))
             );
         }
+    }
+
+    #[test]
+    fn a_file_of_years_does_not_blur_the_others() {
+        let seconds = |range: std::ops::Range<i64>, step: i64| -> Vec<i64> {
+            range.map(|place| place * step * 1_000_000).collect()
+        };
+        let (day, years) = (of(&seconds(0..86_400, 1), OF_FILE), of(&seconds(-9_000..0, 36_000), OF_FILE));
+        let mut all = TableTimes::from(years.clone());
+        all.merge(&day);
+        assert_eq!(all.readings(), 95_400);
+        assert_eq!(all.within(window(0, HOUR)), 3_600);
+        assert!(all.within(window(-24 * HOUR, 0)) < 100);
+        let slots: u64 = day.stretches().len() as u64 + years.stretches().len() as u64;
+        assert_eq!(all.stretches().len() as u64, slots);
+        assert!(all.stretches().is_sorted_by_key(|window| window.start));
+        // A level that has too many slots becomes a longer one.
+        let mut many = TableTimes::default();
+        for part in 0..OF_TABLE as i64 / 64 {
+            many.merge(&of(&seconds(part * 128..part * 128 + 128, 1), OF_FILE));
+        }
+        assert_eq!((many.readings(), many.by_level.len()), (2 * OF_TABLE as u64, 2));
+        assert_eq!(many.within(window(0, HOUR)), 3_600);
     }
 
     #[test]

@@ -41,12 +41,16 @@ pub struct Restatements {
 
 /// A file of restatements that is not in the table yet.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct RestatementFile(Add);
+pub struct RestatementFile {
+    /// The version of the views that the run commits.
+    version: ViewVersion,
+    add: Add,
+}
 
 /// Writes the file of one run. A writer that is dropped leaves at most a file that [`Restatements::vacuum`] removes.
 pub struct RestatementWriter {
     log: DeltaLog,
+    version: ViewVersion,
     open: Option<FileWriter>,
     hold: Arc<Hold>,
 }
@@ -60,32 +64,32 @@ impl Restatements {
         Ok(Self { log: open_append_only(root, TABLE, restatement_schema(), &[]).await? })
     }
 
-    /// A writer for a run.
+    /// A writer for the run that is to commit a version of the views.
     #[must_use]
-    pub fn writer(&self) -> RestatementWriter {
-        RestatementWriter { log: self.log.clone(), open: None, hold: self.log.hold() }
+    pub fn writer(&self, version: ViewVersion) -> RestatementWriter {
+        RestatementWriter { log: self.log.clone(), version, open: None, hold: self.log.hold() }
     }
 
-    /// Adds the file of the run that has committed a version of the views; nothing where the table has it.
+    /// Adds the file of a run that has committed its views; nothing where the table has it.
     ///
     /// # Errors
-    /// When the table cannot be read or written.
-    pub async fn add(&self, version: ViewVersion, file: &RestatementFile) -> Result<(), TablesError> {
+    /// When the table cannot be read or written; the file stays.
+    pub async fn add(&self, file: &RestatementFile) -> Result<(), TablesError> {
         let base = self.log.existing().await?;
-        let through = i64::try_from(version.0).unwrap_or(i64::MAX);
+        let through = i64::try_from(file.version.0).unwrap_or(i64::MAX);
         if base.transactions.get(THROUGH).is_some_and(|known| *known >= through) {
             return Ok(());
         }
         let now = real_time::now().millis();
         let commit = Commit {
             base: &base,
-            actions: vec![Action::Add(file.0.clone())],
+            actions: vec![Action::Add(file.add.clone())],
             transactions: vec![Transaction::new_with_last_update(THROUGH.to_owned(), through, Some(now))],
             operation: DeltaOperation::Write { mode: SaveMode::Append, partition_by: None, predicate: None },
             info: serde_json::Map::new(),
             after_others: AfterOthers::Rebase,
         };
-        match self.log.commit(commit).await {
+        match self.log.commit_kept(commit).await {
             // Another process has added it at the same time.
             Err(TablesError::Conflict { .. }) => Ok(()),
             other => other.map(drop),
@@ -135,7 +139,7 @@ impl RestatementWriter {
         let Some(file) = self.open else { return Ok(None) };
         let add = file.finish(HashMap::new()).await?;
         drop(self.hold);
-        Ok(Some(RestatementFile(add)))
+        Ok(Some(RestatementFile { version: self.version, add }))
     }
 }
 
@@ -162,20 +166,19 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let root = TableRoot::directory(directory.path()).unwrap();
         let table = Restatements::open(&root).await.unwrap();
-        assert_eq!(table.writer().finish().await.unwrap(), None);
+        assert_eq!(table.writer(ViewVersion(1)).finish().await.unwrap(), None);
         for version in 1..3 {
-            let mut writer = table.writer();
+            let mut writer = table.writer(ViewVersion(version));
             writer.write(&row("a")).await.unwrap();
             writer.write(&row("a")).await.unwrap();
             let file = writer.finish().await.unwrap().unwrap();
             // As it comes from the record of a run.
             let file: RestatementFile = serde_json::from_str(&serde_json::to_string(&file).unwrap()).unwrap();
             let other = Restatements::open(&root).await.unwrap();
-            let both =
-                tokio::join!(table.add(ViewVersion(version), &file), other.add(ViewVersion(version), &file));
+            let both = tokio::join!(table.add(&file), other.add(&file));
             both.0.unwrap();
             both.1.unwrap();
-            table.add(ViewVersion(version), &file).await.unwrap();
+            table.add(&file).await.unwrap();
             let sql = "select count(*) from restatements where run_id = 'a'";
             let rows = number("restatements", table.provider().await.unwrap(), sql).await;
             assert_eq!(rows, 2 * version as i64);

@@ -61,6 +61,10 @@ pub struct RunRecord {
     pub amendments: Vec<String>,
     /// The fingerprint of the registry.
     pub registry: String,
+    /// The most memory that the process of the run has had, in bytes; `None` where the system does not say.
+    pub peak_memory_bytes: Option<u64>,
+    /// The version of the program.
+    pub code_version: String,
     /// Settled numbers that the run has changed.
     pub restated: u64,
     /// The file of them; absent without any.
@@ -85,7 +89,7 @@ mod tests {
     use super::*;
 
     /// A record as it is stored. A change breaks all existing tables.
-    const STORED: &str = r#"{"run_id":"r1","started_at":10,"finished_at":20,"readings":5,"duplicates":2,"conflicts":1,"windows":3,"series":2,"definitions":"7","as_of":9,"first_ingest":3,"lateness":LATENESS,"failures":{},"computation":1,"readings_table":"t","cells":4,"computed_cells":{"new_readings":2},"readings_read":3,"dropped":1,"amendments":["a"],"registry":"6","restated":0,"restatements":null}"#;
+    const STORED: &str = r#"{"run_id":"r1","started_at":10,"finished_at":20,"readings":5,"duplicates":2,"conflicts":1,"windows":3,"series":2,"definitions":"7","as_of":9,"first_ingest":3,"lateness":LATENESS,"failures":{},"computation":1,"readings_table":"t","cells":4,"computed_cells":{"new_readings":2},"readings_read":3,"dropped":1,"amendments":["a"],"registry":"6","peak_memory_bytes":8,"code_version":"1","restated":0,"restatements":null}"#;
 
     #[test]
     fn the_stored_form_is_pinned() {
@@ -111,6 +115,8 @@ mod tests {
             dropped: 1,
             amendments: vec!["a".to_owned()],
             registry: "6".to_owned(),
+            peak_memory_bytes: Some(8),
+            code_version: "1".to_owned(),
             ..RunRecord::default()
         };
         assert_eq!(serde_json::to_string(&record).unwrap(), stored);

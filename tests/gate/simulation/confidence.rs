@@ -139,7 +139,8 @@ pub(crate) fn missing(
     let starts = (0..).map(|place| first + place * length).take_while(|start| start + length <= facts.as_of);
     let lacks = |start: &i64| {
         let landed = facts.settledness(facts.as_of - (start + length));
-        landed > 0.0 && readings(&devices, *start, start + length) * landed >= 1.0
+        let expected = readings(&devices, *start, start + length);
+        landed > 0.0 && (expected * landed >= 1.0 || (landed >= SETTLED && expected >= 1.0))
     };
     starts.filter(|start| !present.contains(start)).filter(lacks).collect()
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use tokio_util::sync::CancellationToken;
 use wye_batch::dry_run::DryRun;
+use wye_domain::time::Window;
 use wye_runtime::clock::{Clock, SystemClock};
 
 use super::report;
@@ -17,7 +18,7 @@ use crate::site::{data_dir, table_root};
 ///
 /// # Errors
 /// When arguments or settings are wrong, or the tables cannot be read.
-pub(super) async fn run(arguments: &BatchRun) -> Result<()> {
+pub(super) async fn run(arguments: &BatchRun, again: Option<Window>) -> Result<()> {
     let dir = arguments.local.data_dir.as_path();
     let checked = check(Given { data_dir: dir, config: arguments.local.config.as_deref(), http: None })?;
     if checked.settings.tables.root.is_empty() && !data_dir::is_one(dir) {
@@ -28,6 +29,7 @@ pub(super) async fn run(arguments: &BatchRun) -> Result<()> {
         plans: Arc::clone(&checked.plans),
         cell_readings: checked.settings.batch_layer().batch.cell_readings,
         full: arguments.full,
+        again,
         now: SystemClock::default().now(),
     };
     let would = ended(Some(dry_run.run().await))?;

@@ -19,7 +19,12 @@ const SERVED_WITHIN: &str = "60s";
 /// result in time.
 pub(crate) async fn run(client: &Client, arguments: &BatchRun) -> Result<()> {
     let wait = if arguments.no_wait { "0s" } else { SERVED_WITHIN };
-    let body = serde_json::to_vec(&json!({ "force": arguments.full, "wait": wait }))?;
+    let body = serde_json::to_vec(&json!({
+        "force": arguments.full,
+        "from": arguments.from,
+        "to": arguments.to,
+        "wait": wait,
+    }))?;
     let bar = spinner("batch run");
     let answer = ask(client, body, arguments.when_busy).await;
     bar.finish_and_clear();

@@ -66,7 +66,7 @@ pub(super) fn batch_trigger(batch: BatchHandle) -> BatchTrigger {
         let batch = batch.clone();
         Box::pin(async move {
             let report = batch
-                .run_now(RunOptions { force: request.force, progress: None })
+                .run_now(RunOptions { force: request.force, again: request.again, progress: None })
                 .await
                 .map_err(|error| BatchRefusal { kind: error.kind(), message: error.to_string() })?;
             Ok(serde_json::to_value(report).unwrap_or_default())

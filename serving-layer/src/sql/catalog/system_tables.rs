@@ -29,6 +29,8 @@ pub(super) fn batch_runs(runs: &[CommittedRun]) -> Result<RecordBatch> {
         .map(|run| serde_json::to_string(&run.run.computed_cells))
         .collect::<std::result::Result<_, _>>()
         .map_err(external)?;
+    let peaks = runs.iter().map(|run| run.run.peak_memory_bytes);
+    let versions = runs.iter().map(|run| &run.run.code_version);
     let run_ids = runs.iter().map(|run| &run.run.run_id);
     Ok(RecordBatch::try_from_iter([
         ("run_id", Arc::new(StringArray::from_iter_values(run_ids)) as ArrayRef),
@@ -47,6 +49,10 @@ pub(super) fn batch_runs(runs: &[CommittedRun]) -> Result<RecordBatch> {
         ("computed_cells", Arc::new(StringArray::from(computed))),
         ("readings_read", counts(runs, |run| run.run.readings_read)),
         ("restated", counts(runs, |run| run.run.restated)),
+        ("peak_memory_bytes", Arc::new(peaks.collect::<UInt64Array>())),
+        // Each run is done by the process itself.
+        ("engine", Arc::new(StringArray::from_iter_values(runs.iter().map(|_| "local")))),
+        ("code_version", Arc::new(StringArray::from_iter_values(versions))),
         ("horizon", Arc::new(StringArray::from(horizons))),
     ])?)
 }

@@ -58,13 +58,23 @@ impl DeltaLog {
     /// [`TablesError::Conflict`] when another commit came first; nothing of this one is visible then.
     pub(crate) async fn commit(&self, commit: Commit<'_>) -> Result<u64, TablesError> {
         let added: Vec<Add> = commit.actions.iter().filter_map(added).cloned().collect();
-        let prepared = match self.prepare(commit, &added).await {
-            Ok(prepared) => prepared,
+        match self.prepare(commit, &added).await {
+            Ok(prepared) => self.complete(prepared).await,
             Err(error) => {
                 self.discard(&added).await;
-                return Err(error);
+                Err(error)
             }
-        };
+        }
+    }
+
+    /// The same for files that stay if it fails, so that it can be tried again.
+    pub(crate) async fn commit_kept(&self, commit: Commit<'_>) -> Result<u64, TablesError> {
+        let added: Vec<Add> = commit.actions.iter().filter_map(added).cloned().collect();
+        let prepared = self.prepare(commit, &added).await?;
+        self.complete(prepared).await
+    }
+
+    async fn complete(&self, prepared: PreparedCommit<'_>) -> Result<u64, TablesError> {
         // The later steps of delta-rs are left out: a commit has succeeded even if the checkpoint after it fails.
         let version = prepared.await.map_err(|source| TablesError::commit(self.table(), source))?.version;
         let entry = commit_uri_from_version(Some(version)).to_string();

@@ -15,7 +15,7 @@ use super::filters::Conditions;
 use super::{Position, TABLE};
 use crate::columns::{EVENT_TIME, INGEST_TIME, stored_schema};
 use crate::error::TablesError;
-use crate::event_times::{EventTimes, OF_TABLE};
+use crate::event_times::TableTimes;
 use crate::parquet_plan::{FilePlan, partitioned_file};
 use crate::readings::ReadingsSnapshot;
 use crate::readings::file_tags::{FileTags, arrival_of, times_of};
@@ -29,9 +29,9 @@ pub struct Contents {
     /// When the readings have arrived.
     pub arrival: Arrival,
     /// When they were measured.
-    pub times: EventTimes,
+    pub times: TableTimes,
     /// When those were measured that are not below the other horizon.
-    pub new: EventTimes,
+    pub new: TableTimes,
 }
 
 impl ReadingsSnapshot {
@@ -60,10 +60,10 @@ impl ReadingsSnapshot {
                 continue;
             };
             contents.arrival.merge(arrival);
-            contents.times.merge(times, OF_TABLE);
+            contents.times.merge(times);
             match Position::of(tags.as_ref(), Some(since)) {
                 Position::Below => {}
-                Position::Above => contents.new.merge(times, OF_TABLE),
+                Position::Above => contents.new.merge(times),
                 Position::Straddles => partly_new.push(planned()?),
             }
         }
@@ -115,8 +115,8 @@ impl ReadingsSnapshot {
     }
 }
 
-fn add_times(times: &mut EventTimes, readings: &RecordBatch) {
-    times.add(times_of(readings, EVENT_TIME).unwrap_or_default(), OF_TABLE);
+fn add_times(times: &mut TableTimes, readings: &RecordBatch) {
+    times.add(times_of(readings, EVENT_TIME).unwrap_or_default());
 }
 
 fn external(error: TablesError) -> datafusion::error::DataFusionError {

@@ -13,7 +13,7 @@ use futures::TryStreamExt;
 use super::cells::{FilesBelow, HowToRead};
 use super::*;
 use crate::CompactionPolicy;
-use crate::event_times::{EventTimes, OF_TABLE};
+use crate::event_times::TableTimes;
 use crate::readings::Readings;
 use crate::store::TableRoot;
 use crate::testing::{self, Row, archive, arrival_of, rows_of, run};
@@ -46,9 +46,9 @@ fn is_below(row: &Row, horizon: Option<&Horizon>) -> bool {
 }
 
 /// When rows were measured.
-fn times_of<'a>(rows: impl Iterator<Item = &'a Row>) -> EventTimes {
-    let mut times = EventTimes::default();
-    times.add(&rows.map(|row| row.event_time).collect::<Vec<_>>(), OF_TABLE);
+fn times_of<'a>(rows: impl Iterator<Item = &'a Row>) -> TableTimes {
+    let mut times = TableTimes::default();
+    times.add(&rows.map(|row| row.event_time).collect::<Vec<_>>());
     times
 }
 

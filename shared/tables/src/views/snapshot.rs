@@ -14,6 +14,7 @@ use datafusion::physical_expr::PhysicalExpr;
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::union::UnionExec;
 use wye_domain::horizon::Horizon;
+use wye_domain::time::Window;
 
 use super::cells::{self, Group};
 use super::{HORIZON, TABLE, ViewVersion};
@@ -66,14 +67,29 @@ impl ViewSnapshot {
         self.snapshot.files.iter()
     }
 
-    /// The same version, of which scans read only the files that another version lacks; `None` where it lacks none or all
-    /// of them.
-    pub fn only_new(&self, before: &Self) -> Option<Self> {
+    /// The same version, of which scans read only the files that another version lacks, and the cells of these files; `None`
+    /// where it lacks none or all of them, or where they do not say their cells.
+    pub fn only_new(&self, before: &Self) -> Option<(Self, Vec<Window>)> {
         let known: HashSet<&str> = before.data_files().map(|file| file.add.path.as_str()).collect();
         let is_new = |file: &&DataFile| !known.contains(file.add.path.as_str());
         let new: Vec<DataFile> = self.data_files().filter(is_new).cloned().collect();
         let has_both = !new.is_empty() && new.len() < self.snapshot.files.len();
-        has_both.then(|| Self { groups: Arc::new(OnceLock::from(cells::groups(&new))), ..self.clone() })
+        let cells = new.iter().map(|file| Some(cells::of_file(file)?.window())).collect::<Option<_>>()?;
+        has_both.then(|| (self.of_files(&new), cells))
+    }
+
+    /// The same version, of which scans read only the files that may have windows that start in a stretch of time.
+    #[must_use]
+    pub fn overlapping(&self, stretch: Window) -> Self {
+        let is_outside = |cell: Window| cell.end <= stretch.start || stretch.end <= cell.start;
+        let may_have =
+            |file: &&DataFile| !cells::of_file(file).is_some_and(|record| is_outside(record.window()));
+        self.of_files(&self.data_files().filter(may_have).cloned().collect::<Vec<_>>())
+    }
+
+    /// The same version, of which scans read only some files.
+    fn of_files(&self, files: &[DataFile]) -> Self {
+        Self { groups: Arc::new(OnceLock::from(cells::groups(files))), ..self.clone() }
     }
 
     /// The columns, with text in dictionaries.
