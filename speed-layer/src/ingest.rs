@@ -178,6 +178,12 @@ impl Ingest {
         })
     }
 
+    /// The tables that the log says its readings are archived in; `None` where nobody has claimed any.
+    #[must_use]
+    pub fn tables(&self) -> Option<Tables> {
+        self.worker.tables()
+    }
+
     /// Records in the log that its readings are archived in the given tables. Returns the tables that they are archived in
     /// already, if those are others: with two, each would delete from the log what only the other has archived.
     ///

@@ -107,7 +107,12 @@ fn tables_of_another_log_are_rejected() -> Result<()> {
     let mut site = Site::new()?;
     site.configure("")?;
     let mut server = site.up()?;
-    server.ready()?;
+    let reading = json!({"device_id": "a", "metric": "t", "value": 1, "event_time": "2026-01-01T00:00:00Z"});
+    let (status, answer) = server.ready()?.post("/v1/readings", &reading)?;
+    ensure!(status == 200, "{answer}");
+    let mut run = Command::new(site.program());
+    let ran = run.args(["batch", "run", "--data-dir"]).arg(site.data_dir()).output()?;
+    ensure!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
     server.stop()?;
     let data_dir = site.data_dir().display().to_string();
     let up = ["up", "--data-dir", &data_dir, "--http", "127.0.0.1:0"];
@@ -116,6 +121,12 @@ fn tables_of_another_log_are_rejected() -> Result<()> {
     fails_with(&site, &up, &["do not belong to this log", &tables.display().to_string(), "delete"])?;
     std::fs::remove_dir_all(&tables)?;
     std::fs::rename(site.data_dir().join("elsewhere"), &tables)?;
+    // The log is another one: its first offsets are other readings.
+    let log = site.data_dir().join("log");
+    std::fs::rename(&log, site.data_dir().join("old-log"))?;
+    fails_with(&site, &up, &["have readings of another log", &tables.display().to_string(), "Restore it"])?;
+    std::fs::remove_dir_all(&log)?;
+    std::fs::rename(site.data_dir().join("old-log"), &log)?;
     let mut server = site.up()?;
     server.ready()?;
     server.stop()

@@ -156,9 +156,16 @@ pub(crate) async fn start_ingest(
 /// Checks that the tables belong to the log.
 ///
 /// # Errors
-/// When the readings of the log are archived in other tables.
+/// When the readings of the log are archived in other tables, or the tables have readings of another log.
 pub(crate) async fn claim_tables(ingest: &Ingest, root: &TableRoot) -> Result<()> {
     let readings = Readings::open(root).await?.snapshot().await?;
+    // Whoever archives has noted it in the log first. Offsets of another log mean other readings, which would not be archived.
+    if ingest.tables().is_none() && !readings.archived().is_empty() {
+        bail!(
+            "the tables at {root} have readings of another log: was the log deleted or replaced? Restore it, or set `root` in \
+             [tables] to an empty location"
+        );
+    }
     let tables = Tables { id: readings.table_id().to_owned(), root: root.to_string() };
     if let Some(other) = ingest.claim_tables(tables).await? {
         bail!(

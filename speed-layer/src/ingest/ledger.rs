@@ -161,14 +161,18 @@ impl Ledger {
             && self.clock.now() - begun.last.at < Span::from(patience)
     }
 
+    /// The tables that the readings of this log are archived in, as far as was read.
+    pub(super) fn tables(&self) -> Option<Tables> {
+        self.memory().state.tables().cloned()
+    }
+
     /// Writes that the readings of this log are archived in the given tables. Returns the tables that they are archived in
     /// already, if those are others.
     ///
     /// # Errors
     /// When the log cannot be read or written.
     pub(super) async fn claim_tables(&self, tables: Tables) -> Result<Option<Tables>, LogError> {
-        let recorded = self.memory().state.tables().cloned();
-        let recorded = match recorded {
+        let recorded = match self.tables() {
             Some(recorded) => recorded,
             None => {
                 self.append(Record::Tables(tables.clone())).await?;

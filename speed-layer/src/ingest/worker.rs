@@ -81,6 +81,11 @@ impl Worker {
         self.clock.now()
     }
 
+    /// As [`super::Ingest::tables`].
+    pub(super) fn tables(&self) -> Option<Tables> {
+        self.ledger.tables()
+    }
+
     /// As [`super::Ingest::claim_tables`].
     pub(super) async fn claim_tables(&self, tables: Tables) -> Result<Option<Tables>, LogError> {
         self.ledger.claim_tables(tables).await
