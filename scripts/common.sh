@@ -15,6 +15,18 @@ fail() {
     exit 1
 }
 
+# copy_jars POM DIR WHAT: copies the jars that a list of Maven names into a directory, unless it has them.
+copy_jars() {
+    local pom="$1" dir="$2" what="$3"
+    [ -e "$dir/.complete" ] && return
+    have mvn || fail "maven is missing: run scripts/install-deps.sh test"
+    say "downloading $what from Maven Central ..."
+    mkdir -p "$dir"
+    mvn -q -B -f "$pom" dependency:copy-dependencies \
+        -DoutputDirectory="$dir" -DincludeScope=runtime </dev/null >&2
+    touch "$dir/.complete"
+}
+
 have() { command -v "$1" >/dev/null 2>&1; }
 
 # once NAME COMMAND...: runs the command; only one process at a time runs it for the same name, the others wait.

@@ -28,15 +28,7 @@ ready_seconds=90
 stop_seconds=30
 mib=$((1024 * 1024))
 
-fetch() {
-    [ -e "$fetched/.complete" ] && return
-    have mvn || fail "maven is missing: run scripts/install-deps.sh test"
-    say "downloading Apache Kafka $version from Maven Central ..."
-    mkdir -p "$fetched"
-    mvn -q -B -f "$pom" dependency:copy-dependencies \
-        -DoutputDirectory="$fetched" -DincludeScope=runtime </dev/null >&2
-    touch "$fetched/.complete"
-}
+fetch() { copy_jars "$pom" "$fetched" "Apache Kafka $version"; }
 
 check() {
     have java || fail "java is missing: run scripts/install-deps.sh test"

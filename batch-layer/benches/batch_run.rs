@@ -15,7 +15,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use arrow::array::{ArrayRef, Int32Array, Int64Array, RecordBatch, TimestampMicrosecondArray};
 use wye_batch::compute::Compute;
-use wye_batch::recompute::{Recomputation, Since, recompute};
+use wye_batch::recompute::{Recomputation, Restating, Since, recompute};
+use wye_batch::restate::{Cause, Comparison};
 use wye_domain::place::{KafkaPartition, Offset};
 use wye_domain::reading::{Reading, ReadingBatchBuilder};
 use wye_domain::registry::Registry;
@@ -25,9 +26,10 @@ use wye_metrics::plan::{Expectations, MetricPlans};
 use wye_metrics::view_rows::COMPUTATION;
 use wye_tables::columns::archive_schema;
 use wye_tables::readings::{ArchiveBatch, Readings};
+use wye_tables::restatements::Restatements;
 use wye_tables::run_record::RunRecord;
 use wye_tables::store::TableRoot;
-use wye_tables::views::{BatchViews, ViewCommit};
+use wye_tables::views::{BatchViews, ViewCommit, ViewSnapshot, ViewVersion};
 
 const DEVICES: i64 = 10;
 const METRICS: [&str; 11] =
@@ -111,6 +113,10 @@ impl Bench {
         let since = previous.as_ref().filter(|_| start == Start::FromTheView);
         let since =
             since.map(|view| Since::view(view, &self.plans, &[], &snapshot).map_err(anyhow::Error::msg));
+        let restating = match previous.as_ref().filter(|_| start == Start::FromTheView) {
+            Some(view) => Some(self.restating(view).await?),
+            None => None,
+        };
         let task = Recomputation {
             root: self.root.clone(),
             horizon: horizon.clone(),
@@ -124,15 +130,17 @@ impl Bench {
             since: since.transpose()?,
             threads: self.compute.threads(),
             cell_readings: 2_000_000,
-            restating: None,
+            restating,
             progress: None,
         };
         let done = self.compute.run(recompute(task)).await??;
         let computed = begin.elapsed().as_secs_f64();
         let (rows, windows, cells) = (done.tally().readings, done.windows(), done.cells.len());
+        let restated = done.restated;
         let (cells_computed, read): (u64, u64) = (done.computed_cells.values().sum(), done.readings_read);
         let run = RunRecord {
             as_of: done.as_of.unwrap_or_default(),
+            lateness: done.lateness,
             definitions: self.plans.fingerprint().to_string(),
             computation: COMPUTATION,
             readings_table: snapshot.table_id().to_owned(),
@@ -144,13 +152,27 @@ impl Bench {
         let seconds = begin.elapsed().as_secs_f64();
         let view = self.views.latest().await?.context("a view was committed")?;
         print(&format!(
-            "{name}: computed in {computed:.2} s, committed in {seconds:.2} s, peak memory {} MiB; {cells_computed} of {cells} cells, {read} of {rows} readings in {} files ({:.2} bytes each), {windows} windows ({:.1} bytes each)",
+            "{name}: computed in {computed:.2} s, committed in {seconds:.2} s, peak memory {} MiB; {cells_computed} of {cells} cells, {read} of {rows} readings in {} files ({:.2} bytes each), {windows} windows ({:.1} bytes each), {restated} restated",
             peak_memory_mib()?,
             snapshot.files(),
             snapshot.bytes() as f64 / rows as f64,
             view.bytes() as f64 / windows as f64,
         ));
         Ok(())
+    }
+
+    /// What a run that starts from a view compares its numbers with.
+    async fn restating(&self, view: &ViewSnapshot) -> Result<Restating> {
+        let run = view.run.as_ref().context("a run has made the view")?;
+        let comparison = Comparison {
+            view: view.clone(),
+            settled_until: run.lateness.settling().settled_until(run.as_of),
+            cause: Cause::Readings(Vec::new()),
+            run_id: "bench".to_owned(),
+            started: run.as_of,
+        };
+        let table = Restatements::open(&self.root).await?;
+        Ok(Restating { comparison: Arc::new(comparison), table, version: ViewVersion(view.version().0 + 1) })
     }
 }
 

@@ -6,6 +6,7 @@ use datafusion::scalar::ScalarValue;
 use serde::Serialize;
 use wye_domain::time::{Micros, format_rfc3339};
 use wye_metrics::amendment::Selection;
+use wye_tables::columns::time_literal;
 use wye_tables::readings::Readings;
 use wye_tables::store::TableRoot;
 
@@ -58,8 +59,8 @@ pub async fn affected(root: &TableRoot, selection: &Selection) -> Result<Affecte
 }
 
 fn condition(selection: &Selection) -> Expr {
-    let mut condition = col("event_time").gt_eq(literal(selection.times.start));
-    condition = condition.and(col("event_time").lt(literal(selection.times.end)));
+    let mut condition = col("event_time").gt_eq(time_literal(selection.times.start));
+    condition = condition.and(col("event_time").lt(time_literal(selection.times.end)));
     for (column, names) in [("device_id", &selection.devices), ("metric", &selection.metrics)] {
         if !names.is_empty() {
             let names = names.iter().map(|name| lit(name.as_str())).collect();
@@ -67,10 +68,6 @@ fn condition(selection: &Selection) -> Expr {
         }
     }
     condition
-}
-
-fn literal(time: Micros) -> Expr {
-    lit(ScalarValue::TimestampMicrosecond(Some(time.0), Some("UTC".into())))
 }
 
 fn number(value: &ScalarValue) -> i64 {

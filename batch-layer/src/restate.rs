@@ -8,15 +8,13 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, AsArray, Float64Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray,
-    UInt32Array,
+    Array, ArrayRef, AsArray, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array,
 };
 use arrow::compute::take_record_batch;
 use arrow::datatypes::{DataType, Float64Type, Int64Type};
-use datafusion::common::ScalarValue;
 use datafusion::execution::TaskContext;
 use datafusion::physical_plan::execute_stream;
-use datafusion::prelude::{Expr, col, lit};
+use datafusion::prelude::col;
 use futures::TryStreamExt;
 use hashbrown::{DefaultHashBuilder, HashMap};
 use serde_json::{Map, Value};
@@ -29,7 +27,7 @@ use wye_domain::time::{Micros, Window};
 use wye_metrics::definition::Aggregate;
 use wye_metrics::plan::MetricPlans;
 use wye_metrics::view_rows::ViewColumn;
-use wye_tables::columns::restatement_schema;
+use wye_tables::columns::{restatement_schema, time_literal};
 use wye_tables::restatements::RestatementWriter;
 use wye_tables::views::ViewSnapshot;
 
@@ -151,9 +149,9 @@ impl OldRows {
     ) -> Result<datafusion::execution::SendableRecordBatchStream, BatchError> {
         let Comparison { view, settled_until, .. } = &*self.comparison;
         let filters = [
-            col(ViewColumn::WindowStart.name()).gt_eq(time(self.window.start)),
-            col(ViewColumn::WindowStart.name()).lt(time(self.window.end)),
-            col(ViewColumn::WindowEnd.name()).lt_eq(time(*settled_until)),
+            col(ViewColumn::WindowStart.name()).gt_eq(time_literal(self.window.start)),
+            col(ViewColumn::WindowStart.name()).lt(time_literal(self.window.end)),
+            col(ViewColumn::WindowEnd.name()).lt_eq(time_literal(*settled_until)),
         ];
         let view = view.overlapping(self.window);
         let plan = view.scan(columns, &filters).map_err(BatchError::tables("read the batch view before"))?;
@@ -289,18 +287,21 @@ fn number(array: &ArrayRef, row: usize) -> Value {
     }
 }
 
-/// The bits of each number of a column; `None` where it has no numbers.
+/// The bits of each number of a column, all ones where there is none; `None` where it has no numbers.
 fn bits(array: &ArrayRef) -> Option<Vec<u64>> {
-    let null = |row: usize| array.is_null(row);
-    if let Some(numbers) = array.as_any().downcast_ref::<Int64Array>() {
-        let values = numbers.values().iter().enumerate();
-        return Some(
-            values.map(|(row, value)| if null(row) { u64::MAX } else { value.cast_unsigned() }).collect(),
-        );
+    let mut bits: Vec<u64> = match array.data_type() {
+        DataType::Int64 => {
+            array.as_primitive::<Int64Type>().values().iter().map(|value| value.cast_unsigned()).collect()
+        }
+        DataType::Float64 => {
+            array.as_primitive::<Float64Type>().values().iter().map(|value| value.to_bits()).collect()
+        }
+        _ => return None,
+    };
+    for row in (0..bits.len()).filter(|row| array.is_null(*row)) {
+        bits[row] = u64::MAX;
     }
-    let numbers = array.as_any().downcast_ref::<Float64Array>()?;
-    let values = numbers.values().iter().enumerate();
-    Some(values.map(|(row, value)| if null(row) { u64::MAX } else { value.to_bits() }).collect())
+    Some(bits)
 }
 
 fn rows_of(comparison: &Comparison, all: &[Changed]) -> RecordBatch {
@@ -324,10 +325,6 @@ fn rows_of(comparison: &Comparison, all: &[Changed]) -> RecordBatch {
         texts(&|changed| changed.new.as_ref().map(Value::to_string)),
     ];
     batch::of_columns(restatement_schema(), columns)
-}
-
-fn time(time: Micros) -> Expr {
-    lit(ScalarValue::TimestampMicrosecond(Some(time.0), Some("UTC".into())))
 }
 
 fn wrong_shape(error: DomainError) -> BatchError {

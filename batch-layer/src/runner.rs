@@ -1,6 +1,6 @@
 //! Carries out batch runs: reads the facts, and does what a [`Run`] decides. Must not know the reasons for a decision.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,13 +9,12 @@ use tokio::sync::Mutex;
 use tokio::time::{Interval, MissedTickBehavior};
 use tracing::{info, warn};
 use wye_domain::control::ControlRecord;
-use wye_domain::place::KafkaPartition;
+use wye_domain::error_chain;
 use wye_domain::time::{Micros, Window};
-use wye_domain::{ErrorKind, error_chain};
 use wye_metrics::amendment::{Amending, Amendment};
 use wye_metrics::plan::Expectations;
 use wye_metrics::view_rows::COMPUTATION;
-use wye_runtime::telemetry::{KafkaPartitionLabel, ReasonLabel};
+use wye_runtime::telemetry::ReasonLabel;
 use wye_tables::TablesError;
 use wye_tables::amendments::Amendments;
 use wye_tables::readings::{Readings, ReadingsSnapshot};
@@ -26,17 +25,18 @@ use wye_tables::views::{BatchViews, ViewCommit, ViewSnapshot, ViewVersion};
 use crate::control_log::ControlLog;
 use crate::error::BatchError;
 use crate::layer::Parts;
-use crate::recompute::{OnProgress, Recomputation, Recomputed, Restating, Since, changed, recompute};
+use crate::recompute::{OnProgress, Recomputation, Since, recompute};
 use crate::report::{Outcome, RunReport};
-use crate::restate::{Cause, Comparison};
-use crate::run::{
-    Effect, Facts, Input, LeftOut, Patience, Previous, Rules, Run, Task, missing_announcements,
-};
+use crate::run::{Effect, Facts, Input, Patience, Previous, Rules, Run, Task, missing_announcements};
 use crate::settings::BatchSettings;
 use wye_runtime::clock::Clock;
 
+mod record;
+mod restating;
 #[cfg(test)]
 mod tests;
+
+use record::report_of;
 
 /// How often the control topic is read while a run waits for answers.
 const ANSWER_INTERVAL: Duration = Duration::from_millis(50);
@@ -177,20 +177,6 @@ impl BatchRunner {
             }
         }
         Ok(execution.report)
-    }
-
-    /// Adds what a run has found to the table of restatements, unless that has it. What can never be added is given up, so that it
-    /// does not stop all runs.
-    async fn add_restatements(&self, run: Option<&RunRecord>) -> Result<(), BatchError> {
-        let Some(file) = run.and_then(|run| run.restatements.as_ref()) else { return Ok(()) };
-        match self.restatements.add(file).await {
-            Err(error) if error.kind() != ErrorKind::Unavailable => {
-                let error = error_chain(&error);
-                warn!(error, "the restatements of the last run cannot be added, and are given up");
-                Ok(())
-            }
-            added => added.map_err(BatchError::tables("add restatements")),
-        }
     }
 
     /// Announces the horizon of the newest view in the control topic, where that does not have it.
@@ -387,103 +373,6 @@ impl Execution<'_> {
         }
         Ok(version)
     }
-
-    /// What the numbers are compared with: those of the view before, where the same computation has made it of the same readings.
-    fn restating(&self, view: &ViewSnapshot, readings_table: &str) -> Option<Restating> {
-        let runner = self.runner;
-        let run = view.run.as_ref()?;
-        if run.computation != COMPUTATION || run.readings_table != readings_table {
-            return None;
-        }
-        let cause = if run.definitions == runner.definitions() {
-            Cause::Readings(changed(&self.amendments, &run.amendments))
-        } else if run.registry == runner.registry() {
-            Cause::Definition
-        } else {
-            Cause::Registry
-        };
-        let comparison = Comparison {
-            view: view.clone(),
-            settled_until: run.lateness.settling().settled_until(run.as_of),
-            cause,
-            run_id: self.run_id(),
-            started: self.started,
-        };
-        // Only a run that follows this version commits.
-        let version = ViewVersion(view.version().0 + 1);
-        Some(Restating { comparison: Arc::new(comparison), table: runner.restatements.clone(), version })
-    }
-
-    fn run_id(&self) -> String {
-        format!("{}-{}", self.started.0, self.runner.parts.process_id)
-    }
-
-    /// The record that is stored with the views.
-    fn record(&self, computed: &Recomputed) -> RunRecord {
-        let tally = computed.tally();
-        RunRecord {
-            run_id: self.run_id(),
-            started_at: self.started,
-            finished_at: self.runner.clock().now(),
-            readings: tally.readings,
-            duplicates: tally.duplicates,
-            conflicts: tally.conflicts,
-            windows: computed.windows(),
-            series: computed.series,
-            definitions: self.runner.definitions(),
-            as_of: computed.as_of.unwrap_or_default(),
-            first_ingest: computed.first_ingest,
-            lateness: computed.lateness.clone(),
-            failures: tally.failures,
-            computation: COMPUTATION,
-            readings_table: String::new(),
-            cells: computed.cells.len() as u64,
-            computed_cells: computed.computed_cells.clone(),
-            readings_read: computed.readings_read,
-            dropped: tally.dropped,
-            amendments: self.amending.ids(),
-            registry: self.runner.registry(),
-            peak_memory_bytes: peak_memory(),
-            code_version: env!("CARGO_PKG_VERSION").to_owned(),
-            restated: computed.restated,
-            restatements: computed.restatements.clone(),
-        }
-    }
-
-    /// Completes the report, once the run has committed or keeps the view.
-    fn finish(&mut self, LeftOut { unanswered, messages }: LeftOut) {
-        self.report.unanswered = unanswered;
-        self.report.not_covered = messages;
-        let duration = self.runner.clock().monotonic().saturating_sub(self.begin);
-        self.report.duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    }
-
-    /// Counts and logs a commit.
-    fn measure(&self) {
-        let (report, telemetry) = (&self.report, &self.runner.parts.telemetry);
-        telemetry.runs.inc();
-        telemetry.run_seconds.observe(report.duration_ms as f64 / 1e3);
-        telemetry.windows.set(i64::try_from(report.windows).unwrap_or(i64::MAX));
-        telemetry.readings.set(i64::try_from(report.readings).unwrap_or(i64::MAX));
-        telemetry.committed_at.set(self.runner.clock().now().seconds());
-        for (KafkaPartition(kafka_partition), offset) in report.horizon.iter() {
-            telemetry.horizon.get_or_create(&KafkaPartitionLabel { kafka_partition }).set(offset.0);
-        }
-        if !report.not_covered.is_empty() {
-            let not_covered = &report.not_covered;
-            warn!(
-                ?not_covered,
-                "messages that were in the log when the run started are left to the next run"
-            );
-        }
-        info!(
-            version = report.version.map(|version| version.0),
-            readings = report.readings,
-            windows = report.windows,
-            milliseconds = report.duration_ms,
-            "batch view committed"
-        );
-    }
 }
 
 /// A wait for another component.
@@ -500,13 +389,6 @@ impl Waiting {
     }
 }
 
-/// The most memory that this process has had so far, in bytes; `None` where the system does not say.
-fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1_024)
-}
-
 /// The facts about a view that a run starts from.
 fn previous(view: &ViewSnapshot) -> Previous {
     let run = view.run.as_ref();
@@ -517,13 +399,4 @@ fn previous(view: &ViewSnapshot) -> Previous {
         definitions: run.filter(|run| run.computation == COMPUTATION).map(|run| run.definitions.clone()),
         amendments: run.map(|run| run.amendments.clone()).unwrap_or_default(),
     }
-}
-
-/// The report of a run that leaves the view as it is.
-fn report_of(view: Option<&ViewSnapshot>) -> RunReport {
-    let run = view.and_then(|view| view.run.clone()).unwrap_or_default();
-    let horizon = view.map(|view| view.horizon.clone()).unwrap_or_default();
-    // It has computed nothing itself.
-    let (computed_cells, version) = (BTreeMap::new(), view.map(ViewSnapshot::version));
-    RunReport { version, computed_cells, readings_read: 0, restated: 0, ..RunReport::of(&run, horizon) }
 }

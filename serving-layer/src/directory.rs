@@ -83,6 +83,11 @@ impl Directory {
         &self.plans
     }
 
+    /// Whether any series may have an expectation.
+    pub fn has_expectations(&self) -> bool {
+        !self.expectations.is_empty()
+    }
+
     /// A definition by its index.
     pub fn definition(&self, index: usize) -> &Definition {
         self.plans.plans()[index].definition()

@@ -38,9 +38,8 @@ impl Capture {
         let expected: Vec<(Option<Micros>, Arc<SeriesInfo>)> = with_expectation.collect();
         let snapshot = self.snapshot.as_deref().filter(|snapshot| snapshot.usable());
         let first_ingest = snapshot.and_then(|snapshot| snapshot.facts().first_ingest);
-        let needs_oldest = first_ingest.is_some() && expected.iter().any(|(since, _)| since.is_none());
-        let wanted: HashSet<SeriesId> = expected.iter().map(|(_, info)| info.id).collect();
-        let in_epochs = if needs_oldest { self.oldest_in_epochs(&wanted) } else { HashMap::new() };
+        let without_since = expected.iter().filter(|(since, _)| since.is_none() && first_ingest.is_some());
+        let in_epochs = self.oldest_in_epochs(&without_since.map(|(_, info)| info.id).collect());
         expected
             .into_iter()
             .filter_map(|(since, info)| {
@@ -55,7 +54,8 @@ impl Capture {
     /// The first window with readings of some series in realtime epochs.
     fn oldest_in_epochs(&self, wanted: &HashSet<SeriesId>) -> HashMap<SeriesId, Micros> {
         let mut oldest: HashMap<SeriesId, Micros> = HashMap::new();
-        for epoch in &self.epochs {
+        let epochs = if wanted.is_empty() { &[] } else { self.epochs.as_slice() };
+        for epoch in epochs {
             let rows = epoch.keys().filter(|(_, series, _)| wanted.contains(series));
             for (_, series, start) in rows.filter(|(row, ..)| epoch.has_readings(*row)) {
                 let known = oldest.entry(series).or_insert(start);

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use arrow::array::RecordBatch;
 use datafusion::catalog::memory::MemorySourceConfig;
-use datafusion::common::{DFSchema, ScalarValue};
+use datafusion::common::DFSchema;
 use datafusion::error::DataFusionError;
 use datafusion::execution::TaskContext;
-use datafusion::logical_expr::{Expr, col, lit};
+use datafusion::logical_expr::{Expr, col};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::filter::FilterExec;
 use datafusion::physical_plan::projection::ProjectionExec;
@@ -27,6 +27,7 @@ use wye_metrics::failures::Failures;
 use wye_metrics::merge::BatchRow;
 use wye_metrics::view_rows::reader::row_columns;
 use wye_metrics::view_rows::{COMPUTATION, ViewColumn};
+use wye_tables::columns::time_literal;
 use wye_tables::run_record::RunRecord;
 use wye_tables::views::{CellRecord, ViewSnapshot, ViewVersion};
 
@@ -84,7 +85,7 @@ struct Known {
     windows: SeriesWindows,
     /// The part that is not known.
     new: ViewSnapshot,
-    /// The stretches of time whose rows are all in that part.
+    /// The stretches of time of which the view before has other rows.
     replaced: Vec<Window>,
 }
 
@@ -187,10 +188,7 @@ impl BatchSnapshot {
             && facts.definitions == self.facts.definitions
             && facts.amendments == self.facts.amendments
             && mine.version() < view.version();
-        let (new, mut replaced) = is_same.then(|| view.only_new(mine)).flatten()?;
-        let (before, now) = (mine.cells()?, view.cells()?);
-        replaced
-            .extend(before.values().filter(|cell| !now.contains_key(&cell.start)).map(CellRecord::window));
+        let (new, replaced) = is_same.then(|| view.only_new(mine)).flatten()?;
         Some(Known { windows: self.windows.clone(), new, replaced })
     }
 
@@ -330,11 +328,6 @@ fn scan_memory(
         wanted.push((datafusion::physical_expr::expressions::col(name, &schema)?, (*name).to_owned()));
     }
     Ok(Some(Arc::new(ProjectionExec::try_new(wanted, plan)?)))
-}
-
-/// A time as the type of the view's time columns.
-pub(crate) fn time_literal(time: Micros) -> Expr {
-    lit(ScalarValue::TimestampMicrosecond(Some(time.0), Some("UTC".into())))
 }
 
 /// The batches of a plan, plan partition by plan partition.

@@ -8,11 +8,11 @@ use datafusion::logical_expr::{Expr, col};
 use futures::TryStreamExt;
 use wye_metrics::view_rows::ViewColumn;
 use wye_metrics::view_rows::reader::row_columns;
+use wye_tables::columns::time_literal;
 
 use crate::ServingError;
 use crate::directory::Directory;
 use crate::hub::{Capture, Facts};
-use crate::snapshot::time_literal;
 use crate::sql::table::equals;
 use crate::windows::{Question, SeriesAnswers, WindowMerge};
 

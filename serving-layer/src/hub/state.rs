@@ -377,14 +377,14 @@ impl HubState {
         let before = newest.window_start - info.window.span();
         let snapshot = self.snapshot.as_ref();
         // Older rows of the batch view are not at hand.
-        let is_known = snapshot.and_then(|snapshot| snapshot.newest(info.id));
-        let is_known = is_known.is_none_or(|row| row.window_start <= before);
+        let newest_batch = snapshot.and_then(|snapshot| snapshot.newest(info.id));
+        let is_at_hand = newest_batch.is_none_or(|row| row.window_start <= before);
         let answer = || {
             let sides = Sides {
                 batch: snapshot.and_then(|snapshot| snapshot.row_from_newest_on(info.id, before)),
                 realtime: self.store.summary(info.id, before),
             };
-            merge::merge(info.facts(), before, sides, judge).filter(|_| is_known)
+            merge::merge(info.facts(), before, sides, judge).filter(|_| is_at_hand)
         };
         merge::current(info.facts(), newest, answer, judge)
     }

@@ -21,6 +21,7 @@ use datafusion::physical_plan::ExecutionPlan;
 use wye_domain::summary_columns::SummaryColumn;
 use wye_domain::time::{Micros, Span, WindowSize};
 use wye_metrics::view_rows::ViewColumn;
+use wye_tables::columns::time_literal;
 
 use super::columns::{Column, MergedColumns};
 use super::merged::MergePlan;
@@ -29,7 +30,6 @@ use crate::directory::{Directory, SeriesInfo};
 use crate::gaps::ExpectedSeries;
 use crate::hub::{Capture, Facts};
 use crate::realtime::{CapturedRows, Selection};
-use crate::snapshot::time_literal;
 
 /// Which layers a table shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +134,7 @@ impl MergedTable {
 
     /// The series of which windows without readings are answered, by number. `wanted` as [`MergedTable::wanted_series`] has it.
     fn expected(&self, wanted: Option<&[bool]>) -> Vec<ExpectedSeries> {
-        if self.spec.layers != Layers::Both {
+        if self.spec.layers != Layers::Both || !self.directory().has_expectations() {
             return Vec::new();
         }
         let infos = self.directory().infos().into_iter().filter(|info| {

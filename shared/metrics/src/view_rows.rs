@@ -77,15 +77,15 @@ impl ViewColumn {
     const NAMES: [Self; 3] = [Self::MetricKey, Self::Definition, Self::Metric];
     /// The columns after the dimensions; those of the summary come after them.
     const WINDOW: [Self; 3] = [Self::Series, Self::WindowStart, Self::WindowEnd];
-    /// The columns after those of the summary.
-    const FINISHED: [Self; 7] = [
-        Self::Finished(Aggregate::Sum),
-        Self::Finished(Aggregate::Avg),
-        Self::Finished(Aggregate::Stddev),
-        Self::Finished(Aggregate::P50),
-        Self::Finished(Aggregate::P95),
-        Self::Finished(Aggregate::P99),
-        Self::Finished(Aggregate::DistinctDevices),
+    /// The columns after those of the summary: the aggregates that are no columns of it.
+    const FINISHED: [Aggregate; 7] = [
+        Aggregate::Sum,
+        Aggregate::Avg,
+        Aggregate::Stddev,
+        Aggregate::P50,
+        Aggregate::P95,
+        Aggregate::P99,
+        Aggregate::DistinctDevices,
     ];
     /// The last columns.
     const CONFIDENCE: [Self; 6] = [
@@ -152,7 +152,7 @@ impl ViewSchema {
         fields.extend(dimensions.iter().map(|name| Field::new(name, text_type(), true)));
         fields.extend(ViewColumn::WINDOW.map(ViewColumn::field));
         fields.extend(schema_fields());
-        fields.extend(ViewColumn::FINISHED.map(ViewColumn::field));
+        fields.extend(ViewColumn::FINISHED.map(|aggregate| ViewColumn::Finished(aggregate).field()));
         fields.extend(ViewColumn::CONFIDENCE.map(ViewColumn::field));
         Self { schema: Arc::new(Schema::new(fields)), dimensions }
     }
@@ -174,7 +174,7 @@ impl ViewSchema {
 pub fn fixed_columns() -> impl Iterator<Item = &'static str> {
     let own = ViewColumn::NAMES.into_iter().chain(ViewColumn::WINDOW).map(ViewColumn::name);
     let summary = SummaryColumn::ALL.into_iter().map(SummaryColumn::name);
-    let last = ViewColumn::FINISHED.into_iter().chain(ViewColumn::CONFIDENCE);
+    let last = ViewColumn::FINISHED.into_iter().map(ViewColumn::Finished).chain(ViewColumn::CONFIDENCE);
     own.chain(summary).chain(last.map(ViewColumn::name))
 }
 

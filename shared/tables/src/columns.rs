@@ -3,7 +3,10 @@
 use std::sync::{Arc, LazyLock};
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef};
+use datafusion::common::ScalarValue;
+use datafusion::logical_expr::{Expr, lit};
 use wye_domain::reading::{self, text_type, time_type};
+use wye_domain::time::Micros;
 
 // Columns of readings.
 pub(crate) const DEVICE_ID: &str = "device_id";
@@ -176,6 +179,11 @@ pub fn restatement_schema() -> SchemaRef {
         ]))
     });
     Arc::clone(&SCHEMA)
+}
+
+/// A time as the type of the tables' time columns, for conditions.
+pub fn time_literal(time: Micros) -> Expr {
+    lit(ScalarValue::TimestampMicrosecond(Some(time.0), Some("UTC".into())))
 }
 
 /// The names of all columns of a schema.

@@ -32,6 +32,8 @@ use crate::views::ViewVersion;
 
 const TABLE: TableName = TableName::Restatements;
 const THROUGH: &str = "wye-restatements";
+/// How often a file is added after conflicts with other processes.
+const ATTEMPTS: usize = 5;
 
 /// The restatements. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -75,6 +77,18 @@ impl Restatements {
     /// # Errors
     /// When the table cannot be read or written; the file stays.
     pub async fn add(&self, file: &RestatementFile) -> Result<(), TablesError> {
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.try_add(file).await {
+                // Another process has added this file at the same time, or another one.
+                Err(TablesError::Conflict { .. }) if attempts < ATTEMPTS => {}
+                ended => return ended,
+            }
+        }
+    }
+
+    async fn try_add(&self, file: &RestatementFile) -> Result<(), TablesError> {
         let base = self.log.existing().await?;
         let through = i64::try_from(file.version.0).unwrap_or(i64::MAX);
         if base.transactions.get(THROUGH).is_some_and(|known| *known >= through) {
@@ -89,11 +103,7 @@ impl Restatements {
             info: serde_json::Map::new(),
             after_others: AfterOthers::Rebase,
         };
-        match self.log.commit_kept(commit).await {
-            // Another process has added it at the same time.
-            Err(TablesError::Conflict { .. }) => Ok(()),
-            other => other.map(drop),
-        }
+        self.log.commit_kept(commit).await.map(drop)
     }
 
     /// The newest version as an SQL table.

@@ -96,6 +96,11 @@ impl Expectations {
         Ok(Self { by_series: by_series.collect(), by_device })
     }
 
+    /// Whether nothing is expected of any series.
+    pub fn is_empty(&self) -> bool {
+        self.by_series.is_empty() && self.by_device.is_empty()
+    }
+
     /// What a series should get; `None` where unknown.
     pub fn of(&self, key: &SeriesKey) -> Option<&Arc<Expectation>> {
         if let Some(expectation) = self.by_series.get(key) {

@@ -122,8 +122,7 @@ impl<'a> ViewRowsBuilder<'a> {
         self.window_start.push(window.start.0);
         self.window_end.push(window.end.0);
         self.summaries.append(summary);
-        for (column, answers) in ViewColumn::FINISHED.iter().zip(&mut self.finished) {
-            let ViewColumn::Finished(aggregate) = column else { continue };
+        for (aggregate, answers) in ViewColumn::FINISHED.iter().zip(&mut self.finished) {
             answers.push(aggregate.finish(summary));
         }
         self.expected.push(confidence.expected);
@@ -146,7 +145,8 @@ impl<'a> ViewRowsBuilder<'a> {
         );
         columns.extend(ViewColumn::WINDOW.map(|column| self.column(column, &runs)));
         columns.extend(self.summaries.finish());
-        columns.extend(ViewColumn::FINISHED.map(|column| self.column(column, &runs)));
+        let finished = ViewColumn::FINISHED.map(ViewColumn::Finished);
+        columns.extend(finished.map(|column| self.column(column, &runs)));
         columns.extend(ViewColumn::CONFIDENCE.map(|column| self.column(column, &runs)));
         batch::of_columns(Arc::clone(&self.schema.schema), columns)
     }
@@ -169,7 +169,7 @@ impl<'a> ViewRowsBuilder<'a> {
             ViewColumn::Precision => numbers(std::mem::take(&mut self.precision)),
             ViewColumn::ConfidenceScore => numbers(std::mem::take(&mut self.score)),
             ViewColumn::Finished(aggregate) => {
-                let place = ViewColumn::FINISHED.iter().position(|finished| *finished == column);
+                let place = ViewColumn::FINISHED.iter().position(|finished| *finished == aggregate);
                 let answers =
                     place.map(|place| std::mem::take(&mut self.finished[place])).unwrap_or_default();
                 match aggregate {

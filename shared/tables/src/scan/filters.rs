@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
-use datafusion::common::{DFSchema, Result, ScalarValue};
+use datafusion::common::{DFSchema, Result};
 use datafusion::logical_expr::execution_props::ExecutionProps;
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
 use datafusion::logical_expr::utils::{conjunction, disjunction};
@@ -12,7 +12,7 @@ use datafusion::physical_expr::{PhysicalExpr, create_physical_expr};
 use wye_domain::horizon::Horizon;
 use wye_domain::time::{Micros, Window};
 
-use crate::columns::{DEVICE_ID, EVENT_TIME, KAFKA_OFFSET, KAFKA_PARTITION};
+use crate::columns::{DEVICE_ID, EVENT_TIME, KAFKA_OFFSET, KAFKA_PARTITION, time_literal};
 use crate::parquet_plan::text_literal;
 use crate::scan::devices::DeviceRange;
 
@@ -52,10 +52,6 @@ impl Conditions<'_> {
         let (properties, context) = (ExecutionProps::new(), PhysicalPlanningContext::default());
         create_physical_expr(&condition, &columns, &properties, &context).map(Some)
     }
-}
-
-fn time_literal(time: Micros) -> Expr {
-    lit(ScalarValue::TimestampMicrosecond(Some(time.0), Some("UTC".into())))
 }
 
 /// The reading's offset is below the horizon of its Kafka partition.

@@ -67,14 +67,16 @@ impl ViewSnapshot {
         self.snapshot.files.iter()
     }
 
-    /// The same version, of which scans read only the files that another version lacks, and the cells of these files; `None`
-    /// where it lacks none or all of them, or where they do not say their cells.
+    /// The same version, of which scans read only the files that an older version lacks, and the cells of the files that only the
+    /// older one has; `None` where it lacks none or all, or where such a file does not say its cell.
     pub fn only_new(&self, before: &Self) -> Option<(Self, Vec<Window>)> {
         let known: HashSet<&str> = before.data_files().map(|file| file.add.path.as_str()).collect();
         let is_new = |file: &&DataFile| !known.contains(file.add.path.as_str());
         let new: Vec<DataFile> = self.data_files().filter(is_new).cloned().collect();
         let has_both = !new.is_empty() && new.len() < self.snapshot.files.len();
-        let cells = new.iter().map(|file| Some(cells::of_file(file)?.window())).collect::<Option<_>>()?;
+        let kept: HashSet<&str> = self.data_files().map(|file| file.add.path.as_str()).collect();
+        let gone = before.data_files().filter(|file| !kept.contains(file.add.path.as_str()));
+        let cells = gone.map(|file| Some(cells::of_file(file)?.window())).collect::<Option<_>>()?;
         has_both.then(|| (self.of_files(&new), cells))
     }
 
