@@ -117,3 +117,27 @@ async fn an_amendment_may_take_the_newest_window_away() {
     assert_ne!(known(&before, directory), known(&fresh, directory));
     assert_eq!(known(&after, directory), known(&fresh, directory));
 }
+
+/// A later run may find an earlier reading with the identity of one that counted: that one is a conflict then.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_window_may_lose_its_readings_or_its_row() {
+    let length = WindowSize::parse("20m").unwrap();
+    let row = |device: &str, place: i64| (family("t", device), minute(place), summary(&[(1.0, 0)]));
+    let rows = [row("d0", 5), row("d0", 25), row("d1", 25), row("d1", 45)];
+    let lost = (family("t", "d0"), minute(25), Summary { conflicts: 1, ..summary(&[]) });
+    for left in [vec![lost, row("d1", 25)], vec![row("d1", 25)]] {
+        let site = Site::new().await;
+        let (views, directory): (&BatchViews, _) = (&site.views, site.hub.directory());
+        let context = site.engine.runtime().task_context();
+        commit_cells(views, directory, 1, length, &cells(length, &rows), 3, Replaces::All).await;
+        let view = views.latest().await.unwrap().unwrap();
+        let before = BatchSnapshot::load(view, None, directory, &context).await.unwrap();
+        let replaces = Replaces::Cells([minute(20)].into());
+        commit_cells(views, directory, 2, length, &cells(length, &left), 3, replaces).await;
+        let view = views.latest().await.unwrap().unwrap();
+        let after = BatchSnapshot::load(view.clone(), Some(&before), directory, &context).await.unwrap();
+        let fresh = BatchSnapshot::load(view, None, directory, &context).await.unwrap();
+        assert_ne!(known(&before, directory), known(&fresh, directory));
+        assert_eq!(known(&after, directory), known(&fresh, directory));
+    }
+}

@@ -119,6 +119,21 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_expected_before_and_after_the_use_of_a_device() {
+        let schedule = Schedule::new(ScheduleParts {
+            since: at(100),
+            until: at(200),
+            interval: Span::from_secs(10),
+            changes: vec![(at(50), Span::from_secs(5)), (at(300), Span::from_secs(1))],
+            maintenance: vec![],
+        });
+        // The change before its use is in force from the beginning, the one after it never.
+        assert_eq!(within(&schedule, 0, 1_000), [(100, 5)]);
+        assert_eq!(within(&schedule, 200, 1_000), []);
+        assert_eq!(schedule.shortest_interval(), Some(Span::from_secs(5)));
+    }
+
+    #[test]
     fn changes_and_maintenance_divide_time() {
         let schedule = Schedule::new(ScheduleParts {
             since: at(100),

@@ -38,7 +38,7 @@ async fn foreign(root: &TableRoot, table: TableName) -> DeltaTable {
     DeltaTableBuilder::from_url(root.table_url(table)).unwrap().load().await.unwrap()
 }
 
-async fn optimize(root: &TableRoot, table: TableName) {
+pub(crate) async fn optimize(root: &TableRoot, table: TableName) {
     let (_, metrics) = foreign(root, table).await.optimize().with_type(OptimizeType::Compact).await.unwrap();
     assert!(metrics.num_files_removed > 1, "{metrics:?}");
 }
