@@ -158,6 +158,7 @@ mod tests {
     use arrow::array::{ArrayRef, StringArray, TimestampMicrosecondArray};
 
     use super::*;
+    use crate::foreign_tests::optimize;
     use crate::testing::number;
 
     fn row(run: &str) -> RecordBatch {
